@@ -1,0 +1,48 @@
+# make demo     builds, starts a daemon on an empty home, stores items and searches them
+# make test     runs every test
+# Both use cargo's dev profile, so the heavy dependencies compile once.
+
+# Kept outside the checkout, so that a fresh clone finds what an earlier one compiled. Never required.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ccod/target
+
+PREFIX ?= $(HOME)/.local
+FEATURES := failpoints
+
+.PHONY: all build demo test lint fmt bench dist install deps clean help
+
+all: build
+
+help: ## Lists the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+deps: ## Installs protoc and socat if they are missing
+	@scripts/install-deps.sh
+
+build: deps ## Builds the executable (dev profile)
+	cargo build --locked
+
+demo: build ## Shows the whole thing on an empty home
+	@scripts/demo.sh "$(CARGO_TARGET_DIR)/debug/ccoctl"
+
+test: deps ## Runs all tests, the fault injection ones included
+	cargo test --locked --workspace --features $(FEATURES)
+
+lint: deps ## Formatting and clippy, as the CI does
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
+
+fmt: ## Formats the code
+	cargo fmt --all
+
+bench: deps ## Runs the benchmarks (shipped profile); they print their numbers
+	cargo bench --locked --profile dist
+
+dist: deps ## Builds the shipped executable
+	cargo build --locked --profile dist
+	@ls -l "$(CARGO_TARGET_DIR)/dist/ccoctl"
+
+install: dist ## Installs it and its two links below PREFIX (default ~/.local)
+	@packaging/install.sh "$(CARGO_TARGET_DIR)/dist/ccoctl" "$(PREFIX)"
+
+clean: ## Removes what was compiled
+	cargo clean

@@ -1,0 +1,434 @@
+//! The words of the domain: projects, items, filters, searches.
+//!
+//! Requests arrive here already decoded but not yet trusted: every constructor checks what it is given, and
+//! names the parameter of the wire when it refuses.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::error::{KnowledgeError, KnowledgeResult};
+
+/// Longest project name, in characters (all of them ASCII).
+pub const MAX_PROJECT_NAME: usize = 100;
+/// Longest id, idempotency key, agent and session id, in bytes: they are keys, not places for text.
+pub const MAX_KEY_BYTES: usize = 256;
+/// The project of a request that names none.
+pub const DEFAULT_PROJECT: &str = "default";
+
+/// A checked project name: `[A-Za-z0-9][A-Za-z0-9._-]{0,99}`. Never a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProjectName(String);
+
+impl ProjectName {
+    /// Checks `name`; a refusal names `parameter`.
+    pub fn parse(name: &str, parameter: &str) -> KnowledgeResult<Self> {
+        let mut characters = name.chars();
+        let first_is_alphanumeric = characters.next().is_some_and(|c| c.is_ascii_alphanumeric());
+        let rest_is_plain = characters.all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if first_is_alphanumeric && rest_is_plain && name.len() <= MAX_PROJECT_NAME {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(KnowledgeError::invalid(
+                parameter,
+                format!(
+                    "{parameter} must be 1 to {MAX_PROJECT_NAME} letters, digits, '.', '_' or '-', and begin \
+                     with a letter or digit"
+                ),
+            ))
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name as compared for collisions: names equal but for case are one project on some file systems.
+    pub fn folded(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+}
+
+impl Default for ProjectName {
+    fn default() -> Self {
+        Self(DEFAULT_PROJECT.to_owned())
+    }
+}
+
+impl fmt::Display for ProjectName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// What kind of knowledge an item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KnowledgeKind {
+    /// A choice that was made, and why.
+    Decision,
+    /// How something is built.
+    Architecture,
+    /// How something was implemented.
+    Implementation,
+    /// A setting.
+    Configuration,
+    /// Where a credential lives (never the credential).
+    Credential,
+    /// A problem and what is known of it.
+    Issue,
+    /// Something that recurs.
+    Pattern,
+    /// Anything else.
+    General,
+    /// Written by the system itself.
+    System,
+}
+
+impl KnowledgeKind {
+    /// Every kind, with its name on the wire and on disk.
+    pub const ALL: [(Self, &'static str); 9] = [
+        (Self::Decision, "decision"),
+        (Self::Architecture, "architecture"),
+        (Self::Implementation, "implementation"),
+        (Self::Configuration, "configuration"),
+        (Self::Credential, "credential"),
+        (Self::Issue, "issue"),
+        (Self::Pattern, "pattern"),
+        (Self::General, "general"),
+        (Self::System, "system"),
+    ];
+
+    /// The name on the wire and on disk.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .map_or("general", |(_, name)| name)
+    }
+}
+
+impl FromStr for KnowledgeKind {
+    type Err = KnowledgeError;
+
+    fn from_str(name: &str) -> KnowledgeResult<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, known)| *known == name)
+            .map(|(kind, _)| *kind)
+            .ok_or_else(|| {
+                let names: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
+                KnowledgeError::invalid("type", format!("type must be one of {}", names.join(", ")))
+            })
+    }
+}
+
+/// The present moment in the resolution that is stored (milliseconds).
+pub fn now_ms() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(3)
+}
+
+/// RFC 3339, UTC, milliseconds: the only form in which times leave the daemon.
+pub fn format_time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Parses an RFC 3339 time, or a date (midnight UTC); a refusal names `parameter`.
+pub fn parse_time(text: &str, parameter: &str) -> KnowledgeResult<DateTime<Utc>> {
+    let parsed = DateTime::parse_from_rfc3339(text)
+        .map(|time| time.with_timezone(&Utc))
+        .ok()
+        .or_else(|| {
+            let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+            Some(date.and_hms_opt(0, 0, 0)?.and_utc())
+        });
+    parsed.ok_or_else(|| {
+        KnowledgeError::invalid(
+            parameter,
+            format!("{parameter} must be an RFC 3339 time such as 2026-01-31T09:30:00Z, or a date such as 2026-01-31"),
+        )
+    })
+}
+
+/// What a store does when the content is there already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDuplicate {
+    /// Returns the item that is there.
+    #[default]
+    Return,
+    /// Stores another one.
+    Store,
+}
+
+/// An item to store, checked.
+#[derive(Clone, Debug)]
+pub struct NewItem {
+    /// The whole text; not blank.
+    pub text: String,
+    /// What kind it is.
+    pub kind: KnowledgeKind,
+    /// Who learned it.
+    pub agent: Option<String>,
+    /// In which session.
+    pub session_id: Option<String>,
+    /// Anything else, as JSON.
+    pub metadata: Map<String, Value>,
+    /// The id, where the caller chose one.
+    pub id: Option<String>,
+    /// Makes a retry harmless.
+    pub idempotency_key: Option<String>,
+    /// What to do when the content is there already.
+    pub on_duplicate: OnDuplicate,
+    /// When it was created.
+    pub timestamp: DateTime<Utc>,
+}
+
+impl NewItem {
+    /// Identifies the content: SHA-256 over type, agent and text, each with its length, as 64 hex digits. The
+    /// project is not part of it, since every project has its own table.
+    pub fn content_hash(&self) -> String {
+        content_hash(self.kind, self.agent.as_deref(), &self.text)
+    }
+
+    /// The id that the item gets when the caller chose none: `<type>-<milliseconds>-<8 hex>`.
+    pub fn generated_id(&self) -> String {
+        let suffix: u32 = rand::random();
+        format!("{}-{}-{suffix:08x}", self.kind.as_str(), self.timestamp.timestamp_millis())
+    }
+}
+
+/// See [`NewItem::content_hash`].
+pub fn content_hash(kind: KnowledgeKind, agent: Option<&str>, text: &str) -> String {
+    let mut hasher = Sha256::new();
+    for part in [kind.as_str(), agent.unwrap_or(""), text] {
+        // The length keeps ("ab", "c") apart from ("a", "bc").
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hex(&hasher.finalize())
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
+/// Checks a key (`id`, `agent`, ...): not blank, not too long, no control characters.
+pub fn check_key(value: &str, parameter: &str) -> KnowledgeResult<()> {
+    if value.trim().is_empty() {
+        return Err(KnowledgeError::invalid(parameter, format!("{parameter} must not be blank")));
+    }
+    if value.len() > MAX_KEY_BYTES {
+        return Err(KnowledgeError::invalid(
+            parameter,
+            format!("{parameter} must be at most {MAX_KEY_BYTES} bytes, this one has {}", value.len()),
+        ));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(KnowledgeError::invalid(
+            parameter,
+            format!("{parameter} must not contain control characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// The terms by which metadata is filtered exactly: `key=json`, one for each top-level key, and one for each
+/// scalar element of a top-level list.
+pub fn metadata_terms(metadata: &Map<String, Value>) -> Vec<String> {
+    let mut terms = Vec::with_capacity(metadata.len());
+    for (key, value) in metadata {
+        terms.push(metadata_term(key, value));
+        if let Value::Array(elements) = value {
+            terms.extend(
+                elements
+                    .iter()
+                    .filter(|element| !element.is_array() && !element.is_object())
+                    .map(|element| metadata_term(key, element)),
+            );
+        }
+    }
+    terms
+}
+
+/// One term of [`metadata_terms`].
+pub fn metadata_term(key: &str, value: &Value) -> String {
+    format!("{key}={value}")
+}
+
+/// Which items a search, list, delete or cleanup concerns. Every part narrows; empty parts do not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ItemFilter {
+    /// Any of these kinds.
+    pub kinds: Vec<KnowledgeKind>,
+    /// Any of these agents.
+    pub agents: Vec<String>,
+    /// Any of these sessions.
+    pub session_ids: Vec<String>,
+    /// Created at or after.
+    pub since: Option<DateTime<Utc>>,
+    /// Created before.
+    pub until: Option<DateTime<Utc>>,
+    /// All of these top-level metadata values.
+    pub metadata: Map<String, Value>,
+}
+
+impl ItemFilter {
+    /// Whether it lets everything through.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How a search finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SearchMode {
+    /// Vectors and keywords, fused.
+    #[default]
+    Hybrid,
+    /// Vectors only.
+    Vector,
+    /// Keywords only.
+    Text,
+}
+
+impl SearchMode {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hybrid => "hybrid",
+            Self::Vector => "vector",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// One item as it stands in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredItem {
+    /// Its id, unique in its project.
+    pub id: String,
+    /// Counts the changes from 1.
+    pub revision: i64,
+    /// The whole text.
+    pub text: String,
+    /// Number of passages that it is embedded as.
+    pub passages: u32,
+    /// What kind it is.
+    pub kind: String,
+    /// Its project.
+    pub project: String,
+    /// Who learned it.
+    pub agent: Option<String>,
+    /// In which session.
+    pub session_id: Option<String>,
+    /// Anything else.
+    pub metadata: Map<String, Value>,
+    /// When it was created.
+    pub timestamp: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// SHA-256 of its content.
+    pub content_hash: String,
+    /// First commit of this revision.
+    pub valid_from: i64,
+    /// The commit that closed it; none while it is live.
+    pub valid_to: Option<i64>,
+}
+
+/// The passage of an item that matched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatchedPassage {
+    /// Its text.
+    pub text: String,
+    /// Where it begins in the item's text, in Unicode scalar values.
+    pub start: i64,
+    /// Where it ends (exclusive), in Unicode scalar values.
+    pub end: i64,
+    /// Which passage it is, from 0.
+    pub index: i32,
+}
+
+/// One result of a search.
+#[derive(Clone, Debug)]
+pub struct SearchHit {
+    /// The item.
+    pub item: StoredItem,
+    /// The passage that matched best.
+    pub passage: MatchedPassage,
+    /// The fused score, 0 to 1.
+    pub score: f32,
+    /// Cosine of query and passage, where the query was embedded.
+    pub similarity: Option<f32>,
+    /// BM25 of the passage, where a word matched.
+    pub bm25: Option<f32>,
+    /// Rank in the vector leg, from 1.
+    pub vector_rank: Option<usize>,
+    /// Rank in the keyword leg, from 1.
+    pub text_rank: Option<usize>,
+}
+
+/// Counts of a project's live items.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ItemStats {
+    /// Items.
+    pub total: u64,
+    /// Rows they take: one a passage.
+    pub passages: u64,
+    /// Items of each kind.
+    pub by_kind: BTreeMap<String, u64>,
+    /// Items of each agent; those without one count under the empty name.
+    pub by_agent: BTreeMap<String, u64>,
+    /// Oldest creation.
+    pub oldest: Option<DateTime<Utc>>,
+    /// Newest creation.
+    pub newest: Option<DateTime<Utc>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn project_names_are_never_paths() {
+        for good in ["a", "default", "cc-orchestra", "v1.2_x", "9lives", &"x".repeat(100)] {
+            assert!(ProjectName::parse(good, "project_id").is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "../x", "a/b", "-x", "_x", "a b", "ä", "a\0", &"x".repeat(101)] {
+            let error = ProjectName::parse(bad, "project_id").expect_err(bad);
+            assert!(matches!(error, KnowledgeError::InvalidParameter { parameter, .. } if parameter == "project_id"));
+        }
+    }
+
+    #[test]
+    fn content_hash_keeps_its_parts_apart() {
+        let hash = |agent, text| content_hash(KnowledgeKind::General, agent, text);
+        assert_eq!(hash(Some("ab"), "c"), hash(Some("ab"), "c"));
+        assert_ne!(hash(Some("ab"), "c"), hash(Some("a"), "bc"));
+        assert_eq!(hash(None, "c"), hash(Some(""), "c"));
+    }
+
+    #[test]
+    fn times_are_utc_milliseconds() {
+        let time = parse_time("2026-01-31T10:30:00.123456+01:00", "since").unwrap();
+        assert_eq!(format_time(time), "2026-01-31T09:30:00.123Z");
+        assert_eq!(format_time(parse_time("2026-01-31", "since").unwrap()), "2026-01-31T00:00:00.000Z");
+        assert!(parse_time("yesterday", "since").is_err());
+    }
+
+    #[test]
+    fn metadata_terms_cover_lists_and_scalars() {
+        let metadata = serde_json::json!({"a": 1, "b": ["x", {"y": 1}], "c": null});
+        let terms = metadata_terms(metadata.as_object().unwrap());
+        assert_eq!(terms, ["a=1", r#"b=["x",{"y":1}]"#, r#"b="x""#, "c=null"]);
+    }
+}

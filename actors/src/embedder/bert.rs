@@ -1,0 +1,355 @@
+//! The forward pass of a BERT-family encoder, up to the unit sentence vector.
+//!
+//! There are two ways through the same layers, and tests hold them to each other:
+//!
+//! * **Packed** (the CPU's): the tokens of all texts lie one after another in a matrix of
+//!   `[tokens, hidden]`. Everything but attention works on single tokens, so nothing is padded, and attention
+//!   runs text by text, so no mask exists and no text can see another.
+//! * **Padded** (for devices that want large uniform tensors): `[texts, longest, hidden]` with an additive mask
+//!   of `[texts, 1, 1, longest]` that attention broadcasts; a batch of one has no mask.
+//!
+//! All arithmetic is float32. Inference needs none of dropout, pooler or gradients, so none is here.
+
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::{LayerNorm, Module};
+use serde::Deserialize;
+
+use super::engine::EngineError;
+use super::pooling;
+use super::weights::{EmbeddingTable, Weights};
+
+/// What `config.json` of a BERT-family checkpoint says; fields that inference does not need are ignored.
+#[derive(Clone, Debug, Deserialize)]
+pub struct BertConfig {
+    /// Architecture, `bert` for all that this module can run.
+    pub model_type: String,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the hidden state, and of the sentence vector.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads per layer; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Activation of the feed-forward layer; `gelu` (the exact one, with erf) is supported.
+    pub hidden_act: String,
+    /// Positions that have an embedding: the architecture's own token limit.
+    pub max_position_embeddings: usize,
+    /// Segment embeddings; the first one is used.
+    pub type_vocab_size: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+    /// Kind of position embedding; `absolute` is supported.
+    #[serde(default = "absolute")]
+    pub position_embedding_type: String,
+}
+
+fn absolute() -> String {
+    "absolute".to_owned()
+}
+
+impl BertConfig {
+    /// Parses `config.json` and refuses what this module can't run.
+    pub fn parse(json: &str) -> Result<Self, EngineError> {
+        let config: Self = serde_json::from_str(json)
+            .map_err(|error| EngineError::Load(format!("config.json: {error}")))?;
+        let refusal = if config.model_type != "bert" {
+            Some(format!("model_type is {}, not bert", config.model_type))
+        } else if config.hidden_act != "gelu" {
+            Some(format!("hidden_act is {}, not gelu", config.hidden_act))
+        } else if config.position_embedding_type != "absolute" {
+            Some(format!(
+                "position_embedding_type is {}, not absolute",
+                config.position_embedding_type
+            ))
+        } else if config.num_attention_heads == 0
+            || !config
+                .hidden_size
+                .is_multiple_of(config.num_attention_heads)
+        {
+            Some("hidden_size is no multiple of num_attention_heads".to_owned())
+        } else {
+            None
+        };
+        match refusal {
+            Some(reason) => Err(EngineError::Load(format!("config.json: {reason}"))),
+            None => Ok(config),
+        }
+    }
+}
+
+/// `x W^T + b`; the weight lies as `[out, in]`, as checkpoints have it.
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    fn load(weights: &Weights, name: &str, input: usize, output: usize) -> Result<Self, EngineError> {
+        Ok(Self {
+            weight: weights.tensor(&format!("{name}.weight"), &[output, input])?,
+            bias: weights.tensor(&format!("{name}.bias"), &[output])?,
+        })
+    }
+
+    /// One matrix for several that read the same input: one large product is faster than three small ones.
+    fn fuse(parts: &[Self]) -> Result<Self, EngineError> {
+        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+        let biases: Vec<&Tensor> = parts.iter().map(|part| &part.bias).collect();
+        Ok(Self {
+            weight: Tensor::cat(&weights, 0)?,
+            bias: Tensor::cat(&biases, 0)?,
+        })
+    }
+
+    /// `input` is `[rows, in]`, the result `[rows, out]`.
+    fn forward(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+        input.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+    }
+}
+
+struct Layer {
+    query_key_value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: LayerNorm,
+}
+
+/// A loaded encoder. Immutable, so one copy serves every engine, behind an `Arc`.
+pub struct BertModel {
+    config: BertConfig,
+    device: Device,
+    word_embeddings: EmbeddingTable,
+    /// Position plus segment-zero embeddings, `[positions, hidden]`, row-major: what each position adds.
+    position_embeddings: Vec<f32>,
+    embedding_norm: LayerNorm,
+    layers: Vec<Layer>,
+}
+
+impl BertModel {
+    /// Builds the encoder that `config` describes from `weights`, on `device`.
+    pub fn load(config: BertConfig, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
+        let hidden = config.hidden_size;
+        let norm = |name: &str| -> Result<LayerNorm, EngineError> {
+            Ok(LayerNorm::new(
+                weights.tensor(&format!("{name}.weight"), &[hidden])?,
+                weights.tensor(&format!("{name}.bias"), &[hidden])?,
+                config.layer_norm_eps,
+            ))
+        };
+        let word_embeddings = weights.table(
+            "embeddings.word_embeddings.weight",
+            config.vocab_size,
+            hidden,
+        )?;
+        let segments = weights.tensor(
+            "embeddings.token_type_embeddings.weight",
+            &[config.type_vocab_size, hidden],
+        )?;
+        let position_embeddings = weights
+            .tensor(
+                "embeddings.position_embeddings.weight",
+                &[config.max_position_embeddings, hidden],
+            )?
+            .broadcast_add(&segments.narrow(0, 0, 1)?)?
+            .flatten_all()?
+            .to_vec1()?;
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for index in 0..config.num_hidden_layers {
+            let name = |part: &str| format!("encoder.layer.{index}.{part}");
+            let project = |part: &str| Linear::load(weights, &name(part), hidden, hidden);
+            layers.push(Layer {
+                query_key_value: Linear::fuse(&[
+                    project("attention.self.query")?,
+                    project("attention.self.key")?,
+                    project("attention.self.value")?,
+                ])?,
+                attention_output: project("attention.output.dense")?,
+                attention_norm: norm(&name("attention.output.LayerNorm"))?,
+                intermediate: Linear::load(
+                    weights,
+                    &name("intermediate.dense"),
+                    hidden,
+                    config.intermediate_size,
+                )?,
+                output: Linear::load(
+                    weights,
+                    &name("output.dense"),
+                    config.intermediate_size,
+                    hidden,
+                )?,
+                output_norm: norm(&name("output.LayerNorm"))?,
+            });
+        }
+        Ok(Self {
+            embedding_norm: norm("embeddings.LayerNorm")?,
+            config,
+            device: device.clone(),
+            word_embeddings,
+            position_embeddings,
+            layers,
+        })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// Unit vectors of `texts`, each given by its token ids (special tokens included), in their order. Picks the
+    /// way that suits the device.
+    pub fn embed(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        if self.device.is_cpu() {
+            self.embed_packed(texts)
+        } else {
+            self.embed_padded(texts)
+        }
+    }
+
+    /// Sums the embeddings of `ids` into `out`, `[ids.len(), hidden]`.
+    fn append_embeddings(&self, ids: &[u32], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        let hidden = self.config.hidden_size;
+        if ids.is_empty() || ids.len() > self.config.max_position_embeddings {
+            return Err(EngineError::Input(format!(
+                "a text has {} tokens, this model takes 1 to {}",
+                ids.len(),
+                self.config.max_position_embeddings
+            )));
+        }
+        for (position, id) in ids.iter().enumerate() {
+            let start = out.len();
+            self.word_embeddings.append_row(*id as usize, out)?;
+            let added = &self.position_embeddings[position * hidden..(position + 1) * hidden];
+            for (value, position_value) in out[start..].iter_mut().zip(added) {
+                *value += position_value;
+            }
+        }
+        Ok(())
+    }
+
+    /// The packed way: no padding, no masks.
+    pub fn embed_packed(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let hidden = self.config.hidden_size;
+        let tokens: usize = texts.iter().map(|ids| ids.len()).sum();
+        if tokens == 0 && texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut embedded = Vec::with_capacity(tokens * hidden);
+        for ids in texts {
+            self.append_embeddings(ids, &mut embedded)?;
+        }
+        let embedded = Tensor::from_vec(embedded, (tokens, hidden), &self.device)?;
+        let mut state = self.embedding_norm.forward(&embedded)?;
+        for layer in &self.layers {
+            let projected = layer.query_key_value.forward(&state)?;
+            let mut contexts = Vec::with_capacity(texts.len());
+            let mut start = 0;
+            for ids in texts {
+                let rows = projected.narrow(0, start, ids.len())?.unsqueeze(0)?;
+                contexts.push(self.attend(&rows, None)?.squeeze(0)?);
+                start += ids.len();
+            }
+            let context = match contexts.as_slice() {
+                [only] => only.clone(),
+                several => Tensor::cat(several, 0)?,
+            };
+            state = self.finish_layer(layer, &state, &context)?;
+        }
+        let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
+        Ok(pooling::mean_of_packed(
+            &state.flatten_all()?.to_vec1()?,
+            &lengths,
+            hidden,
+        ))
+    }
+
+    /// The padded way: one uniform tensor, with a mask unless the batch is of one.
+    pub fn embed_padded(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let hidden = self.config.hidden_size;
+        let Some(longest) = texts.iter().map(|ids| ids.len()).max() else {
+            return Ok(Vec::new());
+        };
+        let rows = texts.len() * longest;
+        let mut embedded = Vec::with_capacity(rows * hidden);
+        let mut present = Vec::with_capacity(rows);
+        for ids in texts {
+            self.append_embeddings(ids, &mut embedded)?;
+            // The values of padding do not matter (the mask hides them) as long as they are finite.
+            embedded.resize(embedded.len() + (longest - ids.len()) * hidden, 0.0);
+            present.extend((0..longest).map(|position| if position < ids.len() { 1f32 } else { 0.0 }));
+        }
+        let embedded = Tensor::from_vec(embedded, (rows, hidden), &self.device)?;
+        let present = Tensor::from_vec(present, (texts.len(), longest), &self.device)?;
+        let mask = if texts.len() == 1 {
+            None
+        } else {
+            // 0 where a token is, a number that no score outweighs where there is none.
+            let hidden_score = f64::from(f32::MIN) / 2.0;
+            let additive = present.affine(-hidden_score, hidden_score)?;
+            Some(additive.reshape((texts.len(), 1, 1, longest))?)
+        };
+        let mut state = self.embedding_norm.forward(&embedded)?;
+        for layer in &self.layers {
+            let projected = layer.query_key_value.forward(&state)?.reshape((
+                texts.len(),
+                longest,
+                3 * hidden,
+            ))?;
+            let context = self
+                .attend(&projected, mask.as_ref())?
+                .reshape((rows, hidden))?;
+            state = self.finish_layer(layer, &state, &context)?;
+        }
+        let state = state.reshape((texts.len(), longest, hidden))?;
+        Ok(pooling::masked_mean(&state, &present)?.to_vec2()?)
+    }
+
+    /// Attention over `[texts, longest, 3 * hidden]` (queries, keys, values side by side) to
+    /// `[texts, longest, hidden]`.
+    fn attend(&self, projected: &Tensor, mask: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        let heads = self.config.num_attention_heads;
+        let hidden = self.config.hidden_size;
+        let width = hidden / heads;
+        let (texts, longest, _) = projected.dims3()?;
+        // [texts, longest, 3, heads, width] -> [3, texts, heads, longest, width]
+        let parts = projected
+            .reshape((texts, longest, 3, heads, width))?
+            .permute((2, 0, 3, 1, 4))?;
+        let query = (parts.get(0)?.contiguous()? * (1.0 / (width as f64).sqrt()))?;
+        let key = parts.get(1)?.contiguous()?;
+        let value = parts.get(2)?.contiguous()?;
+        let scores = query.matmul(&key.transpose(D::Minus1, D::Minus2)?)?;
+        let scores = match mask {
+            Some(mask) => scores.broadcast_add(mask)?,
+            None => scores,
+        };
+        let shares = candle_nn::ops::softmax_last_dim(&scores)?;
+        shares
+            .matmul(&value)?
+            .transpose(1, 2)?
+            .contiguous()?
+            .reshape((texts, longest, hidden))
+    }
+
+    /// Everything of a layer that follows attention; all of `[rows, hidden]`.
+    fn finish_layer(
+        &self,
+        layer: &Layer,
+        state: &Tensor,
+        context: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let attended = layer.attention_output.forward(context)?;
+        let state = layer.attention_norm.forward(&(attended + state)?)?;
+        let widened = layer.intermediate.forward(&state)?.gelu_erf()?;
+        let narrowed = layer.output.forward(&widened)?;
+        layer.output_norm.forward(&(narrowed + state)?)
+    }
+}
+
+/// The type that all tensors of a model have.
+#[allow(dead_code, reason = "documents the contract; read by tests")]
+const DTYPE: DType = DType::F32;

@@ -1,0 +1,322 @@
+//! The engine: what turns token ids into vectors, on an operating system thread of its own.
+//!
+//! A forward pass is milliseconds of pure computation, so it never runs on the async runtime. The actor hands
+//! one batch at a time to the [`EngineThread`] and gets one [`EngineReport`] back; in between it stays
+//! responsive. The thread owns the engine, and guarantees that every batch is reported, whatever the engine
+//! does:
+//!
+//! * an error is narrowed down by bisection, so that only the text that causes it fails;
+//! * a panic fails the texts without a vector with a retryable error, and the engine is rebuilt from the cached
+//!   weights for the next batch;
+//! * an engine that can't be loaded fails the batch with the reason, and loading is tried again later.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::bert::BertModel;
+use super::model::ModelCell;
+use super::tokenize::TokenizedText;
+use crate::error::{KnowledgeError, KnowledgeResult};
+
+/// Name of this part of the daemon in [`KnowledgeError::Unavailable`].
+pub(super) const PART: &str = "embedder";
+
+/// How long a failed load is remembered. Until then requests fail at once with the same reason; a model
+/// directory on a dead network mount is not waited for by each of them.
+const LOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// What an engine can fail with.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum EngineError {
+    /// The model could not be loaded.
+    #[error("the model could not be loaded: {0}")]
+    Load(String),
+    /// A text is not what the model takes.
+    #[error("the model does not take this text: {0}")]
+    Input(String),
+    /// The computation failed.
+    #[error("the computation failed: {0}")]
+    Compute(String),
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Compute(error.to_string())
+    }
+}
+
+/// Turns texts into vectors. One engine serves one thread.
+pub trait EmbedEngine: Send {
+    /// One vector per text, in order, each of [`dimensions`](Self::dimensions) values and of unit length. An
+    /// error is about the batch as a whole; the caller finds the culprit.
+    fn embed(&mut self, batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError>;
+    /// Name and hash of the model; vectors of different identities are never compared.
+    fn identity(&self) -> &str;
+    /// Length of the vectors.
+    fn dimensions(&self) -> usize;
+    /// Tokens per text at most, special ones included.
+    fn max_tokens(&self) -> usize;
+}
+
+/// The engine of this daemon: a BERT-family encoder on candle. Building one is free: the weights are shared.
+pub struct BertEngine {
+    model: Arc<BertModel>,
+    identity: String,
+    max_tokens: usize,
+}
+
+impl BertEngine {
+    /// An engine on loaded weights.
+    pub fn new(model: Arc<BertModel>, identity: String, max_tokens: usize) -> Self {
+        Self {
+            model,
+            identity,
+            max_tokens,
+        }
+    }
+}
+
+impl EmbedEngine for BertEngine {
+    fn embed(&mut self, batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let ids: Vec<&[u32]> = batch.iter().map(|text| text.ids()).collect();
+        self.model.embed(&ids)
+    }
+
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn dimensions(&self) -> usize {
+        self.model.config().hidden_size
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+}
+
+/// A batch for the engine thread.
+#[derive(Debug)]
+pub struct EngineJob {
+    /// The number that the report will carry.
+    pub batch: u64,
+    /// The texts; none means: just load the model.
+    pub texts: Vec<TokenizedText>,
+}
+
+/// What became of a batch.
+pub struct EngineReport {
+    /// The job's number.
+    pub batch: u64,
+    /// One outcome per text, in the job's order.
+    pub outcomes: Vec<KnowledgeResult<Arc<[f32]>>>,
+    /// Forward passes that this took: one, more when errors were narrowed down, none when loading failed.
+    pub forward_passes: u64,
+    /// Whether the engine panicked.
+    pub panicked: bool,
+    /// Time in the engine, without loading.
+    pub busy: Duration,
+}
+
+/// Shows counts only; vectors reveal the texts they come from.
+impl fmt::Debug for EngineReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("EngineReport")
+            .field("batch", &self.batch)
+            .field("texts", &self.outcomes.len())
+            .field("forward_passes", &self.forward_passes)
+            .field("panicked", &self.panicked)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The handle of the engine thread. Dropping it ends the thread after the batch in hand.
+pub struct EngineThread {
+    jobs: mpsc::Sender<EngineJob>,
+}
+
+/// The engine thread is gone, which takes a panic outside the engine.
+#[derive(Debug, Error)]
+#[error("the engine thread is gone")]
+pub struct EngineGone;
+
+impl EngineThread {
+    /// Starts the thread. `report` is called on it once per job.
+    pub fn spawn(
+        model: Arc<ModelCell>,
+        report: impl Fn(EngineReport) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        // Unbounded by type, but the actor never has more than one job out.
+        let (jobs, inbox) = mpsc::channel::<EngineJob>();
+        std::thread::Builder::new()
+            .name("ccod-engine".to_owned())
+            .spawn(move || {
+                let mut worker = Worker {
+                    model,
+                    engine: None,
+                    load_failed: None,
+                };
+                while let Ok(job) = inbox.recv() {
+                    report(worker.run(&job));
+                }
+            })?;
+        Ok(Self { jobs })
+    }
+
+    /// Hands over a batch.
+    pub fn submit(&self, job: EngineJob) -> Result<(), EngineGone> {
+        self.jobs.send(job).map_err(|_| EngineGone)
+    }
+}
+
+/// State of the engine thread.
+struct Worker {
+    model: Arc<ModelCell>,
+    engine: Option<Box<dyn EmbedEngine>>,
+    load_failed: Option<(Instant, KnowledgeError)>,
+}
+
+/// Outcomes of a batch as they come in; a slot stays empty until its text's fate is known.
+struct Progress {
+    outcomes: Vec<Option<KnowledgeResult<Arc<[f32]>>>>,
+    forward_passes: u64,
+}
+
+impl Worker {
+    fn run(&mut self, job: &EngineJob) -> EngineReport {
+        let mut progress = Progress {
+            outcomes: vec![None; job.texts.len()],
+            forward_passes: 0,
+        };
+        let mut busy = Duration::ZERO;
+        let mut panicked = false;
+        // What the texts without an outcome fail with.
+        let failure = match self.ensure_engine() {
+            Err(error) => error,
+            Ok(engine) => {
+                let texts: Vec<&TokenizedText> = job.texts.iter().collect();
+                let start = Instant::now();
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    if !texts.is_empty() {
+                        embed_or_bisect(engine, &texts, 0, &mut progress);
+                    }
+                }));
+                busy = start.elapsed();
+                if result.is_err() {
+                    panicked = true;
+                    tracing::error!(texts = texts.len(), "the embedding engine panicked");
+                    // Its state may be broken. The weights are outside it and immutable.
+                    self.engine = None;
+                }
+                unavailable("the engine failed while it ran this batch and was rebuilt")
+            }
+        };
+        EngineReport {
+            batch: job.batch,
+            outcomes: progress
+                .outcomes
+                .into_iter()
+                .map(|outcome| outcome.unwrap_or_else(|| Err(failure.clone())))
+                .collect(),
+            forward_passes: progress.forward_passes,
+            panicked,
+            busy,
+        }
+    }
+
+    fn ensure_engine(&mut self) -> KnowledgeResult<&mut dyn EmbedEngine> {
+        if self.engine.is_none() {
+            if let Some((when, error)) = &self.load_failed
+                && when.elapsed() < LOAD_RETRY_AFTER
+            {
+                return Err(error.clone());
+            }
+            let built = catch_unwind(AssertUnwindSafe(|| self.model.build_engine()))
+                .unwrap_or_else(|_| Err(EngineError::Load("the loader panicked".to_owned())));
+            match built {
+                Ok(engine) => {
+                    self.load_failed = None;
+                    self.engine = Some(engine);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no embedding engine");
+                    let error = unavailable(error);
+                    self.load_failed = Some((Instant::now(), error.clone()));
+                    return Err(error);
+                }
+            }
+        }
+        match &mut self.engine {
+            Some(engine) => Ok(engine.as_mut()),
+            None => Err(unavailable("there is no engine")),
+        }
+    }
+}
+
+pub(super) fn unavailable(reason: impl fmt::Display) -> KnowledgeError {
+    KnowledgeError::Unavailable {
+        part: PART,
+        reason: reason.to_string(),
+    }
+}
+
+/// Embeds `texts`, the outcomes of which start at `offset`; when that fails, each half by itself, down to the
+/// single text that the error belongs to.
+fn embed_or_bisect(
+    engine: &mut dyn EmbedEngine,
+    texts: &[&TokenizedText],
+    offset: usize,
+    progress: &mut Progress,
+) {
+    progress.forward_passes += 1;
+    match (forward(engine, texts), texts.len()) {
+        (Ok(vectors), _) => {
+            for (slot, vector) in progress.outcomes[offset..].iter_mut().zip(vectors) {
+                *slot = Some(Ok(Arc::from(vector)));
+            }
+        }
+        (Err(error), 1) => {
+            tracing::warn!(%error, tokens = texts[0].len(), "a text could not be embedded");
+            progress.outcomes[offset] = Some(Err(KnowledgeError::internal(error)));
+        }
+        (Err(_), num_texts) => {
+            let (first, second) = texts.split_at(num_texts / 2);
+            embed_or_bisect(engine, first, offset, progress);
+            embed_or_bisect(engine, second, offset + first.len(), progress);
+        }
+    }
+}
+
+/// One forward pass, checked: a vector that is not finite would poison every distance it takes part in.
+fn forward(
+    engine: &mut dyn EmbedEngine,
+    texts: &[&TokenizedText],
+) -> Result<Vec<Vec<f32>>, EngineError> {
+    fail::fail_point!("engine::forward", |message: Option<String>| {
+        Err(EngineError::Compute(message.unwrap_or_default()))
+    });
+    let vectors = engine.embed(texts)?;
+    if vectors.len() != texts.len() {
+        return Err(EngineError::Compute(format!(
+            "{} texts gave {} vectors",
+            texts.len(),
+            vectors.len()
+        )));
+    }
+    let dimensions = engine.dimensions();
+    let is_sound = |vector: &Vec<f32>| {
+        vector.len() == dimensions && vector.iter().all(|value| value.is_finite())
+    };
+    if vectors.iter().all(is_sound) {
+        Ok(vectors)
+    } else {
+        Err(EngineError::Compute(
+            "a vector has the wrong length or is not finite".to_owned(),
+        ))
+    }
+}

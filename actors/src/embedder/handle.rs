@@ -1,0 +1,375 @@
+//! The way in: what the rest of the daemon calls to get vectors.
+//!
+//! A handle tokenises, looks queries up in the cache, takes a permit for the tokens, and only then sends a
+//! message, so what waits in the actor is bounded. Interactive requests are refused at once when their lane is
+//! full; bulk requests wait at the door, slice by slice, until their deadline.
+//!
+//! [`EmbedderShared`] is what survives a restart of the actor; a handle is that plus the current actor.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use ractor::ActorRef;
+use ractor::rpc::CallResult;
+use tokio::sync::Semaphore;
+
+use super::engine::unavailable;
+use super::model::ModelCell;
+use super::planner::Lane;
+use super::tokenize::{Passage, TextTokenizer, TokenizedText};
+use super::{EmbedderConfig, EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
+use crate::admission::{Admission, Permit};
+use crate::deadline::Deadline;
+use crate::error::{KnowledgeError, KnowledgeResult};
+
+/// Longest text that the cache keeps, in bytes: queries are short, and long ones do not come twice.
+const MAX_CACHED_BYTES: usize = 2 * 1024;
+
+/// Longest text that is tokenised on the spot, in bytes; a longer one would hold up the runtime's thread for
+/// more than a fraction of a millisecond and goes to the blocking pool.
+const MAX_INLINE_BYTES: usize = 4 * 1024;
+
+/// Texts tokenised at once on the blocking pool. Tokenising outruns the engine by far, so one for bulk and one
+/// that a query can always have are enough.
+const TOKENIZING_TASKS: usize = 2;
+
+/// Vectors of recent queries, by text. Bounded by number of entries.
+#[derive(Debug)]
+pub struct QueryCache {
+    entries: Mutex<LruCache<Box<str>, Arc<[f32]>>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl QueryCache {
+    /// A cache of at most `capacity` vectors (at least one).
+    pub fn new(capacity: usize) -> Self {
+        let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            entries: Mutex::new(LruCache::new(capacity)),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// The vector of `text`, if it is known; counts a hit or a miss.
+    pub fn get(&self, text: &str) -> Option<Arc<[f32]>> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = entries.get(text).cloned();
+        let counter = if found.is_some() {
+            &self.hits
+        } else {
+            &self.misses
+        };
+        // A count for the status; nothing is ordered by it.
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// Keeps the vector of `text`, unless the text is too long to come again.
+    pub fn insert(&self, text: &str, vector: Arc<[f32]>) {
+        if text.len() <= MAX_CACHED_BYTES {
+            self.entries
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .put(text.into(), vector);
+        }
+    }
+
+    /// Hits and misses so far.
+    pub fn counts(&self) -> (u64, u64) {
+        (
+            self.hits.load(Ordering::Relaxed),
+            self.misses.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Number of vectors kept now.
+    pub fn len(&self) -> usize {
+        self.entries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Whether it keeps nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What all handles share and what survives a restart of the actor.
+#[derive(Debug)]
+pub struct EmbedderShared {
+    config: EmbedderConfig,
+    model: Arc<ModelCell>,
+    interactive: Admission,
+    bulk: Admission,
+    cache: QueryCache,
+    tokenizing: Semaphore,
+}
+
+impl EmbedderShared {
+    /// Budgets and cache for one model. `config` should have passed [`EmbedderConfig::validate`].
+    pub fn new(config: EmbedderConfig, model: Arc<ModelCell>) -> Self {
+        Self {
+            interactive: Admission::new(
+                "embedder (interactive)",
+                config.interactive_queue_tokens,
+                config.retry_after_ms,
+            ),
+            bulk: Admission::new(
+                "embedder (bulk)",
+                config.bulk_queue_tokens,
+                config.retry_after_ms,
+            ),
+            cache: QueryCache::new(config.query_cache_entries),
+            tokenizing: Semaphore::new(TOKENIZING_TASKS),
+            config,
+            model,
+        }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<ModelCell> {
+        &self.model
+    }
+
+    /// The limits.
+    pub fn config(&self) -> &EmbedderConfig {
+        &self.config
+    }
+
+    /// The cache of query vectors.
+    pub fn cache(&self) -> &QueryCache {
+        &self.cache
+    }
+
+    /// The tokenizer, loaded on the blocking pool if need be.
+    async fn tokenizer(self: &Arc<Self>) -> KnowledgeResult<TextTokenizer> {
+        if let Some(tokenizer) = self.model.loaded_tokenizer() {
+            return Ok(tokenizer);
+        }
+        let model = Arc::clone(&self.model);
+        tokio::task::spawn_blocking(move || model.tokenizer())
+            .await
+            .map_err(unavailable)?
+            .map_err(unavailable)
+    }
+
+    /// Runs `work`, which takes time in proportion to `bytes`, without holding up the runtime.
+    async fn tokenize<T: Send + 'static>(
+        self: &Arc<Self>,
+        bytes: usize,
+        work: impl FnOnce(&TextTokenizer) -> T + Send + 'static,
+    ) -> KnowledgeResult<T> {
+        let tokenizer = self.tokenizer().await?;
+        if bytes <= MAX_INLINE_BYTES {
+            return Ok(work(&tokenizer));
+        }
+        // The semaphore is never closed.
+        let _turn = self.tokenizing.acquire().await.map_err(unavailable)?;
+        tokio::task::spawn_blocking(move || work(&tokenizer))
+            .await
+            .map_err(KnowledgeError::internal)
+    }
+}
+
+/// Embeds texts through one embedder actor. Cheap to clone. Once that actor is gone, every call answers
+/// [`KnowledgeError::Unavailable`]; the supervisor then publishes a handle to the next one.
+#[derive(Clone, Debug)]
+pub struct EmbedderHandle {
+    shared: Arc<EmbedderShared>,
+    actor: ActorRef<EmbedderMessage>,
+}
+
+impl EmbedderHandle {
+    /// A handle to `actor`.
+    pub fn new(shared: Arc<EmbedderShared>, actor: ActorRef<EmbedderMessage>) -> Self {
+        Self { shared, actor }
+    }
+
+    /// What is shared with the other handles.
+    pub fn shared(&self) -> &Arc<EmbedderShared> {
+        &self.shared
+    }
+
+    /// Name and hash of the model.
+    pub fn model_identity(&self) -> &str {
+        self.shared.model.identity()
+    }
+
+    /// Length of the vectors.
+    pub fn dimensions(&self) -> usize {
+        self.shared.model.dimensions()
+    }
+
+    /// Tokenises a text that is embedded as one; what is over the model's limit is cut off, and the result
+    /// says so.
+    pub async fn tokenize_query(&self, text: &str) -> KnowledgeResult<TokenizedText> {
+        let bytes = text.len();
+        if bytes <= MAX_INLINE_BYTES
+            && let Some(tokenizer) = self.shared.model.loaded_tokenizer()
+        {
+            return Ok(tokenizer.encode_query(text));
+        }
+        let owned = text.to_owned();
+        self.shared
+            .tokenize(bytes, move |tokenizer| tokenizer.encode_query(&owned))
+            .await
+    }
+
+    /// Splits each text into passages that fit the model, in order, one list per text.
+    pub async fn tokenize_passages(
+        &self,
+        texts: Vec<Arc<str>>,
+    ) -> KnowledgeResult<Vec<Vec<Passage>>> {
+        let bytes = texts.iter().map(|text| text.len()).sum();
+        self.shared
+            .tokenize(bytes, move |tokenizer| {
+                texts.iter().map(|text| tokenizer.passages(text)).collect()
+            })
+            .await
+    }
+
+    /// The unit vector of a query, from the cache if it is there. What is over the model's token limit is not
+    /// read. Errors: busy (the lane is full), deadline, unavailable, or internal when this text can't be
+    /// embedded.
+    pub async fn embed_query(
+        &self,
+        text: &str,
+        deadline: Deadline,
+        origin: u64,
+    ) -> KnowledgeResult<Arc<[f32]>> {
+        if let Some(vector) = self.shared.cache.get(text) {
+            return Ok(vector);
+        }
+        let tokens = self.tokenize_query(text).await?;
+        let vectors = self
+            .embed_passages(vec![tokens], Lane::Interactive, deadline, origin)
+            .await?;
+        let [vector] = <[_; 1]>::try_from(vectors)
+            .map_err(|_| KnowledgeError::internal("one text gave more than one vector"))?;
+        self.shared.cache.insert(text, Arc::clone(&vector));
+        Ok(vector)
+    }
+
+    /// The unit vectors of texts, in order; all of them or an error. In the interactive lane a full queue is
+    /// refused at once; in the bulk lane the request waits for room, in slices, until its deadline. `origin` is
+    /// a number per connection: origins share the bulk lane fairly.
+    pub async fn embed_passages(
+        &self,
+        texts: Vec<TokenizedText>,
+        lane: Lane,
+        deadline: Deadline,
+        origin: u64,
+    ) -> KnowledgeResult<Vec<Arc<[f32]>>> {
+        match lane {
+            Lane::Interactive => {
+                let permit = self.shared.interactive.try_acquire(count_tokens(&texts))?;
+                self.call(texts, lane, deadline, origin, permit).await
+            }
+            Lane::Bulk => {
+                let mut vectors = Vec::with_capacity(texts.len());
+                for slice in slices(texts, self.shared.config.bulk_slice_tokens) {
+                    let permit = self
+                        .shared
+                        .bulk
+                        .acquire(count_tokens(&slice), deadline)
+                        .await?;
+                    vectors.extend(self.call(slice, lane, deadline, origin, permit).await?);
+                }
+                Ok(vectors)
+            }
+        }
+    }
+
+    /// Counters and depths. Errors: unavailable when the actor is gone or does not answer in time.
+    pub async fn stats(&self, timeout: Duration) -> KnowledgeResult<EmbedderStats> {
+        let mut stats = answer(
+            self.actor
+                .call(EmbedderMessage::Stats, Some(timeout))
+                .await,
+        )?;
+        (stats.cache_hits, stats.cache_misses) = self.shared.cache.counts();
+        Ok(stats)
+    }
+
+    /// Finishes what was accepted; afterwards the actor refuses everything as shutting down. Errors: deadline,
+    /// or unavailable when the actor is gone.
+    pub async fn drain(&self, deadline: Deadline) -> KnowledgeResult<()> {
+        answer(
+            self.actor
+                .call(EmbedderMessage::Drain, Some(deadline.remaining()))
+                .await,
+        )
+    }
+
+    async fn call(
+        &self,
+        texts: Vec<TokenizedText>,
+        lane: Lane,
+        deadline: Deadline,
+        origin: u64,
+        permit: Permit,
+    ) -> KnowledgeResult<Vec<Arc<[f32]>>> {
+        let remaining = deadline.remaining();
+        if remaining.is_zero() {
+            return Err(deadline_exceeded());
+        }
+        let result = self
+            .actor
+            .call(
+                |reply| EmbedderMessage::Embed {
+                    texts,
+                    lane,
+                    origin,
+                    deadline,
+                    permit,
+                    reply,
+                },
+                Some(remaining),
+            )
+            .await;
+        answer(result)?
+    }
+}
+
+/// Maps what ractor can make of a call. Nothing here writes, so nothing is ever half done.
+fn answer<T>(
+    result: Result<CallResult<T>, ractor::MessagingErr<EmbedderMessage>>,
+) -> KnowledgeResult<T> {
+    match result {
+        Ok(CallResult::Success(answer)) => Ok(answer),
+        Ok(CallResult::Timeout) => Err(deadline_exceeded()),
+        // The actor crashed while it held the request, or was gone before.
+        Ok(CallResult::SenderError) | Err(_) => Err(actor_gone()),
+    }
+}
+
+fn count_tokens(texts: &[TokenizedText]) -> u32 {
+    let tokens: usize = texts.iter().map(TokenizedText::len).sum();
+    u32::try_from(tokens).unwrap_or(u32::MAX)
+}
+
+/// Cuts a request into consecutive parts of at most `max_tokens`, or of one text.
+fn slices(texts: Vec<TokenizedText>, max_tokens: u32) -> Vec<Vec<TokenizedText>> {
+    let mut slices = Vec::new();
+    let mut slice: Vec<TokenizedText> = Vec::new();
+    let mut tokens = 0;
+    for text in texts {
+        if !slice.is_empty() && tokens + text.len() > max_tokens as usize {
+            slices.push(std::mem::take(&mut slice));
+            tokens = 0;
+        }
+        tokens += text.len();
+        slice.push(text);
+    }
+    if !slice.is_empty() {
+        slices.push(slice);
+    }
+    slices
+}

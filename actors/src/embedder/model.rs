@@ -1,0 +1,307 @@
+//! Which model the daemon runs, and where it is kept once loaded.
+//!
+//! The [`ModelCell`] outlives the embedder actor: the supervisor holds it and gives it to each new actor, so a
+//! restart takes milliseconds and reads no weights. Nothing is loaded before the first request that needs it;
+//! until then only the identity and the dimensions are known, which is all that opening a table takes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::bert::{BertConfig, BertModel};
+use super::engine::{BertEngine, EmbedEngine, EngineError};
+use super::tokenize::TextTokenizer;
+use super::weights::Weights;
+
+/// The bundled model's files; `actors/model/README.md` says how they are made.
+static BUNDLED_WEIGHTS: &[u8] = include_bytes!("../../model/weights.gguf");
+const BUNDLED_TOKENIZER: &[u8] = include_bytes!("../../model/tokenizer.json");
+const BUNDLED_CONFIG: &str = include_str!("../../model/config.json");
+const BUNDLED_MANIFEST: &str = include_str!("../../model/bundle.json");
+
+/// Hexadecimal digits of the weights' hash that are part of a model's identity. 48 bits: enough to tell models
+/// apart, short enough to read.
+const IDENTITY_DIGITS: usize = 12;
+
+/// Token limit of a model directory that does not state one (`sentence_bert_config.json`).
+const DEFAULT_MAX_TOKENS: usize = 512;
+
+/// `bundle.json`: what the bundling program recorded. The hash is not computed again at start; a test does that.
+#[derive(Debug, Deserialize)]
+struct BundleManifest {
+    name: String,
+    max_tokens: usize,
+    weights_sha256: String,
+}
+
+/// Makes an engine; for engines other than the built-in one, such as those of tests.
+pub type EngineFactory = dyn Fn() -> Result<Box<dyn EmbedEngine>, EngineError> + Send + Sync;
+
+enum Source {
+    Bundled,
+    Directory(PathBuf),
+    Custom(Box<EngineFactory>),
+}
+
+/// A model: known by its identity at once, loaded on demand, shared by everything that runs it.
+pub struct ModelCell {
+    source: Source,
+    identity: String,
+    dimensions: usize,
+    max_tokens: usize,
+    device: Device,
+    loaded: Mutex<Option<Loaded>>,
+    tokenizer: Mutex<Option<TextTokenizer>>,
+}
+
+#[derive(Clone)]
+struct Loaded {
+    /// None for a custom source, which keeps its own weights.
+    model: Option<Arc<BertModel>>,
+    took: Duration,
+}
+
+impl fmt::Debug for ModelCell {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ModelCell")
+            .field("identity", &self.identity)
+            .field("dimensions", &self.dimensions)
+            .field("max_tokens", &self.max_tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A poisoned lock is taken all the same: each value behind one is complete or absent at any moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ModelCell {
+    /// The model inside the executable, all-MiniLM-L6-v2: 384 dimensions, 256 tokens.
+    pub fn bundled() -> Result<Self, EngineError> {
+        let manifest = bundled_manifest()?;
+        let config = BertConfig::parse(BUNDLED_CONFIG)?;
+        Ok(Self::new(
+            Source::Bundled,
+            identity_of(&manifest.name, &manifest.weights_sha256),
+            config.hidden_size,
+            manifest.max_tokens,
+        ))
+    }
+
+    /// A BERT-family sentence model in a directory as Sentence Transformers writes it: `config.json`,
+    /// `tokenizer.json`, `model.safetensors`, and, where they exist, `sentence_bert_config.json` (token limit)
+    /// and `1_Pooling/config.json` (which must ask for the mean). Reads the weights once to hash them, so this
+    /// blocks for some tens of milliseconds.
+    pub fn from_directory(directory: &Path) -> Result<Self, EngineError> {
+        let config = BertConfig::parse(&read_text(&directory.join("config.json"))?)?;
+        let max_tokens = token_limit(directory)?.min(config.max_position_embeddings);
+        check_pooling(directory)?;
+        let weights = directory.join("model.safetensors");
+        let mut hasher = Sha256::new();
+        std::fs::File::open(&weights)
+            .and_then(|mut file| std::io::copy(&mut file, &mut hasher))
+            .map_err(|error| cannot_read(&weights, &error))?;
+        let name = directory
+            .file_name()
+            .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+        let hash = format!("{:x}", hasher.finalize());
+        Ok(Self::new(
+            Source::Directory(directory.to_owned()),
+            identity_of(&name, &hash),
+            config.hidden_size,
+            max_tokens,
+        ))
+    }
+
+    /// A model whose engines `factory` makes; texts are tokenised with the bundled tokenizer.
+    pub fn custom(
+        identity: impl Into<String>,
+        dimensions: usize,
+        max_tokens: usize,
+        factory: Box<EngineFactory>,
+    ) -> Self {
+        Self::new(
+            Source::Custom(factory),
+            identity.into(),
+            dimensions,
+            max_tokens,
+        )
+    }
+
+    fn new(source: Source, identity: String, dimensions: usize, max_tokens: usize) -> Self {
+        Self {
+            source,
+            identity,
+            dimensions,
+            max_tokens,
+            device: Device::Cpu,
+            loaded: Mutex::new(None),
+            tokenizer: Mutex::new(None),
+        }
+    }
+
+    /// Name and hash, such as `all-MiniLM-L6-v2@0123456789ab`. Stored with every table.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Length of the vectors.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// Tokens per text at most, special ones included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// How long loading took; none while the model is not loaded.
+    pub fn load_time(&self) -> Option<Duration> {
+        lock(&self.loaded).as_ref().map(|loaded| loaded.took)
+    }
+
+    /// The tokenizer, loaded at the first call, which blocks for some tens of milliseconds.
+    pub fn tokenizer(&self) -> Result<TextTokenizer, EngineError> {
+        let mut slot = lock(&self.tokenizer);
+        if let Some(tokenizer) = slot.as_ref() {
+            return Ok(tokenizer.clone());
+        }
+        let tokenizer = match &self.source {
+            Source::Bundled | Source::Custom(_) => {
+                TextTokenizer::from_json(BUNDLED_TOKENIZER, self.max_tokens)
+            }
+            Source::Directory(directory) => {
+                let path = directory.join("tokenizer.json");
+                let json = std::fs::read(&path).map_err(|error| cannot_read(&path, &error))?;
+                TextTokenizer::from_json(&json, self.max_tokens)
+            }
+        }?;
+        *slot = Some(tokenizer.clone());
+        Ok(tokenizer)
+    }
+
+    /// The tokenizer if it is loaded; never blocks for long.
+    pub fn loaded_tokenizer(&self) -> Option<TextTokenizer> {
+        // While another thread loads it the lock is held; the caller then takes the slow way as well.
+        self.tokenizer
+            .try_lock()
+            .ok()
+            .and_then(|slot| slot.clone())
+    }
+
+    /// An engine on the shared weights, which the first call loads (some hundred milliseconds at most).
+    pub fn build_engine(&self) -> Result<Box<dyn EmbedEngine>, EngineError> {
+        let start = Instant::now();
+        if let Source::Custom(factory) = &self.source {
+            let engine = factory()?;
+            lock(&self.loaded).get_or_insert(Loaded {
+                model: None,
+                took: start.elapsed(),
+            });
+            return Ok(engine);
+        }
+        let mut slot = lock(&self.loaded);
+        let known = slot.as_ref().and_then(|loaded| loaded.model.clone());
+        let model = match known {
+            Some(model) => model,
+            None => {
+                let model = Arc::new(self.load_weights()?);
+                let took = start.elapsed();
+                tracing::info!(
+                    model = self.identity,
+                    load_ms = took.as_millis(),
+                    "embedding model loaded"
+                );
+                *slot = Some(Loaded {
+                    model: Some(Arc::clone(&model)),
+                    took,
+                });
+                model
+            }
+        };
+        Ok(Box::new(BertEngine::new(
+            model,
+            self.identity.clone(),
+            self.max_tokens,
+        )))
+    }
+
+    fn load_weights(&self) -> Result<BertModel, EngineError> {
+        match &self.source {
+            Source::Directory(directory) => {
+                let config = BertConfig::parse(&read_text(&directory.join("config.json"))?)?;
+                let weights =
+                    Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?;
+                BertModel::load(config, &weights, &self.device)
+            }
+            Source::Bundled | Source::Custom(_) => {
+                let config = BertConfig::parse(BUNDLED_CONFIG)?;
+                let weights = Weights::from_gguf(BUNDLED_WEIGHTS, &self.device)?;
+                BertModel::load(config, &weights, &self.device)
+            }
+        }
+    }
+}
+
+fn identity_of(name: &str, sha256: &str) -> String {
+    let digits: String = sha256.chars().take(IDENTITY_DIGITS).collect();
+    format!("{name}@{digits}")
+}
+
+fn bundled_manifest() -> Result<BundleManifest, EngineError> {
+    serde_json::from_str(BUNDLED_MANIFEST)
+        .map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
+}
+
+/// The bundled tokenizer by itself, for programs that need no model.
+pub fn bundled_tokenizer() -> Result<TextTokenizer, EngineError> {
+    TextTokenizer::from_json(BUNDLED_TOKENIZER, bundled_manifest()?.max_tokens)
+}
+
+fn cannot_read(path: &Path, error: &dyn fmt::Display) -> EngineError {
+    EngineError::Load(format!("{}: {error}", path.display()))
+}
+
+fn read_text(path: &Path) -> Result<String, EngineError> {
+    std::fs::read_to_string(path).map_err(|error| cannot_read(path, &error))
+}
+
+/// Reads an optional JSON file; none when it does not exist.
+fn read_optional_json(path: &Path) -> Result<Option<serde_json::Value>, EngineError> {
+    match std::fs::read(path) {
+        Ok(json) => serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(|error| cannot_read(path, &error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(cannot_read(path, &error)),
+    }
+}
+
+fn token_limit(directory: &Path) -> Result<usize, EngineError> {
+    let path = directory.join("sentence_bert_config.json");
+    let Some(json) = read_optional_json(&path)? else {
+        return Ok(DEFAULT_MAX_TOKENS);
+    };
+    json.get("max_seq_length")
+        .and_then(serde_json::Value::as_u64)
+        .and_then(|limit| usize::try_from(limit).ok())
+        .ok_or_else(|| cannot_read(&path, &"it states no max_seq_length"))
+}
+
+fn check_pooling(directory: &Path) -> Result<(), EngineError> {
+    let path = directory.join("1_Pooling").join("config.json");
+    let Some(json) = read_optional_json(&path)? else {
+        return Ok(());
+    };
+    match json.get("pooling_mode_mean_tokens") {
+        Some(serde_json::Value::Bool(true)) => Ok(()),
+        _ => Err(cannot_read(&path, &"only mean pooling is supported")),
+    }
+}

@@ -1,0 +1,139 @@
+//! The one error type of this crate: everything that can become of a request.
+//!
+//! Closed on purpose: `src/rpc/errors.rs` of the executable maps each variant to one code of the wire, and a
+//! new variant fails to compile there.
+
+use thiserror::Error;
+
+/// Whether an operation that missed its deadline had taken effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executed {
+    /// It never started.
+    No,
+    /// It took effect; only the answer is late.
+    Yes,
+    /// It was handed over and the outcome is not known.
+    Unknown,
+}
+
+/// What can become of a request other than a result.
+#[derive(Clone, Debug, Error)]
+pub enum KnowledgeError {
+    /// A parameter has a value that cannot be accepted.
+    #[error("{message}")]
+    InvalidParameter {
+        /// Name of the parameter on the wire.
+        parameter: String,
+        /// One sentence that says what is accepted.
+        message: String,
+    },
+    /// The item does not exist or was deleted.
+    #[error("{what} does not exist; check the id and the project")]
+    NotFound {
+        /// What was looked for, such as `item decision-1-ab`.
+        what: String,
+    },
+    /// The id is taken by an item with other content.
+    #[error("id {id} already holds other content; use another id, or `update`")]
+    AlreadyExists {
+        /// The id that is taken.
+        id: String,
+    },
+    /// A secret was found and the policy is to reject.
+    #[error("{field} holds what looks like a secret ({detector}); remove it and store again")]
+    SecretRejected {
+        /// Name of the detector that fired.
+        detector: String,
+        /// Where, such as `text` or `metadata.token`. Never the secret itself.
+        field: String,
+    },
+    /// The table's vectors come from another model.
+    #[error(
+        "project {project} was embedded with model {stored}, this daemon runs {running}; re-embed it first"
+    )]
+    ModelMismatch {
+        /// The project.
+        project: String,
+        /// Model identity stored with the table.
+        stored: String,
+        /// Model identity of the running engine.
+        running: String,
+    },
+    /// Writes are not possible now; reads are.
+    #[error("the store is read-only now: {reason}")]
+    ReadOnly {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The caller cancelled.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// A cursor or an undo token is too old.
+    #[error("{what} has expired")]
+    Expired {
+        /// What has expired.
+        what: String,
+    },
+    /// The project's table has another schema (the old tool's).
+    #[error("project {project} holds data of another schema ({detail}); migrate it first")]
+    NeedsMigration {
+        /// The project.
+        project: String,
+        /// What was found.
+        detail: String,
+    },
+    /// The deadline passed.
+    #[error("the deadline passed before the answer was ready; retry with a larger timeout_ms")]
+    DeadlineExceeded {
+        /// Whether it took effect all the same.
+        executed: Executed,
+    },
+    /// A part of the daemon is restarting or degraded.
+    #[error("{part} is unavailable: {reason}; retry")]
+    Unavailable {
+        /// `embedder`, `reader`, `writer`.
+        part: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The writer was lost while it held the request.
+    #[error("the outcome of the write is unknown; retry with the same id or idempotency_key")]
+    OutcomeUnknown,
+    /// The daemon is stopping.
+    #[error("the daemon is shutting down; retry once it runs again")]
+    ShuttingDown,
+    /// A queue is full.
+    #[error("{queue} is full; retry in {retry_after_ms} ms")]
+    Busy {
+        /// Which queue.
+        queue: &'static str,
+        /// When a retry makes sense, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// A defect or an error of the storage that has no better name.
+    #[error("{message}")]
+    Internal {
+        /// What happened.
+        message: String,
+    },
+}
+
+/// Result with [`KnowledgeError`].
+pub type KnowledgeResult<T> = Result<T, KnowledgeError>;
+
+impl KnowledgeError {
+    /// An [`KnowledgeError::InvalidParameter`].
+    pub fn invalid(parameter: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::InvalidParameter {
+            parameter: parameter.into(),
+            message: message.into(),
+        }
+    }
+
+    /// An [`KnowledgeError::Internal`].
+    pub fn internal(message: impl std::fmt::Display) -> Self {
+        Self::Internal {
+            message: message.to_string(),
+        }
+    }
+}

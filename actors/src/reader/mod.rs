@@ -1,0 +1,420 @@
+//! The readers: a pool of actors that query views.
+//!
+//! A request takes an idle reader, or waits for one within its deadline, so a slow query holds up one reader
+//! and nobody's queue. A reader runs one query at a time, under the request's deadline, and drops it when the
+//! caller leaves. A query that panics ends its reader alone: the caller is told to retry, the supervisor puts
+//! a new reader in its place.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use serde::Serialize;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::admission::{Admission, Permit};
+use crate::deadline::Deadline;
+use crate::domain::{ItemStats, ProjectName, StoredItem};
+use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::store::search::{SearchOutcome, search};
+use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
+use crate::store::Store;
+
+/// Settings of the pool.
+#[derive(Clone, Debug)]
+pub struct ReaderConfig {
+    /// Readers.
+    pub workers: usize,
+    /// Requests that may wait or run.
+    pub queue_requests: u32,
+}
+
+/// A request and where its answer goes.
+pub struct ReadJob<Q, R> {
+    request: Q,
+    deadline: Deadline,
+    reply: oneshot::Sender<KnowledgeResult<R>>,
+    _permit: Permit,
+}
+
+/// Which projects a search concerns.
+#[derive(Clone, Debug)]
+pub enum Projects {
+    /// These.
+    Named(Vec<ProjectName>),
+    /// All that can be searched.
+    All,
+}
+
+/// Counts of one project.
+#[derive(Clone, Debug)]
+pub struct ProjectStats {
+    /// Its name.
+    pub project: String,
+    /// Its items.
+    pub items: Arc<ItemStats>,
+    /// Bytes on disk.
+    pub bytes_on_disk: u64,
+    /// Fragments of its table.
+    pub fragments: usize,
+    /// Its newest commit.
+    pub version: i64,
+    /// Model of its vectors; none where the table has another shape.
+    pub model: Option<String>,
+    /// What is in the way of searching and writing it, if something is.
+    pub needs_migration: Option<String>,
+}
+
+/// Items by id.
+#[derive(Clone, Debug, Default)]
+pub struct FoundItems {
+    /// Those that were found, in no particular order.
+    pub items: Vec<StoredItem>,
+    /// The project's newest commit.
+    pub version: i64,
+}
+
+/// What a reader is asked.
+pub enum ReaderMessage {
+    /// Search.
+    Search(ReadJob<(Projects, SearchRequest), SearchOutcome>),
+    /// List the items of a project.
+    List(ReadJob<(ProjectName, ListRequest), ListPage>),
+    /// Get items by id.
+    Get(ReadJob<(ProjectName, Vec<String>), FoundItems>),
+    /// Count the items of one project, or of each.
+    Stats(ReadJob<Option<ProjectName>, Vec<ProjectStats>>),
+}
+
+impl std::fmt::Debug for ReaderMessage {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Search(_) => "Search",
+            Self::List(_) => "List",
+            Self::Get(_) => "Get",
+            Self::Stats(_) => "Stats",
+        })
+    }
+}
+
+/// One reader. See the module.
+pub struct Reader;
+
+impl Actor for Reader {
+    type Msg = ReaderMessage;
+    type State = Arc<Store>;
+    type Arguments = Arc<Store>;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        store: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        fail::fail_point!("reader::pre_start", |_| Err("failpoint reader::pre_start".into()));
+        Ok(store)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        store: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        fail::fail_point!("reader::handle");
+        match message {
+            ReaderMessage::Search(job) => {
+                run(job, async |(projects, request)| {
+                    let views = searchable_views(store, &projects).await?;
+                    search(&views, &request, &store.config().model.name).await
+                })
+                .await;
+            }
+            ReaderMessage::List(job) => {
+                run(job, async |(project, request)| match store.view(&project).await? {
+                    Some(view) => view.list(&request).await,
+                    None => Ok(ListPage {
+                        items: Vec::new(),
+                        total: 0,
+                        more: false,
+                    }),
+                })
+                .await;
+            }
+            ReaderMessage::Get(job) => {
+                run(job, async |(project, ids)| match store.view(&project).await? {
+                    Some(view) => Ok(FoundItems {
+                        items: view.get(&ids).await?,
+                        version: view.sequence(),
+                    }),
+                    None => Ok(FoundItems::default()),
+                })
+                .await;
+            }
+            ReaderMessage::Stats(job) => run(job, async |project| project_stats(store, project).await).await,
+        }
+        Ok(())
+    }
+}
+
+/// Runs one query: under its deadline, and only for as long as the caller waits.
+async fn run<Q, R>(job: ReadJob<Q, R>, query: impl AsyncFnOnce(Q) -> KnowledgeResult<R>) {
+    let ReadJob {
+        request,
+        deadline,
+        mut reply,
+        _permit,
+    } = job;
+    let late = KnowledgeError::DeadlineExceeded {
+        executed: Executed::No,
+    };
+    if deadline.expired() {
+        reply.send(Err(late)).ok();
+        return;
+    }
+    let result = tokio::select! {
+        biased;
+        () = reply.closed() => return,
+        result = tokio::time::timeout(deadline.remaining(), query(request)) => result.unwrap_or(Err(late)),
+    };
+    // A failed send only means that the caller has left.
+    reply.send(result).ok();
+}
+
+/// The views to search. A project that does not exist has none; of all projects, those of another shape are
+/// left out (they are shown by `projects`), while naming one is an error.
+async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult<Vec<Arc<ProjectView>>> {
+    let mut views = Vec::new();
+    match projects {
+        Projects::Named(names) => {
+            for name in names {
+                views.extend(store.view(name).await?);
+            }
+        }
+        Projects::All => {
+            for project in store.projects() {
+                if let Some(view) = project.view().await?
+                    && view.check_shape().is_ok()
+                {
+                    views.push(view);
+                }
+            }
+        }
+    }
+    Ok(views)
+}
+
+async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<Vec<ProjectStats>> {
+    let mut all = Vec::new();
+    for project in store.projects() {
+        if wanted.as_ref().is_some_and(|name| name != project.name()) {
+            continue;
+        }
+        let Some(view) = project.view().await? else { continue };
+        let (model, needs_migration) = match view.shape() {
+            crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
+            crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
+        };
+        all.push(ProjectStats {
+            project: project.name().to_string(),
+            items: view.stats().await?,
+            bytes_on_disk: project.bytes_on_disk().await?,
+            fragments: view.fragments(),
+            version: view.sequence(),
+            model,
+            needs_migration,
+        });
+    }
+    Ok(all)
+}
+
+/// The pool. Cheap to clone; shared by the request handlers and the supervisor, which replaces readers.
+#[derive(Clone)]
+pub struct ReaderPool {
+    idle: Arc<IdleReaders>,
+    admission: Admission,
+}
+
+struct IdleReaders {
+    /// As many permits as `readers` has entries.
+    available: Semaphore,
+    /// A std lock: held for a push or a pop.
+    readers: Mutex<Vec<ActorRef<ReaderMessage>>>,
+}
+
+impl std::fmt::Debug for ReaderPool {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("ReaderPool").finish_non_exhaustive()
+    }
+}
+
+/// Numbers of the pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReaderStats {
+    /// Readers that wait for work.
+    pub idle: usize,
+    /// Requests that wait or run.
+    pub requests: u32,
+    /// Requests that may.
+    pub capacity: u32,
+}
+
+impl ReaderPool {
+    /// An empty pool; the supervisor adds the readers.
+    pub fn new(config: &ReaderConfig) -> Self {
+        Self {
+            idle: Arc::new(IdleReaders {
+                available: Semaphore::new(0),
+                readers: Mutex::new(Vec::new()),
+            }),
+            admission: Admission::new("the readers' queue", config.queue_requests, 50),
+        }
+    }
+
+    /// Adds a reader that waits for work.
+    pub fn add(&self, reader: ActorRef<ReaderMessage>) {
+        self.idle.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        self.idle.available.add_permits(1);
+    }
+
+    /// The numbers.
+    pub fn stats(&self) -> ReaderStats {
+        ReaderStats {
+            idle: self.idle.available.available_permits(),
+            requests: self.admission.in_use(),
+            capacity: self.admission.capacity(),
+        }
+    }
+
+    /// Waits until no request waits or runs.
+    pub async fn drain(&self) {
+        // Every request holds a permit until it is answered, so all of them together mean that none is left.
+        self.admission.idle().await;
+    }
+
+    /// Searches.
+    pub async fn search(
+        &self,
+        projects: Projects,
+        request: SearchRequest,
+        deadline: Deadline,
+    ) -> KnowledgeResult<SearchOutcome> {
+        self.ask((projects, request), deadline, ReaderMessage::Search).await
+    }
+
+    /// Lists.
+    pub async fn list(
+        &self,
+        project: ProjectName,
+        request: ListRequest,
+        deadline: Deadline,
+    ) -> KnowledgeResult<ListPage> {
+        self.ask((project, request), deadline, ReaderMessage::List).await
+    }
+
+    /// Gets items by id.
+    pub async fn get(
+        &self,
+        project: ProjectName,
+        ids: Vec<String>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<FoundItems> {
+        self.ask((project, ids), deadline, ReaderMessage::Get).await
+    }
+
+    /// Counts the items of one project, or of each.
+    pub async fn project_stats(
+        &self,
+        project: Option<ProjectName>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<Vec<ProjectStats>> {
+        self.ask(project, deadline, ReaderMessage::Stats).await
+    }
+
+    async fn ask<Q, R>(
+        &self,
+        request: Q,
+        deadline: Deadline,
+        message: impl FnOnce(ReadJob<Q, R>) -> ReaderMessage,
+    ) -> KnowledgeResult<R> {
+        let permit = self.admission.try_acquire(1)?;
+        let late = KnowledgeError::DeadlineExceeded {
+            executed: Executed::No,
+        };
+        let Ok(mut reader) = tokio::time::timeout(deadline.remaining(), self.idle.take()).await else {
+            return Err(late);
+        };
+        let (reply, answer) = oneshot::channel();
+        let job = ReadJob {
+            request,
+            deadline,
+            reply,
+            _permit: permit,
+        };
+        let unavailable = |reason: &str| KnowledgeError::Unavailable {
+            part: "reader",
+            reason: reason.to_owned(),
+        };
+        if reader.actor.cast(message(job)).is_err() {
+            return Err(unavailable("it is restarting"));
+        }
+        match answer.await {
+            Ok(result) => result,
+            Err(_) => {
+                reader.lost = true;
+                Err(unavailable("it failed on this request"))
+            }
+        }
+    }
+}
+
+impl IdleReaders {
+    async fn take(self: &Arc<Self>) -> BorrowedReader {
+        loop {
+            // The semaphore is never closed; if it were, waiting for the deadline is the right thing.
+            match self.available.acquire().await {
+                Ok(permit) => permit.forget(),
+                Err(_) => std::future::pending().await,
+            }
+            let reader = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            if let Some(actor) = reader
+                && is_alive(&actor)
+            {
+                return BorrowedReader {
+                    pool: Arc::clone(self),
+                    actor,
+                    lost: false,
+                };
+            }
+            // A dead reader is not put back: the supervisor adds its successor.
+        }
+    }
+}
+
+fn is_alive(actor: &ActorRef<ReaderMessage>) -> bool {
+    matches!(
+        actor.get_status(),
+        ractor::ActorStatus::Running | ractor::ActorStatus::Starting | ractor::ActorStatus::Upgrading
+    )
+}
+
+/// A reader that is at work for one request. Goes back to the idle ones when the request is over, unless it
+/// died of it. A caller that leaves early gives it back early too: the reader drops the abandoned query as soon
+/// as it notices, and a message sent meanwhile waits that long in its mailbox.
+struct BorrowedReader {
+    pool: Arc<IdleReaders>,
+    actor: ActorRef<ReaderMessage>,
+    /// It let the request fall, so it is dying even if its status does not say so yet.
+    lost: bool,
+}
+
+impl Drop for BorrowedReader {
+    fn drop(&mut self) {
+        if !self.lost && is_alive(&self.actor) {
+            self.pool
+                .readers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(self.actor.clone());
+            self.pool.available.add_permits(1);
+        }
+    }
+}

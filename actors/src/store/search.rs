@@ -1,0 +1,84 @@
+//! A search over one project or several: legs on one view of each, fused once, then the page loaded.
+
+use std::sync::Arc;
+
+use crate::domain::{SearchHit, SearchMode};
+use crate::error::KnowledgeResult;
+use crate::store::fusion::{RankedItem, fuse};
+use crate::store::view::{ProjectView, SearchRequest};
+
+/// What a search found.
+#[derive(Clone, Debug, Default)]
+pub struct SearchOutcome {
+    /// The results of the page, best first.
+    pub hits: Vec<SearchHit>,
+    /// The commit of each project that was searched, in the order of the views.
+    pub versions: Vec<(String, i64)>,
+    /// Why less was done than was asked for, if so.
+    pub degraded: Option<String>,
+}
+
+/// Searches `views`. All legs of one project read the same version; cosines compare across projects, so the
+/// legs are joined before they are ranked.
+///
+/// `model` embedded the query. A project whose vectors come from another model is searched by keywords alone
+/// in hybrid mode, and refused in vector mode: distances between models mean nothing.
+pub async fn search(
+    views: &[Arc<ProjectView>],
+    request: &SearchRequest,
+    model: &str,
+) -> KnowledgeResult<SearchOutcome> {
+    let keywords_only = SearchRequest {
+        vector: None,
+        ..request.clone()
+    };
+    let mut degraded = None;
+    let mut vector_leg = Vec::new();
+    let mut text_leg = Vec::new();
+    for (source, view) in views.iter().enumerate() {
+        let mut request = request;
+        if request.vector.is_some()
+            && let Err(mismatch) = view.check_model(model)
+        {
+            if request.mode != SearchMode::Hybrid {
+                return Err(mismatch);
+            }
+            degraded = Some(mismatch.to_string());
+            request = &keywords_only;
+        }
+        let (vector_hits, text_hits) = view.legs(request, source).await?;
+        vector_leg.extend(vector_hits);
+        text_leg.extend(text_hits);
+    }
+    if views.len() > 1 {
+        vector_leg.sort_by(|a, b| b.similarity.unwrap_or(-1.0).total_cmp(&a.similarity.unwrap_or(-1.0)));
+        text_leg.sort_by(|a, b| b.bm25.unwrap_or(0.0).total_cmp(&a.bm25.unwrap_or(0.0)));
+    }
+
+    let mut ranked = fuse(&vector_leg, &text_leg, request.mode);
+    if let Some(threshold) = request.threshold {
+        ranked.retain(|item| item.score >= threshold);
+    }
+    let page: Vec<RankedItem> = ranked.into_iter().skip(request.offset).take(request.limit).collect();
+
+    let mut slots: Vec<Option<SearchHit>> = vec![None; page.len()];
+    for (source, view) in views.iter().enumerate() {
+        let (places, own): (Vec<usize>, Vec<RankedItem>) = page
+            .iter()
+            .enumerate()
+            .filter(|(_, item)| item.source == source)
+            .map(|(place, item)| (place, item.clone()))
+            .unzip();
+        for (place, hit) in places.into_iter().zip(view.load_hits(&own).await?) {
+            slots[place] = Some(hit);
+        }
+    }
+    Ok(SearchOutcome {
+        hits: slots.into_iter().flatten().collect(),
+        versions: views
+            .iter()
+            .map(|view| (view.project().to_string(), view.sequence()))
+            .collect(),
+        degraded,
+    })
+}

@@ -1,0 +1,560 @@
+//! What a reader sees: one immutable version of a project's table.
+//!
+//! The writer publishes a new view before it answers a write, so an acknowledged write is in the view that
+//! the next request takes. All steps of one request read one view. A view can only be queried: nothing here
+//! writes, and the dataset inside is not given out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow_array::{Float32Array, RecordBatch};
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::ProjectionRequest;
+use lance::dataset::scanner::{ColumnOrdering, Scanner};
+use lance_index::scalar::FullTextSearchQuery;
+use lancedb::datafusion::logical_expr::{Expr, lit};
+use lancedb::expr::col;
+use tokio::sync::OnceCell;
+
+use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchHit, SearchMode, StoredItem};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::read_error;
+use crate::store::filter;
+use crate::store::fusion::{LegHit, RankedItem};
+use crate::store::rows::{ITEM_COLUMNS, RowReader, row_key};
+use crate::store::schema::{TableShape, column};
+
+/// Passages that each leg of a search fetches for one that is asked for: several passages of one item collapse
+/// into one result, and fusion needs depth to see that both legs agree.
+const OVERFETCH: usize = 3;
+/// Least number of passages that each leg fetches.
+const MIN_CANDIDATES: usize = 50;
+/// Column of the cosine distance (1 - cosine) in the vector leg's results.
+const DISTANCE: &str = "_distance";
+/// Column of BM25 in the keyword leg's results.
+const BM25: &str = "_score";
+/// Column of the row's address in this version.
+const ROW_ID: &str = "_rowid";
+
+/// One version of one project's table. Cheap to share; see the module.
+#[derive(Debug)]
+pub struct ProjectView {
+    project: ProjectName,
+    dataset: Arc<Dataset>,
+    shape: TableShape,
+    sequence: i64,
+    stats: OnceCell<Arc<ItemStats>>,
+}
+
+/// A search, checked and embedded.
+#[derive(Clone, Debug)]
+pub struct SearchRequest {
+    /// The words.
+    pub query: String,
+    /// Their embedding; none in text mode or while the embedder is unavailable.
+    pub vector: Option<Arc<[f32]>>,
+    /// Which legs run.
+    pub mode: SearchMode,
+    /// Which items are searched; applied before the best are taken.
+    pub filter: ItemFilter,
+    /// Results wanted.
+    pub limit: usize,
+    /// Results skipped.
+    pub offset: usize,
+    /// Least fused score.
+    pub threshold: Option<f32>,
+    /// Cosine below which a passage does not count as found by its meaning.
+    pub min_similarity: f32,
+    /// Search the items as they were then.
+    pub at: Option<filter::Moment>,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// Which items.
+    pub filter: ItemFilter,
+    /// Newest first, or oldest first.
+    pub newest_first: bool,
+    /// Items wanted.
+    pub limit: usize,
+    /// Where the page before ended: its last item's creation and id.
+    pub after: Option<(DateTime<Utc>, String)>,
+}
+
+/// What [`ProjectView::list`] found.
+#[derive(Clone, Debug)]
+pub struct ListPage {
+    /// The items, in order.
+    pub items: Vec<StoredItem>,
+    /// How many match in all.
+    pub total: u64,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// The live item that holds an identity. See [`ProjectView::identities`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityRow {
+    /// Its id.
+    pub id: String,
+    /// SHA-256 of its content.
+    pub content_hash: String,
+    /// The key that it was stored with.
+    pub idempotency_key: Option<String>,
+    /// Its revision.
+    pub revision: i64,
+    /// Its creation.
+    pub timestamp: DateTime<Utc>,
+    /// Number of its passages.
+    pub passages: u32,
+    /// The commit that wrote it.
+    pub valid_from: i64,
+    /// The commit that closed it, if it was; a closed item's id keeps its revision numbers.
+    pub valid_to: Option<i64>,
+}
+
+impl ProjectView {
+    pub(crate) fn new(
+        project: ProjectName,
+        dataset: Arc<Dataset>,
+        shape: TableShape,
+        sequence: i64,
+    ) -> Self {
+        Self {
+            project,
+            dataset,
+            shape,
+            sequence,
+            stats: OnceCell::new(),
+        }
+    }
+
+    /// The project.
+    pub fn project(&self) -> &ProjectName {
+        &self.project
+    }
+
+    /// The number of the last commit in it.
+    pub fn sequence(&self) -> i64 {
+        self.sequence
+    }
+
+    /// What the table is.
+    pub fn shape(&self) -> &TableShape {
+        &self.shape
+    }
+
+    /// Lance's own version, which also counts maintenance.
+    pub fn lance_version(&self) -> u64 {
+        self.dataset.version().version
+    }
+
+    /// Fragments of the table.
+    pub fn fragments(&self) -> usize {
+        self.dataset.get_fragments().len()
+    }
+
+    /// Rows of the table, closed ones too.
+    pub async fn row_count(&self) -> KnowledgeResult<usize> {
+        self.dataset.count_rows(None).await.map_err(read_error)
+    }
+
+    pub(crate) fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// Refuses a table of another shape.
+    pub fn check_shape(&self) -> KnowledgeResult<()> {
+        match &self.shape {
+            TableShape::Current { .. } => Ok(()),
+            TableShape::Foreign { detail } => Err(KnowledgeError::NeedsMigration {
+                project: self.project.to_string(),
+                detail: detail.clone(),
+            }),
+        }
+    }
+
+    /// Refuses vectors of another model than `running`.
+    pub fn check_model(&self, running: &str) -> KnowledgeResult<()> {
+        match &self.shape {
+            TableShape::Current { model } if model != running => Err(KnowledgeError::ModelMismatch {
+                project: self.project.to_string(),
+                stored: model.clone(),
+                running: running.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A scan of `columns` over the rows that pass `predicate`.
+    fn scan(&self, columns: &[&str], predicate: Expr) -> KnowledgeResult<Scanner> {
+        let mut scanner = self.dataset.scan();
+        scanner.project(columns).map_err(read_error)?;
+        scanner.filter_expr(predicate).prefilter(true);
+        Ok(scanner)
+    }
+
+    async fn collect(scanner: &Scanner) -> KnowledgeResult<Vec<RecordBatch>> {
+        let stream = scanner.try_into_stream().await.map_err(read_error)?;
+        stream.try_collect().await.map_err(read_error)
+    }
+
+    /// Runs the legs that the mode asks for, on this view. `source` marks the hits.
+    pub(crate) async fn legs(
+        &self,
+        request: &SearchRequest,
+        source: usize,
+    ) -> KnowledgeResult<(Vec<LegHit>, Vec<LegHit>)> {
+        self.check_shape()?;
+        let wanted = request.offset + request.limit;
+        let candidates = (wanted * OVERFETCH).max(MIN_CANDIDATES);
+        let predicate = filter::matching(&request.filter, request.at);
+        let vector_leg = async {
+            match (&request.vector, request.mode) {
+                (Some(vector), SearchMode::Hybrid | SearchMode::Vector) => {
+                    self.vector_leg(vector, predicate.clone(), candidates, request.min_similarity, source)
+                        .await
+                }
+                _ => Ok(Vec::new()),
+            }
+        };
+        let text_leg = async {
+            match request.mode {
+                SearchMode::Hybrid | SearchMode::Text => {
+                    let vector = request.vector.as_deref();
+                    self.text_leg(&request.query, predicate.clone(), candidates, vector, source)
+                        .await
+                }
+                SearchMode::Vector => Ok(Vec::new()),
+            }
+        };
+        futures::try_join!(vector_leg, text_leg)
+    }
+
+    /// The passages nearest to `vector`, nearest first.
+    async fn vector_leg(
+        &self,
+        vector: &[f32],
+        predicate: Expr,
+        candidates: usize,
+        min_similarity: f32,
+        source: usize,
+    ) -> KnowledgeResult<Vec<LegHit>> {
+        let mut scanner = self.scan(&[column::ID], predicate)?;
+        let key = Float32Array::from(vector.to_vec());
+        scanner
+            .nearest(column::VECTOR, &key, candidates)
+            .map_err(read_error)?
+            // Always stated: the default of a table without an index is L2.
+            .distance_metric(lancedb::DistanceType::Cosine.into())
+            .with_row_id();
+        let mut hits = Vec::new();
+        for batch in Self::collect(&scanner).await? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                // A zero vector has no direction and a NaN distance: it is like nothing.
+                let similarity = rows.float(DISTANCE, row).map(|distance| 1.0 - distance);
+                let Some(similarity) = similarity.filter(|similarity| *similarity >= min_similarity) else {
+                    continue;
+                };
+                hits.push(LegHit {
+                    source,
+                    id: rows.required_text(column::ID, row)?.to_owned(),
+                    row_id: row_id(&batch, row)?,
+                    similarity: Some(similarity),
+                    bm25: None,
+                });
+            }
+        }
+        hits.sort_by(|a, b| b.similarity.partial_cmp(&a.similarity).unwrap_or(std::cmp::Ordering::Equal));
+        Ok(hits)
+    }
+
+    /// The passages that hold words of `query`, best BM25 first, with their cosine where there is a vector.
+    async fn text_leg(
+        &self,
+        query: &str,
+        predicate: Expr,
+        candidates: usize,
+        vector: Option<&[f32]>,
+        source: usize,
+    ) -> KnowledgeResult<Vec<LegHit>> {
+        if !super::fulltext::has_terms(query)? {
+            return Ok(Vec::new());
+        }
+        let columns: &[&str] = match vector {
+            Some(_) => &[column::ID, column::VECTOR],
+            None => &[column::ID],
+        };
+        let mut scanner = self.scan(columns, predicate)?;
+        let search = FullTextSearchQuery::new(query.to_owned())
+            .with_column(column::PASSAGE_TEXT.to_owned())
+            .map_err(read_error)?
+            .limit(Some(candidates as i64));
+        scanner
+            .full_text_search(search)
+            .map_err(read_error)?
+            .limit(Some(candidates as i64), None)
+            .map_err(read_error)?
+            .with_row_id();
+        let mut hits = Vec::new();
+        for batch in Self::collect(&scanner).await? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                let similarity = match vector {
+                    Some(query_vector) => Some(cosine(query_vector, &rows.vector(row)?)),
+                    None => None,
+                };
+                hits.push(LegHit {
+                    source,
+                    id: rows.required_text(column::ID, row)?.to_owned(),
+                    row_id: row_id(&batch, row)?,
+                    similarity,
+                    bm25: rows.float(BM25, row),
+                });
+            }
+        }
+        hits.sort_by(|a, b| b.bm25.partial_cmp(&a.bm25).unwrap_or(std::cmp::Ordering::Equal));
+        Ok(hits)
+    }
+
+    /// Loads the items of a page of results, in its order.
+    pub(crate) async fn load_hits(&self, page: &[RankedItem]) -> KnowledgeResult<Vec<SearchHit>> {
+        if page.is_empty() {
+            return Ok(Vec::new());
+        }
+        let row_ids: Vec<u64> = page.iter().map(|item| item.row_id).collect();
+        let projection = ProjectionRequest::from_columns(ITEM_COLUMNS, self.dataset.schema());
+        let batch = self.dataset.take_rows(&row_ids, projection).await.map_err(read_error)?;
+        if batch.num_rows() != page.len() {
+            return Err(KnowledgeError::internal(format!(
+                "{} rows were asked for and {} came back",
+                page.len(),
+                batch.num_rows()
+            )));
+        }
+        let rows = RowReader(&batch);
+
+        // The whole text stands in passage 0; where another passage matched, it is fetched as well.
+        let mut first_rows = Vec::new();
+        for row in 0..batch.num_rows() {
+            if rows.small_int(column::PASSAGE, row)? != 0 {
+                let revision = rows.int(column::REVISION, row)?.unwrap_or(1);
+                first_rows.push(row_key(rows.required_text(column::ID, row)?, revision, 0));
+            }
+        }
+        let mut first_items: HashMap<String, StoredItem> = HashMap::new();
+        if let Some(predicate) = filter::any_of(column::ROW_KEY, &first_rows) {
+            for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
+                for row in 0..batch.num_rows() {
+                    let item = RowReader(&batch).item(row)?;
+                    first_items.insert(item.id.clone(), item);
+                }
+            }
+        }
+
+        let mut hits = Vec::with_capacity(page.len());
+        for (row, ranked) in page.iter().enumerate() {
+            let mut item = rows.item(row)?;
+            if rows.small_int(column::PASSAGE, row)? != 0 {
+                item = first_items.get(&item.id).cloned().ok_or_else(|| {
+                    KnowledgeError::internal(format!("item {} has lost its first passage", item.id))
+                })?;
+            }
+            hits.push(SearchHit {
+                item,
+                passage: rows.passage(row)?,
+                score: ranked.score,
+                similarity: ranked.similarity,
+                bm25: ranked.bm25,
+                vector_rank: ranked.vector_rank,
+                text_rank: ranked.text_rank,
+            });
+        }
+        Ok(hits)
+    }
+
+    /// Lists items by creation, then id.
+    pub async fn list(&self, request: &ListRequest) -> KnowledgeResult<ListPage> {
+        self.check_shape()?;
+        let matching = filter::matching(&request.filter, None).and(filter::first_passage());
+        let total = self.count(matching.clone()).await?;
+        let predicate = match &request.after {
+            None => matching,
+            Some((time, id)) => {
+                let timestamp = || col(column::TIMESTAMP);
+                let same_time = timestamp().eq(filter::time_literal(*time));
+                let same_time_later_id = same_time.and(col(column::ID).gt(lit(id.as_str())));
+                let beyond = if request.newest_first {
+                    timestamp().lt(filter::time_literal(*time))
+                } else {
+                    timestamp().gt(filter::time_literal(*time))
+                };
+                matching.and(beyond.or(same_time_later_id))
+            }
+        };
+        let mut scanner = self.scan(&ITEM_COLUMNS, predicate)?;
+        let by_time = if request.newest_first {
+            ColumnOrdering::desc_nulls_last(column::TIMESTAMP.to_owned())
+        } else {
+            ColumnOrdering::asc_nulls_last(column::TIMESTAMP.to_owned())
+        };
+        scanner
+            .order_by(Some(vec![by_time, ColumnOrdering::asc_nulls_last(column::ID.to_owned())]))
+            .map_err(read_error)?
+            .limit(Some(request.limit as i64 + 1), None)
+            .map_err(read_error)?;
+        let mut items = Vec::with_capacity(request.limit);
+        for batch in Self::collect(&scanner).await? {
+            for row in 0..batch.num_rows() {
+                items.push(RowReader(&batch).item(row)?);
+            }
+        }
+        let more = items.len() > request.limit;
+        items.truncate(request.limit);
+        Ok(ListPage { items, total, more })
+    }
+
+    async fn count(&self, predicate: Expr) -> KnowledgeResult<u64> {
+        let mut scanner = self.dataset.scan();
+        scanner.project::<&str>(&[]).map_err(read_error)?.with_row_id().filter_expr(predicate);
+        scanner.count_rows().await.map_err(read_error)
+    }
+
+    /// The live items with these ids, in no particular order.
+    pub async fn get(&self, ids: &[String]) -> KnowledgeResult<Vec<StoredItem>> {
+        self.check_shape()?;
+        let Some(wanted) = filter::any_of(column::ID, ids) else {
+            return Ok(Vec::new());
+        };
+        let predicate = wanted.and(filter::live(None)).and(filter::first_passage());
+        let mut items = Vec::with_capacity(ids.len());
+        for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
+            for row in 0..batch.num_rows() {
+                items.push(RowReader(&batch).item(row)?);
+            }
+        }
+        Ok(items)
+    }
+
+    /// Counts the live items. Computed once for each view.
+    pub async fn stats(&self) -> KnowledgeResult<Arc<ItemStats>> {
+        self.stats
+            .get_or_try_init(|| async { self.compute_stats().await.map(Arc::new) })
+            .await
+            .cloned()
+    }
+
+    async fn compute_stats(&self) -> KnowledgeResult<ItemStats> {
+        if let TableShape::Foreign { .. } = self.shape {
+            return Ok(ItemStats {
+                total: self.row_count().await? as u64,
+                ..ItemStats::default()
+            });
+        }
+        let columns = [column::PASSAGE, column::TYPE, column::AGENT, column::TIMESTAMP];
+        let mut stats = ItemStats::default();
+        let mut by_kind: BTreeMap<String, u64> = BTreeMap::new();
+        let mut by_agent: BTreeMap<String, u64> = BTreeMap::new();
+        for batch in Self::collect(&self.scan(&columns, filter::live(None))?).await? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                stats.passages += 1;
+                if rows.small_int(column::PASSAGE, row)? != 0 {
+                    continue;
+                }
+                stats.total += 1;
+                *by_kind.entry(rows.required_text(column::TYPE, row)?.to_owned()).or_default() += 1;
+                *by_agent
+                    .entry(rows.text(column::AGENT, row)?.unwrap_or_default().to_owned())
+                    .or_default() += 1;
+                let time = rows.time(column::TIMESTAMP, row)?;
+                stats.oldest = Some(stats.oldest.map_or(time, |oldest| oldest.min(time)));
+                stats.newest = Some(stats.newest.map_or(time, |newest| newest.max(time)));
+            }
+        }
+        stats.by_kind = by_kind;
+        stats.by_agent = by_agent;
+        Ok(stats)
+    }
+
+    /// The items, live or closed, that hold any of these ids, content hashes or idempotency keys.
+    pub(crate) async fn identities(
+        &self,
+        ids: &[String],
+        hashes: &[String],
+        keys: &[String],
+    ) -> KnowledgeResult<Vec<IdentityRow>> {
+        let any = [
+            filter::any_of(column::ID, ids),
+            filter::any_of(column::CONTENT_HASH, hashes),
+            filter::any_of(column::IDEMPOTENCY_KEY, keys),
+        ];
+        let Some(any) = any.into_iter().flatten().reduce(Expr::or) else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        self.for_each_identity(any.and(filter::first_passage()), |row| found.push(row)).await?;
+        Ok(found)
+    }
+
+    /// Calls `visit` for every item of the table, live or closed.
+    pub(crate) async fn for_each_identity(
+        &self,
+        predicate: Expr,
+        mut visit: impl FnMut(IdentityRow),
+    ) -> KnowledgeResult<()> {
+        let columns = [
+            column::ID,
+            column::CONTENT_HASH,
+            column::IDEMPOTENCY_KEY,
+            column::REVISION,
+            column::TIMESTAMP,
+            column::PASSAGES,
+            column::VALID_FROM,
+            column::VALID_TO,
+        ];
+        let scanner = self.scan(&columns, predicate)?;
+        let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
+        while let Some(batch) = stream.try_next().await.map_err(read_error)? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                visit(IdentityRow {
+                    id: rows.required_text(column::ID, row)?.to_owned(),
+                    content_hash: rows.required_text(column::CONTENT_HASH, row)?.to_owned(),
+                    idempotency_key: rows.text(column::IDEMPOTENCY_KEY, row)?.map(str::to_owned),
+                    revision: rows.int(column::REVISION, row)?.unwrap_or(1),
+                    timestamp: rows.time(column::TIMESTAMP, row)?,
+                    passages: u32::try_from(rows.small_int(column::PASSAGES, row)?).unwrap_or(1),
+                    valid_from: rows.int(column::VALID_FROM, row)?.unwrap_or(0),
+                    valid_to: rows.int(column::VALID_TO, row)?,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn row_id(batch: &RecordBatch, row: usize) -> KnowledgeResult<u64> {
+    use arrow_array::cast::AsArray;
+    batch
+        .column_by_name(ROW_ID)
+        .and_then(|array| array.as_primitive_opt::<arrow_array::types::UInt64Type>())
+        .map(|array| array.value(row))
+        .ok_or_else(|| KnowledgeError::internal("the query returned no row ids"))
+}
+
+/// Cosine of two vectors; 0 where one of them has no direction.
+pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let (mut dot, mut norm_a, mut norm_b) = (0.0_f32, 0.0_f32, 0.0_f32);
+    for (x, y) in a.iter().zip(b) {
+        dot += x * y;
+        norm_a += x * x;
+        norm_b += y * y;
+    }
+    let norms = (norm_a * norm_b).sqrt();
+    if norms > 0.0 { dot / norms } else { 0.0 }
+}

@@ -1,0 +1,293 @@
+//! The types of every method: parameters, results and the one table that names them all.
+//!
+//! A method is a unit struct ([`Store`], [`Search`], ...) that implements [`Method`]; the table at the end
+//! of this file is the only place where a name, its parameters, its result, its default deadline and its
+//! positional order are brought together. The server decodes with it ([`crate::params::decode`]), the
+//! client calls with it ([`crate::client::Client::call`]) and `rpc.discover` is generated from it.
+//!
+//! Times in results are RFC 3339 in UTC with milliseconds. Fields may be added by later versions, so
+//! results tolerate unknown members; parameters do not (see [`crate::params`]).
+
+mod admin;
+mod common;
+mod knowledge;
+mod rpc;
+
+pub use admin::*;
+pub use common::*;
+pub use knowledge::*;
+pub use rpc::*;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+use crate::error::WireError;
+
+/// One method of the wire: its name, types and the facts that dispatch needs before it runs.
+pub trait Method: Send + Sync + 'static {
+    /// The name on the wire.
+    const NAME: &'static str;
+    /// Other names that mean the same method.
+    const OTHER_NAMES: &'static [&'static str];
+    /// What the caller sends, without the common `project_id` and `timeout_ms`.
+    type Params: Params;
+    /// What the caller gets.
+    type Result: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static;
+    /// Every parameter in the order of a positional array; also the complete list of known names.
+    const POSITIONAL: &'static [&'static str];
+    /// Other names of parameters, as (alias, name).
+    const ALIASES: &'static [(&'static str, &'static str)];
+    /// Milliseconds until the deadline when the caller gives no `timeout_ms`.
+    const DEFAULT_TIMEOUT_MS: u64;
+    /// Whether the method may change stored data. Decides what a missed deadline says: a read was
+    /// certainly not executed to the end, of a write it is unknown.
+    const WRITES: bool;
+    /// Whether `project_id` may be `"*"`, every project.
+    const ANY_PROJECT: bool;
+    /// One sentence for `rpc.discover` and the command line.
+    const SUMMARY: &'static str;
+}
+
+/// What a parameter type offers besides its fields: a check of ranges that types cannot express.
+pub trait Params: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static {
+    /// Refuses values out of range, naming the parameter and the range.
+    ///
+    /// # Errors
+    /// -32602 with the parameter's name.
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// The facts of one row of the table, without its types: what dispatch and `rpc.discover` look up by name.
+#[derive(Clone, Copy)]
+pub struct MethodInfo {
+    /// See [`Method::NAME`].
+    pub name: &'static str,
+    /// See [`Method::OTHER_NAMES`].
+    pub other_names: &'static [&'static str],
+    /// See [`Method::POSITIONAL`].
+    pub positional: &'static [&'static str],
+    /// See [`Method::ALIASES`].
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// See [`Method::DEFAULT_TIMEOUT_MS`].
+    pub default_timeout_ms: u64,
+    /// See [`Method::WRITES`].
+    pub writes: bool,
+    /// See [`Method::SUMMARY`].
+    pub summary: &'static str,
+    /// Writes the schema of the parameters.
+    pub params_schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Writes the schema of the result.
+    pub result_schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+impl std::fmt::Debug for MethodInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MethodInfo").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl MethodInfo {
+    /// The facts of `M`.
+    #[must_use]
+    pub const fn of<M: Method>() -> Self {
+        Self {
+            name: M::NAME,
+            other_names: M::OTHER_NAMES,
+            positional: M::POSITIONAL,
+            aliases: M::ALIASES,
+            default_timeout_ms: M::DEFAULT_TIMEOUT_MS,
+            writes: M::WRITES,
+            summary: M::SUMMARY,
+            params_schema: |generator| generator.subschema_for::<M::Params>(),
+            result_schema: |generator| generator.subschema_for::<M::Result>(),
+        }
+    }
+}
+
+/// The deadline of a method that no row of the table names (milliseconds): that of a read.
+pub const UNKNOWN_METHOD_TIMEOUT_MS: u64 = READ;
+
+/// The row of `name` or of one of its other names.
+#[must_use]
+pub fn method_info(name: &str) -> Option<&'static MethodInfo> {
+    METHODS.iter().find(|row| row.name == name || row.other_names.contains(&name))
+}
+
+/// How long a call of `name` may take when the caller says nothing.
+#[must_use]
+pub fn default_timeout(name: &str) -> Duration {
+    Duration::from_millis(method_info(name).map_or(UNKNOWN_METHOD_TIMEOUT_MS, |row| row.default_timeout_ms))
+}
+
+/// Reads answer in milliseconds; ten seconds mean that something is stuck.
+const READ: u64 = 10_000;
+/// A single write waits for its embedding and one durable commit.
+const WRITE: u64 = 60_000;
+/// Work in proportion to the data: batches, maintenance, backups.
+const LONG: u64 = 600_000;
+
+/// Parameter names of the filters, in positional order.
+macro_rules! with_filters {
+    ([$($before:literal),*] filters [$($after:literal),*]) => {
+        &[$($before,)* "type", "agent", "session_id", "since", "until", "metadata" $(, $after)*]
+    };
+    ([$($name:literal),*]) => { &[$($name),*] };
+}
+
+macro_rules! methods {
+    ($(
+        $type:ident $constant:ident = $name:literal $(also [$($other:literal),*])?,
+        $params:ty => $result:ty, $access:ident $timeout:ident $($any:ident)?, $positional:tt $(filters $after:tt)?,
+        $summary:literal;
+    )*) => {
+        /// The names of the methods on the wire.
+        pub mod method {
+            $(#[doc = $summary] pub const $constant: &str = $name;)*
+        }
+        $(
+            #[doc = concat!("`", $name, "`: ", $summary)]
+            #[derive(Clone, Copy, Debug)]
+            pub struct $type;
+            impl Method for $type {
+                const NAME: &'static str = $name;
+                const OTHER_NAMES: &'static [&'static str] = &[$($($other),*)?];
+                type Params = $params;
+                type Result = $result;
+                const POSITIONAL: &'static [&'static str] = with_filters!($positional $(filters $after)?);
+                const ALIASES: &'static [(&'static str, &'static str)] = &[("knowledge_type", "type")];
+                const DEFAULT_TIMEOUT_MS: u64 = $timeout;
+                const WRITES: bool = methods!(@writes $access);
+                const ANY_PROJECT: bool = methods!(@any $($any)?);
+                const SUMMARY: &'static str = $summary;
+            }
+        )*
+        /// Every method of the contract, in its order. Whether one is served is the server's affair.
+        pub static METHODS: &[MethodInfo] = &[$(MethodInfo::of::<$type>()),*];
+    };
+    (@writes read) => { false };
+    (@writes write) => { true };
+    (@any any_project) => { true };
+    (@any) => { false };
+}
+
+// The table. Columns: type and constant = name, parameters => result, access and default deadline,
+// positional order (`filters` stands for type, agent, session_id, since, until, metadata), summary.
+#[rustfmt::skip]
+methods! {
+    Store KNOWLEDGE_STORE = "knowledge.store", StoreParams => StoreResult, write WRITE,
+        ["text", "type", "agent", "session_id", "metadata", "id", "idempotency_key", "on_duplicate"],
+        "Stores one item and answers when it is durable.";
+    StoreBatch KNOWLEDGE_STORE_BATCH = "knowledge.store_batch", StoreBatchParams => StoreBatchResult, write LONG,
+        ["items"], "Stores up to 1,000 items; good items are stored even if others fail.";
+    Search KNOWLEDGE_SEARCH = "knowledge.search", SearchParams => SearchResult, read READ,
+        ["query", "limit", "offset", "mode", "threshold"] filters ["budget_tokens", "projects", "as_of", "explain"],
+        "Finds items by meaning, by keyword or both, best first.";
+    List KNOWLEDGE_LIST = "knowledge.list" also ["knowledge.query"], ListParams => ListResult, read READ,
+        [] filters ["order", "limit", "cursor"], "Lists items by filter, page by page.";
+    Get KNOWLEDGE_GET = "knowledge.get", GetParams => GetResult, read READ,
+        ["id", "ids"], "Fetches one item, or several with the ids that are missing.";
+    Update KNOWLEDGE_UPDATE = "knowledge.update", UpdateParams => UpdateResult, write WRITE,
+        ["id", "text", "type", "agent", "session_id", "metadata"], "Changes an item; the old revision stays in its history.";
+    History KNOWLEDGE_HISTORY = "knowledge.history", HistoryParams => HistoryResult, read READ,
+        ["id"], "Lists the revisions of an item, newest first.";
+    Delete KNOWLEDGE_DELETE = "knowledge.delete", DeleteParams => DeleteResult, write WRITE,
+        ["id", "ids"] filters ["dry_run"], "Deletes items by id or filter, undoable until they expire.";
+    Undelete KNOWLEDGE_UNDELETE = "knowledge.undelete", UndeleteParams => UndeleteResult, write WRITE,
+        ["undo_token", "ids"], "Restores deleted items.";
+    Purge KNOWLEDGE_PURGE = "knowledge.purge", PurgeParams => PurgeResult, write LONG,
+        ["id", "ids", "secrets", "confirm"], "Removes items from every revision and version on disk.";
+    Cleanup KNOWLEDGE_CLEANUP = "knowledge.cleanup", CleanupParams => CleanupResult, write LONG,
+        ["older_than_days"] filters ["dry_run"], "Deletes items older than a number of days; a dry run unless told otherwise.";
+    Similar KNOWLEDGE_SIMILAR = "knowledge.similar", SimilarParams => SearchResult, read READ,
+        ["id", "limit"], "Finds items that resemble a given one.";
+    Stats KNOWLEDGE_STATS = "knowledge.stats", StatsParams => StatsResult, read READ,
+        [], "Counts items of one project, or of all.";
+    Projects KNOWLEDGE_PROJECTS = "knowledge.projects", ProjectsParams => ProjectsResult, read READ,
+        [], "Lists the projects.";
+    PreCompaction KNOWLEDGE_PRE_COMPACTION = "knowledge.pre_compaction", PreCompactionParams => PreCompactionResult, write LONG,
+        ["conversation", "session_id"], "Stores what is worth keeping of a conversation before it is compacted.";
+    PostCompaction KNOWLEDGE_POST_COMPACTION = "knowledge.post_compaction", PostCompactionParams => PostCompactionResult, read READ,
+        ["current_task", "limit", "budget_tokens"], "Gives back what matters for a task after a compaction.";
+    Subscribe KNOWLEDGE_SUBSCRIBE = "knowledge.subscribe", SubscribeParams => SubscribeResult, read READ any_project,
+        ["cursor", "with_text"], "Starts the change feed on this connection.";
+    Unsubscribe KNOWLEDGE_UNSUBSCRIBE = "knowledge.unsubscribe", UnsubscribeParams => bool, read READ,
+        ["subscription"], "Ends a subscription of this connection.";
+    Embed EMBEDDING_EMBED = "embedding.embed", EmbedParams => EmbedResult, read WRITE,
+        ["texts"], "Embeds texts with the daemon's model.";
+    SqlQuery SQL_QUERY = "sql.query", SqlParams => SqlResult, read READ,
+        ["sql", "limit"], "Runs one read-only SELECT over the project's live items.";
+    Health ADMIN_HEALTH = "admin.health", HealthParams => HealthResult, read READ,
+        ["deep"], "Says whether the daemon works; deep proves it by a write, a search and a delete.";
+    Status ADMIN_STATUS = "admin.status", StatusParams => StatusResult, read READ,
+        [], "Describes the daemon, its parts and its projects.";
+    Metrics ADMIN_METRICS = "admin.metrics", MetricsParams => MetricsResult, read READ,
+        [], "Gives the metrics as Prometheus text.";
+    Optimize ADMIN_OPTIMIZE = "admin.optimize", OptimizeParams => OptimizeResult, write LONG,
+        [], "Runs the maintenance that is due.";
+    Reembed ADMIN_REEMBED = "admin.reembed", ReembedParams => ReembedResult, write LONG,
+        ["model"], "Embeds every item again with another model, online.";
+    Backup ADMIN_BACKUP = "admin.backup", BackupParams => BackupResult, read LONG,
+        ["path"], "Writes a consistent copy to an absolute path.";
+    Restore ADMIN_RESTORE = "admin.restore", RestoreParams => RestoreResult, write LONG,
+        ["path"], "Replaces projects by those of a backup and keeps the old ones aside.";
+    Verify ADMIN_VERIFY = "admin.verify", VerifyParams => VerifyResult, read LONG,
+        [], "Checks the stored data and reports what is wrong.";
+    Import ADMIN_IMPORT = "admin.import", ImportParams => ImportResult, write LONG,
+        ["path", "dry_run"], "Imports items from a file or a store of the old tool.";
+    Export ADMIN_EXPORT = "admin.export", ExportParams => ExportResult, read LONG,
+        ["path", "format"], "Exports items to an absolute path.";
+    Shutdown ADMIN_SHUTDOWN = "admin.shutdown", ShutdownParams => ShutdownResult, read WRITE,
+        [], "Finishes what was accepted and stops the daemon.";
+    Discover RPC_DISCOVER = "rpc.discover", DiscoverParams => serde_json::Value, read READ,
+        [], "Describes every method as an OpenRPC document.";
+    Version RPC_VERSION = "rpc.version", VersionParams => VersionResult, read READ,
+        [], "Names the version, the capabilities and the limits.";
+    Cancel RPC_CANCEL = "rpc.cancel", CancelParams => CancelResult, read READ,
+        ["id"], "Cancels a request in flight on this connection.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_positional_lists_are_the_properties_of_the_schemas() {
+        for row in METHODS {
+            let mut generator = SchemaGenerator::default();
+            let reference = (row.params_schema)(&mut generator);
+            let definitions = generator.take_definitions(false);
+            let schema = match reference.get("$ref").and_then(|value| value.as_str()) {
+                Some(path) => definitions[path.rsplit('/').next().unwrap()].clone(),
+                None => reference.to_value(),
+            };
+            let properties: BTreeSet<String> = schema["properties"]
+                .as_object()
+                .map(|map| map.keys().cloned().collect())
+                .unwrap_or_default();
+            let listed: BTreeSet<String> = row.positional.iter().map(ToString::to_string).collect();
+            assert_eq!(properties, listed, "{}", row.name);
+            assert_eq!(listed.len(), row.positional.len(), "{} lists a name twice", row.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_constants_agree() {
+        let mut names = BTreeSet::new();
+        for row in METHODS {
+            assert!(names.insert(row.name), "{} twice", row.name);
+            for other in row.other_names {
+                assert!(names.insert(other), "{other} twice");
+            }
+            assert!((1..=600_000).contains(&row.default_timeout_ms));
+        }
+        assert_eq!(method::KNOWLEDGE_STORE, Store::NAME);
+        assert_eq!(method_info("knowledge.query").unwrap().name, method::KNOWLEDGE_LIST);
+        assert_eq!(default_timeout("knowledge.search"), Duration::from_secs(10));
+        assert_eq!(default_timeout("knowledge.store"), Duration::from_secs(60));
+        assert_eq!(default_timeout("no.such"), Duration::from_secs(10));
+    }
+}

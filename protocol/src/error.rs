@@ -1,0 +1,554 @@
+//! The errors of the wire: one table of codes, kinds and whether a retry helps.
+//!
+//! Every error that leaves the daemon is a [`WireError`]. Its message is one sentence that says what to
+//! do; its data says the same to programs. Messages never repeat stored text or a secret.
+
+use jsonrpsee_types::{ErrorObject, ErrorObjectOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+
+/// Declares [`ErrorKind`] and the table behind it.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal, $code:literal, $retryable:literal;)*) => {
+        /// What went wrong, in a word that programs may rely on.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorKind {
+            $($(#[$doc])* $variant,)*
+            /// A kind that this version does not know: the peer is newer.
+            #[serde(other)]
+            Unknown,
+        }
+
+        impl ErrorKind {
+            /// Every kind of the contract.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The JSON-RPC error code.
+            #[must_use]
+            pub const fn code(self) -> i32 {
+                match self { $(Self::$variant => $code,)* Self::Unknown => -32_603 }
+            }
+
+            /// Whether the same request may succeed later.
+            #[must_use]
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$variant => $retryable,)* Self::Unknown => false }
+            }
+
+            /// The word on the wire.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* Self::Unknown => "unknown" }
+            }
+
+            /// The kind that has this code.
+            #[must_use]
+            pub const fn from_code(code: i32) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// What came in is not JSON.
+    ParseError = "parse_error", -32_700, false;
+    /// It is JSON, but no request.
+    InvalidRequest = "invalid_request", -32_600, false;
+    /// No such method.
+    MethodNotFound = "method_not_found", -32_601, false;
+    /// A parameter is missing, unknown, or has a wrong value.
+    InvalidParams = "invalid_params", -32_602, false;
+    /// A fault in the daemon.
+    InternalError = "internal_error", -32_603, false;
+    /// The request is over the size limit.
+    RequestTooLarge = "request_too_large", -32_007, false;
+    /// The response is over the size limit.
+    ResponseTooLarge = "response_too_large", -32_008, false;
+    /// Too much is going on.
+    Busy = "busy", -32_009, true;
+    /// The batch has too many requests.
+    BatchTooLarge = "batch_too_large", -32_010, false;
+    /// No such item.
+    NotFound = "not_found", -32_020, false;
+    /// The id is taken by other content.
+    AlreadyExists = "already_exists", -32_021, false;
+    /// A secret was found and the policy is to refuse.
+    SecretRejected = "secret_rejected", -32_022, false;
+    /// The stored vectors come from another model.
+    ModelMismatch = "model_mismatch", -32_023, false;
+    /// Nothing can be written at the moment.
+    ReadOnly = "read_only", -32_024, true;
+    /// The peer sends faster than it may.
+    RateLimited = "rate_limited", -32_025, true;
+    /// The peer may not use this socket.
+    Forbidden = "forbidden", -32_026, false;
+    /// The call was cancelled.
+    Cancelled = "cancelled", -32_027, true;
+    /// The cursor or token is too old.
+    Expired = "expired", -32_028, false;
+    /// The data has an older shape.
+    NeedsMigration = "needs_migration", -32_029, false;
+    /// The deadline passed.
+    DeadlineExceeded = "deadline_exceeded", -32_050, true;
+    /// A part of the daemon is restarting or degraded.
+    Unavailable = "unavailable", -32_051, true;
+    /// The write may or may not have happened.
+    OutcomeUnknown = "outcome_unknown", -32_052, true;
+    /// The daemon is stopping.
+    ShuttingDown = "shutting_down", -32_053, true;
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Whether a call that failed was carried out: `false`, `true` or `"unknown"` on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executed {
+    /// Certainly not.
+    No,
+    /// Certainly.
+    Yes,
+    /// It may have been.
+    Unknown,
+}
+
+impl Executed {
+    /// What can be said of a call that was started and never answered.
+    #[must_use]
+    pub const fn unanswered(writes: bool) -> Self {
+        if writes { Self::Unknown } else { Self::No }
+    }
+}
+
+impl Serialize for Executed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::No => serializer.serialize_bool(false),
+            Self::Yes => serializer.serialize_bool(true),
+            Self::Unknown => serializer.serialize_str("unknown"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Executed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Bool(false) => Self::No,
+            serde_json::Value::Bool(true) => Self::Yes,
+            _ => Self::Unknown,
+        })
+    }
+}
+
+/// What an error says to programs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorData {
+    /// What went wrong, in a word.
+    pub kind: ErrorKind,
+    /// Whether the same request may succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+    /// What to do about it, where the message has no room for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+    /// The parameter that is wrong, as a path (`items[3].text`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<String>,
+    /// Milliseconds after which a retry makes sense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// Whether the call was carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executed: Option<Executed>,
+    /// Whatever else an error says.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+/// An error as it stands on the wire.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct WireError {
+    /// The JSON-RPC error code.
+    pub code: i32,
+    /// One sentence that says what to do.
+    pub message: String,
+    /// The same for programs. Boxed: results carry errors around, and most succeed.
+    pub data: Box<ErrorData>,
+}
+
+impl WireError {
+    /// An error of `kind` with a message of one's own.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            code: kind.code(),
+            message: message.into(),
+            data: Box::new(ErrorData {
+                kind,
+                retryable: kind.retryable(),
+                fix: None,
+                parameter: None,
+                retry_after_ms: None,
+                executed: None,
+                extra: serde_json::Map::new(),
+            }),
+        }
+    }
+
+    /// What went wrong, in a word.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.data.kind
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn with_fix(mut self, fix: impl Into<String>) -> Self {
+        self.data.fix = Some(fix.into());
+        self
+    }
+
+    /// Names the parameter that is wrong.
+    #[must_use]
+    pub fn with_parameter(mut self, parameter: impl Into<String>) -> Self {
+        self.data.parameter = Some(parameter.into());
+        self
+    }
+
+    /// Says when a retry makes sense, in milliseconds.
+    #[must_use]
+    pub fn with_retry_after_ms(mut self, retry_after_ms: u64) -> Self {
+        self.data.retry_after_ms = Some(retry_after_ms);
+        self
+    }
+
+    /// Says whether the call was carried out.
+    #[must_use]
+    pub fn with_executed(mut self, executed: Executed) -> Self {
+        self.data.executed = Some(executed);
+        self
+    }
+
+    /// Adds a fact of one's own.
+    #[must_use]
+    pub fn with_extra(mut self, key: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+        self.data.extra.insert(key.into(), value.into());
+        self
+    }
+
+    /// -32700: what came in is not JSON.
+    #[must_use]
+    pub fn parse_error(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::ParseError, message)
+    }
+
+    /// -32600: JSON, but no request.
+    #[must_use]
+    pub fn invalid_request(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidRequest, message)
+    }
+
+    /// -32601: no such method; `nearest` is one that is served and has a similar name.
+    #[must_use]
+    pub fn method_not_found(name: &str, nearest: Option<&str>) -> Self {
+        let name = shortened(name, 80);
+        let message = match nearest {
+            Some(nearest) => format!("there is no method `{name}`; did you mean `{nearest}`?"),
+            None => format!("there is no method `{name}`; `rpc.discover` lists the methods"),
+        };
+        let error = Self::new(ErrorKind::MethodNotFound, message);
+        match nearest {
+            Some(nearest) => error.with_extra("nearest", nearest),
+            None => error,
+        }
+    }
+
+    /// -32602: `parameter` is missing, unknown or wrong; the message says what is valid.
+    #[must_use]
+    pub fn invalid_params(parameter: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidParams, message).with_parameter(parameter)
+    }
+
+    /// -32603: a fault in the daemon. `message` must hold nothing that was sent or stored.
+    #[must_use]
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InternalError, message).with_fix("look into the daemon's log, and report it if it recurs")
+    }
+
+    /// -32007: the request is over `limit_bytes`.
+    #[must_use]
+    pub fn request_too_large(limit_bytes: usize) -> Self {
+        Self::new(
+            ErrorKind::RequestTooLarge,
+            format!("the request is larger than {limit_bytes} bytes; send it in smaller parts"),
+        )
+        .with_extra("limit_bytes", limit_bytes)
+    }
+
+    /// -32008: the response would be over `limit_bytes`.
+    #[must_use]
+    pub fn response_too_large(limit_bytes: usize) -> Self {
+        Self::new(
+            ErrorKind::ResponseTooLarge,
+            format!("the response would be larger than {limit_bytes} bytes; ask for less, for example a smaller `limit`"),
+        )
+        .with_extra("limit_bytes", limit_bytes)
+    }
+
+    /// -32010: the batch has more than `limit` requests.
+    #[must_use]
+    pub fn batch_too_large(limit: usize) -> Self {
+        Self::new(
+            ErrorKind::BatchTooLarge,
+            format!("the batch has more than {limit} requests; send several batches"),
+        )
+        .with_extra("limit", limit)
+    }
+
+    /// -32009: too much is going on (`what`); nothing was done.
+    #[must_use]
+    pub fn busy(what: impl fmt::Display, retry_after_ms: u64) -> Self {
+        Self::new(ErrorKind::Busy, format!("{what}; try again in {retry_after_ms} ms"))
+            .with_retry_after_ms(retry_after_ms)
+            .with_executed(Executed::No)
+    }
+
+    /// -32020: no item has this id.
+    #[must_use]
+    pub fn not_found(id: &str) -> Self {
+        let id = shortened(id, 120);
+        Self::new(ErrorKind::NotFound, format!("no item has the id `{id}` in this project; check the id and `project_id`"))
+            .with_extra("id", id)
+    }
+
+    /// -32021: the id belongs to other content.
+    #[must_use]
+    pub fn already_exists(id: &str) -> Self {
+        let id = shortened(id, 120);
+        Self::new(
+            ErrorKind::AlreadyExists,
+            format!("the id `{id}` belongs to an item with other content; use another id, or `knowledge.update`"),
+        )
+        .with_extra("id", id)
+    }
+
+    /// -32022: `detector` found a secret at `place` (never the secret itself).
+    #[must_use]
+    pub fn secret_rejected(detector: &str, place: &str) -> Self {
+        Self::new(
+            ErrorKind::SecretRejected,
+            format!("a secret was found in {place} ({detector}); remove it, or store where it is kept instead"),
+        )
+        .with_extra("detector", detector)
+        .with_extra("place", place)
+    }
+
+    /// -32023: the stored vectors come from another model than the daemon's.
+    #[must_use]
+    pub fn model_mismatch(stored: &str, current: &str) -> Self {
+        Self::new(
+            ErrorKind::ModelMismatch,
+            format!("the project was embedded with {stored}, the daemon runs {current}; run `ccoctl rpc admin.reembed`"),
+        )
+        .with_extra("stored", stored)
+        .with_extra("current", current)
+    }
+
+    /// -32024: nothing can be written at the moment; `reason` says why.
+    #[must_use]
+    pub fn read_only(reason: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::ReadOnly, format!("nothing can be written now: {reason}")).with_executed(Executed::No)
+    }
+
+    /// -32025: the peer sends faster than it may.
+    #[must_use]
+    pub fn rate_limited(retry_after_ms: u64) -> Self {
+        Self::new(ErrorKind::RateLimited, format!("too many requests; try again in {retry_after_ms} ms"))
+            .with_retry_after_ms(retry_after_ms)
+            .with_executed(Executed::No)
+    }
+
+    /// -32026: the peer may not use this socket.
+    #[must_use]
+    pub fn forbidden(uid: Option<u32>) -> Self {
+        let who = uid.map_or_else(|| "your user could not be determined and".to_owned(), |uid| format!("user id {uid}"));
+        Self::new(
+            ErrorKind::Forbidden,
+            format!("{who} may not use this socket; its owner can add the user id to `allowed_uids`"),
+        )
+    }
+
+    /// -32027: the call was cancelled.
+    #[must_use]
+    pub fn cancelled(executed: Executed) -> Self {
+        Self::new(ErrorKind::Cancelled, "the call was cancelled; send it again if it is still wanted")
+            .with_executed(executed)
+    }
+
+    /// -32028: `what` (a cursor, an undo token) is too old.
+    #[must_use]
+    pub fn expired(what: &str) -> Self {
+        Self::new(ErrorKind::Expired, format!("the {what} has expired; start anew without it"))
+    }
+
+    /// -32029: the project's data has an older shape.
+    #[must_use]
+    pub fn needs_migration(project_id: &str) -> Self {
+        Self::new(
+            ErrorKind::NeedsMigration,
+            format!("the project `{project_id}` holds data of another shape; run `ccoctl migrate`"),
+        )
+        .with_extra("project_id", project_id)
+    }
+
+    /// -32050: the deadline passed.
+    #[must_use]
+    pub fn deadline_exceeded(executed: Executed) -> Self {
+        let message = match executed {
+            Executed::No => "the deadline passed before the call was carried out; try again, or with a longer `timeout_ms`",
+            Executed::Yes => "the deadline passed, but the call was carried out",
+            Executed::Unknown => {
+                "the deadline passed and the call may have been carried out; repeat it with the same id or key"
+            }
+        };
+        Self::new(ErrorKind::DeadlineExceeded, message).with_executed(executed)
+    }
+
+    /// -32051: `part` is restarting or degraded.
+    #[must_use]
+    pub fn unavailable(part: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Unavailable, format!("{part} is not available now; try again, and see `ccoctl health`"))
+            .with_executed(Executed::No)
+    }
+
+    /// -32052: the write may or may not have happened.
+    #[must_use]
+    pub fn outcome_unknown() -> Self {
+        Self::new(
+            ErrorKind::OutcomeUnknown,
+            "it is unknown whether the write happened; repeat it with the same id or key, which stores once",
+        )
+        .with_executed(Executed::Unknown)
+    }
+
+    /// -32053: the daemon is stopping and takes no new requests.
+    #[must_use]
+    pub fn shutting_down() -> Self {
+        Self::new(ErrorKind::ShuttingDown, "the daemon is stopping; connect again when it is back")
+            .with_executed(Executed::No)
+    }
+}
+
+impl From<WireError> for ErrorObjectOwned {
+    fn from(error: WireError) -> Self {
+        ErrorObject::owned(error.code, error.message, Some(error.data))
+    }
+}
+
+impl From<ErrorObjectOwned> for WireError {
+    fn from(error: ErrorObjectOwned) -> Self {
+        let code = error.code();
+        let data = error.data().and_then(|raw| serde_json::from_str::<ErrorData>(raw.get()).ok());
+        let mut wire = Self::new(ErrorKind::from_code(code).unwrap_or(ErrorKind::Unknown), error.message());
+        wire.code = code;
+        if let Some(data) = data {
+            *wire.data = data;
+        } else if let Some(raw) = error.data() {
+            // Not of our shape: another server, or a library's own error. Keep what it said.
+            let value = serde_json::from_str(raw.get()).unwrap_or_default();
+            wire.data.extra.insert("data".to_owned(), value);
+        }
+        wire
+    }
+}
+
+/// At most `max` characters of `text`, with the control characters shown as escapes: for names that the
+/// caller made up and that go into a message.
+pub(crate) fn shortened(text: &str, max: usize) -> String {
+    let mut short: String = text.chars().take(max).flat_map(char::escape_default).collect();
+    if text.chars().nth(max).is_some() {
+        short.push_str("...");
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_agrees_with_itself_and_the_contract() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(ErrorKind::from_code(kind.code()), Some(*kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+        let retryable: Vec<i32> = ErrorKind::ALL.iter().filter(|kind| kind.retryable()).map(|kind| kind.code()).collect();
+        assert_eq!(retryable, [-32009, -32024, -32025, -32027, -32050, -32051, -32052, -32053]);
+    }
+
+    #[test]
+    fn every_constructor_survives_the_wire() {
+        let errors = [
+            WireError::parse_error("x"),
+            WireError::invalid_request("x"),
+            WireError::method_not_found("a", Some("b")),
+            WireError::invalid_params("limit", "x"),
+            WireError::internal("x"),
+            WireError::request_too_large(1),
+            WireError::response_too_large(1),
+            WireError::busy("x", 5),
+            WireError::batch_too_large(1),
+            WireError::not_found("x"),
+            WireError::already_exists("x"),
+            WireError::secret_rejected("aws", "text"),
+            WireError::model_mismatch("a", "b"),
+            WireError::read_only("x"),
+            WireError::rate_limited(5),
+            WireError::forbidden(Some(7)),
+            WireError::cancelled(Executed::Unknown),
+            WireError::expired("cursor"),
+            WireError::needs_migration("p"),
+            WireError::deadline_exceeded(Executed::No),
+            WireError::unavailable("x"),
+            WireError::outcome_unknown(),
+            WireError::shutting_down(),
+        ];
+        let kinds: Vec<ErrorKind> = errors.iter().map(WireError::kind).collect();
+        assert_eq!(kinds, ErrorKind::ALL);
+        for error in errors {
+            let object: ErrorObjectOwned = error.clone().into();
+            let text = serde_json::to_string(&object).unwrap();
+            let back: ErrorObjectOwned = serde_json::from_str(&text).unwrap();
+            assert_eq!(WireError::from(back), error);
+            assert!(!error.message.ends_with('.') && !error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn executed_is_false_true_or_unknown() {
+        let data = |executed| serde_json::to_value(*WireError::deadline_exceeded(executed).data).unwrap();
+        assert_eq!(data(Executed::No)["executed"], false);
+        assert_eq!(data(Executed::Yes)["executed"], true);
+        assert_eq!(data(Executed::Unknown)["executed"], "unknown");
+    }
+
+    #[test]
+    fn a_strangers_error_keeps_what_it_said() {
+        let stranger = ErrorObject::owned(-1, "no", Some("details"));
+        let error = WireError::from(stranger);
+        assert_eq!((error.code, error.kind()), (-1, ErrorKind::Unknown));
+        assert_eq!(error.data.extra["data"], "details");
+    }
+
+    #[test]
+    fn names_in_messages_are_short_and_printable() {
+        let error = WireError::method_not_found(&"\u{1b}x".repeat(1000), None);
+        assert!(error.message.len() < 1000 && !error.message.contains('\u{1b}'));
+    }
+}

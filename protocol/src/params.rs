@@ -1,0 +1,587 @@
+//! Decodes the parameters of a call.
+//!
+//! Parameters come as an object, or as an array in the order of [`Method::POSITIONAL`]. Two are common to
+//! all methods: `project_id` and `timeout_ms`. Everything else must be known: an unknown name is refused
+//! with the nearest known one, a repeated name is refused, and a wrong type is refused with the path of the
+//! parameter and what would have been right. (serde's `deny_unknown_fields` cannot do this together with
+//! `flatten`, hence this module.) A parameter that is `null` counts as absent.
+//!
+//! Messages name parameters, never their values: a value may be a secret, or a megabyte.
+
+use serde::Deserialize;
+use serde::de::value::MapDeserializer;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use crate::api::{Filters, Method, Params, Store, StoreParams, check_project_name};
+use crate::error::{WireError, shortened};
+
+/// The parameters that every method takes.
+pub const COMMON: &[&str] = &["project_id", "timeout_ms"];
+/// The longest deadline that a caller may ask for, in milliseconds.
+pub const TIMEOUT_MS_MAX: u64 = 600_000;
+
+/// The parameters of one call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded<P> {
+    /// The method's own.
+    pub params: P,
+    /// The project, if one was named; a valid name (or `"*"` where the method allows it).
+    pub project_id: Option<String>,
+    /// The deadline that was asked for, 1 to 600,000 ms.
+    pub timeout_ms: Option<u64>,
+}
+
+/// Decodes the parameters of `M` from raw JSON; none means an empty object.
+///
+/// # Errors
+/// -32602 with the parameter's name where there is one.
+pub fn decode<M: Method>(raw: Option<&RawValue>) -> Result<Decoded<M::Params>, WireError> {
+    decode_str::<M>(raw.map(RawValue::get))
+}
+
+/// [`decode`] for the parameters that a method registered with jsonrpsee gets.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_params<M: Method>(params: &jsonrpsee_types::Params<'_>) -> Result<Decoded<M::Params>, WireError> {
+    decode_str::<M>(params.as_str())
+}
+
+/// [`decode`] for JSON in a string.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_str<M: Method>(json: Option<&str>) -> Result<Decoded<M::Params>, WireError> {
+    let json = json.map_or("{}", str::trim);
+    let mut entries = match json.as_bytes().first() {
+        None => Vec::new(),
+        Some(b'[') => positional::<M>(json)?,
+        Some(b'{') => named(json)?,
+        Some(_) if json == "null" => Vec::new(),
+        Some(_) => return Err(not_structured()),
+    };
+    let project_id = take(&mut entries, "project_id", |raw| project(raw, M::ANY_PROJECT))?;
+    let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
+    let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES, COMMON)?;
+    params.check()?;
+    Ok(Decoded { params, project_id, timeout_ms })
+}
+
+/// Decodes one item of a batch: the parameters of `knowledge.store` without the common ones.
+pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
+    if !raw.get().starts_with('{') {
+        return Err(WireError::invalid_params("items", "each of `items` must be an object with a `text`"));
+    }
+    let item = fields::<StoreParams>(named(raw.get())?, Store::POSITIONAL, Store::ALIASES, &[])?;
+    item.check()?;
+    Ok(item)
+}
+
+/// The deadline that the parameters ask for, found without decoding them. Anything that is not a valid
+/// `timeout_ms` counts as absent here: decoding refuses it later, with a message.
+#[must_use]
+pub fn peek_timeout(json: Option<&str>) -> Option<Duration> {
+    let json = json?;
+    // Most calls name no deadline, and a substring search is far cheaper than a parse of a large text.
+    if !json.contains("timeout_ms") || !json.trim_start().starts_with('{') {
+        return None;
+    }
+    #[derive(Deserialize)]
+    struct Peek<'a> {
+        #[serde(borrow, default)]
+        timeout_ms: Option<&'a RawValue>,
+    }
+    let peek: Peek<'_> = serde_json::from_str(json).ok()?;
+    timeout(peek.timeout_ms?).ok().map(Duration::from_millis)
+}
+
+pub(crate) fn not_structured() -> WireError {
+    let mut error = WireError::invalid_params("params", "`params` must be an object, or an array in the documented order");
+    error.data.parameter = None;
+    error
+}
+
+type Entry<'a> = (Cow<'a, str>, &'a RawValue);
+
+/// The entries of an object in their order; a repeated name is refused.
+fn named(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
+    struct Entries;
+
+    impl<'de> Visitor<'de> for Entries {
+        type Value = Vec<Entry<'de>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(Key(name)) = map.next_key()? {
+                entries.push((name, map.next_value()?));
+            }
+            Ok(entries)
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let mut entries = deserializer.deserialize_map(Entries).map_err(|error| unreadable(&error))?;
+    deserializer.end().map_err(|error| unreadable(&error))?;
+    // Sorting finds repetitions in n log n: the number of names is the caller's to choose.
+    let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_ref()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(twice(pair[0]));
+    }
+    entries.retain(|(_, value)| value.get() != "null");
+    Ok(entries)
+}
+
+/// The elements of an array under the names of their places.
+fn positional<M: Method>(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
+    struct Elements(&'static [&'static str]);
+
+    impl<'de> Visitor<'de> for Elements {
+        /// The entries, and whether there were more elements than names.
+        type Value = (Vec<Entry<'de>>, bool);
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut entries = Vec::new();
+            for name in self.0 {
+                match list.next_element::<&RawValue>()? {
+                    Some(value) => entries.push((Cow::Borrowed(*name), value)),
+                    None => return Ok((entries, false)),
+                }
+            }
+            let mut more = false;
+            while list.next_element::<serde::de::IgnoredAny>()?.is_some() {
+                more = true;
+            }
+            Ok((entries, more))
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let (mut entries, more) =
+        deserializer.deserialize_seq(Elements(M::POSITIONAL)).map_err(|error| unreadable(&error))?;
+    if more {
+        let mut error = WireError::invalid_params(
+            "params",
+            format!("`{}` takes at most {} positional parameters: {}", M::NAME, M::POSITIONAL.len(), listed(M::POSITIONAL)),
+        );
+        error.data.parameter = None;
+        return Err(error);
+    }
+    entries.retain(|(_, value)| value.get() != "null");
+    Ok(entries)
+}
+
+/// A key that borrows unless it holds escapes.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl<'de> Visitor<'de> for Text {
+            type Value = Key<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}
+
+fn take<'a, T>(
+    entries: &mut Vec<Entry<'a>>,
+    name: &str,
+    read: impl FnOnce(&'a RawValue) -> Result<T, WireError>,
+) -> Result<Option<T>, WireError> {
+    match entries.iter().position(|(entry, _)| entry == name) {
+        Some(place) => read(entries.swap_remove(place).1).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn project(raw: &RawValue, any: bool) -> Result<String, WireError> {
+    let name: String = serde_json::from_str(raw.get()).map_err(|error| wrong("project_id", &error))?;
+    if !(any && name == "*") {
+        check_project_name("project_id", &name)?;
+    }
+    Ok(name)
+}
+
+fn timeout(raw: &RawValue) -> Result<u64, WireError> {
+    match serde_json::from_str::<u64>(raw.get()) {
+        Ok(timeout_ms) if (1..=TIMEOUT_MS_MAX).contains(&timeout_ms) => Ok(timeout_ms),
+        _ => Err(WireError::invalid_params(
+            "timeout_ms",
+            format!("`timeout_ms` must be an integer from 1 to {TIMEOUT_MS_MAX}"),
+        )),
+    }
+}
+
+/// Decodes the fields of a parameter type, all of whose names are in `known`.
+fn fields<P: DeserializeOwned>(
+    mut entries: Vec<Entry<'_>>,
+    known: &[&'static str],
+    aliases: &[(&str, &'static str)],
+    common: &[&'static str],
+) -> Result<P, WireError> {
+    for (name, _) in &mut entries {
+        let alias = aliases.iter().find(|(alias, target)| alias == name && known.contains(target));
+        if let Some((_, target)) = alias {
+            *name = Cow::Borrowed(*target);
+        }
+        if !known.contains(&name.as_ref()) {
+            return Err(unknown(name, known, common));
+        }
+    }
+    // An alias beside its name; at most as many entries as known names, so the square is small.
+    for (place, (name, _)) in entries.iter().enumerate() {
+        if entries[..place].iter().any(|(other, _)| other == name) {
+            return Err(twice(name));
+        }
+    }
+    let pairs = entries.iter().map(|(name, value)| (name.as_ref(), *value));
+    let mut track = serde_path_to_error::Track::new();
+    let map = MapDeserializer::<_, serde_json::Error>::new(pairs);
+    let result = P::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
+    result.map_err(|error: serde_json::Error| {
+        let path = track.path().to_string();
+        if path != "." && !path.is_empty() {
+            return wrong(&path, &error);
+        }
+        // Inside a flattened struct the path is lost: find the filter that is wrong on its own.
+        filter_at_fault(&entries).unwrap_or_else(|| wrong("", &error))
+    })
+}
+
+fn filter_at_fault(entries: &[Entry<'_>]) -> Option<WireError> {
+    entries.iter().filter(|(name, _)| Filters::NAMES.contains(&name.as_ref())).find_map(|(name, value)| {
+        let mut track = serde_path_to_error::Track::new();
+        let map = MapDeserializer::<_, serde_json::Error>::new(std::iter::once((name.as_ref(), *value)));
+        let result = Filters::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
+        result.err().map(|error| wrong(&track.path().to_string(), &error))
+    })
+}
+
+fn twice(name: &str) -> WireError {
+    let name = shortened(name, 60);
+    WireError::invalid_params(name.clone(), format!("`{name}` is given twice; give it once"))
+}
+
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireError {
+    let all = || known.iter().chain(common).copied();
+    let near = nearest(name, all());
+    let name = shortened(name, 60);
+    let message = match near {
+        Some(near) => format!("there is no parameter `{name}`; did you mean `{near}`?"),
+        None => format!("there is no parameter `{name}`; the parameters are: {}", listed(&all().collect::<Vec<_>>())),
+    };
+    let error = WireError::invalid_params(name, message);
+    match near {
+        Some(near) => error.with_extra("nearest", near),
+        None => error,
+    }
+}
+
+/// The candidate most like `name`, if any is like it at all.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below this, two names have little more in common than their letters.
+    const ALIKE: f64 = 0.5;
+    // The measure is quadratic in the lengths, and the name is the caller's.
+    if name.len() > 100 {
+        return None;
+    }
+    let lower = name.to_lowercase();
+    candidates
+        .map(|candidate| (candidate, strsim::normalized_damerau_levenshtein(&lower, candidate)))
+        .filter(|(_, likeness)| *likeness >= ALIKE)
+        .max_by(|(_, one), (_, other)| one.total_cmp(other))
+        .map(|(candidate, _)| candidate)
+}
+
+fn unreadable(error: &serde_json::Error) -> WireError {
+    let mut refusal = wrong("params", error);
+    refusal.data.parameter = None;
+    refusal
+}
+
+/// Says what is wrong with the parameter at `path`, from serde's words but without the value.
+fn wrong(path: &str, error: &serde_json::Error) -> WireError {
+    let text = error.to_string();
+    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    if let Some(rest) = text.strip_prefix("missing field `") {
+        let field = rest.trim_end_matches('`');
+        let full = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
+        return WireError::invalid_params(full.clone(), format!("`{full}` is missing"));
+    }
+    let name = if path.is_empty() { "params" } else { path };
+    let message = if let Some((_, expected)) = text.strip_prefix("unknown variant").and_then(|rest| rest.split_once(", expected ")) {
+        format!("`{name}` must be {}", expected.replace('`', ""))
+    } else if let Some((found, expected)) = text.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")) {
+        format!("`{name}` must be {}, not {}", plain(expected), found_type(found))
+    } else if let Some((_, expected)) = text.strip_prefix("invalid value: ").and_then(|rest| rest.rsplit_once(", expected ")) {
+        format!("`{name}` must be {}", plain(expected))
+    } else if text.contains("surrogate") || text.contains("hex escape") {
+        format!("`{name}` holds a lone surrogate escape, which is no character; remove it or give the pair")
+    } else if text.contains("number out of range") {
+        format!("`{name}` holds a number that is out of range")
+    } else if let Some(expected) = text.strip_prefix("expected ") {
+        format!("`{name}` must be {}", shortened(expected, 120))
+    } else if error.is_data() {
+        format!("`{name}` cannot be read: {}", shortened(text, 120))
+    } else {
+        format!("`{name}` is not well-formed: {}", shortened(text, 120))
+    };
+    if path.is_empty() {
+        let mut refusal = WireError::invalid_params("params", message);
+        refusal.data.parameter = None;
+        return refusal;
+    }
+    WireError::invalid_params(path, message)
+}
+
+/// What serde expected, in words for people who do not write Rust.
+fn plain(expected: &str) -> Cow<'_, str> {
+    Cow::Borrowed(match expected {
+        "u8" => "an integer from 0 to 255",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer of 0 or more",
+        "i32" | "i64" => "an integer",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other if other.starts_with("struct ") => "an object",
+        other if other.starts_with("enum ") => "one of its words",
+        other => return Cow::Owned(shortened(other, 120)),
+    })
+}
+
+fn found_type(found: &str) -> &'static str {
+    match found.split_whitespace().next().unwrap_or_default() {
+        "string" | "character" => "a string",
+        "integer" => "an integer",
+        "floating" => "a fraction",
+        "boolean" => "true or false",
+        "sequence" => "a list",
+        "map" => "an object",
+        "null" | "unit" => "null",
+        _ => "this",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api;
+    use crate::api::{BatchItem, KnowledgeType, OnDuplicate, SearchMode};
+
+    fn refused<M: Method>(json: &str) -> WireError {
+        let error = decode_str::<M>(Some(json)).map(|_| ()).unwrap_err();
+        assert_eq!(error.code, -32602, "{json}");
+        error
+    }
+
+    fn parameter<M: Method>(json: &str) -> String {
+        let error = refused::<M>(json);
+        error.data.parameter.clone().unwrap_or_else(|| panic!("no parameter in: {}", error.message))
+    }
+
+    #[test]
+    fn names_and_places_mean_the_same() {
+        let by_name = decode_str::<api::Store>(Some(r#"{"text":"x","type":"issue","agent":"a","on_duplicate":"store"}"#));
+        let by_place = decode_str::<api::Store>(Some(r#"["x","issue","a",null,{},null,null,"store"]"#));
+        assert_eq!(by_name, by_place);
+        let store = by_name.unwrap().params;
+        assert_eq!(store.knowledge_type, KnowledgeType::Issue);
+        assert_eq!(store.on_duplicate, OnDuplicate::Store);
+    }
+
+    #[test]
+    fn absent_params_are_an_empty_object() {
+        for json in [None, Some("{}"), Some("[]"), Some("null"), Some(" {\n} ")] {
+            let decoded = decode_str::<api::List>(json).unwrap();
+            assert_eq!(decoded.params, api::ListParams::default());
+            assert_eq!((decoded.project_id, decoded.timeout_ms), (None, None));
+        }
+        for json in ["1", "\"x\"", "true"] {
+            assert_eq!(refused::<api::List>(json).data.parameter, None);
+        }
+    }
+
+    #[test]
+    fn common_parameters() {
+        let decoded =
+            decode_str::<api::Search>(Some(r#"{"query":"q","project_id":"p","timeout_ms":250,"knowledge_type":["issue"]}"#)).unwrap();
+        assert_eq!(decoded.project_id.as_deref(), Some("p"));
+        assert_eq!(decoded.timeout_ms, Some(250));
+        assert_eq!(decoded.params.filters.types(), [KnowledgeType::Issue]);
+        for bad in ["0", "600001", "-1", "1.5", "\"5\"", "1e9"] {
+            let error = refused::<api::Search>(&format!(r#"{{"query":"q","timeout_ms":{bad}}}"#));
+            assert_eq!(error.data.parameter.as_deref(), Some("timeout_ms"));
+            assert!(error.message.contains("1 to 600000"), "{}", error.message);
+        }
+        assert_eq!(parameter::<api::Search>(r#"{"query":"q","project_id":"../x"}"#), "project_id");
+        assert_eq!(parameter::<api::Search>(r#"{"query":"q","project_id":5}"#), "project_id");
+        assert_eq!(parameter::<api::Search>(r#"{"query":"q","project_id":"*"}"#), "project_id");
+        assert_eq!(decode_str::<api::Subscribe>(Some(r#"{"project_id":"*"}"#)).unwrap().project_id.as_deref(), Some("*"));
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_nearest() {
+        for (given, near) in [("limt", "limit"), ("Limit", "limit"), ("projectid", "project_id"), ("querry", "query")] {
+            let error = refused::<api::Search>(&format!(r#"{{"query":"q","{given}":1}}"#));
+            assert_eq!(error.data.parameter.as_deref(), Some(given));
+            assert_eq!(error.data.extra["nearest"], near);
+            assert!(error.message.contains(near), "{}", error.message);
+        }
+        assert!(refused::<api::Search>(r#"{"query":"q","zzzzzz":1}"#).message.contains("threshold"));
+        assert!(refused::<api::Stats>(r#"{"zzzzzz":1}"#).message.contains("project_id"));
+    }
+
+    #[test]
+    fn repeated_names_are_refused() {
+        assert_eq!(parameter::<api::Search>(r#"{"query":"a","query":"b"}"#), "query");
+        assert_eq!(parameter::<api::Search>(r#"{"query":"a","qu\u0065ry":"b"}"#), "query");
+        assert_eq!(parameter::<api::Search>(r#"{"query":"a","type":"issue","knowledge_type":"issue"}"#), "type");
+    }
+
+    #[test]
+    fn wrong_types_name_the_parameter_and_what_is_right() {
+        for (json, name, right) in [
+            (r#"{"query":5}"#, "query", "a string"),
+            (r#"{}"#, "query", "missing"),
+            (r#"{"query":null}"#, "query", "missing"),
+            (r#"{"query":"  "}"#, "query", "not blank"),
+            (r#"{"query":"q","limit":"many"}"#, "limit", "integer"),
+            (r#"{"query":"q","limit":-1}"#, "limit", "integer"),
+            (r#"{"query":"q","limit":1e30}"#, "limit", "integer"),
+            (r#"{"query":"q","limit":0}"#, "limit", "1 to 100"),
+            (r#"{"query":"q","limit":101}"#, "limit", "1 to 100"),
+            (r#"{"query":"q","mode":"fuzzy"}"#, "mode", "hybrid"),
+            (r#"{"query":"q","mode":3}"#, "mode", ""),
+            (r#"{"query":"q","type":"bug"}"#, "type", "decision"),
+            (r#"{"query":"q","type":["issue","bug"]}"#, "type", "decision"),
+            (r#"{"query":"q","type":7}"#, "type", "a string or a list"),
+            (r#"{"query":"q","agent":{}}"#, "agent", "a string or a list"),
+            (r#"{"query":"q","since":"yesterday"}"#, "since", "RFC 3339"),
+            (r#"{"query":"q","until":5}"#, "until", "a string"),
+            (r#"{"query":"q","metadata":[]}"#, "metadata", "an object"),
+            (r#"{"query":"q","threshold":2}"#, "threshold", "0 to 1"),
+            (r#"{"query":"q","threshold":"x"}"#, "threshold", "number"),
+            (r#"{"query":"q","projects":["a","../b"]}"#, "projects", "project name"),
+            (r#"{"query":"q","as_of":{}}"#, "as_of", "version"),
+            (r#"{"query":"q","explain":1}"#, "explain", "true or false"),
+            (r#"{"query":"\ud800"}"#, "query", "surrogate"),
+            (r#"{"query":"q","agent":"\udc00"}"#, "agent", "surrogate"),
+            (r#"{"query":"q","metadata":{"a":1e999}}"#, "metadata", "out of range"),
+        ] {
+            let error = refused::<api::Search>(json);
+            let named = error.data.parameter.clone().unwrap_or_default();
+            assert!(named == name || named.starts_with(&format!("{name}.")) || named.starts_with(&format!("{name}[")), "{json}: {named:?} {}", error.message);
+            assert!(error.message.contains(right), "{json}: {}", error.message);
+            assert!(!error.data.retryable);
+        }
+    }
+
+    #[test]
+    fn values_do_not_leak_into_messages() {
+        let secret = "hunter2".repeat(1000);
+        for json in [
+            format!(r#"{{"query":"q","limit":"{secret}"}}"#),
+            format!(r#"{{"query":"q","mode":"{secret}"}}"#),
+            format!(r#"{{"query":"q","type":"{secret}"}}"#),
+            format!(r#"{{"query":"q","explain":"{secret}"}}"#),
+            format!(r#"{{"query":"q","metadata":"{secret}"}}"#),
+            format!(r#"{{"query":"q","since":"{secret}"}}"#),
+            format!(r#"{{"query":"q","project_id":"{secret}"}}"#),
+            format!(r#"{{"query":"q","as_of":["{secret}"]}}"#),
+        ] {
+            let error = refused::<api::Search>(&json);
+            assert!(!error.message.contains("hunter2"), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn too_many_places() {
+        assert_eq!(refused::<api::History>(r#"["a","b"]"#).data.parameter, None);
+        assert_eq!(parameter::<api::Search>(r#"["q","x"]"#), "limit");
+        let decoded = decode_str::<api::Search>(Some(r#"["q",3,null,"text",null,"issue"]"#)).unwrap().params;
+        assert_eq!((decoded.limit, decoded.mode), (3, SearchMode::Text));
+        assert_eq!(decoded.filters.types(), [KnowledgeType::Issue]);
+    }
+
+    #[test]
+    fn bad_items_of_a_batch_fail_alone() {
+        let batch = r#"{"items":[{"text":"a"},{"text":5},{"txt":"b"},7,{"text":" "},{"text":"\ud800"},{"text":"z","type":"issue"}]}"#;
+        let items = decode_str::<api::StoreBatch>(Some(batch)).unwrap().params.items;
+        let named: Vec<Option<String>> = items
+            .iter()
+            .map(|item| match item {
+                BatchItem::Valid(_) => None,
+                BatchItem::Invalid(error) => error.data.parameter.clone(),
+            })
+            .collect();
+        let expected = [None, Some("text"), Some("txt"), Some("items"), Some("text"), Some("text"), None];
+        assert_eq!(named.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+        assert_eq!(parameter::<api::StoreBatch>(r#"{"items":[]}"#), "items");
+        assert_eq!(parameter::<api::StoreBatch>(r#"{"items":{}}"#), "items");
+        assert_eq!(parameter::<api::StoreBatch>("{}"), "items");
+    }
+
+    #[test]
+    fn rules_between_parameters() {
+        assert_eq!(parameter::<api::Get>("{}"), "id");
+        assert_eq!(parameter::<api::Get>(r#"{"id":"a","ids":["b"]}"#), "ids");
+        assert_eq!(parameter::<api::Delete>("{}"), "id");
+        assert!(decode_str::<api::Delete>(Some(r#"{"agent":"a"}"#)).is_ok());
+        assert_eq!(parameter::<api::Purge>(r#"{"id":"a"}"#), "confirm");
+        assert_eq!(parameter::<api::Update>(r#"{"id":"a"}"#), "text");
+        assert_eq!(parameter::<api::Backup>(r#"{"path":"x"}"#), "path");
+        assert_eq!(parameter::<api::Undelete>("{}"), "undo_token");
+    }
+
+    #[test]
+    fn a_peek_sees_only_a_valid_timeout() {
+        let peek = |json| peek_timeout(Some(json)).map(|timeout| timeout.as_millis());
+        assert_eq!(peek(r#"{"query":"q","timeout_ms":7}"#), Some(7));
+        assert_eq!(peek(r#"{"timeout_ms":0}"#), None);
+        assert_eq!(peek(r#"{"query":"timeout_ms"}"#), None);
+        assert_eq!(peek(r#"["timeout_ms"]"#), None);
+        assert_eq!(peek_timeout(None), None);
+    }
+
+    #[test]
+    fn defaults_survive_a_round_trip() {
+        let search = api::SearchParams { query: "q".to_owned(), ..Default::default() };
+        let text = serde_json::to_string(&search).unwrap();
+        assert_eq!(decode_str::<api::Search>(Some(&text)).unwrap().params, search);
+        let cleanup = serde_json::to_string(&api::CleanupParams::default()).unwrap();
+        assert!(decode_str::<api::Cleanup>(Some(&cleanup)).unwrap().params.dry_run);
+    }
+}

@@ -1,0 +1,562 @@
+//! `daemon run`, `start`, `stop` and `status`, and the start that every other command does when none runs.
+//!
+//! Nothing here decides which daemon may run: the daemon itself takes the lock, and of several that start at
+//! once all but one find it taken and end. Whoever started them waits for the socket, whichever of them it is
+//! that answers.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use ccod::config::{Config, Origin, Overrides};
+use ccod_protocol::api::{self, HealthParams, HealthResult, HealthStatus, ShutdownParams, StatusParams};
+use ccod_protocol::client::Client;
+
+use super::connect::{self, Daemon, NoConnection, Scope};
+use super::exit::{CliError, CliResult, Exit};
+use super::output::{self, Output, Style};
+use super::{Context, logging, when};
+
+/// How long a start may take if `--timeout` does not say.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// First wait between two looks at the socket; it doubles up to [`MAX_POLL`].
+const MIN_POLL: Duration = Duration::from_millis(2);
+
+/// Longest wait between two looks: more would be felt, less would be busy for nothing.
+const MAX_POLL: Duration = Duration::from_millis(50);
+
+/// Daemons that one start may spawn: the first may lose to one that is just ending, and another start may have
+/// probed the lock in the wrong moment.
+const MAX_SPAWNS: u32 = 3;
+
+/// The log is set aside at a start beyond this size, so that it cannot grow forever.
+const MAX_LOG_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Lines of the log that a failed start shows.
+const LOG_TAIL_LINES: usize = 20;
+
+/// Threads for blocking file work. The store's reads are short; tokio's default of 512 is memory for nothing.
+const BLOCKING_THREADS: usize = 16;
+
+/// How long the end of the process waits for threads that are still busy once the daemon has shut down.
+const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// Commands of `daemon`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DaemonCommand {
+    /// Run the daemon in the foreground; logs to standard error
+    Run(RunArgs),
+    /// Start the daemon in the background and return once its socket answers
+    Start(RunArgs),
+    /// Finish what was accepted and stop the daemon
+    Stop,
+    /// Say whether the daemon runs: 0 if it does, 69 if not
+    Status,
+}
+
+/// Arguments of `daemon run` and `daemon start`.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct RunArgs {
+    /// full: an acknowledged write survives power loss; fast: a crash of the daemon only
+    #[arg(long, value_name = "D")]
+    durability: Option<String>,
+    /// error, warn, info, debug, trace, or a filter
+    #[arg(long = "log", value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Any value of the configuration; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Leave the terminal's session (`daemon start` passes it)
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+impl RunArgs {
+    /// Adds these flags to the global ones.
+    pub(crate) fn add_to(&self, overrides: &mut Overrides) {
+        overrides.durability.clone_from(&self.durability);
+        overrides.log_level.clone_from(&self.log_level);
+        overrides.log_format.clone_from(&self.log_format);
+        overrides.set.clone_from(&self.set);
+    }
+
+    /// These flags as arguments of `daemon run`.
+    fn to_arguments(&self) -> Vec<String> {
+        let Self {
+            durability,
+            log_level,
+            log_format,
+            set,
+            detached: _,
+        } = self;
+        let mut arguments = Vec::new();
+        let named = [("--durability", durability), ("--log", log_level), ("--log-format", log_format)];
+        for (flag, value) in named {
+            if let Some(value) = value {
+                arguments.push(format!("{flag}={value}"));
+            }
+        }
+        arguments.extend(set.iter().map(|assignment| format!("--set={assignment}")));
+        arguments
+    }
+}
+
+/// `ccoctl daemon run`: this process becomes the daemon.
+pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult<ExitCode> {
+    if arguments.detached {
+        // Fails only for the leader of a process group, which a spawned process is not; and the daemon works
+        // without: it would then end with the terminal.
+        nix::unistd::setsid().map(drop).unwrap_or_default();
+    }
+    let loaded = Config::load(overrides)?;
+    logging::init(&loaded.config.log)?;
+    set_lance_environment()?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("ccod")
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::io("start the runtime", &error))?;
+    let ended = runtime.block_on(ccod::daemon::run(loaded.config));
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
+    ended.map_err(|error| CliError::new(Exit::Failed, format!("{error:#}")))
+}
+
+/// What LanceDB reads from the environment and from nowhere else. Values that the user has set are kept.
+fn set_lance_environment() -> CliResult<()> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut defaults = vec![
+        // Bytes that one scan may read ahead; its default of 2 GiB is made for servers.
+        ("LANCE_DEFAULT_IO_BUFFER_SIZE", "67108864"),
+        // Rewriting indices of older versions is the daemon's decision, not a side effect of opening a table.
+        ("LANCE_AUTO_MIGRATION", "false"),
+    ];
+    match std::env::var("LANCE_CPU_THREADS") {
+        // LanceDB takes all cores but two, which leaves a small machine with a single thread, on which index
+        // builds can wait for themselves.
+        Err(_) if cores < 4 => defaults.push(("LANCE_CPU_THREADS", "2")),
+        Err(_) => {}
+        // LanceDB panics on it, much later.
+        Ok(threads) if threads.parse::<usize>().is_ok_and(|threads| threads > 0) => {}
+        Ok(threads) => {
+            return Err(
+                CliError::new(Exit::Config, format!("LANCE_CPU_THREADS is `{threads}`, which is no number of threads"))
+                    .fix("unset it, or set it to 2 or more"),
+            );
+        }
+    }
+    for (name, value) in defaults {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: no other thread exists yet: this runs before the runtime is built, and nothing before
+            // it spawns a thread. That is all `set_var` asks for.
+            #[allow(unsafe_code)]
+            unsafe {
+                std::env::set_var(name, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `ccoctl daemon start|stop|status`.
+pub(crate) async fn control(context: &Context, command: DaemonCommand) -> CliResult {
+    match command {
+        DaemonCommand::Start(arguments) => start(context, &arguments).await,
+        DaemonCommand::Stop => stop(context).await,
+        DaemonCommand::Status => status(context).await,
+        DaemonCommand::Run(_) => Ok(Exit::Ok),
+    }
+}
+
+/// A daemon that answers.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// The connection to it.
+    pub(crate) client: Client,
+    /// Whether this process spawned it.
+    spawned: bool,
+}
+
+async fn start(context: &Context, arguments: &RunArgs) -> CliResult {
+    let launched = launch(context, &arguments.to_arguments()).await?;
+    let spawned = launched.spawned;
+    let daemon = Daemon::over(launched.client, context);
+    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?.decode()?;
+    if context.output.json {
+        let state = if spawned { "started" } else { "running" };
+        context.output.print_json(&serde_json::json!({
+            "state": state,
+            "pid": status.pid,
+            "socket": context.loaded.config.socket_path(),
+            "log": context.loaded.config.log_path(),
+        }))?;
+    } else {
+        let state = if spawned { "started" } else { "already running" };
+        context.output.print(&format!(
+            "{} (pid {}) on {}",
+            context.output.paint(Style::Good, state),
+            status.pid,
+            context.loaded.config.socket_path().display()
+        ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Connects to the daemon, spawning one with `arguments` unless one answers already.
+pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult<Launched> {
+    let config = &context.loaded.config;
+    let deadline = Instant::now() + context.timeout.unwrap_or(START_TIMEOUT);
+    let mut child: Option<SpawnedDaemon> = None;
+    let mut spawns = 0;
+    let mut poll = MIN_POLL;
+    loop {
+        match answering(&config.socket_path(), deadline).await {
+            // One that is stopping takes no work: wait for its end, then start the next.
+            Ok((_, health)) if health.status == HealthStatus::Stopping => {}
+            Ok((client, _)) => {
+                return Ok(Launched {
+                    client,
+                    spawned: child.is_some(),
+                });
+            }
+            Err(NoConnection::Failed(error)) => return Err(error),
+            Err(NoConnection::Absent) => match &mut child {
+                None => {
+                    child = Some(spawn(context, arguments)?);
+                    spawns += 1;
+                }
+                Some(daemon) => {
+                    if let Some(error) = daemon.failure(config, spawns)? {
+                        return Err(error);
+                    }
+                    if daemon.lost_to_another {
+                        child = None;
+                    }
+                }
+            },
+        }
+        if Instant::now() >= deadline {
+            return Err(CliError::new(
+                Exit::Unavailable,
+                format!("the daemon did not answer on {} in time", config.socket_path().display()),
+            )
+            .fix(format!("look into {}, or give more time with --timeout", config.log_path().display())));
+        }
+        tokio::time::sleep(poll).await;
+        poll = (poll * 2).min(MAX_POLL);
+    }
+}
+
+/// A connection to the daemon on `socket` and what it says about itself.
+async fn answering(socket: &Path, deadline: Instant) -> Result<(Client, HealthResult), NoConnection> {
+    let client = connect::connect(socket).await?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(MAX_POLL);
+    let health = tokio::time::timeout(left, client.call::<api::Health>(HealthParams::default()));
+    match health.await {
+        Ok(Ok(health)) => Ok((client, health)),
+        // It ended, or its end is near: as good as absent.
+        Ok(Err(_)) | Err(_) => Err(NoConnection::Absent),
+    }
+}
+
+/// A daemon that this process spawned.
+#[derive(Debug)]
+struct SpawnedDaemon {
+    child: Child,
+    /// Where its own lines begin in the log.
+    log_start: u64,
+    /// It ended because another daemon holds the lock, or did.
+    lost_to_another: bool,
+}
+
+impl SpawnedDaemon {
+    /// Why the start failed, if it has. A daemon that found the lock taken has not failed: the other one will
+    /// answer, or, if that one is gone by now, the next one.
+    fn failure(&mut self, config: &Config, spawns: u32) -> CliResult<Option<CliError>> {
+        let ended = self
+            .child
+            .try_wait()
+            .map_err(|error| CliError::io("watch the daemon", &error))?;
+        let Some(ended) = ended else {
+            return Ok(None);
+        };
+        if lock_is_held(&config.lock_path()) {
+            return Ok(None);
+        }
+        let lost = ended.code() == Some(i32::from(Exit::Retry as u8));
+        if lost && spawns < MAX_SPAWNS {
+            self.lost_to_another = true;
+            return Ok(None);
+        }
+        let exit = if ended.code() == Some(i32::from(Exit::Config as u8)) {
+            Exit::Config
+        } else {
+            Exit::Unavailable
+        };
+        let mut message = format!("the daemon ended at its start ({ended})");
+        let tail = log_tail(&config.log_path(), self.log_start);
+        if !tail.is_empty() {
+            message.push_str("; the end of its log:\n");
+            message.push_str(&tail);
+        }
+        Ok(Some(
+            CliError::new(exit, message).fix("run `ccoctl daemon run --log debug` to watch it start"),
+        ))
+    }
+}
+
+fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
+    let config = &context.loaded.config;
+    let run_dir = config.run_dir();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&run_dir)
+        .map_err(|error| CliError::io(format_args!("create {}", run_dir.display()), &error))?;
+    let log_path = config.log_path();
+    let log = open_log(&log_path)
+        .map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
+    let log_start = log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    let error_log = log
+        .try_clone()
+        .map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
+
+    let executable = own_executable()?;
+    let mut command = Command::new(&executable);
+    command
+        // The name chooses the command: a file called `ccod` would read these words as flags of the daemon.
+        .arg0("ccoctl")
+        .args(["daemon", "run", "--detached", "--home"])
+        .arg(&config.home);
+    // The daemon's current directory is another, so a path that was relative to this one is passed on whole.
+    let socket_origin = context.loaded.origins.get("socket");
+    if let Some(socket) = &config.socket
+        && matches!(socket_origin, Some(Origin::Flag { .. } | Origin::Environment { .. }))
+    {
+        command.arg("--socket").arg(socket);
+    }
+    let child = command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(error_log)
+        // A daemon must not keep a directory from being unmounted or removed.
+        .current_dir("/")
+        .spawn()
+        .map_err(|error| CliError::io(format_args!("run {}", executable.display()), &error))?;
+    Ok(SpawnedDaemon {
+        child,
+        log_start,
+        lost_to_another: false,
+    })
+}
+
+/// This executable, or the one that an upgrade put in its place.
+fn own_executable() -> CliResult<PathBuf> {
+    let path = std::env::current_exe().map_err(|error| CliError::io("find this executable", &error))?;
+    // Linux marks a replaced file like this.
+    let replaced = path
+        .to_str()
+        .and_then(|path| path.strip_suffix(" (deleted)"))
+        .map(PathBuf::from);
+    Ok(replaced.filter(|replaced| replaced.exists()).unwrap_or(path))
+}
+
+fn open_log(path: &Path) -> std::io::Result<File> {
+    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_LOG_BYTES) {
+        std::fs::rename(path, path.with_extension("log.1"))?;
+    }
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// The last lines of the log that were written since `start`.
+fn log_tail(path: &Path, start: u64) -> String {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut log| {
+        log.seek(SeekFrom::Start(start))?;
+        log.take(MAX_LOG_BYTES).read_to_end(&mut bytes)
+    });
+    if read.is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    shown
+        .iter()
+        .map(|line| format!("  {}", output::printable(line)))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Whether a daemon holds the lock. Looking takes it for a moment, so look only when there is a reason to.
+fn lock_is_held(path: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().write(true).open(path) else {
+        return false;
+    };
+    matches!(
+        Flock::lock(file, FlockArg::LockSharedNonblock),
+        Err((_, Errno::EWOULDBLOCK))
+    )
+}
+
+async fn stop(context: &Context) -> CliResult {
+    let config = &context.loaded.config;
+    let socket = config.socket_path();
+    let client = match connect::connect(&socket).await {
+        Ok(client) => client,
+        Err(NoConnection::Failed(error)) => return Err(error),
+        Err(NoConnection::Absent) if lock_is_held(&config.lock_path()) => {
+            return Err(CliError::new(
+                Exit::Unavailable,
+                format!(
+                    "a daemon holds {} and does not listen on {}",
+                    config.lock_path().display(),
+                    socket.display()
+                ),
+            )
+            .fix("it may be starting or stopping: try again; or it was started with another --socket"));
+        }
+        Err(NoConnection::Absent) => {
+            report_state(&context.output, "stopped", "no daemon was running")?;
+            return Ok(Exit::Ok);
+        }
+    };
+    let daemon = Daemon::over(client, context);
+    daemon.call::<api::Shutdown>(Scope::None, &ShutdownParams {}).await?;
+    let patience = Duration::from_millis(config.shutdown.grace_ms) + Duration::from_secs(5);
+    let deadline = Instant::now() + context.timeout.unwrap_or(patience);
+    let mut poll = MIN_POLL;
+    while lock_is_held(&config.lock_path()) {
+        if Instant::now() >= deadline {
+            return Err(CliError::new(Exit::Retry, "the daemon is still finishing what it accepted")
+                .fix("wait and run `ccoctl daemon status`, or send the process SIGTERM twice to end it at once"));
+        }
+        tokio::time::sleep(poll).await;
+        poll = (poll * 2).min(MAX_POLL);
+    }
+    report_state(&context.output, "stopped", "stopped")?;
+    Ok(Exit::Ok)
+}
+
+fn report_state(output: &Output, state: &str, text: &str) -> CliResult<()> {
+    if output.json {
+        output.print_json(&serde_json::json!({ "state": state }))
+    } else {
+        output.print(text)
+    }
+}
+
+async fn status(context: &Context) -> CliResult {
+    let socket = context.loaded.config.socket_path();
+    let client = match connect::connect(&socket).await {
+        Ok(client) => client,
+        Err(NoConnection::Failed(error)) => return Err(error),
+        Err(NoConnection::Absent) => {
+            report_state(&context.output, "stopped", &format!("not running (no daemon on {})", socket.display()))?;
+            return Ok(Exit::Unavailable);
+        }
+    };
+    let daemon = Daemon::over(client, context);
+    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?.decode()?;
+    if context.output.json {
+        context.output.print_json(&serde_json::json!({
+            "state": "running",
+            "status": status.status,
+            "reasons": status.reasons,
+            "pid": status.pid,
+            "version": status.version,
+            "uptime_ms": status.uptime_ms,
+            "socket": socket,
+        }))?;
+    } else {
+        context.output.print(&format!(
+            "{} (pid {}, version {}, up {}) on {}",
+            context.output.paint(Style::Good, "running"),
+            status.pid,
+            status.version,
+            when::span(status.uptime_ms),
+            socket.display()
+        ))?;
+        for reason in &status.reasons {
+            output::message(reason);
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_start_reach_run() {
+        let arguments = RunArgs {
+            durability: Some("fast".to_owned()),
+            log_level: Some("info,ccod=debug".to_owned()),
+            log_format: None,
+            set: vec!["limits.max_connections=9".to_owned()],
+            detached: false,
+        };
+        assert_eq!(
+            arguments.to_arguments(),
+            ["--durability=fast", "--log=info,ccod=debug", "--set=limits.max_connections=9"]
+        );
+        let mut overrides = Overrides::default();
+        arguments.add_to(&mut overrides);
+        assert_eq!(overrides.durability.as_deref(), Some("fast"));
+        assert_eq!(overrides.set.len(), 1);
+    }
+
+    #[test]
+    fn the_lock_is_seen_while_it_is_held() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("ccod.lock");
+        assert!(!lock_is_held(&path));
+        let file = File::create(&path).expect("created");
+        assert!(!lock_is_held(&path));
+        let lock = Flock::lock(file, FlockArg::LockExclusive).expect("locked");
+        assert!(lock_is_held(&path));
+        drop(lock);
+        assert!(!lock_is_held(&path));
+    }
+
+    #[test]
+    fn a_failed_start_shows_its_own_end_of_the_log() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("ccod.log");
+        std::fs::write(&path, "old line\n").expect("written");
+        let mut text = String::from("old line\n");
+        for number in 0..30 {
+            text.push_str(&format!("line {number}\n"));
+        }
+        std::fs::write(&path, &text).expect("written");
+        let tail = log_tail(&path, 9);
+        assert_eq!(tail.lines().count(), LOG_TAIL_LINES);
+        assert!(tail.ends_with("  line 29"), "{tail}");
+        assert!(!tail.contains("old line"), "{tail}");
+    }
+
+    #[test]
+    fn a_large_log_is_set_aside() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("ccod.log");
+        File::create(&path).and_then(|file| file.set_len(MAX_LOG_BYTES + 1)).expect("written");
+        let log = open_log(&path).expect("opened");
+        assert_eq!(log.metadata().expect("metadata").len(), 0);
+        assert!(directory.path().join("ccod.log.1").exists());
+    }
+}

@@ -1,0 +1,171 @@
+//! Exit codes, and the error that carries one.
+//!
+//! The codes are part of the contract with scripts and agents (docs/cli.md): they follow `sysexits.h` where it
+//! has a fitting one, so that "retry later" and "wrong input" can be told apart without reading the message.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use ccod::config::ConfigError;
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Ok = 0,
+    /// Failed, or what was asked for does not exist.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The daemon refused the data.
+    BadData = 65,
+    /// No daemon runs and none could be started.
+    Unavailable = 69,
+    /// The same command may succeed later.
+    Retry = 75,
+    /// The system or a sandbox forbids it.
+    Permission = 77,
+    /// The configuration is wrong.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// The code for a JSON-RPC error, by the table of errors in the contract.
+    pub(crate) fn from_rpc(code: i32, retryable: bool) -> Self {
+        match code {
+            // The method does not exist: the command line asked for it by name.
+            -32601 => Self::Usage,
+            -32602 | -32600 | -32700 | -32007 | -32010 | -32021 | -32022 => Self::BadData,
+            -32026 => Self::Permission,
+            _ if retryable => Self::Retry,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Why a command failed: what happened, what to do, and the exit code.
+#[derive(Clone, Debug)]
+pub(crate) struct CliError {
+    /// The exit code.
+    pub(crate) exit: Exit,
+    /// What happened, in one sentence.
+    pub(crate) message: String,
+    /// What to do, where that is known.
+    pub(crate) fix: Option<String>,
+    /// The daemon's error object, shown with `--json`.
+    pub(crate) rpc: Option<serde_json::Value>,
+}
+
+/// Result of a command.
+pub(crate) type CliResult<T = Exit> = Result<T, CliError>;
+
+impl CliError {
+    /// An error without advice.
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self {
+            exit,
+            message: message.into(),
+            fix: None,
+            rpc: None,
+        }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+
+    /// An error of the operating system while doing `action`.
+    pub(crate) fn io(action: impl fmt::Display, error: &std::io::Error) -> Self {
+        let exit = match error.kind() {
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Exit::Permission,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, format!("cannot {action}: {error}"))
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)?;
+        if let Some(fix) = &self.fix {
+            write!(formatter, "\n  fix: {fix}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Config, error.to_string())
+            .fix("correct the value; `ccoctl config show` shows where each one comes from")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_the_contract_has_its_exit_code() {
+        let expected = [
+            (-32700, false, Exit::BadData),
+            (-32600, false, Exit::BadData),
+            (-32601, false, Exit::Usage),
+            (-32602, false, Exit::BadData),
+            (-32603, false, Exit::Failed),
+            (-32007, false, Exit::BadData),
+            (-32008, false, Exit::Failed),
+            (-32010, false, Exit::BadData),
+            (-32009, true, Exit::Retry),
+            (-32020, false, Exit::Failed),
+            (-32021, false, Exit::BadData),
+            (-32022, false, Exit::BadData),
+            (-32023, false, Exit::Failed),
+            (-32024, true, Exit::Retry),
+            (-32025, true, Exit::Retry),
+            (-32026, false, Exit::Permission),
+            (-32027, true, Exit::Retry),
+            (-32028, false, Exit::Failed),
+            (-32029, false, Exit::Failed),
+            (-32050, true, Exit::Retry),
+            (-32051, true, Exit::Retry),
+            (-32052, true, Exit::Retry),
+            (-32053, true, Exit::Retry),
+        ];
+        for (code, retryable, exit) in expected {
+            assert_eq!(Exit::from_rpc(code, retryable), exit, "code {code}");
+        }
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_the_documentation() {
+        let numbers = [
+            (Exit::Ok, 0),
+            (Exit::Failed, 1),
+            (Exit::Usage, 2),
+            (Exit::BadData, 65),
+            (Exit::Unavailable, 69),
+            (Exit::Retry, 75),
+            (Exit::Permission, 77),
+            (Exit::Config, 78),
+        ];
+        for (exit, number) in numbers {
+            assert_eq!(exit as u8, number);
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_to_do() {
+        let error = CliError::new(Exit::Failed, "it broke").fix("mend it");
+        assert_eq!(error.to_string(), "it broke\n  fix: mend it");
+    }
+}

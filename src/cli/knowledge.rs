@@ -1,0 +1,710 @@
+//! `store`, `search`, `list`, `get`, `stats`, `projects` and `embed`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use chrono::Utc;
+use clap::Args;
+use serde_json::Value;
+
+use ccod_protocol::api::{
+    self, EmbedParams, Filters, GetParams, GetResult, Item, KnowledgeType, ListParams, Metadata, OnDuplicate,
+    OneOrMany, Order, ProjectsParams, SearchHit, SearchMode, SearchParams, SearchResult, StatsParams, StatsResult,
+    StoreParams, StoreResult, StoreStatus,
+};
+
+use super::connect::{Daemon, Scope};
+use super::exit::{CliError, CliResult, Exit};
+use super::output::{self, Align, Output, Style, Table};
+use super::{Context, when};
+
+/// Arguments of `store`.
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// What to keep; `-` reads standard input
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) text: String,
+    /// What kind of knowledge it is: decision, architecture, implementation, configuration, credential, issue,
+    /// pattern, general or system
+    #[arg(long = "type", value_name = "T", default_value = "general", hide_default_value = false)]
+    knowledge_type: KnowledgeType,
+    /// Who learned it
+    #[arg(long, value_name = "A")]
+    agent: Option<String>,
+    /// In which session
+    #[arg(long, value_name = "S")]
+    session: Option<String>,
+    /// Facts about it, as a JSON object
+    #[arg(long, value_name = "JSON")]
+    metadata: Option<String>,
+    /// The id to use; made up if absent
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// Repeating a store with the same key stores once
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// What to do when the same content is there: return its id, or store it again
+    #[arg(long, value_name = "WHAT", default_value = "return")]
+    on_duplicate: OnDuplicate,
+    /// The project; that of the current repository if absent
+    #[arg(long, value_name = "P")]
+    project: Option<String>,
+}
+
+/// Conditions that `search` and `list` share.
+#[derive(Debug, Default, Args)]
+pub(crate) struct FilterArgs {
+    /// Only items of this type; may be repeated
+    #[arg(long = "type", value_name = "T")]
+    knowledge_type: Vec<KnowledgeType>,
+    /// Only items of this agent; may be repeated
+    #[arg(long, value_name = "A")]
+    agent: Vec<String>,
+    /// Only items of this session; may be repeated
+    #[arg(long, value_name = "S")]
+    session: Vec<String>,
+    /// Only items created at this time or later: 7d, 12h, a date, or RFC 3339
+    #[arg(long, value_name = "D", value_parser = parse_moment)]
+    since: Option<String>,
+    /// Only items created before this time
+    #[arg(long, value_name = "D", value_parser = parse_moment)]
+    until: Option<String>,
+    /// Only items whose metadata has this value under this key; may be repeated
+    #[arg(long = "meta", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    metadata: Vec<(String, Value)>,
+}
+
+impl FilterArgs {
+    fn into_filters(self) -> Filters {
+        Filters {
+            knowledge_type: any_of(self.knowledge_type),
+            agent: any_of(self.agent),
+            session_id: any_of(self.session),
+            since: self.since,
+            until: self.until,
+            metadata: self.metadata.into_iter().collect(),
+        }
+    }
+}
+
+/// Arguments of `search`.
+#[derive(Debug, Args)]
+pub(crate) struct SearchArgs {
+    /// What to look for, in words
+    #[arg(allow_hyphen_values = true)]
+    query: String,
+    /// At most this many hits
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    limit: u32,
+    /// Hits to leave out at the start
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    offset: u32,
+    /// Which evidence to use: hybrid, vector (meaning) or text (keywords)
+    #[arg(long, value_name = "M", default_value = "hybrid")]
+    mode: SearchMode,
+    /// Leave out hits whose score is below this, 0 to 1
+    #[arg(long, value_name = "X")]
+    threshold: Option<f32>,
+    #[command(flatten)]
+    filters: FilterArgs,
+    /// At most this many tokens of text in all
+    #[arg(long, value_name = "N")]
+    budget_tokens: Option<u32>,
+    /// The project; that of the current repository if absent
+    #[arg(long, value_name = "P", conflicts_with = "all_projects")]
+    project: Option<String>,
+    /// Search every project
+    #[arg(long)]
+    all_projects: bool,
+    /// Show how each score came about
+    #[arg(long)]
+    explain: bool,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    filters: FilterArgs,
+    /// newest or oldest first
+    #[arg(long, value_name = "ORDER", default_value = "newest")]
+    order: Order,
+    /// At most this many items
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+    /// Go on where a page ended
+    #[arg(long, value_name = "CURSOR")]
+    cursor: Option<String>,
+    /// The project; that of the current repository if absent
+    #[arg(long, value_name = "P")]
+    project: Option<String>,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// Ids of items
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    /// The project; that of the current repository if absent
+    #[arg(long, value_name = "P")]
+    project: Option<String>,
+}
+
+/// Arguments of `stats`.
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// The project; that of the current repository if absent
+    #[arg(long, value_name = "P", conflicts_with = "all_projects")]
+    project: Option<String>,
+    /// Count every project
+    #[arg(long)]
+    all_projects: bool,
+}
+
+/// Arguments of `embed`.
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// The text; `-` reads standard input
+    #[arg(allow_hyphen_values = true)]
+    text: String,
+}
+
+fn parse_moment(text: &str) -> Result<String, String> {
+    when::parse(text, Utc::now())
+}
+
+/// `key=value`, where the value is JSON if it reads as such and a text if not.
+fn parse_pair(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').ok_or("takes the form KEY=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((key.to_owned(), value))
+}
+
+fn any_of<T>(mut values: Vec<T>) -> Option<OneOrMany<T>> {
+    match values.len() {
+        0 => None,
+        1 => values.pop().map(OneOrMany::One),
+        _ => Some(OneOrMany::Many(values)),
+    }
+}
+
+/// `text`, or standard input if it is `-`.
+pub(crate) fn text_or_stdin(text: String) -> CliResult<String> {
+    if text != "-" {
+        return Ok(text);
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut bytes)
+        .map_err(|error| CliError::io("read standard input", &error))?;
+    let input = String::from_utf8(bytes)
+        .map_err(|_| CliError::new(Exit::BadData, "standard input is not UTF-8").fix("convert it first (iconv)"))?;
+    // The newline that ends the last line of a pipe is not part of what was said.
+    Ok(input.strip_suffix('\n').map(str::to_owned).unwrap_or(input))
+}
+
+fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
+    let Some(text) = text else {
+        return Ok(Metadata::new());
+    };
+    serde_json::from_str(text).map_err(|error| {
+        CliError::new(Exit::BadData, format!("--metadata is no JSON object: {error}"))
+            .fix("write it like '{\"file\":\"src/auth.rs\"}'")
+    })
+}
+
+/// `ccoctl store`.
+pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult {
+    let project = context.project(arguments.project.as_deref());
+    let parameters = StoreParams {
+        metadata: parse_metadata(arguments.metadata.as_deref())?,
+        text: text_or_stdin(arguments.text)?,
+        knowledge_type: arguments.knowledge_type,
+        agent: arguments.agent,
+        session_id: arguments.session,
+        id: arguments.id,
+        idempotency_key: arguments.idempotency_key,
+        on_duplicate: arguments.on_duplicate,
+    };
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon.call::<api::Store>(Scope::Project(&project), &parameters).await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+        return Ok(Exit::Ok);
+    }
+    let stored = reply.decode()?;
+    context.output.print(&stored.id)?;
+    output::message(store_summary(&stored));
+    Ok(Exit::Ok)
+}
+
+fn store_summary(stored: &StoreResult) -> String {
+    let StoreResult {
+        project_id,
+        status,
+        passages,
+        redactions,
+        ..
+    } = stored;
+    let mut summary = match status {
+        StoreStatus::Stored => format!(
+            "stored in project {project_id} ({})",
+            output::counted((*passages).into(), "passage", "passages")
+        ),
+        StoreStatus::Duplicate => format!("already in project {project_id}; nothing was added"),
+    };
+    for redaction in redactions {
+        summary.push_str(&format!(
+            "\nredacted {} in {} ({})",
+            output::counted(redaction.count, "secret", "secrets"),
+            redaction.field,
+            redaction.detector
+        ));
+    }
+    summary
+}
+
+/// `ccoctl search`.
+pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResult {
+    let scope_name = (!arguments.all_projects).then(|| context.project(arguments.project.as_deref()));
+    let parameters = SearchParams {
+        query: arguments.query,
+        limit: arguments.limit,
+        offset: arguments.offset,
+        mode: arguments.mode,
+        threshold: arguments.threshold,
+        filters: arguments.filters.into_filters(),
+        budget_tokens: arguments.budget_tokens,
+        projects: arguments.all_projects.then(|| OneOrMany::One("*".to_owned())),
+        as_of: None,
+        explain: arguments.explain,
+    };
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon
+        .call::<api::Search>(Scope::of(scope_name.as_deref()), &parameters)
+        .await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+        return Ok(Exit::Ok);
+    }
+    let found = reply.decode()?;
+    if !found.results.is_empty() {
+        let view = HitView {
+            with_project: scope_name.is_none(),
+            explain: arguments.explain,
+            first_rank: u64::from(arguments.offset) + 1,
+        };
+        context.output.print(&render_hits(&context.output, &found.results, view, Utc::now()))?;
+    }
+    output::message(search_summary(&found, scope_name.as_deref()));
+    Ok(Exit::Ok)
+}
+
+/// What to show of a hit.
+#[derive(Clone, Copy, Debug)]
+struct HitView {
+    with_project: bool,
+    explain: bool,
+    first_rank: u64,
+}
+
+fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::DateTime<Utc>) -> String {
+    let type_width = hits.iter().map(|hit| hit.knowledge_type.as_str().len()).max().unwrap_or(0);
+    let ages: Vec<String> = hits.iter().map(|hit| when::age(&hit.timestamp, now)).collect();
+    let age_width = ages.iter().map(|age| age.chars().count()).max().unwrap_or(0);
+    let last_rank = view.first_rank + hits.len() as u64 - 1;
+    let rank_width = last_rank.to_string().len();
+    let indent = rank_width + 2;
+    let mut text = String::new();
+    for (rank, (hit, age)) in (view.first_rank..).zip(hits.iter().zip(&ages)) {
+        let score = output.paint(Style::Strong, &format!("{:.3}", hit.score));
+        let age = output.paint(Style::Faint, &format!("{age:<age_width$}"));
+        let id = output.paint(Style::Name, &output::one_line(&hit.id, 256));
+        text.push_str(&format!(
+            "{rank:>rank_width$}. {score}  {:<type_width$}  {age}  {id}",
+            hit.knowledge_type
+        ));
+        if view.with_project {
+            text.push_str(&format!("  {}", output.paint(Style::Faint, &format!("[{}]", hit.project_id))));
+        }
+        text.push('\n');
+        let pad = " ".repeat(indent);
+        if view.explain {
+            let number = |value: Option<f32>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+            let mut line = format!("similarity {}  bm25 {}", number(hit.similarity), number(hit.bm25));
+            if let Some(explanation) = &hit.explain {
+                line.push_str(&format!("  {explanation}"));
+            }
+            text.push_str(&format!("{pad}{}\n", output.paint(Style::Faint, &line)));
+        }
+        text.push_str(&format!("{pad}{}\n", output.excerpt(&hit.passage.text, indent)));
+    }
+    text
+}
+
+fn search_summary(found: &SearchResult, project: Option<&str>) -> String {
+    let place = project.map_or_else(|| "all projects".to_owned(), |name| format!("project {name}"));
+    let mut summary = if found.results.is_empty() {
+        format!("nothing found in {place}")
+    } else {
+        format!("{} in {place}", output::counted(found.count, "hit", "hits"))
+    };
+    summary.push_str(&format!(" ({}, {:.1} ms)", found.mode, found.took_ms));
+    if found.omitted > 0 {
+        summary.push_str(&format!("; {} more left out by the token budget", found.omitted));
+    }
+    if let Some(reason) = &found.degraded {
+        summary.push_str(&format!("\nnote: searched by {} only: {reason}", found.mode));
+    }
+    summary
+}
+
+/// `ccoctl list`.
+pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
+    let project = context.project(arguments.project.as_deref());
+    let parameters = ListParams {
+        filters: arguments.filters.into_filters(),
+        order: arguments.order,
+        limit: arguments.limit,
+        cursor: arguments.cursor,
+    };
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon.call::<api::List>(Scope::Project(&project), &parameters).await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+        return Ok(Exit::Ok);
+    }
+    let page = reply.decode()?;
+    if !page.results.is_empty() {
+        context.output.print(&render_items(&context.output, &page.results, Utc::now()))?;
+    }
+    let shown = page.results.len() as u64;
+    let mut summary = format!("{shown} of {} in project {project}", output::counted(page.total, "item", "items"));
+    if let Some(cursor) = &page.next_cursor {
+        summary.push_str(&format!("; next page: --cursor {cursor}"));
+    }
+    output::message(summary);
+    Ok(Exit::Ok)
+}
+
+fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> String {
+    let mut table = Table::new(&[
+        ("age", Align::Left),
+        ("type", Align::Left),
+        ("agent", Align::Left),
+        ("id", Align::Left),
+        ("text", Align::Left),
+    ]);
+    let longest_id = items.iter().map(|item| item.id.chars().count()).max().unwrap_or(0);
+    // Age, type and agent take about 44 columns with the gaps; the text has what is left of the line.
+    let room = output.rest_of_line(longest_id + 44);
+    for item in items {
+        table.row([
+            when::age(&item.timestamp, now),
+            item.knowledge_type.to_string(),
+            item.agent.clone().unwrap_or_else(|| "-".to_owned()),
+            item.id.clone(),
+            output::one_line(&item.text, room),
+        ]);
+    }
+    table.render(output)
+}
+
+/// `ccoctl get`.
+pub(crate) async fn get(context: &Context, arguments: GetArgs) -> CliResult {
+    let project = context.project(arguments.project.as_deref());
+    let mut ids = arguments.ids;
+    let parameters = if ids.len() == 1 {
+        GetParams {
+            id: ids.pop(),
+            ids: None,
+        }
+    } else {
+        GetParams {
+            id: None,
+            ids: Some(ids),
+        }
+    };
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon.call::<api::Get>(Scope::Project(&project), &parameters).await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+    }
+    let (items, missing) = match reply.decode()? {
+        GetResult::One(item) => (vec![*item], Vec::new()),
+        GetResult::Many { results, missing } => (results, missing),
+    };
+    if !context.output.json && !items.is_empty() {
+        let texts: Vec<String> = items.iter().map(|item| render_item(&context.output, item)).collect();
+        context.output.print(&texts.join("\n"))?;
+    }
+    if missing.is_empty() {
+        return Ok(Exit::Ok);
+    }
+    if !context.output.json {
+        output::message(format_args!("not in project {project}: {}", missing.join(", ")));
+    }
+    Ok(Exit::Failed)
+}
+
+fn render_item(output: &Output, item: &Item) -> String {
+    let mut fields = vec![
+        ("id", output.paint(Style::Name, &output::one_line(&item.id, 256))),
+        ("type", item.knowledge_type.to_string()),
+        ("project", item.project_id.clone()),
+        ("created", item.timestamp.clone()),
+    ];
+    if item.updated_at != item.timestamp {
+        fields.push(("updated", item.updated_at.clone()));
+    }
+    if let Some(agent) = &item.agent {
+        fields.push(("agent", output::one_line(agent, 256)));
+    }
+    if let Some(session) = &item.session_id {
+        fields.push(("session", output::one_line(session, 256)));
+    }
+    if !item.metadata.is_empty() {
+        fields.push(("metadata", Value::Object(item.metadata.clone()).to_string()));
+    }
+    format!("{}\n{}\n", output::fields(output, &fields), output::printable(&item.text))
+}
+
+/// `ccoctl stats`.
+pub(crate) async fn stats(context: &Context, arguments: StatsArgs) -> CliResult {
+    let scope_name = (!arguments.all_projects).then(|| context.project(arguments.project.as_deref()));
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon
+        .call::<api::Stats>(Scope::of(scope_name.as_deref()), &StatsParams {})
+        .await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+    } else {
+        let text = render_stats(&context.output, &reply.decode()?, scope_name.as_deref());
+        context.output.print(&text)?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> String {
+    let counts = |counts: &BTreeMap<String, u64>| {
+        let mut sorted: Vec<_> = counts.iter().collect();
+        sorted.sort_by(|left, right| right.1.cmp(left.1).then(left.0.cmp(right.0)));
+        let words: Vec<String> = sorted
+            .into_iter()
+            .map(|(name, count)| format!("{} {count}", output::one_line(name, 60)))
+            .collect();
+        if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+    };
+    let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+    let mut fields = vec![
+        ("project", project.unwrap_or("all").to_owned()),
+        ("items", output.paint(Style::Strong, &stats.total.to_string())),
+        ("passages", stats.passages.to_string()),
+        ("by type", counts(&stats.by_type)),
+        ("by agent", counts(&stats.by_agent)),
+    ];
+    if project.is_none() {
+        fields.push(("by project", counts(&stats.by_project)));
+    }
+    fields.extend([
+        ("oldest", time(&stats.oldest)),
+        ("newest", time(&stats.newest)),
+        ("on disk", output::bytes(stats.bytes_on_disk)),
+        ("model", stats.model.name.clone()),
+    ]);
+    output::fields(output, &fields)
+}
+
+/// `ccoctl projects`.
+pub(crate) async fn projects(context: &Context) -> CliResult {
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon.call::<api::Projects>(Scope::None, &ProjectsParams {}).await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+        return Ok(Exit::Ok);
+    }
+    let projects = reply.decode()?.projects;
+    if projects.is_empty() {
+        output::message("no projects yet; the first `ccoctl store` makes one");
+        return Ok(Exit::Ok);
+    }
+    let mut table = Table::new(&[
+        ("project", Align::Left),
+        ("items", Align::Right),
+        ("on disk", Align::Right),
+        ("newest", Align::Left),
+        ("state", Align::Left),
+    ]);
+    for project in projects {
+        table.row([
+            project.project_id,
+            project.total.to_string(),
+            output::bytes(project.bytes_on_disk),
+            project.newest.map_or_else(|| "-".to_owned(), |newest| when::age(&newest, Utc::now())),
+            project.state.unwrap_or_else(|| "ok".to_owned()),
+        ]);
+    }
+    context.output.print(&table.render(&context.output))?;
+    Ok(Exit::Ok)
+}
+
+/// `ccoctl embed`.
+pub(crate) async fn embed(context: &Context, arguments: EmbedArgs) -> CliResult {
+    let parameters = EmbedParams {
+        texts: vec![text_or_stdin(arguments.text)?],
+    };
+    let daemon = Daemon::open(context).await?;
+    let reply = daemon.call::<api::Embed>(Scope::None, &parameters).await?;
+    if context.output.json {
+        context.output.print_json(&reply.json)?;
+        return Ok(Exit::Ok);
+    }
+    let embedded = reply.decode()?;
+    if let Some(vector) = embedded.embeddings.first() {
+        context.output.print_json(vector)?;
+    }
+    let mut summary = format!("{} dimensions, model {}", embedded.dimensions, embedded.model);
+    if !embedded.truncated.is_empty() {
+        summary.push_str("; the text is longer than the model takes, only its beginning counts");
+    }
+    output::message(summary);
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ccod_protocol::api::{Passage, Redaction};
+    use chrono::DateTime;
+
+    fn now() -> DateTime<Utc> {
+        DateTime::parse_from_rfc3339("2025-03-10T12:00:00Z").expect("valid").with_timezone(&Utc)
+    }
+
+    fn hit(id: &str, score: f32, text: &str) -> SearchHit {
+        SearchHit {
+            id: id.to_owned(),
+            text: text.to_owned(),
+            passage: Passage {
+                text: text.to_owned(),
+                start: 0,
+                end: text.len() as u64,
+                index: 0,
+            },
+            knowledge_type: KnowledgeType::Issue,
+            project_id: "web".to_owned(),
+            session_id: None,
+            agent: None,
+            timestamp: "2025-03-07T12:00:00.000Z".to_owned(),
+            metadata: Metadata::new(),
+            score,
+            similarity: Some(0.5),
+            bm25: None,
+            explain: None,
+        }
+    }
+
+    #[test]
+    fn hits_are_ranked_lines_with_an_excerpt() {
+        let hits = [hit("issue-1-aa", 0.9123, "first\nline"), hit("issue-2-bb", 0.5, "second")];
+        let view = HitView {
+            with_project: false,
+            explain: false,
+            first_rank: 1,
+        };
+        assert_eq!(
+            render_hits(&Output::plain(), &hits, view, now()),
+            "1. 0.912  issue  3d ago  issue-1-aa\n   first line\n2. 0.500  issue  3d ago  issue-2-bb\n   second\n"
+        );
+    }
+
+    #[test]
+    fn explain_shows_both_legs_and_all_projects_the_project() {
+        let view = HitView {
+            with_project: true,
+            explain: true,
+            first_rank: 10,
+        };
+        assert_eq!(
+            render_hits(&Output::plain(), &[hit("x", 0.5, "t")], view, now()),
+            "10. 0.500  issue  3d ago  x  [web]\n    similarity 0.500  bm25 -\n    t\n"
+        );
+    }
+
+    #[test]
+    fn a_degraded_search_says_so() {
+        let found = SearchResult {
+            results: Vec::new(),
+            count: 0,
+            omitted: 2,
+            mode: SearchMode::Text,
+            degraded: Some("the model is loading".to_owned()),
+            version: 1,
+            versions: BTreeMap::new(),
+            took_ms: 1.25,
+        };
+        assert_eq!(
+            search_summary(&found, Some("web")),
+            "nothing found in project web (text, 1.2 ms); 2 more left out by the token budget\n\
+             note: searched by text only: the model is loading"
+        );
+    }
+
+    #[test]
+    fn redactions_are_told() {
+        let stored = StoreResult {
+            id: "x".to_owned(),
+            project_id: "web".to_owned(),
+            status: StoreStatus::Stored,
+            timestamp: String::new(),
+            passages: 2,
+            redactions: vec![Redaction {
+                detector: "aws-key".to_owned(),
+                field: "text".to_owned(),
+                count: 1,
+            }],
+            version: 3,
+            durability: api::Durability::Full,
+        };
+        assert_eq!(
+            store_summary(&stored),
+            "stored in project web (2 passages)\nredacted 1 secret in text (aws-key)"
+        );
+    }
+
+    #[test]
+    fn metadata_must_be_an_object() {
+        assert_eq!(parse_metadata(Some("[1]")).expect_err("refused").exit, Exit::BadData);
+        assert_eq!(parse_metadata(Some("{\"a\":1}")).expect("accepted").len(), 1);
+        assert!(parse_metadata(None).expect("none").is_empty());
+    }
+
+    #[test]
+    fn metadata_filters_take_json_or_text() {
+        assert_eq!(parse_pair("a=1"), Ok(("a".to_owned(), Value::from(1))));
+        assert_eq!(parse_pair("a=b=c"), Ok(("a".to_owned(), Value::from("b=c"))));
+        assert!(parse_pair("a").is_err());
+    }
+
+    #[test]
+    fn an_item_shows_its_whole_text() {
+        let item = Item {
+            id: "x".to_owned(),
+            text: "one\ntwo".to_owned(),
+            knowledge_type: KnowledgeType::Pattern,
+            project_id: "web".to_owned(),
+            session_id: None,
+            agent: Some("a".to_owned()),
+            timestamp: "t".to_owned(),
+            updated_at: "t".to_owned(),
+            metadata: Metadata::new(),
+            passages: 1,
+        };
+        assert_eq!(
+            render_item(&Output::plain(), &item),
+            "id       x\ntype     pattern\nproject  web\ncreated  t\nagent    a\n\none\ntwo\n"
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! The command line: its grammar, and the way from arguments to an exit code.
+//!
+//! One file per group of commands. Each command builds the parameters of a method, calls it through
+//! [`connect`] and prints the result through [`output`]; what can go wrong becomes a [`exit::CliError`], which
+//! carries the exit code.
+
+mod admin;
+mod connect;
+mod daemon;
+mod exit;
+mod knowledge;
+mod km;
+mod logging;
+mod output;
+mod project;
+mod when;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use nix::sys::stat::{Mode, umask};
+
+use ccod::config::{Config, Loaded, Overrides};
+use exit::{CliError, CliResult, Exit};
+use output::Output;
+
+/// Shown below the help.
+const AFTER_HELP: &str = "\
+Exit codes: 0 ok, 1 failed or not found, 2 usage, 65 bad data, 69 daemon unavailable, 75 retry later,
+77 permission or sandbox, 78 configuration.
+Data goes to standard output, messages to standard error. Commands start the daemon when none runs.";
+
+/// Longest time that `--timeout` takes: the wire's own limit.
+const MAX_TIMEOUT_SECONDS: f64 = 600.0;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "ccoctl",
+    version,
+    propagate_version = true,
+    about = "Stores what AI coding agents learn and gives it back when it matters",
+    after_help = AFTER_HELP,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The flags that every command takes, before or after its name.
+#[derive(Clone, Debug, Default, Args)]
+struct GlobalArgs {
+    /// Directory of everything the daemon keeps [default: ~/.cco]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    home: Option<PathBuf>,
+    /// Socket of the daemon [default: run/ccod.sock in the home]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    socket: Option<PathBuf>,
+    /// Print the result as one line of JSON
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// Fail with 69 instead of starting the daemon
+    #[arg(long, global = true, help_heading = "Global options")]
+    no_start: bool,
+    /// Give up after this many seconds
+    #[arg(long, global = true, value_name = "S", value_parser = parse_timeout, help_heading = "Global options")]
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run, start, stop or look at the daemon
+    #[command(subcommand, arg_required_else_help = true)]
+    Daemon(daemon::DaemonCommand),
+    /// Describe the daemon, its parts and its projects
+    Status,
+    /// Store one item; prints its id
+    Store(knowledge::StoreArgs),
+    /// Find items by meaning, by keyword or both
+    Search(knowledge::SearchArgs),
+    /// List items, newest first
+    List(knowledge::ListArgs),
+    /// Show items by id
+    Get(knowledge::GetArgs),
+    /// Count items
+    Stats(knowledge::StatsArgs),
+    /// List the projects
+    Projects,
+    /// Say whether the daemon works
+    Health(admin::HealthArgs),
+    /// Embed a text; prints its vector
+    Embed(knowledge::EmbedArgs),
+    /// Call any method; prints its result as it is
+    Rpc(admin::RpcArgs),
+    /// Show the configuration
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(admin::ConfigCommand),
+    /// Print completions for a shell
+    Completions(admin::CompletionsArgs),
+    /// What the old `knowledge-manager` did, with the same output
+    #[command(subcommand, arg_required_else_help = true)]
+    Km(km::KmCommand),
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "takes a number of seconds".to_owned())?;
+    if !(0.001..=MAX_TIMEOUT_SECONDS).contains(&seconds) {
+        return Err(format!("takes 0.001 to {MAX_TIMEOUT_SECONDS} seconds"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// What every command needs to know.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The configuration and where it comes from.
+    loaded: Loaded,
+    /// How to print.
+    output: Output,
+    /// `--no-start`.
+    no_start: bool,
+    /// `--timeout`.
+    timeout: Option<Duration>,
+}
+
+impl Context {
+    /// The project of a command: the one named, else that of the current directory.
+    fn project(&self, named: Option<&str>) -> String {
+        match (named, std::env::current_dir()) {
+            (Some(name), _) => name.to_owned(),
+            (None, Ok(directory)) => project::detect(&self.loaded.config.home, &directory),
+            // A directory that was removed underneath belongs to no repository.
+            (None, Err(_)) => project::DEFAULT_PROJECT.to_owned(),
+        }
+    }
+}
+
+/// Runs the command line `arguments` (the first is the name of the program).
+pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
+    // First of all: whatever this process or a daemon it starts creates, LanceDB's files included, is for its
+    // user alone.
+    umask(Mode::from_bits_truncate(0o077));
+    let arguments = by_program_name(arguments);
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            // `ccoctl --help | head` closes the pipe early; there is nobody left to tell.
+            error.print().unwrap_or_default();
+            return exit.into();
+        }
+    };
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(exit) => exit,
+        Err(error) => {
+            report(&error, json);
+            error.exit.into()
+        }
+    }
+}
+
+fn report(error: &CliError, json: bool) {
+    if json {
+        let object = error.rpc.clone().unwrap_or_else(|| {
+            serde_json::json!({ "message": error.message, "data": { "fix": error.fix } })
+        });
+        output::message(serde_json::json!({ "error": object, "exit": error.exit as u8 }));
+    } else {
+        output::message(format_args!("ccoctl: {error}"));
+    }
+}
+
+/// Chooses the command by the name of the program: `ccod` is `ccoctl daemon run`, `knowledge-manager` is
+/// `ccoctl km`.
+fn by_program_name(arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments
+        .first()
+        .and_then(|program| Path::new(program).file_name())
+        .unwrap_or_default();
+    let command: &[&str] = match name.to_str() {
+        Some("ccod") => &["daemon", "run"],
+        Some("knowledge-manager") => &["km"],
+        _ => &[],
+    };
+    let rest = arguments.iter().skip(1).cloned();
+    std::iter::once(OsString::from("ccoctl"))
+        .chain(command.iter().map(|word| OsStr::new(word).to_owned()))
+        .chain(rest)
+        .collect()
+}
+
+fn run(cli: Cli) -> CliResult<ExitCode> {
+    let Cli { global, command } = cli;
+    let output = Output::detect(global.json);
+    let mut overrides = Overrides {
+        home: global.home,
+        socket: global.socket,
+        ..Overrides::default()
+    };
+    if let Command::Completions(arguments) = &command {
+        return admin::completions(arguments).map(ExitCode::from);
+    }
+    if let Command::Daemon(daemon::DaemonCommand::Run(arguments)) = command {
+        arguments.add_to(&mut overrides);
+        return daemon::run(&arguments, overrides);
+    }
+    if let Command::Daemon(daemon::DaemonCommand::Start(arguments)) = &command {
+        arguments.add_to(&mut overrides);
+    }
+    let context = Context {
+        loaded: Config::load(overrides)?,
+        output,
+        no_start: global.no_start,
+        timeout: global.timeout,
+    };
+    if let Command::Config(command) = &command {
+        return admin::config(&context, command).map(ExitCode::from);
+    }
+    // One thread is enough for one request, and is up sooner than a pool.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::io("start the runtime", &error))?;
+    runtime.block_on(dispatch(&context, command)).map(ExitCode::from)
+}
+
+async fn dispatch(context: &Context, command: Command) -> CliResult {
+    match command {
+        Command::Daemon(command) => daemon::control(context, command).await,
+        Command::Status => admin::status(context).await,
+        Command::Store(arguments) => knowledge::store(context, arguments).await,
+        Command::Search(arguments) => knowledge::search(context, arguments).await,
+        Command::List(arguments) => knowledge::list(context, arguments).await,
+        Command::Get(arguments) => knowledge::get(context, arguments).await,
+        Command::Stats(arguments) => knowledge::stats(context, arguments).await,
+        Command::Projects => knowledge::projects(context).await,
+        Command::Health(arguments) => admin::health(context, &arguments).await,
+        Command::Embed(arguments) => knowledge::embed(context, arguments).await,
+        Command::Rpc(arguments) => admin::rpc(context, arguments).await,
+        Command::Km(command) => km::run(context, command).await,
+        Command::Config(_) | Command::Completions(_) => Ok(Exit::Ok),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        let arguments = arguments.iter().map(|argument| OsString::from(*argument)).collect();
+        Cli::try_parse_from(by_program_name(arguments))
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_program_name_chooses_the_command() {
+        let ccod = parse(&["/usr/local/bin/ccod", "--home", "/h"]).expect("parses");
+        assert!(matches!(ccod.command, Command::Daemon(daemon::DaemonCommand::Run(_))));
+        assert_eq!(ccod.global.home, Some(PathBuf::from("/h")));
+        let manager = parse(&["knowledge-manager", "stats"]).expect("parses");
+        assert!(matches!(manager.command, Command::Km(km::KmCommand::Stats)));
+        let other = parse(&["some-copy", "daemon", "status"]).expect("parses");
+        assert!(matches!(other.command, Command::Daemon(daemon::DaemonCommand::Status)));
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for arguments in [
+            ["ccoctl", "--json", "--timeout", "2.5", "search", "q"],
+            ["ccoctl", "search", "q", "--json", "--timeout", "2.5"],
+        ] {
+            let cli = parse(&arguments).expect("parses");
+            assert!(cli.global.json);
+            assert_eq!(cli.global.timeout, Some(Duration::from_millis(2_500)));
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_usage_errors() {
+        for arguments in [
+            &["ccoctl"][..],
+            &["ccoctl", "nonsense"],
+            &["ccoctl", "search"],
+            &["ccoctl", "search", "q", "--mode", "fuzzy"],
+            &["ccoctl", "search", "q", "--limit", "0"],
+            &["ccoctl", "search", "q", "--project", "p", "--all-projects"],
+            &["ccoctl", "search", "q", "--timeout", "0"],
+            &["ccoctl", "search", "q", "--since", "yesterday"],
+            &["ccoctl", "store", "t", "--type", "idea"],
+            &["ccoctl", "get"],
+        ] {
+            let error = parse(arguments).expect_err("refused");
+            assert!(error.exit_code() == 2, "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn texts_may_begin_with_a_hyphen() {
+        let cli = parse(&["ccoctl", "store", "- a list item", "--type", "issue"]).expect("parses");
+        let Command::Store(arguments) = cli.command else {
+            panic!("another command");
+        };
+        assert_eq!(arguments.text, "- a list item");
+        parse(&["knowledge-manager", "store", "-- dashes", "issue", "cli"]).expect("parses");
+    }
+}

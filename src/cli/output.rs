@@ -1,0 +1,334 @@
+//! What a command prints, and where.
+//!
+//! Data goes to standard output, messages to standard error, so that a pipe gets data only. A terminal gets
+//! colour and lines cut to its width; a pipe gets the same text without either, stable enough to grep; `--json`
+//! gets the daemon's result, one line of JSON. A reader that closes its end early (`| head`) ends the output,
+//! quietly.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::exit::{CliError, CliResult, Exit};
+
+/// Characters of an excerpt where the width of the terminal is not known.
+const PLAIN_EXCERPT_CHARS: usize = 240;
+
+/// How to print.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    /// `--json`.
+    pub(crate) json: bool,
+    colour: bool,
+    /// Columns of the terminal; none for a pipe.
+    width: Option<usize>,
+}
+
+/// What a piece of text is, which decides its colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// The thing to read first.
+    Strong,
+    /// Secondary: ages, places.
+    Faint,
+    /// Good state.
+    Good,
+    /// A state to look at.
+    Warning,
+    /// An id or name to copy.
+    Name,
+}
+
+impl Style {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Strong => "1",
+            Self::Faint => "2",
+            Self::Good => "32",
+            Self::Warning => "33",
+            Self::Name => "36",
+        }
+    }
+}
+
+impl Output {
+    /// Output to this process's standard output.
+    pub(crate) fn detect(json: bool) -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let width = is_terminal
+            .then(|| terminal_size::terminal_size().map(|(width, _)| usize::from(width.0)))
+            .flatten();
+        Self {
+            json,
+            colour: is_terminal && !plain,
+            width,
+        }
+    }
+
+    /// Output as a pipe gets it.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self {
+            json: false,
+            colour: false,
+            width: None,
+        }
+    }
+
+    /// `text` in the colour of `style`, if colours are on.
+    pub(crate) fn paint(&self, style: Style, text: &str) -> String {
+        if self.colour && !text.is_empty() {
+            format!("\u{1b}[{}m{text}\u{1b}[0m", style.code())
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// `text` on one line, cut where two lines of the terminal end.
+    pub(crate) fn excerpt(&self, text: &str, indent: usize) -> String {
+        let limit = self
+            .width
+            .map_or(PLAIN_EXCERPT_CHARS, |width| (width.saturating_sub(indent)).max(20) * 2);
+        one_line(text, limit)
+    }
+
+    /// Characters that are left on one line beside `taken` others.
+    pub(crate) fn rest_of_line(&self, taken: usize) -> usize {
+        self.width
+            .map_or(PLAIN_EXCERPT_CHARS, |width| width.saturating_sub(taken).max(20))
+    }
+
+    /// Prints `value` as one line of JSON.
+    pub(crate) fn print_json(&self, value: &impl Serialize) -> CliResult<()> {
+        let line = serde_json::to_string(value)
+            .map_err(|error| CliError::new(Exit::Failed, format!("cannot print the result: {error}")))?;
+        self.print(&line)
+    }
+
+    /// Prints `text` and a newline.
+    pub(crate) fn print(&self, text: &str) -> CliResult<()> {
+        let mut stdout = io::stdout().lock();
+        let written = stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { stdout.write_all(b"\n") })
+            .and_then(|()| stdout.flush());
+        match written {
+            Ok(()) => Ok(()),
+            // The reader has what it wanted.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(CliError::io("write to standard output", &error)),
+        }
+    }
+}
+
+/// Prints a message to standard error.
+pub(crate) fn message(text: impl std::fmt::Display) {
+    // Nobody may be listening there, and there is no other place to say so.
+    writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
+}
+
+/// `text` with runs of white space as one space and control characters removed, at most `limit` characters.
+///
+/// Stored text is data from elsewhere: an escape sequence in it must not reach the terminal.
+pub(crate) fn one_line(text: &str, limit: usize) -> String {
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split(|character: char| character.is_whitespace() || character.is_control()) {
+        if word.is_empty() {
+            continue;
+        }
+        if length > 0 {
+            line.push(' ');
+            length += 1;
+        }
+        for character in word.chars() {
+            if length + 1 > limit.max(1) {
+                // Room for the mark: the last character makes place for it.
+                line.pop();
+                line.push('…');
+                return line;
+            }
+            line.push(character);
+            length += 1;
+        }
+    }
+    line
+}
+
+/// `text` as it is, but for control characters that could drive a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|character| match character {
+            '\n' | '\t' => character,
+            control if control.is_control() => '\u{fffd}',
+            other => other,
+        })
+        .collect()
+}
+
+/// Bytes in the largest fitting unit.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A number with a noun in the right form.
+pub(crate) fn counted(count: u64, singular: &str, plural: &str) -> String {
+    format!("{count} {}", if count == 1 { singular } else { plural })
+}
+
+/// How a column lines up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Aligned columns.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    columns: Vec<(String, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these columns.
+    pub(crate) fn new(columns: &[(&str, Align)]) -> Self {
+        Self {
+            columns: columns
+                .iter()
+                .map(|(name, align)| ((*name).to_owned(), *align))
+                .collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row; each cell is made one line.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = cells.into_iter().map(|cell| one_line(&cell, usize::MAX - 1)).collect();
+        self.rows.push(cells);
+    }
+
+    /// The table as text: a header, then the rows, columns two spaces apart.
+    pub(crate) fn render(&self, output: &Output) -> String {
+        let widths: Vec<usize> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(index, (name, _))| {
+                self.rows
+                    .iter()
+                    .filter_map(|row| row.get(index))
+                    .map(|cell| cell.chars().count())
+                    .chain([name.chars().count()])
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let mut text = String::new();
+        let header: Vec<String> = self.columns.iter().map(|(name, _)| name.clone()).collect();
+        for (index, cells) in std::iter::once(&header).chain(&self.rows).enumerate() {
+            let mut line = String::new();
+            for ((cell, width), (_, align)) in cells.iter().zip(&widths).zip(&self.columns) {
+                if !line.is_empty() {
+                    line.push_str("  ");
+                }
+                let padding = " ".repeat(width - cell.chars().count());
+                match align {
+                    Align::Left => line.push_str(&format!("{cell}{padding}")),
+                    Align::Right => line.push_str(&format!("{padding}{cell}")),
+                }
+            }
+            let line = line.trim_end();
+            if index == 0 {
+                writeln!(text, "{}", output.paint(Style::Faint, line)).unwrap_or_default();
+            } else {
+                writeln!(text, "{line}").unwrap_or_default();
+            }
+        }
+        text
+    }
+}
+
+/// Lines of `name  value`, the names padded to one width.
+pub(crate) fn fields(output: &Output, fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in fields {
+        let label = output.paint(Style::Faint, &format!("{name:<width$}"));
+        writeln!(text, "{label}  {value}").unwrap_or_default();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_are_one_line_and_carry_no_escape_sequences() {
+        assert_eq!(one_line("a\n  b\tc", 80), "a b c");
+        assert_eq!(one_line("\u{1b}[31mred\u{7}", 80), "[31mred");
+        assert_eq!(one_line("abcdef", 4), "abc…");
+        assert_eq!(one_line("日本語テキスト", 4), "日本語…");
+        assert_eq!(one_line("abcd", 4), "abcd");
+        assert_eq!(one_line("", 4), "");
+    }
+
+    #[test]
+    fn whole_texts_keep_their_lines() {
+        assert_eq!(printable("a\n\tb\u{1b}[0m"), "a\n\tb\u{fffd}[0m");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&[("project", Align::Left), ("items", Align::Right)]);
+        table.row(["statushub".to_owned(), "7".to_owned()]);
+        table.row(["web".to_owned(), "1200".to_owned()]);
+        assert_eq!(
+            table.render(&Output::plain()),
+            "project    items\nstatushub      7\nweb         1200\n"
+        );
+    }
+
+    #[test]
+    fn fields_line_up() {
+        let text = fields(&Output::plain(), &[("pid", "7".to_owned()), ("socket", "s".to_owned())]);
+        assert_eq!(text, "pid     7\nsocket  s\n");
+    }
+
+    #[test]
+    fn colour_only_where_asked() {
+        assert_eq!(Output::plain().paint(Style::Good, "ok"), "ok");
+        let colourful = Output {
+            json: false,
+            colour: true,
+            width: Some(80),
+        };
+        assert_eq!(colourful.paint(Style::Good, "ok"), "\u{1b}[32mok\u{1b}[0m");
+        assert_eq!(colourful.paint(Style::Good, ""), "");
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes(12), "12 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 * 1024 * 1024 * 1024), "3.0 GiB");
+        assert_eq!(counted(1, "item", "items"), "1 item");
+        assert_eq!(counted(0, "item", "items"), "0 items");
+    }
+}

@@ -1,0 +1,350 @@
+//! Which project a command belongs to, when `--project` does not say.
+//!
+//! A project is a repository: all worktrees of one share its git common directory and so its project. The name
+//! is the repository's base name, because people type it; the first repository to use a name keeps it, and
+//! another one of the same name gets a suffix made from its path, so two checkouts called `api` never mix their
+//! knowledge. Claims are kept in `$CCO_HOME/projects.json`.
+//!
+//! Git's files are read directly: spawning `git` would cost more than the whole request.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Project of whatever lies outside a repository. No repository can claim it.
+pub(crate) const DEFAULT_PROJECT: &str = "default";
+
+/// Project of `knowledge-manager test`. No repository can claim it.
+pub(crate) const TEST_PROJECT: &str = "knowledge-manager-test";
+
+/// Longest name that the daemon takes.
+const MAX_NAME_BYTES: usize = 100;
+
+/// Hex digits of the path's hash that tell repositories of one name apart.
+const SUFFIX_DIGITS: usize = 6;
+
+/// The project of the directory `start`, claiming its name in `home`.
+pub(crate) fn detect(home: &Path, start: &Path) -> String {
+    let Some(repository) = git_common_dir(start) else {
+        return DEFAULT_PROJECT.to_owned();
+    };
+    match claim(home, &repository) {
+        Ok(name) => name,
+        // A read-only home (a sandbox): the name is what the claims on disk say, it is only not recorded.
+        Err(_) => {
+            let claims = read_claims(&claims_path(home)).unwrap_or_default();
+            claims.name_for(&repository)
+        }
+    }
+}
+
+/// The git common directory of the repository that holds `start`, canonical, as
+/// `git rev-parse --git-common-dir` finds it.
+fn git_common_dir(start: &Path) -> Option<PathBuf> {
+    let start = start.canonicalize().ok()?;
+    for directory in start.ancestors() {
+        let dot_git = directory.join(".git");
+        let git_dir = if dot_git.is_file() {
+            // A linked worktree or a submodule: the file names the real directory.
+            let text = std::fs::read_to_string(&dot_git).ok()?;
+            let target = text.strip_prefix("gitdir:")?.trim_end_matches(['\n', '\r']).trim_start();
+            directory.join(target)
+        } else if is_git_dir(&dot_git) {
+            dot_git
+        } else if is_git_dir(directory) {
+            // A bare repository, or a place inside `.git` itself.
+            directory.to_owned()
+        } else {
+            continue;
+        };
+        return common_dir_of(&git_dir);
+    }
+    None
+}
+
+/// Where a worktree's git directory points for what it shares with the others.
+fn common_dir_of(git_dir: &Path) -> Option<PathBuf> {
+    let common = match std::fs::read_to_string(git_dir.join("commondir")) {
+        Ok(text) => git_dir.join(text.trim_end_matches(['\n', '\r'])),
+        Err(_) => git_dir.to_owned(),
+    };
+    common.canonicalize().ok()
+}
+
+/// What git itself asks of a repository's directory.
+fn is_git_dir(directory: &Path) -> bool {
+    let has_head = directory.join("HEAD").symlink_metadata().is_ok();
+    let shares = directory.join("commondir").is_file();
+    has_head && (shares || (directory.join("objects").is_dir() && directory.join("refs").is_dir()))
+}
+
+/// The base name of a repository: of the directory that holds `.git`, or of a bare repository without `.git`.
+fn base_name(common_dir: &Path) -> String {
+    let name_of = |path: &Path| {
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    let own_name = name_of(common_dir);
+    let base = match own_name.as_str() {
+        ".git" => common_dir.parent().map(name_of).unwrap_or_default(),
+        bare => bare.strip_suffix(".git").unwrap_or(bare).to_owned(),
+    };
+    sanitise(&base)
+}
+
+/// `name` with what a project's name cannot hold replaced; empty where nothing is left.
+fn sanitise(name: &str) -> String {
+    let replaced: String = name
+        .chars()
+        .map(|character| match character {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => character,
+            _ => '-',
+        })
+        .collect();
+    let trimmed = replaced
+        .trim_start_matches(|character: char| !character.is_ascii_alphanumeric())
+        .trim_end_matches('-');
+    // Only ASCII is left, so every index is a boundary.
+    trimmed[..trimmed.len().min(MAX_NAME_BYTES)].to_owned()
+}
+
+/// Which repository has which name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Claims {
+    /// Path of the git common directory by the project's name.
+    #[serde(default)]
+    claims: BTreeMap<String, String>,
+}
+
+impl Claims {
+    fn holder(&self, name: &str) -> Option<&str> {
+        // Names equal but for case are one name to the daemon.
+        self.claims
+            .iter()
+            .find(|(claimed, _)| claimed.eq_ignore_ascii_case(name))
+            .map(|(_, path)| path.as_str())
+    }
+
+    fn name_for(&self, repository: &Path) -> String {
+        let path = repository.to_string_lossy();
+        if let Some((name, _)) = self.claims.iter().find(|(_, holder)| **holder == *path) {
+            return name.clone();
+        }
+        let base = base_name(repository);
+        let reserved = [DEFAULT_PROJECT, TEST_PROJECT]
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(&base));
+        if !base.is_empty() && !reserved && self.holder(&base).is_none() {
+            return base;
+        }
+        let digest = format!("{:x}", Sha256::digest(repository.as_os_str().as_bytes()));
+        let suffix = &digest[..SUFFIX_DIGITS];
+        let base = if base.is_empty() { "project" } else { base.as_str() };
+        let kept = base.len().min(MAX_NAME_BYTES - SUFFIX_DIGITS - 1);
+        format!("{}-{suffix}", &base[..kept])
+    }
+}
+
+fn claims_path(home: &Path) -> PathBuf {
+    home.join("projects.json")
+}
+
+fn read_claims(path: &Path) -> io::Result<Claims> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Claims::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The name of `repository`, recorded if it is new.
+fn claim(home: &Path, repository: &Path) -> io::Result<String> {
+    let path = claims_path(home);
+    let claims = read_claims(&path)?;
+    let name = claims.name_for(repository);
+    if claims.claims.contains_key(&name) {
+        return Ok(name);
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home)?;
+    let _lock = lock(&home.join("projects.json.lock"))?;
+    // Read again under the lock: another command may have claimed the name meanwhile.
+    let mut claims = read_claims(&path)?;
+    let name = claims.name_for(repository);
+    claims
+        .claims
+        .insert(name.clone(), repository.to_string_lossy().into_owned());
+    write_atomically(&path, &serde_json::to_vec_pretty(&claims)?)?;
+    Ok(name)
+}
+
+fn lock(path: &Path) -> io::Result<Flock<File>> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+}
+
+/// Replaces `path` whole: readers take no lock and must never see half a file.
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(format!("json.{}.tmp", std::process::id()));
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn git(directory: &Path, arguments: &[&str]) -> String {
+        let output = Command::new("git")
+            .current_dir(directory)
+            // A commit hook may run the tests: its repository is not the one under test.
+            .env_remove("GIT_DIR")
+            .env_remove("GIT_WORK_TREE")
+            .env_remove("GIT_INDEX_FILE")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+            .args(["-c", "protocol.file.allow=always", "-c", "init.defaultBranch=main"])
+            .args(arguments)
+            .output()
+            .expect("git runs");
+        assert!(
+            output.status.success(),
+            "git {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("utf-8").trim().to_owned()
+    }
+
+    fn repository(path: &Path) {
+        std::fs::create_dir_all(path).expect("directory");
+        git(path, &["init", "-q"]);
+        git(path, &["commit", "-q", "--allow-empty", "-m", "first"]);
+    }
+
+    /// What git says, to compare with.
+    fn git_says(directory: &Path) -> PathBuf {
+        PathBuf::from(git(directory, &["rev-parse", "--path-format=absolute", "--git-common-dir"]))
+            .canonicalize()
+            .expect("exists")
+    }
+
+    #[test]
+    fn worktrees_subdirectories_and_the_repository_agree() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let main = root.path().join("statushub");
+        repository(&main);
+        let worktree = root.path().join("fix-login");
+        git(&main, &["worktree", "add", "-q", worktree.to_str().expect("utf-8")]);
+        let nested = worktree.join("src/deep");
+        std::fs::create_dir_all(&nested).expect("directory");
+        let inside = main.join(".git/objects");
+        let home = root.path().join("home");
+        for place in [&main, &worktree, &nested, &inside] {
+            assert_eq!(git_common_dir(place), Some(git_says(place)), "{}", place.display());
+            assert_eq!(detect(&home, place), "statushub");
+        }
+    }
+
+    #[test]
+    fn bare_repositories_and_submodules_have_their_own_name() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let library = root.path().join("library");
+        repository(&library);
+        let bare = root.path().join("mirror.git");
+        git(
+            root.path(),
+            &["clone", "-q", "--bare", "library", bare.to_str().expect("utf-8")],
+        );
+        let parent = root.path().join("parent");
+        repository(&parent);
+        git(
+            &parent,
+            &["submodule", "--quiet", "add", library.to_str().expect("utf-8"), "vendored"],
+        );
+        let home = root.path().join("home");
+        assert_eq!(detect(&home, &bare), "mirror");
+        let submodule = parent.join("vendored");
+        assert_eq!(git_common_dir(&submodule), Some(git_says(&submodule)));
+        assert_eq!(detect(&home, &submodule), "vendored");
+        assert_eq!(detect(&home, &parent), "parent");
+    }
+
+    #[test]
+    fn a_second_repository_of_a_name_gets_a_suffix_and_keeps_it() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let first = root.path().join("one/api");
+        let second = root.path().join("two/API");
+        repository(&first);
+        repository(&second);
+        let home = root.path().join("home");
+        assert_eq!(detect(&home, &first), "api");
+        let name = detect(&home, &second);
+        assert_eq!(name.len(), "API-".len() + SUFFIX_DIGITS);
+        assert!(name.starts_with("API-"), "{name}");
+        assert_eq!(detect(&home, &second), name);
+        assert_eq!(detect(&home, &first), "api");
+        use std::os::unix::fs::PermissionsExt;
+        let mode = claims_path(&home).metadata().expect("written").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn outside_a_repository_it_is_the_default_and_nothing_is_written() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let home = root.path().join("home");
+        // A `.git` that is no repository does not count.
+        std::fs::create_dir_all(root.path().join("plain/.git")).expect("directory");
+        assert_eq!(detect(&home, &root.path().join("plain")), "default");
+        assert!(!home.exists());
+    }
+
+    #[test]
+    fn a_repository_called_default_does_not_take_the_default_project() {
+        let claims = Claims::default();
+        let name = claims.name_for(Path::new("/src/default/.git"));
+        assert!(name.starts_with("default-"), "{name}");
+    }
+
+    #[test]
+    fn names_become_valid() {
+        assert_eq!(sanitise("my repo (old)"), "my-repo--old");
+        assert_eq!(sanitise(".dotfiles"), "dotfiles");
+        assert_eq!(sanitise("../evil"), "evil");
+        assert_eq!(sanitise("a".repeat(140).as_str()).len(), MAX_NAME_BYTES);
+        assert_eq!(sanitise("知识"), "");
+        let name = Claims::default().name_for(Path::new("/src/知识/.git"));
+        assert!(name.starts_with("project-"), "{name}");
+    }
+
+    #[test]
+    fn a_long_claimed_name_leaves_room_for_the_suffix() {
+        let long = "x".repeat(120);
+        let mut claims = Claims::default();
+        let first = claims.name_for(Path::new(&format!("/one/{long}/.git")));
+        claims.claims.insert(first.clone(), format!("/one/{long}/.git"));
+        let second = claims.name_for(Path::new(&format!("/two/{long}/.git")));
+        assert_eq!(first.len(), MAX_NAME_BYTES);
+        assert_eq!(second.len(), MAX_NAME_BYTES);
+        assert_ne!(first, second);
+    }
+}

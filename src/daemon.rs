@@ -1,0 +1,201 @@
+//! The daemon, put together: lock, store, model, actors, socket; and taken apart in the other order.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use ccod_actors::embedder::{EmbedderConfig, EmbedderShared, ModelCell};
+use ccod_actors::reader::ReaderConfig;
+use ccod_actors::restart::RestartPolicy;
+use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig};
+use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
+use ccod_actors::writer::WriterConfig;
+use ccod_protocol::endpoint::{self, EndpointLock};
+use ccod_protocol::server::{self, ServerStats};
+use nix::sys::stat::Mode;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config};
+use crate::rpc::{self, App};
+use crate::shutdown;
+
+/// Mode of every directory under `$CCO_HOME`.
+const DIRECTORY_MODE: u32 = 0o700;
+/// What is left of the grace for stopping the actors once the connections are done, at least.
+const LEAST_ACTOR_GRACE: Duration = Duration::from_secs(1);
+
+/// Why the daemon could not start, for the exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The socket or its directory cannot be used: taken, unsafe, or not permitted.
+    #[error(transparent)]
+    Endpoint(#[from] endpoint::EndpointError),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// Serves until SIGTERM, SIGINT or `admin.shutdown`. True if everything that was accepted was finished.
+pub async fn run(config: Config) -> Result<bool, StartError> {
+    let stop = CancellationToken::new();
+    shutdown::listen(stop.clone()).context("signals cannot be listened to")?;
+    run_until(config, stop).await
+}
+
+/// Serves until `stop` is cancelled. Tests run the daemon inside their process by this.
+pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, StartError> {
+    let started = Instant::now();
+    // Lance creates its files with the modes of the process: owner only, for all of them.
+    nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    create_private_directory(&config.home)?;
+
+    // Nothing is read, changed or unlinked before the lock is held.
+    let socket_path = config.socket_path();
+    endpoint::prepare_run_dir(&config.run_dir())?;
+    let lock = EndpointLock::acquire(&config.lock_path())?;
+    if let Some(directory) = socket_path.parent()
+        && directory != config.run_dir()
+    {
+        endpoint::prepare_run_dir(directory)?;
+    }
+    let socket = endpoint::bind(&socket_path, &lock, 0o600)?;
+    create_private_directory(&config.knowledge_dir())?;
+
+    let model = Arc::new(load_model(&config)?);
+    let identity = ModelIdentity {
+        name: model.identity().to_owned(),
+        dimensions: model.dimensions(),
+    };
+    let (store, access) = Store::open(store_config(&config, identity)).context("the store cannot be opened")?;
+    let embedder = EmbedderShared::new(embedder_config(&config.embedder), model);
+    let (supervisor, supervisor_task, routes) = supervisor::start(SupervisorArguments {
+        store: Arc::clone(&store),
+        access,
+        writer: writer_config(&config.writer),
+        readers: ReaderConfig {
+            workers: config.readers.effective_workers(),
+            queue_requests: config.readers.queue,
+        },
+        embedder,
+        restarts: restart_policy(&config.supervision),
+    })
+    .await
+    .context("the supervisor cannot start")?;
+
+    let stats = Arc::new(ServerStats::default());
+    let limits = config.limits.clone();
+    let grace = Duration::from_millis(config.shutdown.grace_ms);
+    let module = rpc::module(App {
+        config,
+        store,
+        routes,
+        shutdown: stop.clone(),
+        server: Arc::clone(&stats),
+        started,
+    })
+    .context("the methods cannot be registered")?;
+    tracing::info!(
+        socket = %socket_path.display(),
+        started_in_ms = started.elapsed().as_millis() as u64,
+        "serving"
+    );
+
+    // The supervisor must not die; if it does, the daemon ends and the service manager starts it again.
+    let supervisor_died = stop.clone();
+    let watchdog = tokio::spawn(async move {
+        let ended = supervisor_task.await;
+        if !supervisor_died.is_cancelled() {
+            tracing::error!(?ended, "the supervisor ended, so does the daemon");
+            supervisor_died.cancel();
+            return false;
+        }
+        true
+    });
+
+    // Returns once the listener is closed and every accepted request is answered.
+    let report = server::serve(socket, module.into(), limits, stats, stop.clone()).await;
+    let stopping = Instant::now();
+    let actor_grace = grace.saturating_sub(stopping.elapsed()).max(LEAST_ACTOR_GRACE);
+    let (reply, answer) = oneshot::channel();
+    let drained = match supervisor.cast(SupervisorMessage::Shutdown(actor_grace, reply)) {
+        Ok(()) => answer.await.unwrap_or(false),
+        Err(_) => false,
+    };
+    let supervised = watchdog.await.unwrap_or(false);
+    drop(lock);
+    tracing::info!(drained, ?report, "stopped");
+    Ok(drained && supervised && report.drained)
+}
+
+/// Creates a directory for its owner alone, with its parents; tightens one of ours that is too open.
+fn create_private_directory(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)
+        .with_context(|| format!("{} cannot be created", path.display()))?;
+    let metadata = std::fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(DIRECTORY_MODE))
+            .with_context(|| format!("{} is open to others and cannot be closed", path.display()))?;
+    }
+    Ok(())
+}
+
+fn load_model(config: &Config) -> anyhow::Result<ModelCell> {
+    let name = &config.embedder.model;
+    if name.is_empty() {
+        return ModelCell::bundled().context("the bundled model is damaged; build the executable again");
+    }
+    let directory = config.models_dir().join(name);
+    ModelCell::from_directory(&directory)
+        .with_context(|| format!("the model in {} cannot be used", directory.display()))
+}
+
+fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {
+    StoreConfig {
+        knowledge_dir: config.knowledge_dir(),
+        durability: match config.store.durability {
+            config::Durability::Full => Durability::Full,
+            config::Durability::Fast => Durability::Fast,
+        },
+        index_cache_bytes: config.store.session_index_cache_bytes as usize,
+        metadata_cache_bytes: config.store.session_metadata_cache_bytes as usize,
+        model,
+    }
+}
+
+fn writer_config(config: &config::WriterConfig) -> WriterConfig {
+    WriterConfig {
+        max_group_rows: config.max_group_rows as usize,
+        max_group_bytes: config.max_group_bytes as usize,
+        queue_requests: config.queue_ops,
+        queue_bytes: u32::try_from(config.queue_bytes).unwrap_or(u32::MAX),
+    }
+}
+
+fn embedder_config(config: &config::EmbedderConfig) -> EmbedderConfig {
+    EmbedderConfig {
+        warm: config.warm,
+        interactive_queue_tokens: config.interactive_queue_tokens,
+        bulk_queue_tokens: config.bulk_queue_tokens,
+        batch_tokens: config.batch_tokens as usize,
+        max_batch: config.max_batch as usize,
+        bulk_quantum_tokens: config.bulk_quantum_tokens as usize,
+        query_cache: config.query_cache as usize,
+        ..EmbedderConfig::default()
+    }
+}
+
+fn restart_policy(config: &config::SupervisionConfig) -> RestartPolicy {
+    RestartPolicy {
+        max_restarts: config.max_restarts as usize,
+        window: Duration::from_millis(config.window_ms),
+        backoff: Duration::from_millis(config.backoff_ms),
+        backoff_cap: Duration::from_millis(config.backoff_cap_ms),
+        degraded_retry: Duration::from_millis(config.degraded_retry_ms),
+    }
+}

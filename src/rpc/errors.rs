@@ -1,0 +1,36 @@
+//! Errors of the actors as errors of the wire: the only mapping in the program.
+
+use ccod_actors::error::{Executed, KnowledgeError};
+use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
+
+/// The wire's words for what became of a request.
+pub fn wire_error(error: KnowledgeError) -> WireError {
+    let message = error.to_string();
+    match error {
+        KnowledgeError::InvalidParameter { parameter, message } => WireError::invalid_params(parameter, message),
+        KnowledgeError::NotFound { .. } => WireError::new(ErrorKind::NotFound, message),
+        KnowledgeError::AlreadyExists { id } => WireError::already_exists(&id),
+        KnowledgeError::SecretRejected { detector, field } => WireError::secret_rejected(&detector, &field),
+        KnowledgeError::ModelMismatch { .. } => WireError::new(ErrorKind::ModelMismatch, message),
+        KnowledgeError::ReadOnly { reason } => WireError::read_only(reason),
+        KnowledgeError::Cancelled => WireError::cancelled(WireExecuted::No),
+        KnowledgeError::Expired { what } => WireError::expired(&what),
+        KnowledgeError::NeedsMigration { project, .. } => {
+            WireError::needs_migration(&project).with_extra("detail", message)
+        }
+        KnowledgeError::DeadlineExceeded { executed } => WireError::deadline_exceeded(match executed {
+            Executed::No => WireExecuted::No,
+            Executed::Yes => WireExecuted::Yes,
+            Executed::Unknown => WireExecuted::Unknown,
+        }),
+        KnowledgeError::Unavailable { .. } => WireError::new(ErrorKind::Unavailable, message),
+        KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
+        KnowledgeError::ShuttingDown => WireError::shutting_down(),
+        KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(queue, retry_after_ms),
+        KnowledgeError::Internal { message } => {
+            // Logged here, where it leaves the daemon; the text of an item is never part of such a message.
+            tracing::error!(%message, "internal error");
+            WireError::internal(message)
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The methods of the wire, over the actors. The only place that knows both sides: parameters become domain
+//! requests, results and errors become what `api.md` promises. One file for each group of methods.
+
+mod admin;
+mod convert;
+mod errors;
+mod read;
+mod store;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ccod_actors::deadline::Deadline;
+use ccod_actors::domain::ProjectName;
+use ccod_actors::routes::Routes;
+use ccod_actors::store::Store;
+use ccod_protocol::api::{self, Method};
+use ccod_protocol::context::CallContext;
+use ccod_protocol::error::WireError;
+use ccod_protocol::params;
+use ccod_protocol::server::ServerStats;
+use jsonrpsee::RpcModule;
+use jsonrpsee::types::ErrorObjectOwned;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+pub(crate) use errors::wire_error;
+
+/// What every handler can reach.
+pub(crate) struct App {
+    /// The settings, as loaded.
+    pub(crate) config: Config,
+    /// The projects, for what needs no query (names, caches).
+    pub(crate) store: Arc<Store>,
+    /// The present actors.
+    pub(crate) routes: watch::Receiver<Routes>,
+    /// Begins the shutdown.
+    pub(crate) shutdown: CancellationToken,
+    /// Counters of the server.
+    pub(crate) server: Arc<ServerStats>,
+    /// When the daemon began to serve.
+    pub(crate) started: Instant,
+}
+
+/// One decoded call.
+pub(crate) struct Call<M: Method> {
+    pub(crate) params: M::Params,
+    /// The project as named; none where the caller left it out.
+    pub(crate) project: Option<ProjectName>,
+    pub(crate) context: CallContext,
+}
+
+impl<M: Method> Call<M> {
+    /// The project, or the default one.
+    pub(crate) fn project(&self) -> ProjectName {
+        self.project.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::at(self.context.deadline)
+    }
+
+    /// Whose queue the call's work belongs to: work is shared out fairly among connections.
+    pub(crate) fn origin(&self) -> u64 {
+        self.context.connection.0
+    }
+}
+
+impl App {
+    /// The present actors. A clone of references, taken once for each call.
+    pub(crate) fn routes(&self) -> Routes {
+        self.routes.borrow().clone()
+    }
+}
+
+/// Builds the table of methods. A method that is not in it answers -32601.
+pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::RegisterMethodError> {
+    let mut module = RpcModule::new(app);
+    register::<api::Store, _, _>(&mut module, store::store)?;
+    register::<api::StoreBatch, _, _>(&mut module, store::store_batch)?;
+    register::<api::Search, _, _>(&mut module, read::search)?;
+    register::<api::List, _, _>(&mut module, read::list)?;
+    register::<api::Get, _, _>(&mut module, read::get)?;
+    register::<api::Stats, _, _>(&mut module, read::stats)?;
+    register::<api::Projects, _, _>(&mut module, read::projects)?;
+    register::<api::Embed, _, _>(&mut module, read::embed)?;
+    register::<api::Health, _, _>(&mut module, admin::health)?;
+    register::<api::Status, _, _>(&mut module, admin::status)?;
+    register::<api::Shutdown, _, _>(&mut module, admin::shutdown)?;
+    register::<api::Version, _, _>(&mut module, admin::version)?;
+    register::<api::Discover, _, _>(&mut module, admin::discover)?;
+    Ok(module)
+}
+
+/// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
+pub(crate) const SERVED: [&str; 13] = [
+    api::Store::NAME,
+    api::StoreBatch::NAME,
+    api::Search::NAME,
+    api::List::NAME,
+    api::Get::NAME,
+    api::Stats::NAME,
+    api::Projects::NAME,
+    api::Embed::NAME,
+    api::Health::NAME,
+    api::Status::NAME,
+    api::Shutdown::NAME,
+    api::Version::NAME,
+    api::Discover::NAME,
+];
+
+fn register<M, H, F>(
+    module: &mut RpcModule<App>,
+    handler: H,
+) -> Result<(), jsonrpsee::core::RegisterMethodError>
+where
+    M: Method,
+    H: Fn(Arc<App>, Call<M>) -> F + Copy + Send + Sync + 'static,
+    F: Future<Output = Result<M::Result, WireError>> + Send + 'static,
+{
+    for name in std::iter::once(&M::NAME).chain(M::OTHER_NAMES) {
+        module.register_async_method(*name, move |raw, app, extensions| async move {
+            let call = decode::<M>(&raw, extensions.get::<CallContext>()).map_err(ErrorObjectOwned::from)?;
+            handler(app, call).await.map_err(ErrorObjectOwned::from)
+        })?;
+    }
+    Ok(())
+}
+
+fn decode<M: Method>(
+    raw: &jsonrpsee::types::Params<'_>,
+    context: Option<&CallContext>,
+) -> Result<Call<M>, WireError> {
+    let decoded = params::decode_params::<M>(raw)?;
+    let context = context.cloned().ok_or_else(|| WireError::internal("the call came without its context"))?;
+    let project = decoded
+        .project_id
+        .as_deref()
+        .map(|name| ProjectName::parse(name, "project_id"))
+        .transpose()
+        .map_err(wire_error)?;
+    Ok(Call {
+        params: decoded.params,
+        project,
+        context,
+    })
+}

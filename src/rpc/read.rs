@@ -1,0 +1,399 @@
+//! `knowledge.search`, `list`, `get`, `stats`, `projects` and `embedding.embed`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ccod_actors::domain::{self, ProjectName, SearchMode, StoredItem, format_time, parse_time};
+use ccod_actors::embedder::Lane;
+use ccod_actors::error::KnowledgeError;
+use ccod_actors::reader::{ProjectStats, Projects};
+use ccod_actors::store::filter::Moment;
+use ccod_actors::store::view::{ListRequest, SearchRequest};
+use ccod_protocol::api;
+use ccod_protocol::error::WireError;
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use super::admin::HEALTH_PROJECT;
+use super::{App, Call, convert, wire_error};
+
+/// Results that may be skipped: each is found and ranked again for every page.
+const OFFSET_MAX: u32 = 10_000;
+/// Bytes of text for one token of `budget_tokens`: the rule of thumb for English text in common language
+/// models. The budget is theirs, not our model's.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// Finds items.
+pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api::SearchResult, WireError> {
+    let begun = Instant::now();
+    let deadline = call.deadline();
+    if call.params.offset > OFFSET_MAX {
+        return Err(WireError::invalid_params(
+            "offset",
+            format!("`offset` must be at most {OFFSET_MAX}; narrow the search by filters instead"),
+        ));
+    }
+    let projects = searched_projects(&call)?;
+    let filter = convert::filter(&call.params.filters)?;
+    let at = moment(call.params.as_of.as_ref(), &projects)?;
+    let asked = convert::mode(call.params.mode);
+    let routes = app.routes();
+
+    let mut mode = asked;
+    let mut degraded = None;
+    let mut vector = None;
+    if asked != SearchMode::Text {
+        let embedded = match routes.embedder() {
+            Ok(embedder) => embedder.embed_query(&call.params.query, deadline, call.origin()).await,
+            Err(error) => Err(error),
+        };
+        match embedded {
+            Ok(embedded) => vector = Some(embedded),
+            // Keywords still find something, and the caller is told.
+            Err(error @ KnowledgeError::Unavailable { .. }) if asked == SearchMode::Hybrid => {
+                mode = SearchMode::Text;
+                degraded = Some(error.to_string());
+            }
+            Err(error) => return Err(wire_error(error)),
+        }
+    }
+
+    let request = SearchRequest {
+        query: call.params.query.clone(),
+        vector,
+        mode,
+        filter,
+        limit: call.params.limit as usize,
+        offset: call.params.offset as usize,
+        threshold: call.params.threshold,
+        min_similarity: app.config.search.min_similarity,
+        at,
+    };
+    let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
+    let outcome = routes
+        .readers
+        .search(projects, request, deadline)
+        .await
+        .map_err(wire_error)?;
+
+    let mut results = Vec::with_capacity(outcome.hits.len());
+    let mut omitted = 0;
+    let mut budget = call.params.budget_tokens.map(|tokens| tokens as usize * BYTES_PER_TOKEN);
+    for hit in outcome.hits {
+        if let Some(left) = budget {
+            let cost = hit.item.text.len();
+            // At least one result, whatever the budget: an answer that is too long beats none.
+            if cost > left && !results.is_empty() {
+                omitted += 1;
+                continue;
+            }
+            budget = Some(left.saturating_sub(cost));
+        }
+        results.push(search_hit(hit, call.params.explain));
+    }
+    let versions: BTreeMap<String, u64> = outcome
+        .versions
+        .into_iter()
+        .map(|(project, sequence)| (project, convert::version(sequence)))
+        .collect();
+    Ok(api::SearchResult {
+        count: results.len() as u64,
+        results,
+        omitted,
+        mode: match mode {
+            SearchMode::Hybrid => api::SearchMode::Hybrid,
+            SearchMode::Vector => api::SearchMode::Vector,
+            SearchMode::Text => api::SearchMode::Text,
+        },
+        degraded: degraded.or(outcome.degraded),
+        version: versions.values().copied().max().unwrap_or(0),
+        versions: if single { BTreeMap::new() } else { versions },
+        took_ms: begun.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+fn searched_projects(call: &Call<api::Search>) -> Result<Projects, WireError> {
+    let Some(named) = &call.params.projects else {
+        return Ok(Projects::Named(vec![call.project()]));
+    };
+    if call.project.is_some() {
+        return Err(WireError::invalid_params(
+            "projects",
+            "give `project_id` or `projects`, not both",
+        ));
+    }
+    let names = named.as_slice();
+    if names.iter().any(|name| name == "*") {
+        return Ok(Projects::All);
+    }
+    if names.is_empty() {
+        return Err(WireError::invalid_params(
+            "projects",
+            "`projects` must name at least one project, or be \"*\" for all",
+        ));
+    }
+    let mut projects: Vec<ProjectName> = Vec::with_capacity(names.len());
+    for name in names {
+        let name = ProjectName::parse(name, "projects").map_err(wire_error)?;
+        if !projects.contains(&name) {
+            projects.push(name);
+        }
+    }
+    Ok(Projects::Named(projects))
+}
+
+fn moment(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<Moment>, WireError> {
+    match as_of {
+        None => Ok(None),
+        Some(api::AsOf::Time(time)) => Ok(Some(Moment::Time(parse_time(time, "as_of").map_err(wire_error)?))),
+        Some(api::AsOf::Version(version)) => match projects {
+            Projects::Named(names) if names.len() == 1 => {
+                Ok(Some(Moment::Commit(i64::try_from(*version).unwrap_or(i64::MAX))))
+            }
+            _ => Err(WireError::invalid_params(
+                "as_of",
+                "`as_of` takes a version only with one project, whose versions it counts; give a time instead",
+            )),
+        },
+    }
+}
+
+fn search_hit(hit: domain::SearchHit, explain: bool) -> api::SearchHit {
+    let explanation = explain.then(|| {
+        json!({
+            "vector_rank": hit.vector_rank,
+            "text_rank": hit.text_rank,
+            "fusion": "reciprocal rank fusion, k = 60, divided by the best possible sum",
+            "revision": hit.item.revision,
+        })
+    });
+    api::SearchHit {
+        id: hit.item.id,
+        text: hit.item.text,
+        passage: api::Passage {
+            text: hit.passage.text,
+            start: u64::try_from(hit.passage.start).unwrap_or(0),
+            end: u64::try_from(hit.passage.end).unwrap_or(0),
+            index: u32::try_from(hit.passage.index).unwrap_or(0),
+        },
+        knowledge_type: convert::knowledge_type(&hit.item.kind),
+        project_id: hit.item.project,
+        session_id: hit.item.session_id,
+        agent: hit.item.agent,
+        timestamp: format_time(hit.item.timestamp),
+        metadata: hit.item.metadata,
+        score: hit.score,
+        similarity: hit.similarity,
+        bm25: hit.bm25,
+        explain: explanation,
+    }
+}
+
+/// Lists items, a page at a time.
+pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::ListResult, WireError> {
+    let newest_first = call.params.order == api::Order::Newest;
+    let request = ListRequest {
+        filter: convert::filter(&call.params.filters)?,
+        newest_first,
+        limit: call.params.limit as usize,
+        after: match &call.params.cursor {
+            Some(cursor) => Some(decode_cursor(cursor, newest_first)?),
+            None => None,
+        },
+    };
+    let page = app
+        .routes()
+        .readers
+        .list(call.project(), request, call.deadline())
+        .await
+        .map_err(wire_error)?;
+    let next_cursor = page
+        .items
+        .last()
+        .filter(|_| page.more)
+        .map(|last| encode_cursor(last, newest_first));
+    Ok(api::ListResult {
+        results: page.items.into_iter().map(convert::item).collect(),
+        total: page.total,
+        next_cursor,
+    })
+}
+
+/// A cursor names the last item of a page, so that what is stored or deleted meanwhile moves no page. Opaque
+/// to callers: hexadecimal of `<order><milliseconds>/<id>`.
+fn encode_cursor(last: &StoredItem, newest_first: bool) -> String {
+    let order = if newest_first { 'n' } else { 'o' };
+    let plain = format!("{order}{}/{}", last.timestamp.timestamp_millis(), last.id);
+    domain::hex(plain.as_bytes())
+}
+
+fn decode_cursor(cursor: &str, newest_first: bool) -> Result<(DateTime<Utc>, String), WireError> {
+    let parse = || {
+        let bytes: Vec<u8> = cursor
+            .as_bytes()
+            .chunks(2)
+            .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
+            .collect::<Option<_>>()?;
+        let plain = String::from_utf8(bytes).ok()?;
+        let order = if newest_first { 'n' } else { 'o' };
+        let (milliseconds, id) = plain.strip_prefix(order)?.split_once('/')?;
+        let time = DateTime::from_timestamp_millis(milliseconds.parse().ok()?)?;
+        Some((time, id.to_owned()))
+    };
+    parse().ok_or_else(|| {
+        WireError::invalid_params(
+            "cursor",
+            "`cursor` must be a `next_cursor` of a list in the same order; begin again without it",
+        )
+    })
+}
+
+/// Gets one item, or several with the missing ones named.
+pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetResult, WireError> {
+    let wanted = match (&call.params.id, &call.params.ids) {
+        (Some(id), _) => vec![id.clone()],
+        (None, Some(ids)) => ids.clone(),
+        (None, None) => Vec::new(),
+    };
+    let most = api::LIST_LIMIT_MAX as usize;
+    if wanted.len() > most {
+        return Err(WireError::invalid_params(
+            "ids",
+            format!("`ids` must be at most {most} ids, this list has {}", wanted.len()),
+        ));
+    }
+    let found = app
+        .routes()
+        .readers
+        .get(call.project(), wanted.clone(), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    let mut by_id: HashMap<String, StoredItem> =
+        found.items.into_iter().map(|item| (item.id.clone(), item)).collect();
+    if let Some(id) = &call.params.id {
+        return match by_id.remove(id) {
+            Some(item) => Ok(api::GetResult::One(Box::new(convert::item(item)))),
+            None => Err(WireError::not_found(id)),
+        };
+    }
+    let mut results = Vec::with_capacity(wanted.len());
+    let mut missing = Vec::new();
+    for id in wanted {
+        match by_id.get(&id) {
+            Some(item) => results.push(convert::item(item.clone())),
+            None => missing.push(id),
+        }
+    }
+    Ok(api::GetResult::Many { results, missing })
+}
+
+/// The projects' counts, without the daemon's own probe.
+async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<Vec<ProjectStats>, WireError> {
+    let mut stats = app
+        .routes()
+        .readers
+        .project_stats(call.project.clone(), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    stats.retain(|project| project.project != HEALTH_PROJECT);
+    Ok(stats)
+}
+
+/// Counts items.
+pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::StatsResult, WireError> {
+    let running = &app.store.config().model;
+    let mut result = api::StatsResult {
+        model: convert::model(&running.name, running.dimensions),
+        ..api::StatsResult::default()
+    };
+    let (mut oldest, mut newest) = (None, None);
+    for project in project_stats(&app, &call).await? {
+        result.bytes_on_disk += project.bytes_on_disk;
+        if project.needs_migration.is_some() {
+            continue; // Its rows are not items yet; `projects` shows it.
+        }
+        let items = project.items;
+        result.total += items.total;
+        result.passages += items.passages;
+        result.by_project.insert(project.project, items.total);
+        for (kind, count) in &items.by_kind {
+            *result.by_type.entry(kind.clone()).or_default() += count;
+        }
+        for (agent, count) in &items.by_agent {
+            *result.by_agent.entry(agent.clone()).or_default() += count;
+        }
+        oldest = earlier(oldest, items.oldest);
+        newest = later(newest, items.newest);
+    }
+    result.oldest = oldest.map(format_time);
+    result.newest = newest.map(format_time);
+    Ok(result)
+}
+
+fn earlier(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    a.into_iter().chain(b).min()
+}
+
+fn later(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    a.into_iter().chain(b).max()
+}
+
+/// Lists the projects.
+pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result<api::ProjectsResult, WireError> {
+    let projects = project_stats(&app, &call)
+        .await?
+        .into_iter()
+        .map(|project| api::ProjectSummary {
+            project_id: project.project,
+            total: project.items.total,
+            bytes_on_disk: project.bytes_on_disk,
+            newest: project.items.newest.map(format_time),
+            state: project.needs_migration.map(|_| "needs_migration".to_owned()),
+        })
+        .collect();
+    Ok(api::ProjectsResult { projects })
+}
+
+/// Embeds texts.
+pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::EmbedResult, WireError> {
+    let texts = &call.params.texts;
+    let most = app.config.items.store_batch_max as usize;
+    if texts.len() > most {
+        return Err(WireError::invalid_params(
+            "texts",
+            format!("`texts` must be at most {most} texts, this list has {}; send it in parts", texts.len()),
+        ));
+    }
+    let most_bytes = app.config.items.max_text_bytes as usize;
+    if let Some(index) = texts.iter().position(|text| text.len() > most_bytes) {
+        return Err(WireError::invalid_params(
+            "texts",
+            format!("`texts` must be of at most {most_bytes} bytes each, number {index} is longer"),
+        ));
+    }
+    let routes = app.routes();
+    let embedder = routes.embedder().map_err(wire_error)?;
+    let mut tokens = Vec::with_capacity(texts.len());
+    for text in texts {
+        tokens.push(embedder.encode(text).await.map_err(wire_error)?);
+    }
+    let truncated = tokens
+        .iter()
+        .enumerate()
+        .filter(|(_, text)| text.truncated())
+        .map(|(index, _)| index)
+        .collect();
+    let lane = if texts.len() > 1 { Lane::Bulk } else { Lane::Interactive };
+    let vectors = embedder
+        .embed_passages(tokens, lane, call.deadline(), call.origin())
+        .await
+        .map_err(wire_error)?;
+    let model = &app.store.config().model;
+    Ok(api::EmbedResult {
+        embeddings: vectors.into_iter().map(|vector| vector.to_vec()).collect(),
+        model: model.name.clone(),
+        dimensions: u32::try_from(model.dimensions).unwrap_or(u32::MAX),
+        truncated,
+    })
+}

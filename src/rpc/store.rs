@@ -1,0 +1,221 @@
+//! `knowledge.store` and `knowledge.store_batch`: check, split into passages, embed, write.
+
+use std::sync::Arc;
+
+use ccod_actors::deadline::Deadline;
+use ccod_actors::domain::{NewItem, OnDuplicate, check_key, now_ms};
+use ccod_actors::embedder::{EmbedderHandle, Lane};
+use ccod_actors::error::{KnowledgeError, KnowledgeResult};
+use ccod_actors::store::rows::EmbeddedPassage;
+use ccod_actors::writer::PreparedItem;
+use ccod_protocol::api::{self, BatchItem, BatchItemError, StoreStatus};
+use ccod_protocol::error::WireError;
+use futures::future::join_all;
+use serde_json::Value;
+
+use super::{App, Call, convert, wire_error};
+use crate::config::ItemsConfig;
+
+/// Stores one item.
+pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::StoreResult, WireError> {
+    let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
+    let item = new_item(call.params, &app.config.items).map_err(wire_error)?;
+    let routes = app.routes();
+    let writer = routes.writer().map_err(wire_error)?;
+    let embedder = routes.embedder().map_err(wire_error)?;
+    // A single store rides the interactive lane: the writer's groups form of what is embedded together.
+    let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
+        .await
+        .map_err(wire_error)?;
+    let reply = writer
+        .write(project.clone(), vec![prepared], deadline)
+        .await
+        .map_err(wire_error)?;
+    let version = convert::version(reply.version);
+    let outcome = reply
+        .items
+        .into_iter()
+        .next()
+        .ok_or_else(|| WireError::internal("the writer gave no answer for the item"))?
+        .map_err(wire_error)?;
+    Ok(api::StoreResult {
+        id: outcome.id,
+        project_id: project.to_string(),
+        status: if outcome.duplicate { StoreStatus::Duplicate } else { StoreStatus::Stored },
+        timestamp: ccod_actors::domain::format_time(outcome.timestamp),
+        passages: outcome.passages,
+        redactions: Vec::new(),
+        version,
+        durability: convert::durability(app.store.config().durability),
+    })
+}
+
+/// Stores many items; those that fail are told apart, the others are stored.
+pub(crate) async fn store_batch(
+    app: Arc<App>,
+    call: Call<api::StoreBatch>,
+) -> Result<api::StoreBatchResult, WireError> {
+    let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
+    let items = call.params.items;
+    let most = app.config.items.store_batch_max as usize;
+    if items.len() > most {
+        return Err(WireError::invalid_params(
+            "items",
+            format!("`items` must be at most {most} items, this list has {}; send it in parts", items.len()),
+        ));
+    }
+    let routes = app.routes();
+    let writer = routes.writer().map_err(wire_error)?;
+    let embedder = routes.embedder().map_err(wire_error)?;
+
+    let count = items.len();
+    let prepared = join_all(items.into_iter().map(|item| async {
+        let params = match item {
+            BatchItem::Valid(params) => *params,
+            BatchItem::Invalid(error) => return Err(error),
+        };
+        let item = new_item(params, &app.config.items).map_err(wire_error)?;
+        prepare(embedder, item, Lane::Bulk, deadline, origin).await.map_err(wire_error)
+    }))
+    .await;
+
+    let mut outcomes: Vec<Result<ccod_actors::writer::ItemOutcome, WireError>> = Vec::with_capacity(count);
+    let mut places = Vec::with_capacity(count);
+    let mut writable = Vec::with_capacity(count);
+    for (index, item) in prepared.into_iter().enumerate() {
+        match item {
+            Ok(item) => {
+                places.push(index);
+                writable.push(item);
+                // Replaced below by what became of it.
+                outcomes.push(Err(WireError::outcome_unknown()));
+            }
+            Err(error) => outcomes.push(Err(error)),
+        }
+    }
+    let mut version = 0;
+    if !writable.is_empty() {
+        match writer.write(project.clone(), writable, deadline).await {
+            Ok(reply) => {
+                version = convert::version(reply.version);
+                for (index, item) in places.into_iter().zip(reply.items) {
+                    outcomes[index] = item.map_err(wire_error);
+                }
+            }
+            // Nothing is known of any of them: the whole request failed, and says so.
+            Err(error) => return Err(wire_error(error)),
+        }
+    }
+    if version == 0 && let Some(view) = app.store.view(&project).await.map_err(wire_error)? {
+        version = convert::version(view.sequence());
+    }
+
+    let mut result = api::StoreBatchResult {
+        ids: Vec::with_capacity(count),
+        stored: 0,
+        duplicates: 0,
+        failed: 0,
+        errors: Vec::new(),
+        version,
+        durability: convert::durability(app.store.config().durability),
+    };
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok(outcome) => {
+                if outcome.duplicate {
+                    result.duplicates += 1;
+                } else {
+                    result.stored += 1;
+                }
+                result.ids.push(Some(outcome.id));
+            }
+            Err(error) => {
+                result.failed += 1;
+                result.ids.push(None);
+                result.errors.push(BatchItemError {
+                    index,
+                    code: error.code,
+                    message: error.message,
+                });
+            }
+        }
+    }
+    Ok(result)
+}
+
+/// Checks an item against the limits.
+fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<NewItem> {
+    let text_bytes = params.text.len() as u64;
+    if text_bytes > limits.max_text_bytes {
+        return Err(KnowledgeError::invalid(
+            "text",
+            format!(
+                "text must be at most {} bytes, this one has {text_bytes}; store it in parts",
+                limits.max_text_bytes
+            ),
+        ));
+    }
+    let metadata_bytes = Value::Object(params.metadata.clone()).to_string().len() as u64;
+    if metadata_bytes > limits.max_metadata_bytes {
+        return Err(KnowledgeError::invalid(
+            "metadata",
+            format!(
+                "metadata must be at most {} bytes as JSON, this one has {metadata_bytes}",
+                limits.max_metadata_bytes
+            ),
+        ));
+    }
+    let keys = [
+        ("agent", &params.agent),
+        ("session_id", &params.session_id),
+        ("id", &params.id),
+        ("idempotency_key", &params.idempotency_key),
+    ];
+    for (parameter, value) in keys {
+        if let Some(value) = value {
+            check_key(value, parameter)?;
+        }
+    }
+    Ok(NewItem {
+        text: params.text,
+        kind: convert::kind(params.knowledge_type),
+        agent: params.agent,
+        session_id: params.session_id,
+        metadata: params.metadata,
+        id: params.id,
+        idempotency_key: params.idempotency_key,
+        on_duplicate: match params.on_duplicate {
+            api::OnDuplicate::Return => OnDuplicate::Return,
+            api::OnDuplicate::Store => OnDuplicate::Store,
+        },
+        timestamp: now_ms(),
+    })
+}
+
+/// Splits an item into passages and embeds them.
+pub(crate) async fn prepare(
+    embedder: &EmbedderHandle,
+    item: NewItem,
+    lane: Lane,
+    deadline: Deadline,
+    origin: u64,
+) -> KnowledgeResult<PreparedItem> {
+    let passages = embedder.passages(&item.text).await?;
+    let tokens = passages.iter().map(|passage| passage.tokens.clone()).collect();
+    let vectors = embedder.embed_passages(tokens, lane, deadline, origin).await?;
+    let passages = passages
+        .into_iter()
+        .zip(vectors)
+        .map(|(passage, vector)| EmbeddedPassage {
+            start: passage.start,
+            end: passage.end,
+            text: item.text[passage.bytes].to_owned(),
+            vector,
+        })
+        .collect();
+    Ok(PreparedItem {
+        content_hash: item.content_hash(),
+        item,
+        passages,
+    })
+}

@@ -1,0 +1,204 @@
+//! Start, stop, crash.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{Daemon, Home, executable, modes};
+
+#[test]
+fn the_model_loads_when_it_is_needed_and_keywords_work_before() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.call("admin.health", json!({}))["status"], "ok");
+    assert_eq!(daemon.call("knowledge.search", json!({"query": "x", "mode": "text"}))["count"], 0);
+    assert_eq!(daemon.call("admin.status", json!({}))["model"]["loaded"], false);
+    daemon.store("now it is needed");
+    let status = daemon.call("admin.status", json!({}));
+    assert_eq!(status["model"]["loaded"], true);
+    assert_eq!(status["model"]["dimensions"], 384);
+    assert_eq!(daemon.call("admin.health", json!({"deep": true}))["status"], "ok");
+    let projects = daemon.call("knowledge.projects", json!({}));
+    assert_eq!(projects["projects"].as_array().unwrap().len(), 1, "the probe leaves nothing: {projects}");
+}
+
+#[test]
+fn everything_under_the_home_is_the_owners_alone() {
+    let daemon = Daemon::start();
+    daemon.store("private");
+    let listed = modes(&daemon.home.path());
+    assert!(listed.iter().any(|(path, _, _)| path.extension().is_some_and(|end| end == "lance")));
+    for (path, is_directory, mode) in listed {
+        let expected = if is_directory { 0o700 } else { 0o600 };
+        assert_eq!(mode, expected, "{} has mode {mode:o}", path.display());
+    }
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_the_first_goes_on() {
+    let daemon = Daemon::start();
+    let id = daemon.store("still here");
+    let second = daemon.home.run(&["daemon", "run"]);
+    assert!(!second.status.success());
+    let message = String::from_utf8_lossy(&second.stderr).to_lowercase();
+    assert!(message.contains("another") || message.contains("already"), "{message}");
+    assert_eq!(daemon.call("knowledge.get", json!({"id": id}))["text"], "still here");
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_file_in_its_place_is_kept() {
+    let mut daemon = Daemon::start();
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    assert!(daemon.home.socket().exists(), "kill -9 leaves the socket");
+    let mut daemon = daemon.restart_after_end();
+    daemon.call("admin.shutdown", json!({}));
+    assert_eq!(daemon.wait(), Some(0));
+    assert!(!daemon.home.socket().exists());
+
+    std::fs::write(daemon.home.socket(), "precious").unwrap();
+    let refused = daemon.home.run(&["daemon", "run"]);
+    assert!(!refused.status.success());
+    assert_eq!(std::fs::read_to_string(daemon.home.socket()).unwrap(), "precious");
+}
+
+#[test]
+fn sigterm_under_load_answers_what_was_accepted_and_exits_cleanly() {
+    let mut daemon = Daemon::start();
+    daemon.store("warm up");
+    let stopping = Arc::new(AtomicBool::new(false));
+    let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let in_flight = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..8)
+        .map(|client| {
+            let socket = daemon.home.socket();
+            let (stopping, acknowledged, in_flight) = (Arc::clone(&stopping), Arc::clone(&acknowledged), Arc::clone(&in_flight));
+            std::thread::spawn(move || {
+                let mut connection = crate::support::Connection::open(&socket);
+                for round in 0.. {
+                    let text = format!("client {client} round {round}");
+                    let request = json!({"jsonrpc": "2.0", "id": round, "method": "knowledge.store", "params": {"text": text}});
+                    // The daemon may have closed the connection by now: then this request was not accepted.
+                    let line = format!("{request}\n");
+                    let Ok(()) = connection.try_send(line.as_bytes()) else { break };
+                    in_flight.fetch_add(1, Ordering::SeqCst);
+                    match connection.try_receive() {
+                        Some(response) if response.get("result").is_some() => {
+                            acknowledged.lock().unwrap().push(text);
+                        }
+                        Some(response) => {
+                            assert_eq!(response["error"]["code"], -32053, "{response}");
+                            assert!(stopping.load(Ordering::SeqCst));
+                            break;
+                        }
+                        None => {
+                            assert!(stopping.load(Ordering::SeqCst), "closed before the signal");
+                            break;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    while in_flight.load(Ordering::SeqCst) < 24 {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    stopping.store(true, Ordering::SeqCst);
+    daemon.signal(Signal::SIGTERM);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+    assert!(!daemon.home.socket().exists());
+
+    let daemon = daemon.restart_after_end();
+    let texts = all_texts(&daemon);
+    let acknowledged = acknowledged.lock().unwrap();
+    assert!(acknowledged.len() >= 16);
+    for text in acknowledged.iter() {
+        assert_eq!(texts.iter().filter(|stored| *stored == text).count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn kill_9_loses_nothing_that_was_acknowledged() {
+    let mut daemon = Daemon::start();
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let socket = daemon.home.socket();
+        let done = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let threads: Vec<_> = (0..4)
+            .map(|client| {
+                let (socket, done) = (socket.clone(), Arc::clone(&done));
+                std::thread::spawn(move || {
+                    let mut connection = crate::support::Connection::open(&socket);
+                    for item in 0.. {
+                        let text = format!("round {round} client {client} item {item}");
+                        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store", "params": {"text": text}});
+                        if connection.try_send(format!("{request}\n").as_bytes()).is_err() {
+                            break;
+                        }
+                        match connection.try_receive() {
+                            Some(_) => done.lock().unwrap().push(text),
+                            None => break,
+                        }
+                    }
+                })
+            })
+            .collect();
+        while done.lock().unwrap().len() < 12 {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        daemon = daemon.kill_and_restart();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        acknowledged.extend(done.lock().unwrap().drain(..));
+        let texts = all_texts(&daemon);
+        for text in &acknowledged {
+            assert_eq!(texts.iter().filter(|stored| *stored == text).count(), 1, "{text}");
+        }
+        let probe = acknowledged.last().unwrap();
+        let found = daemon.call("knowledge.search", json!({"query": probe, "limit": 1}));
+        assert_eq!(found["results"][0]["text"], probe.as_str());
+    }
+}
+
+fn all_texts(daemon: &Daemon) -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut cursor = serde_json::Value::Null;
+    loop {
+        let mut params = json!({"limit": 1000});
+        if !cursor.is_null() {
+            params["cursor"] = cursor;
+        }
+        let page = daemon.call("knowledge.list", params);
+        texts.extend(page["results"].as_array().unwrap().iter().map(|item| item["text"].as_str().unwrap().to_owned()));
+        cursor = page["next_cursor"].clone();
+        if cursor.is_null() {
+            return texts;
+        }
+    }
+}
+
+#[test]
+fn the_executable_is_the_daemon_under_its_other_name() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.path()).unwrap();
+    let link = home.path().join("ccod");
+    std::os::unix::fs::symlink(executable(), &link).unwrap();
+    let mut child = std::process::Command::new(&link)
+        .env("CCO_HOME", home.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while !home.socket().exists() && begun.elapsed() < crate::support::PATIENCE {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let output = home.run(&["daemon", "stop"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(child.wait().unwrap().success());
+}

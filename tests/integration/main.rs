@@ -1,0 +1,9 @@
+//! The daemon as its users meet it: the real executable, model, LanceDB and socket. One binary, because every
+//! test binary links the whole tree.
+
+mod bad_input;
+mod command_line;
+mod concurrency;
+mod knowledge;
+mod lifecycle;
+mod support;

@@ -1,0 +1,256 @@
+//! A daemon of its own for each test, and a client that speaks raw lines.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before the test gives up. Not a measurement.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+pub fn executable() -> &'static str {
+    env!("CARGO_BIN_EXE_ccoctl")
+}
+
+/// A running daemon with a home of its own; killed when dropped.
+pub struct Daemon {
+    pub home: Home,
+    child: Child,
+}
+
+/// A `$CCO_HOME`.
+pub struct Home(TempDir);
+
+impl Home {
+    pub fn new() -> Self {
+        // Short, because a socket's path must fit into 108 bytes.
+        Self(tempfile::Builder::new().prefix("cco").tempdir_in("/tmp").unwrap())
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("home")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("run/ccod.sock")
+    }
+
+    /// `ccoctl`, for this home, with nothing of the caller's environment.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(executable());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CCO_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("CCO_HOME", self.path()).current_dir("/").args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        Self::start_in(Home::new(), &[])
+    }
+
+    pub fn start_in(home: Home, environment: &[(&str, &str)]) -> Self {
+        let mut command = home.command(&["daemon", "run"]);
+        command.envs(environment.iter().copied());
+        // Kept out of the test's own output, and there when it fails.
+        let log = std::fs::File::create(home.0.path().join("daemon.log")).unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut daemon = Self { home, child };
+        let begun = Instant::now();
+        while UnixStream::connect(daemon.home.socket()).is_err() {
+            if let Some(status) = daemon.child.try_wait().unwrap() {
+                panic!("the daemon ended with {status}: {}", daemon.log());
+            }
+            assert!(begun.elapsed() < PATIENCE, "the daemon does not answer: {}", daemon.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.0.path().join("daemon.log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Waits for the end of the process; its exit code, none after a signal.
+    pub fn wait(&mut self) -> Option<i32> {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(begun.elapsed() < PATIENCE, "the daemon does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends the process (kill -9) and starts another one in the same home.
+    pub fn kill_and_restart(mut self) -> Self {
+        self.signal(nix::sys::signal::Signal::SIGKILL);
+        self.wait();
+        self.restart_after_end()
+    }
+
+    pub fn restart_after_end(mut self) -> Self {
+        let home = std::mem::replace(&mut self.home, Home::new());
+        drop(self);
+        Self::start_in(home, &[])
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::open(&self.home.socket())
+    }
+
+    /// One call on a connection of its own; the result.
+    pub fn call(&self, method: &str, params: Value) -> Value {
+        self.connect().call(method, params)
+    }
+
+    /// One call on a connection of its own; the error.
+    pub fn call_error(&self, method: &str, params: Value) -> Value {
+        self.connect().call_error(method, params)
+    }
+
+    pub fn store(&self, text: &str) -> String {
+        let stored = self.call("knowledge.store", json!({"text": text}));
+        stored["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Ids of the results, best first.
+    pub fn search_ids(&self, params: Value) -> Vec<String> {
+        ids(&self.call("knowledge.search", params))
+    }
+
+    /// A number of `admin.status`, such as `/actors/embedder/counters/forward_passes`.
+    pub fn status_number(&self, pointer: &str) -> u64 {
+        let status = self.call("admin.status", json!({}));
+        status
+            .pointer(pointer)
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("no {pointer} in {status:#}"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log ---\n{}", self.log());
+        }
+    }
+}
+
+pub fn ids(result: &Value) -> Vec<String> {
+    let results = result["results"].as_array().unwrap();
+    results.iter().map(|hit| hit["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A connection that speaks lines.
+pub struct Connection {
+    writer: UnixStream,
+    reader: BufReader<UnixStream>,
+    next_id: u64,
+}
+
+impl Connection {
+    pub fn open(socket: &Path) -> Self {
+        let writer = UnixStream::connect(socket).unwrap();
+        writer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let reader = BufReader::new(writer.try_clone().unwrap());
+        Self {
+            writer,
+            reader,
+            next_id: 1,
+        }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.writer.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// As [`Connection::send`], for a daemon that may be gone.
+    pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.writer.write_all(bytes)
+    }
+
+    /// As [`Connection::receive`], for a daemon that may be gone: none then, too.
+    pub fn try_receive(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(length) if length > 0 && line.ends_with('\n') => serde_json::from_str(&line).ok(),
+            _ => None,
+        }
+    }
+
+    pub fn finish_writing(&self) {
+        self.writer.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// The next line as JSON; none at the end.
+    pub fn receive(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        let length = self.reader.read_line(&mut line).unwrap();
+        (length > 0).then(|| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
+    }
+
+    pub fn request(&mut self, method: &str, params: Value) -> Value {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.send(format!("{request}\n"));
+        let response = self.receive().expect("an answer");
+        assert_eq!(response["id"], id, "{response}");
+        assert_eq!(response["jsonrpc"], "2.0");
+        response
+    }
+
+    pub fn call(&mut self, method: &str, params: Value) -> Value {
+        let mut response = self.request(method, params);
+        assert!(response.get("error").is_none(), "{method}: {response:#}");
+        response["result"].take()
+    }
+
+    pub fn call_error(&mut self, method: &str, params: Value) -> Value {
+        let mut response = self.request(method, params);
+        assert!(response.get("result").is_none(), "{method}: {response:#}");
+        response["error"].take()
+    }
+}
+
+/// Every file and directory below `root`, with its mode's permission bits.
+pub fn modes(root: &Path) -> Vec<(PathBuf, bool, u32)> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut found = Vec::new();
+    let mut directories = vec![root.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap().flatten() {
+            let metadata = std::fs::symlink_metadata(entry.path()).unwrap();
+            let mode = metadata.permissions().mode() & 0o777;
+            found.push((entry.path(), metadata.is_dir(), mode));
+            if metadata.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    found
+}
