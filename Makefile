@@ -25,7 +25,7 @@ demo: build ## Shows the whole thing on an empty home
 	@scripts/demo.sh "$(CARGO_TARGET_DIR)/debug/ccoctl"
 
 test: deps ## Runs all tests, the fault injection ones included
-	cargo test --locked --workspace --features $(FEATURES)
+	cargo test --locked --no-fail-fast --workspace --features $(FEATURES)
 
 lint: deps ## Formatting and clippy, as the CI does
 	cargo fmt --all --check

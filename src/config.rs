@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use ccod_protocol::api::Durability;
-pub use ccod_protocol::server::Limits;
+pub use ccod_protocol::limits::Limits;
 
 /// Prefix of the environment variables that are read.
 const ENVIRONMENT_PREFIX: &str = "CCO_";
@@ -27,6 +27,14 @@ const ENVIRONMENT_ALIASES: [(&str, &str); 3] = [
     ("CCO_DURABILITY", "store.durability"),
     ("CCO_LOG", "log.level"),
     ("CCO_LOG_FORMAT", "log.format"),
+];
+
+/// Limits that are copies of those in `items`, and so are no keys of their own.
+const SHARED_LIMITS: [&str; 4] = [
+    "limits.max_batch_items",
+    "limits.max_embed_texts",
+    "limits.max_text_bytes",
+    "limits.max_metadata_bytes",
 ];
 
 /// Longest socket path that every supported kernel takes: `sun_path` holds 104 bytes on macOS and 108 on
@@ -63,6 +71,28 @@ impl Default for LogConfig {
         Self {
             level: "info".to_owned(),
             format: LogFormat::Text,
+        }
+    }
+}
+
+/// Bounds on one item and on what one call may hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ItemsConfig {
+    /// Longest text of an item. 1 MB is several chapters of a book; more is a file, not knowledge.
+    pub max_text_bytes: u64,
+    /// Longest metadata of an item, as JSON. It is returned with every hit, so it stays small.
+    pub max_metadata_bytes: u64,
+    /// Most items in one `knowledge.store_batch`, and most texts in one `embedding.embed`.
+    pub store_batch_max: u32,
+}
+
+impl Default for ItemsConfig {
+    fn default() -> Self {
+        Self {
+            max_text_bytes: 1_000_000,
+            max_metadata_bytes: 64_000,
+            store_batch_max: 1_000,
         }
     }
 }
@@ -241,8 +271,10 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// The log.
     pub log: LogConfig,
-    /// Limits of the socket, of messages and of items.
+    /// Limits of the socket and of messages.
     pub limits: Limits,
+    /// Limits of items.
+    pub items: ItemsConfig,
     /// The store.
     pub store: StoreConfig,
     /// The readers.
@@ -380,18 +412,30 @@ pub enum ConfigError {
 impl Config {
     /// The default configuration for `home`, which must be absolute.
     pub fn at(home: impl Into<PathBuf>) -> Self {
-        Self {
+        let mut config = Self {
             home: home.into(),
             socket: None,
             log: LogConfig::default(),
             limits: Limits::default(),
+            items: ItemsConfig::default(),
             store: StoreConfig::default(),
             readers: ReadersConfig::default(),
             writer: WriterConfig::default(),
             embedder: EmbedderConfig::default(),
             supervision: SupervisionConfig::default(),
             shutdown: ShutdownConfig::default(),
-        }
+        };
+        config.share_item_limits();
+        config
+    }
+
+    /// Copies the limits of items to where the socket looks for them: they are set once, in `items`.
+    fn share_item_limits(&mut self) {
+        let items = &self.items;
+        self.limits.max_batch_items = items.store_batch_max as usize;
+        self.limits.max_embed_texts = items.store_batch_max as usize;
+        self.limits.max_text_bytes = usize::try_from(items.max_text_bytes).unwrap_or(usize::MAX);
+        self.limits.max_metadata_bytes = usize::try_from(items.max_metadata_bytes).unwrap_or(usize::MAX);
     }
 
     /// Merges all sources of this process.
@@ -445,6 +489,7 @@ impl Config {
         let mut config: Self = figment
             .extract()
             .map_err(|error| extraction_error(&error, &origins))?;
+        config.share_item_limits();
         if let Some(socket) = &config.socket {
             // A relative path is relative to where it was written: in the file, to the file's directory.
             let socket = match origins.get("socket") {
@@ -515,6 +560,7 @@ impl Config {
     pub fn values(&self) -> Vec<(String, serde_json::Value)> {
         let mut values = Vec::new();
         flatten("", &to_json(self), &mut values);
+        values.retain(|(key, _)| !SHARED_LIMITS.contains(&key.as_str()));
         values.sort_by(|left, right| left.0.cmp(&right.0));
         values
     }
@@ -543,6 +589,9 @@ impl Config {
         const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
         const GIB: u64 = 1024 * 1024 * 1024;
         let ranges = [
+            ("items.max_text_bytes", self.items.max_text_bytes, 1, GIB),
+            ("items.max_metadata_bytes", self.items.max_metadata_bytes, 2, GIB),
+            ("items.store_batch_max", self.items.store_batch_max.into(), 1, 100_000),
             (
                 "store.session_index_cache_bytes",
                 self.store.session_index_cache_bytes,
@@ -589,6 +638,17 @@ impl Config {
                     format!("{value} is out of range; it takes {minimum} to {maximum}"),
                 ));
             }
+        }
+        let item_bytes = self.items.max_text_bytes + self.items.max_metadata_bytes;
+        let message_bytes = self.limits.max_message_bytes as u64;
+        if item_bytes > message_bytes {
+            return Err(Problem::new(
+                "items.max_text_bytes",
+                format!(
+                    "with items.max_metadata_bytes it makes {item_bytes}, more than limits.max_message_bytes \
+                     ({message_bytes}): such an item could never arrive"
+                ),
+            ));
         }
         self.limits.validate().map_err(|message| {
             // The message begins with the name of the limit in backquotes.
@@ -1195,6 +1255,15 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_items_are_set_in_one_place() {
+        let home = tempfile::tempdir().expect("tempdir");
+        let loaded = load(home.path(), set(&["items.max_text_bytes=5000"]), &[]).expect("loads");
+        assert_eq!(loaded.config.limits.max_text_bytes, 5_000);
+        let error = load(home.path(), set(&["limits.max_text_bytes=5000"]), &[]).expect_err("refused").to_string();
+        assert!(error.contains("did you mean `items.max_text_bytes`?"), "{error}");
+    }
+
+    #[test]
     fn values_that_contradict_each_other_are_refused() {
         let home = tempfile::tempdir().expect("tempdir");
         for (assignment, key) in [
@@ -1203,7 +1272,7 @@ mod tests {
             ("embedder.bulk_queue_tokens=1000", "embedder.bulk_queue_tokens"),
             ("embedder.bulk_quantum_tokens=4096", "embedder.bulk_quantum_tokens"),
             ("writer.queue_bytes=4194304", "writer.max_group_bytes"),
-            ("limits.max_text_bytes=999999999", "limits.max_text_bytes"),
+            ("items.max_text_bytes=999999999", "items.max_text_bytes"),
             ("limits.max_depth=1000", "limits.max_depth"),
             ("shutdown.grace_ms=1000", "limits.shutdown_grace_ms"),
             ("supervision.backoff_ms=6000", "supervision.backoff_ms"),

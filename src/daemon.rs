@@ -11,9 +11,8 @@ use ccod_actors::restart::RestartPolicy;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig};
 use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
 use ccod_actors::writer::WriterConfig;
-use ccod_protocol::endpoint::{self, EndpointLock};
-use ccod_protocol::server::{self, ServerStats};
-use nix::sys::stat::Mode;
+use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
+use ccod_protocol::server::{Server, ServerStats};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -48,19 +47,21 @@ pub async fn run(config: Config) -> Result<bool, StartError> {
 pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, StartError> {
     let started = Instant::now();
     // Lance creates its files with the modes of the process: owner only, for all of them.
-    nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    endpoint::restrict_umask();
     create_private_directory(&config.home)?;
 
     // Nothing is read, changed or unlinked before the lock is held.
     let socket_path = config.socket_path();
-    endpoint::prepare_run_dir(&config.run_dir())?;
+    let options = BindOptions::default();
+    endpoint::check_socket_path(&socket_path)?;
+    endpoint::prepare_run_dir(&config.run_dir(), &options)?;
     let lock = EndpointLock::acquire(&config.lock_path())?;
     if let Some(directory) = socket_path.parent()
         && directory != config.run_dir()
     {
-        endpoint::prepare_run_dir(directory)?;
+        endpoint::prepare_run_dir(directory, &options)?;
     }
-    let socket = endpoint::bind(&socket_path, &lock, 0o600)?;
+    let socket = endpoint::bind(&socket_path, &lock, &options)?;
     create_private_directory(&config.knowledge_dir())?;
 
     let model = Arc::new(load_model(&config)?);
@@ -69,7 +70,11 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         dimensions: model.dimensions(),
     };
     let (store, access) = Store::open(store_config(&config, identity)).context("the store cannot be opened")?;
-    let embedder = EmbedderShared::new(embedder_config(&config.embedder), model);
+    let embedder_config = embedder_config(&config.embedder);
+    embedder_config
+        .validate(model.max_tokens())
+        .map_err(|reason| anyhow::anyhow!("the embedder's settings do not fit the model: {reason}"))?;
+    let embedder = EmbedderShared::new(embedder_config, model);
     let (supervisor, supervisor_task, routes) = supervisor::start(SupervisorArguments {
         store: Arc::clone(&store),
         access,
@@ -115,7 +120,11 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     });
 
     // Returns once the listener is closed and every accepted request is answered.
-    let report = server::serve(socket, module.into(), limits, stats, stop.clone()).await;
+    let report = Server::new(module).limits(limits).stats(stats).serve(socket, stop.clone()).await;
+    if let Some(error) = &report.error {
+        tracing::error!(%error, "the socket cannot be served");
+        stop.cancel();
+    }
     let stopping = Instant::now();
     let actor_grace = grace.saturating_sub(stopping.elapsed()).max(LEAST_ACTOR_GRACE);
     let (reply, answer) = oneshot::channel();
@@ -126,7 +135,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     let supervised = watchdog.await.unwrap_or(false);
     drop(lock);
     tracing::info!(drained, ?report, "stopped");
-    Ok(drained && supervised && report.drained)
+    Ok(drained && supervised && report.is_clean())
 }
 
 /// Creates a directory for its owner alone, with its parents; tightens one of ours that is too open.
@@ -182,10 +191,10 @@ fn embedder_config(config: &config::EmbedderConfig) -> EmbedderConfig {
         warm: config.warm,
         interactive_queue_tokens: config.interactive_queue_tokens,
         bulk_queue_tokens: config.bulk_queue_tokens,
-        batch_tokens: config.batch_tokens as usize,
-        max_batch: config.max_batch as usize,
+        max_batch_tokens: config.batch_tokens as usize,
+        max_batch_texts: config.max_batch as usize,
         bulk_quantum_tokens: config.bulk_quantum_tokens as usize,
-        query_cache: config.query_cache as usize,
+        query_cache_entries: config.query_cache as usize,
         ..EmbedderConfig::default()
     }
 }

@@ -48,7 +48,16 @@ pub struct SyntaxError {
 
 /// The beginnings of lines that only HTTP clients send.
 const HTTP_METHODS: &[&[u8]] = &[
-    b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE ", b"PRI * HTTP",
+    b"GET ",
+    b"POST ",
+    b"PUT ",
+    b"HEAD ",
+    b"DELETE ",
+    b"OPTIONS ",
+    b"PATCH ",
+    b"CONNECT ",
+    b"TRACE ",
+    b"PRI * HTTP",
 ];
 
 /// Cuts bytes into frames. See the module's documentation.
@@ -89,7 +98,9 @@ impl Framer {
             max_message_bytes,
             buffer: BytesMut::new(),
             scanned: 0,
-            mode: Mode::Between { at_line_start: true },
+            mode: Mode::Between {
+                at_line_start: true,
+            },
             grammar: Grammar::new(max_depth),
             line: 1,
             line_start: None,
@@ -132,7 +143,10 @@ impl Framer {
             // What might have become an HTTP method and did not.
             Mode::Between { .. } if !self.buffer.is_empty() => {
                 self.buffer.clear();
-                Some(Frame::SyntaxError(SyntaxError { line: self.line, reason: NO_VALUE }))
+                Some(Frame::SyntaxError(SyntaxError {
+                    line: self.line,
+                    reason: NO_VALUE,
+                }))
             }
             _ => None,
         }
@@ -181,12 +195,18 @@ impl Framer {
         self.mode = Mode::Between { at_line_start };
         let first = *self.buffer.first()?;
         if at_line_start && first.is_ascii_uppercase() {
-            if HTTP_METHODS.iter().any(|method| self.buffer.starts_with(method)) {
+            if HTTP_METHODS
+                .iter()
+                .any(|method| self.buffer.starts_with(method))
+            {
                 self.mode = Mode::Closed;
                 self.drop_bytes(self.buffer.len());
                 return Some(Some(Frame::Http));
             }
-            if HTTP_METHODS.iter().any(|method| method.starts_with(&self.buffer)) {
+            if HTTP_METHODS
+                .iter()
+                .any(|method| method.starts_with(&self.buffer))
+            {
                 return None;
             }
         }
@@ -239,13 +259,18 @@ impl Framer {
 
     fn complete(&mut self, length: usize) -> Frame {
         let value = self.buffer.split_to(length).freeze();
-        self.mode = Mode::Between { at_line_start: false };
+        self.mode = Mode::Between {
+            at_line_start: false,
+        };
         self.drop_bytes(0);
         Frame::Value(value)
     }
 
     fn syntax_error(&mut self, reason: &'static str) -> Frame {
-        let error = SyntaxError { line: self.line, reason };
+        let error = SyntaxError {
+            line: self.line,
+            reason,
+        };
         let (keep_from, at_line_start) = match self.line_start {
             Some(start) => (start, true),
             None => (self.scanned, false),
@@ -273,12 +298,16 @@ impl Iterator for Framer {
                     if at_line_start {
                         let first = *self.buffer.first()?;
                         if matches!(first, b'{' | b'[') {
-                            self.mode = Mode::Between { at_line_start: true };
+                            self.mode = Mode::Between {
+                                at_line_start: true,
+                            };
                             continue;
                         }
                     }
                     let ended = self.drop_line();
-                    self.mode = Mode::SkipToBracketLine { at_line_start: ended };
+                    self.mode = Mode::SkipToBracketLine {
+                        at_line_start: ended,
+                    };
                     if !ended {
                         return None;
                     }
@@ -287,7 +316,9 @@ impl Iterator for Framer {
                     if !self.drop_line() {
                         return None;
                     }
-                    self.mode = Mode::Between { at_line_start: true };
+                    self.mode = Mode::Between {
+                        at_line_start: true,
+                    };
                 }
                 Mode::Closed => {
                     self.drop_bytes(self.buffer.len());
@@ -309,7 +340,10 @@ fn plain_length(bytes: &[u8]) -> usize {
         }
         plain
     };
-    bytes.iter().position(|byte| !PLAIN[usize::from(*byte)]).unwrap_or(bytes.len())
+    bytes
+        .iter()
+        .position(|byte| !PLAIN[usize::from(*byte)])
+        .unwrap_or(bytes.len())
 }
 
 const NO_VALUE: &str = "expected a JSON value";
@@ -368,7 +402,12 @@ enum State {
 
 impl Grammar {
     fn new(max_depth: usize) -> Self {
-        Self { max_depth, open: Vec::new(), state: State::Value, key: false }
+        Self {
+            max_depth,
+            open: Vec::new(),
+            state: State::Value,
+            key: false,
+        }
     }
 
     fn restart(&mut self) {
@@ -386,7 +425,11 @@ impl Grammar {
         self.open.is_empty()
             && matches!(
                 self.state,
-                State::Zero | State::Integer | State::Fraction | State::ExponentDigits | State::WordEnd
+                State::Zero
+                    | State::Integer
+                    | State::Fraction
+                    | State::ExponentDigits
+                    | State::WordEnd
             )
     }
 
@@ -398,7 +441,9 @@ impl Grammar {
             State::FirstElement if blank => Step::Continue,
             State::FirstElement if byte == b']' => self.close(b'['),
             State::FirstElement => self.begin(byte),
-            State::FirstKey | State::Key | State::Colon | State::AfterValue if blank => Step::Continue,
+            State::FirstKey | State::Key | State::Colon | State::AfterValue if blank => {
+                Step::Continue
+            }
             State::FirstKey if byte == b'}' => self.close(b'{'),
             State::FirstKey | State::Key if byte == b'"' => {
                 self.key = true;
@@ -422,15 +467,45 @@ impl Grammar {
                 }
                 b'"' => self.end(),
                 b'\\' => self.go(State::Escape),
-                0x00..=0x1F => Step::Error("a control character in a string; write it as an escape"),
+                0x00..=0x1F => {
+                    Step::Error("a control character in a string; write it as an escape")
+                }
                 0x20..=0x7F => Step::Continue,
-                0xC2..=0xDF => self.go(State::Continuation { left: 1, low: 0x80, high: 0xBF }),
-                0xE0 => self.go(State::Continuation { left: 2, low: 0xA0, high: 0xBF }),
-                0xED => self.go(State::Continuation { left: 2, low: 0x80, high: 0x9F }),
-                0xE1..=0xEF => self.go(State::Continuation { left: 2, low: 0x80, high: 0xBF }),
-                0xF0 => self.go(State::Continuation { left: 3, low: 0x90, high: 0xBF }),
-                0xF1..=0xF3 => self.go(State::Continuation { left: 3, low: 0x80, high: 0xBF }),
-                0xF4 => self.go(State::Continuation { left: 3, low: 0x80, high: 0x8F }),
+                0xC2..=0xDF => self.go(State::Continuation {
+                    left: 1,
+                    low: 0x80,
+                    high: 0xBF,
+                }),
+                0xE0 => self.go(State::Continuation {
+                    left: 2,
+                    low: 0xA0,
+                    high: 0xBF,
+                }),
+                0xED => self.go(State::Continuation {
+                    left: 2,
+                    low: 0x80,
+                    high: 0x9F,
+                }),
+                0xE1..=0xEF => self.go(State::Continuation {
+                    left: 2,
+                    low: 0x80,
+                    high: 0xBF,
+                }),
+                0xF0 => self.go(State::Continuation {
+                    left: 3,
+                    low: 0x90,
+                    high: 0xBF,
+                }),
+                0xF1..=0xF3 => self.go(State::Continuation {
+                    left: 3,
+                    low: 0x80,
+                    high: 0xBF,
+                }),
+                0xF4 => self.go(State::Continuation {
+                    left: 3,
+                    low: 0x80,
+                    high: 0x8F,
+                }),
                 _ => Step::Error(BAD_UTF8),
             },
             State::Continuation { left, low, high } => {
@@ -439,7 +514,11 @@ impl Grammar {
                 } else if left == 1 {
                     self.go(State::String)
                 } else {
-                    self.go(State::Continuation { left: left - 1, low: 0x80, high: 0xBF })
+                    self.go(State::Continuation {
+                        left: left - 1,
+                        low: 0x80,
+                        high: 0xBF,
+                    })
                 }
             }
             State::Escape => match byte {
@@ -447,9 +526,11 @@ impl Grammar {
                 b'u' => self.go(State::Hex { left: 4 }),
                 _ => Step::Error("unknown escape in a string"),
             },
-            State::Hex { left } if byte.is_ascii_hexdigit() => {
-                self.go(if left == 1 { State::String } else { State::Hex { left: left - 1 } })
-            }
+            State::Hex { left } if byte.is_ascii_hexdigit() => self.go(if left == 1 {
+                State::String
+            } else {
+                State::Hex { left: left - 1 }
+            }),
             State::Hex { .. } => Step::Error("expected four hexadecimal digits after `\\u`"),
             State::Minus => match byte {
                 b'0' => self.go(State::Zero),
@@ -491,9 +572,11 @@ impl Grammar {
                 _ => self.after_scalar(byte),
             },
             State::Word { rest } => match rest {
-                [expected, rest @ ..] if *expected == byte => {
-                    self.go(if rest.is_empty() { State::WordEnd } else { State::Word { rest } })
-                }
+                [expected, rest @ ..] if *expected == byte => self.go(if rest.is_empty() {
+                    State::WordEnd
+                } else {
+                    State::Word { rest }
+                }),
                 _ => Step::Error(NO_VALUE),
             },
             State::WordEnd => self.after_scalar(byte),
@@ -513,7 +596,11 @@ impl Grammar {
                     return Step::TooDeep;
                 }
                 self.open.push(byte);
-                self.go(if byte == b'{' { State::FirstKey } else { State::FirstElement })
+                self.go(if byte == b'{' {
+                    State::FirstKey
+                } else {
+                    State::FirstElement
+                })
             }
             b'"' => self.go(State::String),
             b'-' => self.go(State::Minus),
@@ -533,7 +620,9 @@ impl Grammar {
             return self.step(byte);
         }
         match byte {
-            b' ' | b'\t' | b'\r' | b'\n' | b'"' | b'[' | b']' | b'{' | b'}' | b',' | b':' => Step::CompleteBefore,
+            b' ' | b'\t' | b'\r' | b'\n' | b'"' | b'[' | b']' | b'{' | b'}' | b',' | b':' => {
+                Step::CompleteBefore
+            }
             _ => Step::Error(NO_VALUE),
         }
     }
@@ -546,7 +635,11 @@ impl Grammar {
 
     /// A value has ended with the byte at hand.
     fn end(&mut self) -> Step {
-        if self.open.is_empty() { Step::Complete } else { self.go(State::AfterValue) }
+        if self.open.is_empty() {
+            Step::Complete
+        } else {
+            self.go(State::AfterValue)
+        }
     }
 }
 

@@ -74,8 +74,18 @@ impl CallContext {
         }
         let Some(id) = &self.request_id else { return };
         // The id was parsed when the request came, so this cannot fail.
-        let Ok(request_id) = serde_json::from_str(id) else { return };
-        if let Err(reason) = self.notifier.notify(RPC_PROGRESS, &Progress { request_id, done, total, message }) {
+        let Ok(request_id) = serde_json::from_str(id) else {
+            return;
+        };
+        if let Err(reason) = self.notifier.notify(
+            RPC_PROGRESS,
+            &Progress {
+                request_id,
+                done,
+                total,
+                message,
+            },
+        ) {
             tracing::debug!(connection = %self.connection, %reason, "progress was not sent");
         }
     }
@@ -97,7 +107,10 @@ impl CallContext {
             received: now,
             deadline: now + timeout,
             notifier: outbox.notifier(),
-            subscriptions: Subscriptions::new(cancelled.clone(), Limits::default().max_subscriptions_per_connection),
+            subscriptions: Subscriptions::new(
+                cancelled.clone(),
+                Limits::default().max_subscriptions_per_connection,
+            ),
             cancelled,
         }
     }
@@ -138,21 +151,33 @@ impl Notifier {
     ///
     /// # Errors
     /// [`NotifyError::Full`] if there is no place, [`NotifyError::Closed`] if there is no reader.
-    pub fn notify<P: Serialize + ?Sized>(&self, method: &str, params: &P) -> Result<(), NotifyError> {
+    pub fn notify<P: Serialize + ?Sized>(
+        &self,
+        method: &str,
+        params: &P,
+    ) -> Result<(), NotifyError> {
         #[derive(Serialize)]
         struct Notification<'a, P: ?Sized> {
             jsonrpc: &'static str,
             method: &'a str,
             params: &'a P,
         }
-        let Some(lines) = self.lines.upgrade() else { return Err(NotifyError::Closed) };
-        let text = serde_json::to_vec(&Notification { jsonrpc: "2.0", method, params })
-            .map_err(|_| NotifyError::Unwritable)?;
+        let Some(lines) = self.lines.upgrade() else {
+            return Err(NotifyError::Closed);
+        };
+        let text = serde_json::to_vec(&Notification {
+            jsonrpc: "2.0",
+            method,
+            params,
+        })
+        .map_err(|_| NotifyError::Unwritable)?;
         if text.len() > self.max_line_bytes {
             return Err(NotifyError::Unwritable);
         }
         let refused = |reason| {
-            self.stats.notifications_refused.fetch_add(1, Ordering::Relaxed);
+            self.stats
+                .notifications_refused
+                .fetch_add(1, Ordering::Relaxed);
             reason
         };
         let place = lines.try_reserve().map_err(|error| match error {
@@ -160,9 +185,17 @@ impl Notifier {
             mpsc::error::TrySendError::Closed(()) => NotifyError::Closed,
         })?;
         let weight = weight(text.len(), self.max_line_bytes);
-        let held = Arc::clone(&self.bytes).try_acquire_many_owned(weight).map_err(|_| refused(NotifyError::Full))?;
-        place.send(Line { parts: vec![single_line(text)], held: Some(held), slot: None });
-        self.stats.notifications_sent.fetch_add(1, Ordering::Relaxed);
+        let held = Arc::clone(&self.bytes)
+            .try_acquire_many_owned(weight)
+            .map_err(|_| refused(NotifyError::Full))?;
+        place.send(Line {
+            parts: vec![single_line(text)],
+            held: Some(held),
+            slot: None,
+        });
+        self.stats
+            .notifications_sent
+            .fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -187,7 +220,11 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn new(parts: Vec<Bytes>) -> Self {
-        Self { parts, held: None, slot: None }
+        Self {
+            parts,
+            held: None,
+            slot: None,
+        }
     }
 
     pub(crate) fn length(&self) -> usize {
@@ -226,7 +263,15 @@ impl Outbox {
     pub(crate) fn new(limits: &Limits, stats: Arc<ServerStats>) -> (Self, mpsc::Receiver<Line>) {
         let (lines, receiver) = mpsc::channel(limits.reply_queue_lines);
         let max_line_bytes = limits.max_response_bytes;
-        (Self { lines, bytes: Arc::new(Semaphore::new(max_line_bytes)), max_line_bytes, stats }, receiver)
+        (
+            Self {
+                lines,
+                bytes: Arc::new(Semaphore::new(max_line_bytes)),
+                max_line_bytes,
+                stats,
+            },
+            receiver,
+        )
     }
 
     pub(crate) fn notifier(&self) -> Notifier {
@@ -238,10 +283,17 @@ impl Outbox {
         }
     }
 
+    /// Counts an answer that was queued.
+    pub(crate) fn count_response(&self) {
+        self.stats.responses.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Queues a line once there is room. False if the writer is gone.
     pub(crate) async fn send(&self, mut line: Line) -> bool {
         let weight = weight(line.length(), self.max_line_bytes);
-        let Ok(held) = Arc::clone(&self.bytes).acquire_many_owned(weight).await else { return false };
+        let Ok(held) = Arc::clone(&self.bytes).acquire_many_owned(weight).await else {
+            return false;
+        };
         line.held = Some(held);
         self.lines.send(line).await.is_ok()
     }
@@ -258,7 +310,12 @@ pub struct Subscriptions {
 
 impl Subscriptions {
     pub(crate) fn new(connection: CancellationToken, max: usize) -> Self {
-        Self { open: Arc::default(), next: Arc::default(), connection, max }
+        Self {
+            open: Arc::default(),
+            next: Arc::default(),
+            connection,
+            max,
+        }
     }
 
     /// Opens a subscription: its id, and the token that is cancelled when it or its connection ends.
@@ -268,7 +325,10 @@ impl Subscriptions {
     pub fn open(&self) -> Result<(String, CancellationToken), WireError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= self.max {
-            return Err(WireError::busy(format!("this connection has {} subscriptions already", self.max), 1_000));
+            return Err(WireError::busy(
+                format!("this connection has {} subscriptions already", self.max),
+                1_000,
+            ));
         }
         let id = format!("sub-{}", self.next.fetch_add(1, Ordering::Relaxed) + 1);
         let token = self.connection.child_token();
@@ -279,14 +339,21 @@ impl Subscriptions {
     /// Ends a subscription. False if there is none of this id.
     #[must_use]
     pub fn close(&self, id: &str) -> bool {
-        let token = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let token = self
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
         token.inspect(CancellationToken::cancel).is_some()
     }
 
     /// How many are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Whether none is open.
@@ -302,7 +369,10 @@ mod tests {
 
     #[test]
     fn notifications_are_refused_when_full_and_when_closed() {
-        let limits = Limits { reply_queue_lines: 2, ..Limits::default() };
+        let limits = Limits {
+            reply_queue_lines: 2,
+            ..Limits::default()
+        };
         let stats = Arc::new(ServerStats::default());
         let (outbox, receiver) = Outbox::new(&limits, Arc::clone(&stats));
         let notifier = outbox.notifier();
@@ -320,12 +390,21 @@ mod tests {
 
     #[test]
     fn notifications_are_bounded_in_bytes() {
-        let limits = Limits { max_response_bytes: 2048, ..Limits::default() };
+        let limits = Limits {
+            max_response_bytes: 2048,
+            ..Limits::default()
+        };
         let (outbox, mut receiver) = Outbox::new(&limits, Arc::default());
         let notifier = outbox.notifier();
         notifier.notify("a", &"x".repeat(1200)).unwrap();
-        assert_eq!(notifier.notify("a", &"x".repeat(1200)), Err(NotifyError::Full));
-        assert_eq!(notifier.notify("a", &"x".repeat(4000)), Err(NotifyError::Unwritable));
+        assert_eq!(
+            notifier.notify("a", &"x".repeat(1200)),
+            Err(NotifyError::Full)
+        );
+        assert_eq!(
+            notifier.notify("a", &"x".repeat(4000)),
+            Err(NotifyError::Unwritable)
+        );
         let line = receiver.try_recv().unwrap();
         assert_eq!(line.parts.len(), 1);
         drop(line);
@@ -334,7 +413,10 @@ mod tests {
 
     #[test]
     fn a_result_with_newlines_stays_one_line() {
-        assert_eq!(single_line(b"{\n\"a\":\r\n\"b\\n\"}".to_vec()), "{ \"a\":  \"b\\n\"}");
+        assert_eq!(
+            single_line(b"{\n\"a\":\r\n\"b\\n\"}".to_vec()),
+            "{ \"a\":  \"b\\n\"}"
+        );
         assert_eq!(single_line(b"{}".to_vec()), "{}");
     }
 

@@ -6,8 +6,10 @@
 
 use bytes::Bytes;
 use futures::FutureExt;
-use jsonrpsee::core::server::{ConnectionId as JsonrpseeConnection, MethodCallback, MethodResponse, Methods};
 use jsonrpsee::Extensions;
+use jsonrpsee::core::server::{
+    ConnectionId as JsonrpseeConnection, MethodCallback, MethodResponse, Methods,
+};
 use jsonrpsee_types::{ErrorObjectOwned, Id, Params};
 use serde_json::value::RawValue;
 use std::panic::AssertUnwindSafe;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant as TokioInstant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api;
 use crate::context::{CallContext, single_line};
@@ -36,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) rate: Option<RateLimiter>,
     pub(crate) shutdown: CancellationToken,
+    /// Notifications, which outlive their connections.
+    pub(crate) detached: TaskTracker,
 }
 
 /// A method that was found.
@@ -73,8 +78,14 @@ impl Shared {
     /// -32601 with the nearest name.
     pub(crate) fn find(&self, name: &str) -> Result<Found, WireError> {
         match self.methods.method_with_name(name) {
-            Some((name, callback)) => Ok(Found { callback: callback.clone(), name }),
-            None => Err(WireError::method_not_found(name, nearest(name, self.methods.method_names()))),
+            Some((name, callback)) => Ok(Found {
+                callback: callback.clone(),
+                name,
+            }),
+            None => Err(WireError::method_not_found(
+                name,
+                nearest(name, self.methods.method_names()),
+            )),
         }
     }
 
@@ -82,29 +93,46 @@ impl Shared {
     ///
     /// # Errors
     /// `shutting_down`, `rate_limited` or `busy`.
-    pub(crate) fn admit(&self, peer: &PeerIdentity) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
+    pub(crate) fn admit(
+        &self,
+        peer: &PeerIdentity,
+    ) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
         if self.shutdown.is_cancelled() {
             return Err(WireError::shutting_down());
         }
         if let Some(rate) = &self.rate {
             rate.check(peer)?;
         }
-        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| {
-            WireError::busy(
-                format!("{} requests are in flight already", self.limits.max_in_flight),
-                self.limits.busy_retry_after_ms,
-            )
-        })
+        Arc::clone(&self.in_flight)
+            .try_acquire_owned()
+            .map_err(|_| {
+                WireError::busy(
+                    format!(
+                        "{} requests are in flight already",
+                        self.limits.max_in_flight
+                    ),
+                    self.limits.busy_retry_after_ms,
+                )
+            })
     }
 
     /// An error as an outcome; counts it.
     pub(crate) fn failure(&self, error: WireError) -> Outcome {
         self.stats.errors.add(error.code);
-        Outcome { tail: error_tail(&error), queued: None, success: false }
+        Outcome {
+            tail: error_tail(&error),
+            queued: None,
+            success: false,
+        }
     }
 
     /// Runs a call to its end, whatever that is. Every path out of here is an answer.
-    pub(crate) async fn run(&self, found: Found, params: Option<Arc<str>>, context: CallContext) -> Outcome {
+    pub(crate) async fn run(
+        &self,
+        found: Found,
+        params: Params<'static>,
+        context: CallContext,
+    ) -> Outcome {
         let writes = found.writes();
         if context.is_over() {
             // It waited for its turn beyond its deadline: nothing was started.
@@ -129,16 +157,8 @@ impl Shared {
         };
         let finished = match finished {
             Some(response) => Some(response),
-            None => {
-                // The method learns it too, and may say more than dispatch can.
-                let asked = cancelled.is_cancelled();
-                cancelled.cancel();
-                match tokio::time::timeout(grace, &mut call).await {
-                    Ok(response) => Some(response),
-                    Err(_) if asked => return self.failure(WireError::cancelled(Executed::unanswered(writes))),
-                    Err(_) => return self.failure(WireError::deadline_exceeded(Executed::unanswered(writes))),
-                }
-            }
+            // The method knows it as well, and may say more than dispatch can.
+            None => tokio::time::timeout(grace, &mut call).await.ok(),
         };
         match finished {
             Some(Ok(response)) => self.outcome(response),
@@ -146,32 +166,46 @@ impl Shared {
                 // The panic hook has logged where; what it said may quote data and stays off the wire.
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(method = name, "a method panicked");
-                self.failure(WireError::internal("the method failed unexpectedly; the daemon goes on"))
+                self.failure(WireError::internal(
+                    "the method failed unexpectedly; the daemon goes on",
+                ))
             }
-            None => self.failure(WireError::internal("the call ended without an answer")),
+            None if cancelled.is_cancelled() => {
+                self.failure(WireError::cancelled(Executed::unanswered(writes)))
+            }
+            None => {
+                // For whatever the method has started on the side.
+                cancelled.cancel();
+                self.failure(WireError::deadline_exceeded(Executed::unanswered(writes)))
+            }
         }
     }
 
     /// Calls the callback with an id of our own. The callback itself runs inside the future, so that a
     /// panic before its first await is caught too.
-    async fn invoke(&self, callback: MethodCallback, params: Option<Arc<str>>, context: CallContext) -> MethodResponse {
-        let connection = JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
+    async fn invoke(
+        &self,
+        callback: MethodCallback,
+        params: Params<'static>,
+        context: CallContext,
+    ) -> MethodResponse {
+        let connection =
+            JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
         let max = self.limits.max_response_bytes;
         let mut extensions = Extensions::new();
         extensions.insert(context);
         match callback {
-            MethodCallback::Async(call) => {
-                let params = Params::new(params.as_deref()).into_owned();
-                call(OUR_ID, params, connection, max, extensions).await
-            }
-            MethodCallback::Sync(call) => call(OUR_ID, Params::new(params.as_deref()), max, extensions),
+            MethodCallback::Async(call) => call(OUR_ID, params, connection, max, extensions).await,
+            MethodCallback::Sync(call) => call(OUR_ID, params, max, extensions),
             MethodCallback::Unsubscription(call) => {
-                call(OUR_ID, Params::new(params.as_deref()), connection, max, extensions)
+                call(OUR_ID, params, connection, max, extensions)
             }
             // Our feed has cursors and a result of its own; jsonrpsee's subscriptions have neither.
             MethodCallback::Subscription(_) => MethodResponse::error(
                 OUR_ID,
-                ErrorObjectOwned::from(WireError::internal("the method is registered in a way that is not served")),
+                ErrorObjectOwned::from(WireError::internal(
+                    "the method is registered in a way that is not served",
+                )),
             ),
         }
     }
@@ -181,7 +215,11 @@ impl Shared {
         let (json, queued, _) = response.into_parts();
         let Some(code) = code else {
             let tail = result_tail(json);
-            return Outcome { tail, queued, success: true };
+            return Outcome {
+                tail,
+                queued,
+                success: true,
+            };
         };
         let error = if code == ErrorKind::ResponseTooLarge.code() {
             WireError::response_too_large(self.limits.max_response_bytes)
@@ -214,7 +252,9 @@ fn result_tail(json: Box<RawValue>) -> Bytes {
     }
     match serde_json::from_str::<Response<'_>>(&text) {
         Ok(response) => single_line(format!("\"result\":{}}}", response.result).into_bytes()),
-        Err(_) => error_tail(&WireError::internal("the method's result could not be read")),
+        Err(_) => error_tail(&WireError::internal(
+            "the method's result could not be read",
+        )),
     }
 }
 
@@ -242,13 +282,20 @@ pub(crate) fn error_tail(error: &WireError) -> Bytes {
 
 /// The beginning of a response: the envelope and the raw id.
 pub(crate) fn head(id: Option<&str>) -> Bytes {
-    Bytes::from(format!(r#"{{"jsonrpc":"2.0","id":{},"#, id.unwrap_or("null")))
+    Bytes::from(format!(
+        r#"{{"jsonrpc":"2.0","id":{},"#,
+        id.unwrap_or("null")
+    ))
 }
 
 /// A result as an outcome, for what dispatch answers itself.
 pub(crate) fn success<T: serde::Serialize>(result: &T) -> Outcome {
     let json = serde_json::to_string(result).unwrap_or_else(|_| "null".to_owned());
-    Outcome { tail: single_line(format!("\"result\":{json}}}").into_bytes()), queued: None, success: true }
+    Outcome {
+        tail: single_line(format!("\"result\":{json}}}").into_bytes()),
+        queued: None,
+        success: true,
+    }
 }
 
 #[cfg(test)]
@@ -270,7 +317,9 @@ mod tests {
 
     #[test]
     fn another_order_is_parsed() {
-        let json = RawValue::from_string(r#"{"result":{"a":[1,"\n"]},"id":0,"jsonrpc":"2.0"}"#.to_owned()).unwrap();
+        let json =
+            RawValue::from_string(r#"{"result":{"a":[1,"\n"]},"id":0,"jsonrpc":"2.0"}"#.to_owned())
+                .unwrap();
         assert_eq!(tail(&result_tail(json)), r#""result":{"a":[1,"\n"]}}"#);
     }
 
@@ -278,8 +327,14 @@ mod tests {
     fn foreign_errors_get_our_data() {
         let response = MethodResponse::error(OUR_ID, ErrorObject::borrowed(-32602, "no", None));
         let error = read_error(&response.into_json());
-        assert_eq!((error.code, error.kind()), (-32602, ErrorKind::InvalidParams));
+        assert_eq!(
+            (error.code, error.kind()),
+            (-32602, ErrorKind::InvalidParams)
+        );
         let text = String::from_utf8(error_tail(&error).to_vec()).unwrap();
-        assert!(text.contains(r#""kind":"invalid_params","retryable":false"#), "{text}");
+        assert!(
+            text.contains(r#""kind":"invalid_params","retryable":false"#),
+            "{text}"
+        );
     }
 }

@@ -108,7 +108,11 @@ impl<'de> Visitor<'de> for MembersVisitor {
 /// # Errors
 /// -32600 for what is no request, -32602 for parameters that are neither object nor array.
 pub(crate) fn read(json: &str) -> Result<Request<'_>, Refusal<'_>> {
-    let refuse = |id, message: &str| Refusal { id, error: WireError::invalid_request(message), silent: false };
+    let refuse = |id, message: &str| Refusal {
+        id,
+        error: WireError::invalid_request(message),
+        silent: false,
+    };
     if !json.starts_with('{') {
         return Err(refuse(None, "a request must be a JSON object"));
     }
@@ -119,9 +123,15 @@ pub(crate) fn read(json: &str) -> Result<Request<'_>, Refusal<'_>> {
         Err(_) => return Err(refuse(None, "the names of the request cannot be read")),
     };
     if let Some(name) = members.repeated {
-        return Err(refuse(None, &format!("`{name}` is given twice; give it once")));
+        return Err(refuse(
+            None,
+            &format!("`{name}` is given twice; give it once"),
+        ));
     }
-    if members.jsonrpc.is_none_or(|version| string(version).as_deref() != Some("2.0")) {
+    if members
+        .jsonrpc
+        .is_none_or(|version| string(version).as_deref() != Some("2.0"))
+    {
         return Err(refuse(None, "`jsonrpc` must be \"2.0\""));
     }
     let id = members.id.map(RawValue::get);
@@ -134,8 +144,16 @@ pub(crate) fn read(json: &str) -> Result<Request<'_>, Refusal<'_>> {
     let params = members.params.map(RawValue::get);
     match params.map(|params| params.as_bytes()[0]) {
         None | Some(b'{' | b'[') => Ok(Request { id, method, params }),
-        Some(b'n') => Ok(Request { id, method, params: None }),
-        Some(_) => Err(Refusal { id, error: crate::params::not_structured(), silent: id.is_none() }),
+        Some(b'n') => Ok(Request {
+            id,
+            method,
+            params: None,
+        }),
+        Some(_) => Err(Refusal {
+            id,
+            error: crate::params::not_structured(),
+            silent: id.is_none(),
+        }),
     }
 }
 
@@ -143,11 +161,16 @@ fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     if let Ok(text) = serde_json::from_str::<&str>(raw.get()) {
         return Some(Cow::Borrowed(text));
     }
-    serde_json::from_str::<String>(raw.get()).ok().map(Cow::Owned)
+    serde_json::from_str::<String>(raw.get())
+        .ok()
+        .map(Cow::Owned)
 }
 
 fn is_id(raw: &str) -> bool {
-    matches!(raw.as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9' | b'n'))
+    matches!(
+        raw.as_bytes().first(),
+        Some(b'"' | b'-' | b'0'..=b'9' | b'n')
+    )
 }
 
 /// An id as `rpc.cancel` compares it: the text of a string however it is escaped, else the raw JSON.
@@ -172,7 +195,20 @@ mod tests {
 
     #[test]
     fn ids_are_kept_as_they_came() {
-        for id in ["1", "-1", "0", "-0", "123456789012345678901234567890", "1.5", "1e400", "\"a\"", "\"\\u0041\\n\"", "\"\"", "null", "\"\\ud800\""] {
+        for id in [
+            "1",
+            "-1",
+            "0",
+            "-0",
+            "123456789012345678901234567890",
+            "1.5",
+            "1e400",
+            "\"a\"",
+            "\"\\u0041\\n\"",
+            "\"\"",
+            "null",
+            "\"\\ud800\"",
+        ] {
             let json = format!(r#"{{"jsonrpc":"2.0","id": {id} ,"method":"m"}}"#);
             assert_eq!(read(&json).unwrap().id, Some(id));
         }
@@ -200,7 +236,11 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":1,"method":"\ud800"}"#, Some("1")),
         ] {
             let refusal = read(json).unwrap_err();
-            assert_eq!((refusal.error.code, refusal.id, refusal.silent), (-32600, id, false), "{json}");
+            assert_eq!(
+                (refusal.error.code, refusal.id, refusal.silent),
+                (-32600, id, false),
+                "{json}"
+            );
         }
     }
 
@@ -213,7 +253,10 @@ mod tests {
         for params in ["1", "\"x\"", "true", "false", "-1"] {
             let json = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{params}}}"#);
             let refusal = read(&json).unwrap_err();
-            assert_eq!((refusal.error.code, refusal.id, refusal.silent), (-32602, Some("1"), false));
+            assert_eq!(
+                (refusal.error.code, refusal.id, refusal.silent),
+                (-32602, Some("1"), false)
+            );
             let json = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{params}}}"#);
             assert!(read(&json).unwrap_err().silent);
         }
@@ -221,7 +264,9 @@ mod tests {
 
     #[test]
     fn names_may_be_escaped_and_others_are_ignored() {
-        let request = read(r#"{"jsonrpc":"2\u002e0","\u0069d":7,"method":"a\/b","extra":[1,{"id":9}]}"#).unwrap();
+        let request =
+            read(r#"{"jsonrpc":"2\u002e0","\u0069d":7,"method":"a\/b","extra":[1,{"id":9}]}"#)
+                .unwrap();
         assert_eq!((request.id, request.method.as_ref()), (Some("7"), "a/b"));
     }
 

@@ -237,7 +237,11 @@ impl WireError {
 
     /// Adds a fact of one's own.
     #[must_use]
-    pub fn with_extra(mut self, key: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+    pub fn with_extra(
+        mut self,
+        key: impl Into<String>,
+        value: impl Into<serde_json::Value>,
+    ) -> Self {
         self.data.extra.insert(key.into(), value.into());
         self
     }
@@ -278,7 +282,8 @@ impl WireError {
     /// -32603: a fault in the daemon. `message` must hold nothing that was sent or stored.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::InternalError, message).with_fix("look into the daemon's log, and report it if it recurs")
+        Self::new(ErrorKind::InternalError, message)
+            .with_fix("look into the daemon's log, and report it if it recurs")
     }
 
     /// -32007: the request is over `limit_bytes`.
@@ -314,17 +319,23 @@ impl WireError {
     /// -32009: too much is going on (`what`); nothing was done.
     #[must_use]
     pub fn busy(what: impl fmt::Display, retry_after_ms: u64) -> Self {
-        Self::new(ErrorKind::Busy, format!("{what}; try again in {retry_after_ms} ms"))
-            .with_retry_after_ms(retry_after_ms)
-            .with_executed(Executed::No)
+        Self::new(
+            ErrorKind::Busy,
+            format!("{what}; try again in {retry_after_ms} ms"),
+        )
+        .with_retry_after_ms(retry_after_ms)
+        .with_executed(Executed::No)
     }
 
     /// -32020: no item has this id.
     #[must_use]
     pub fn not_found(id: &str) -> Self {
         let id = shortened(id, 120);
-        Self::new(ErrorKind::NotFound, format!("no item has the id `{id}` in this project; check the id and `project_id`"))
-            .with_extra("id", id)
+        Self::new(
+            ErrorKind::NotFound,
+            format!("no item has the id `{id}` in this project; check the id and `project_id`"),
+        )
+        .with_extra("id", id)
     }
 
     /// -32021: the id belongs to other content.
@@ -363,38 +374,56 @@ impl WireError {
     /// -32024: nothing can be written at the moment; `reason` says why.
     #[must_use]
     pub fn read_only(reason: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::ReadOnly, format!("nothing can be written now: {reason}")).with_executed(Executed::No)
+        Self::new(
+            ErrorKind::ReadOnly,
+            format!("nothing can be written now: {reason}"),
+        )
+        .with_executed(Executed::No)
     }
 
     /// -32025: the peer sends faster than it may.
     #[must_use]
     pub fn rate_limited(retry_after_ms: u64) -> Self {
-        Self::new(ErrorKind::RateLimited, format!("too many requests; try again in {retry_after_ms} ms"))
-            .with_retry_after_ms(retry_after_ms)
-            .with_executed(Executed::No)
+        Self::new(
+            ErrorKind::RateLimited,
+            format!("too many requests; try again in {retry_after_ms} ms"),
+        )
+        .with_retry_after_ms(retry_after_ms)
+        .with_executed(Executed::No)
     }
 
     /// -32026: the peer may not use this socket.
     #[must_use]
     pub fn forbidden(uid: Option<u32>) -> Self {
-        let who = uid.map_or_else(|| "your user could not be determined and".to_owned(), |uid| format!("user id {uid}"));
+        let who = uid.map_or_else(
+            || "your user could not be determined and".to_owned(),
+            |uid| format!("user id {uid}"),
+        );
         Self::new(
             ErrorKind::Forbidden,
-            format!("{who} may not use this socket; its owner can add the user id to `allowed_uids`"),
+            format!(
+                "{who} may not use this socket; its owner can add the user id to `allowed_uids`"
+            ),
         )
     }
 
     /// -32027: the call was cancelled.
     #[must_use]
     pub fn cancelled(executed: Executed) -> Self {
-        Self::new(ErrorKind::Cancelled, "the call was cancelled; send it again if it is still wanted")
-            .with_executed(executed)
+        Self::new(
+            ErrorKind::Cancelled,
+            "the call was cancelled; send it again if it is still wanted",
+        )
+        .with_executed(executed)
     }
 
     /// -32028: `what` (a cursor, an undo token) is too old.
     #[must_use]
     pub fn expired(what: &str) -> Self {
-        Self::new(ErrorKind::Expired, format!("the {what} has expired; start anew without it"))
+        Self::new(
+            ErrorKind::Expired,
+            format!("the {what} has expired; start anew without it"),
+        )
     }
 
     /// -32029: the project's data has an older shape.
@@ -411,7 +440,9 @@ impl WireError {
     #[must_use]
     pub fn deadline_exceeded(executed: Executed) -> Self {
         let message = match executed {
-            Executed::No => "the deadline passed before the call was carried out; try again, or with a longer `timeout_ms`",
+            Executed::No => {
+                "the deadline passed before the call was carried out; try again, or with a longer `timeout_ms`"
+            }
             Executed::Yes => "the deadline passed, but the call was carried out",
             Executed::Unknown => {
                 "the deadline passed and the call may have been carried out; repeat it with the same id or key"
@@ -423,8 +454,11 @@ impl WireError {
     /// -32051: `part` is restarting or degraded.
     #[must_use]
     pub fn unavailable(part: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::Unavailable, format!("{part} is not available now; try again, and see `ccoctl health`"))
-            .with_executed(Executed::No)
+        Self::new(
+            ErrorKind::Unavailable,
+            format!("{part} is not available now; try again, and see `ccoctl health`"),
+        )
+        .with_executed(Executed::No)
     }
 
     /// -32052: the write may or may not have happened.
@@ -440,8 +474,11 @@ impl WireError {
     /// -32053: the daemon is stopping and takes no new requests.
     #[must_use]
     pub fn shutting_down() -> Self {
-        Self::new(ErrorKind::ShuttingDown, "the daemon is stopping; connect again when it is back")
-            .with_executed(Executed::No)
+        Self::new(
+            ErrorKind::ShuttingDown,
+            "the daemon is stopping; connect again when it is back",
+        )
+        .with_executed(Executed::No)
     }
 }
 
@@ -454,8 +491,13 @@ impl From<WireError> for ErrorObjectOwned {
 impl From<ErrorObjectOwned> for WireError {
     fn from(error: ErrorObjectOwned) -> Self {
         let code = error.code();
-        let data = error.data().and_then(|raw| serde_json::from_str::<ErrorData>(raw.get()).ok());
-        let mut wire = Self::new(ErrorKind::from_code(code).unwrap_or(ErrorKind::Unknown), error.message());
+        let data = error
+            .data()
+            .and_then(|raw| serde_json::from_str::<ErrorData>(raw.get()).ok());
+        let mut wire = Self::new(
+            ErrorKind::from_code(code).unwrap_or(ErrorKind::Unknown),
+            error.message(),
+        );
         wire.code = code;
         if let Some(data) = data {
             *wire.data = data;
@@ -471,7 +513,11 @@ impl From<ErrorObjectOwned> for WireError {
 /// At most `max` characters of `text`, with the control characters shown as escapes: for names that the
 /// caller made up and that go into a message.
 pub(crate) fn shortened(text: &str, max: usize) -> String {
-    let mut short: String = text.chars().take(max).flat_map(char::escape_default).collect();
+    let mut short: String = text
+        .chars()
+        .take(max)
+        .flat_map(char::escape_default)
+        .collect();
     if text.chars().nth(max).is_some() {
         short.push_str("...");
     }
@@ -488,8 +534,17 @@ mod tests {
             assert_eq!(ErrorKind::from_code(kind.code()), Some(*kind));
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
-        let retryable: Vec<i32> = ErrorKind::ALL.iter().filter(|kind| kind.retryable()).map(|kind| kind.code()).collect();
-        assert_eq!(retryable, [-32009, -32024, -32025, -32027, -32050, -32051, -32052, -32053]);
+        let retryable: Vec<i32> = ErrorKind::ALL
+            .iter()
+            .filter(|kind| kind.retryable())
+            .map(|kind| kind.code())
+            .collect();
+        assert_eq!(
+            retryable,
+            [
+                -32009, -32024, -32025, -32027, -32050, -32051, -32052, -32053
+            ]
+        );
     }
 
     #[test]
@@ -532,7 +587,8 @@ mod tests {
 
     #[test]
     fn executed_is_false_true_or_unknown() {
-        let data = |executed| serde_json::to_value(*WireError::deadline_exceeded(executed).data).unwrap();
+        let data =
+            |executed| serde_json::to_value(*WireError::deadline_exceeded(executed).data).unwrap();
         assert_eq!(data(Executed::No)["executed"], false);
         assert_eq!(data(Executed::Yes)["executed"], true);
         assert_eq!(data(Executed::Unknown)["executed"], "unknown");

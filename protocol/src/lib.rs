@@ -8,8 +8,29 @@
 //! bytes -> codec::Framer -> envelope -> dispatch -> a method (jsonrpsee) -> one line out
 //!          endpoint (lock, bind)   peer (who is it)   connection (in flight, queue)   server (accept, drain)
 //! ```
+//!
+//! To serve: register methods in a `jsonrpsee::RpcModule`, decode their parameters with
+//! [`params::decode_params`], take the [`context::CallContext`] from the extensions, answer with
+//! [`error::WireError`]; then [`endpoint::prepare_run_dir`], [`endpoint::EndpointLock::acquire`],
+//! [`endpoint::bind`] and [`server::serve`]. To call: [`client::Client`].
 
 pub mod api;
+pub mod client;
 pub mod codec;
+mod connection;
+pub mod context;
+pub mod discover;
+pub mod discovery;
+mod dispatch;
+pub mod endpoint;
+mod envelope;
 pub mod error;
+pub mod limits;
 pub mod params;
+pub mod peer;
+mod rate;
+pub mod server;
+
+pub use client::Client;
+pub use error::{ErrorKind, Executed, WireError};
+pub use limits::{Limits, ServerStats};

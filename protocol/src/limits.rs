@@ -101,7 +101,10 @@ impl Limits {
         let at_least_one = [
             ("max_connections", self.max_connections),
             ("max_batch_requests", self.max_batch_requests),
-            ("max_in_flight_per_connection", self.max_in_flight_per_connection),
+            (
+                "max_in_flight_per_connection",
+                self.max_in_flight_per_connection,
+            ),
             ("max_in_flight", self.max_in_flight),
             ("reply_queue_lines", self.reply_queue_lines),
         ];
@@ -111,7 +114,10 @@ impl Limits {
         if !(1..=127).contains(&self.max_depth) {
             return Err("`max_depth` must be from 1 to 127".to_owned());
         }
-        for (name, value) in [("max_message_bytes", self.max_message_bytes), ("max_response_bytes", self.max_response_bytes)] {
+        for (name, value) in [
+            ("max_message_bytes", self.max_message_bytes),
+            ("max_response_bytes", self.max_response_bytes),
+        ] {
             if !(1024..=1 << 30).contains(&value) {
                 return Err(format!("`{name}` must be from 1024 to {}", 1 << 30));
             }
@@ -124,7 +130,10 @@ impl Limits {
         }
         for (name, value) in [
             ("write_timeout_ms", self.write_timeout_ms),
-            ("partial_request_timeout_ms", self.partial_request_timeout_ms),
+            (
+                "partial_request_timeout_ms",
+                self.partial_request_timeout_ms,
+            ),
             ("socket_check_ms", self.socket_check_ms),
         ] {
             if value == 0 {
@@ -132,7 +141,10 @@ impl Limits {
             }
         }
         if self.rate_limit_per_second == Some(0) || self.rate_limit_burst == Some(0) {
-            return Err("`rate_limit_per_second` and `rate_limit_burst` must be at least 1, or absent".to_owned());
+            return Err(
+                "`rate_limit_per_second` and `rate_limit_burst` must be at least 1, or absent"
+                    .to_owned(),
+            );
         }
         Ok(())
     }
@@ -184,7 +196,10 @@ impl Default for ErrorCounts {
 
 impl ErrorCounts {
     pub(crate) fn add(&self, code: i32) {
-        let place = ErrorKind::ALL.iter().position(|kind| kind.code() == code).unwrap_or(ErrorKind::ALL.len());
+        let place = ErrorKind::ALL
+            .iter()
+            .position(|kind| kind.code() == code)
+            .unwrap_or(ErrorKind::ALL.len());
         self.0[place].fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -255,91 +270,6 @@ impl ServerStats {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
         }
-    }
-}
-
-pub(crate) fn add(&self, code: i32) {
-        let place = ErrorKind::ALL.iter().position(|kind| kind.code() == code).unwrap_or(ErrorKind::ALL.len());
-        self.0[place].fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// [`ServerStats`] at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ServerSnapshot {
-    /// Connections now.
-    pub connections_open: u64,
-    /// Connections since the start, those refused included.
-    pub connections_total: u64,
-    /// Connections that were over the limit or not allowed.
-    pub connections_refused: u64,
-    /// Requests that wanted an answer.
-    pub requests: u64,
-    /// Requests that wanted none.
-    pub notifications: u64,
-    /// Answers that were queued for writing.
-    pub responses: u64,
-    /// Calls that are running.
-    pub in_flight: u64,
-    /// Calls that `rpc.cancel` named.
-    pub cancelled: u64,
-    /// Calls that ended in a panic.
-    pub panics: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Bytes of incomplete requests held now.
-    pub bytes_buffered: u64,
-    /// Notifications that were queued for writing.
-    pub notifications_sent: u64,
-    /// Notifications for which a queue had no place.
-    pub notifications_refused: u64,
-    /// How often the socket file was gone and bound again.
-    pub rebinds: u64,
-    /// Errors by kind; only those that occurred.
-    pub errors: std::collections::BTreeMap<String, u64>,
-}
-
-impl ServerStats {
-    /// The numbers as they are now. They are read one by one, so they may be a few calls apart.
-    #[must_use]
-    pub fn snapshot(&self) -> ServerSnapshot {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let kinds = ErrorKind::ALL.iter().copied().chain([ErrorKind::Unknown]);
-        ServerSnapshot {
-            connections_open: read(&self.connections_open),
-            connections_total: read(&self.connections_total),
-            connections_refused: read(&self.connections_refused),
-            requests: read(&self.requests),
-            notifications: read(&self.notifications),
-            responses: read(&self.responses),
-            in_flight: read(&self.in_flight),
-            cancelled: read(&self.cancelled),
-            panics: read(&self.panics),
-            bytes_read: read(&self.bytes_read),
-            bytes_written: read(&self.bytes_written),
-            bytes_buffered: read(&self.bytes_buffered),
-            notifications_sent: read(&self.notifications_sent),
-            notifications_refused: read(&self.notifications_refused),
-            rebinds: read(&self.rebinds),
-            errors: kinds
-                .zip(&self.errors.0)
-                .map(|(kind, counter)| (kind.to_string(), read(counter)))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-        }
-    }
-}
-
-/// Adds one to a counter, and takes it away again when dropped.
-#[derive(Debug)]
-pub(crate) struct Gauge<F: Fn() -> A, A: AsRef<AtomicU64>>(F);
-
-impl<F: Fn() -> A, A: AsRef<AtomicU64>> Drop for Gauge<F, A> {
-    fn drop(&mut self) {
-        (self.0)().as_ref().fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -357,7 +287,14 @@ mod tests {
         limits.validate().unwrap();
         assert_eq!(limits.max_message_bytes, 16_777_216);
         assert_eq!(limits.max_response_bytes, 33_554_432);
-        assert_eq!((limits.max_connections, limits.max_batch_requests, limits.max_depth), (256, 32, 64));
+        assert_eq!(
+            (
+                limits.max_connections,
+                limits.max_batch_requests,
+                limits.max_depth
+            ),
+            (256, 32, 64)
+        );
         let json = serde_json::to_value(&limits).unwrap();
         assert_eq!(serde_json::from_value::<Limits>(json).unwrap(), limits);
     }
@@ -365,11 +302,41 @@ mod tests {
     #[test]
     fn contradictions_are_named() {
         for (limits, name) in [
-            (Limits { max_depth: 128, ..Limits::default() }, "max_depth"),
-            (Limits { max_connections: 0, ..Limits::default() }, "max_connections"),
-            (Limits { max_buffered_bytes: 1, ..Limits::default() }, "max_buffered_bytes"),
-            (Limits { write_timeout_ms: 0, ..Limits::default() }, "write_timeout_ms"),
-            (Limits { rate_limit_per_second: Some(0), ..Limits::default() }, "rate_limit_per_second"),
+            (
+                Limits {
+                    max_depth: 128,
+                    ..Limits::default()
+                },
+                "max_depth",
+            ),
+            (
+                Limits {
+                    max_connections: 0,
+                    ..Limits::default()
+                },
+                "max_connections",
+            ),
+            (
+                Limits {
+                    max_buffered_bytes: 1,
+                    ..Limits::default()
+                },
+                "max_buffered_bytes",
+            ),
+            (
+                Limits {
+                    write_timeout_ms: 0,
+                    ..Limits::default()
+                },
+                "write_timeout_ms",
+            ),
+            (
+                Limits {
+                    rate_limit_per_second: Some(0),
+                    ..Limits::default()
+                },
+                "rate_limit_per_second",
+            ),
         ] {
             assert!(limits.validate().unwrap_err().contains(name));
         }
@@ -382,6 +349,9 @@ mod tests {
         stats.errors.add(-32602);
         stats.errors.add(-1);
         let errors = stats.snapshot().errors;
-        assert_eq!((errors["invalid_params"], errors["unknown"], errors.len()), (2, 1, 2));
+        assert_eq!(
+            (errors["invalid_params"], errors["unknown"], errors.len()),
+            (2, 1, 2)
+        );
     }
 }

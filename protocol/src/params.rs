@@ -47,7 +47,9 @@ pub fn decode<M: Method>(raw: Option<&RawValue>) -> Result<Decoded<M::Params>, W
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_params<M: Method>(params: &jsonrpsee_types::Params<'_>) -> Result<Decoded<M::Params>, WireError> {
+pub fn decode_params<M: Method>(
+    params: &jsonrpsee_types::Params<'_>,
+) -> Result<Decoded<M::Params>, WireError> {
     decode_str::<M>(params.as_str())
 }
 
@@ -64,17 +66,26 @@ pub fn decode_str<M: Method>(json: Option<&str>) -> Result<Decoded<M::Params>, W
         Some(_) if json == "null" => Vec::new(),
         Some(_) => return Err(not_structured()),
     };
-    let project_id = take(&mut entries, "project_id", |raw| project(raw, M::ANY_PROJECT))?;
+    let project_id = take(&mut entries, "project_id", |raw| {
+        project(raw, M::ANY_PROJECT)
+    })?;
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
     let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     params.check()?;
-    Ok(Decoded { params, project_id, timeout_ms })
+    Ok(Decoded {
+        params,
+        project_id,
+        timeout_ms,
+    })
 }
 
 /// Decodes one item of a batch: the parameters of `knowledge.store` without the common ones.
 pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
     if !raw.get().starts_with('{') {
-        return Err(WireError::invalid_params("items", "each of `items` must be an object with a `text`"));
+        return Err(WireError::invalid_params(
+            "items",
+            "each of `items` must be an object with a `text`",
+        ));
     }
     let item = fields::<StoreParams>(named(raw.get())?, Store::POSITIONAL, Store::ALIASES, &[])?;
     item.check()?;
@@ -100,7 +111,10 @@ pub fn peek_timeout(json: Option<&str>) -> Option<Duration> {
 }
 
 pub(crate) fn not_structured() -> WireError {
-    let mut error = WireError::invalid_params("params", "`params` must be an object, or an array in the documented order");
+    let mut error = WireError::invalid_params(
+        "params",
+        "`params` must be an object, or an array in the documented order",
+    );
     error.data.parameter = None;
     error
 }
@@ -128,7 +142,9 @@ fn named(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
     }
 
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let mut entries = deserializer.deserialize_map(Entries).map_err(|error| unreadable(&error))?;
+    let mut entries = deserializer
+        .deserialize_map(Entries)
+        .map_err(|error| unreadable(&error))?;
     deserializer.end().map_err(|error| unreadable(&error))?;
     // Sorting finds repetitions in n log n: the number of names is the caller's to choose.
     let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_ref()).collect();
@@ -169,12 +185,18 @@ fn positional<M: Method>(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
     }
 
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let (mut entries, more) =
-        deserializer.deserialize_seq(Elements(M::POSITIONAL)).map_err(|error| unreadable(&error))?;
+    let (mut entries, more) = deserializer
+        .deserialize_seq(Elements(M::POSITIONAL))
+        .map_err(|error| unreadable(&error))?;
     if more {
         let mut error = WireError::invalid_params(
             "params",
-            format!("`{}` takes at most {} positional parameters: {}", M::NAME, M::POSITIONAL.len(), listed(M::POSITIONAL)),
+            format!(
+                "`{}` takes at most {} positional parameters: {}",
+                M::NAME,
+                M::POSITIONAL.len(),
+                listed(M::POSITIONAL)
+            ),
         );
         error.data.parameter = None;
         return Err(error);
@@ -222,7 +244,8 @@ fn take<'a, T>(
 }
 
 fn project(raw: &RawValue, any: bool) -> Result<String, WireError> {
-    let name: String = serde_json::from_str(raw.get()).map_err(|error| wrong("project_id", &error))?;
+    let name: String =
+        serde_json::from_str(raw.get()).map_err(|error| wrong("project_id", &error))?;
     if !(any && name == "*") {
         check_project_name("project_id", &name)?;
     }
@@ -247,7 +270,9 @@ fn fields<P: DeserializeOwned>(
     common: &[&'static str],
 ) -> Result<P, WireError> {
     for (name, _) in &mut entries {
-        let alias = aliases.iter().find(|(alias, target)| alias == name && known.contains(target));
+        let alias = aliases
+            .iter()
+            .find(|(alias, target)| alias == name && known.contains(target));
         if let Some((_, target)) = alias {
             *name = Cow::Borrowed(*target);
         }
@@ -276,21 +301,37 @@ fn fields<P: DeserializeOwned>(
 }
 
 fn filter_at_fault(entries: &[Entry<'_>]) -> Option<WireError> {
-    entries.iter().filter(|(name, _)| Filters::NAMES.contains(&name.as_ref())).find_map(|(name, value)| {
-        let mut track = serde_path_to_error::Track::new();
-        let map = MapDeserializer::<_, serde_json::Error>::new(std::iter::once((name.as_ref(), *value)));
-        let result = Filters::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
-        result.err().map(|error| wrong(&track.path().to_string(), &error))
-    })
+    entries
+        .iter()
+        .filter(|(name, _)| Filters::NAMES.contains(&name.as_ref()))
+        .find_map(|(name, value)| {
+            let mut track = serde_path_to_error::Track::new();
+            let map = MapDeserializer::<_, serde_json::Error>::new(std::iter::once((
+                name.as_ref(),
+                *value,
+            )));
+            let result =
+                Filters::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
+            result
+                .err()
+                .map(|error| wrong(&track.path().to_string(), &error))
+        })
 }
 
 fn twice(name: &str) -> WireError {
     let name = shortened(name, 60);
-    WireError::invalid_params(name.clone(), format!("`{name}` is given twice; give it once"))
+    WireError::invalid_params(
+        name.clone(),
+        format!("`{name}` is given twice; give it once"),
+    )
 }
 
 fn listed(names: &[&str]) -> String {
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireError {
@@ -299,7 +340,10 @@ fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireE
     let name = shortened(name, 60);
     let message = match near {
         Some(near) => format!("there is no parameter `{name}`; did you mean `{near}`?"),
-        None => format!("there is no parameter `{name}`; the parameters are: {}", listed(&all().collect::<Vec<_>>())),
+        None => format!(
+            "there is no parameter `{name}`; the parameters are: {}",
+            listed(&all().collect::<Vec<_>>())
+        ),
     };
     let error = WireError::invalid_params(name, message);
     match near {
@@ -309,7 +353,10 @@ fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireE
 }
 
 /// The candidate most like `name`, if any is like it at all.
-pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     /// Below this, two names have little more in common than their letters.
     const ALIKE: f64 = 0.5;
     // The measure is quadratic in the lengths, and the name is the caller's.
@@ -318,7 +365,12 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
     }
     let lower = name.to_lowercase();
     candidates
-        .map(|candidate| (candidate, strsim::normalized_damerau_levenshtein(&lower, candidate)))
+        .map(|candidate| {
+            (
+                candidate,
+                strsim::normalized_damerau_levenshtein(&lower, candidate),
+            )
+        })
         .filter(|(_, likeness)| *likeness >= ALIKE)
         .max_by(|(_, one), (_, other)| one.total_cmp(other))
         .map(|(candidate, _)| candidate)
@@ -333,21 +385,42 @@ fn unreadable(error: &serde_json::Error) -> WireError {
 /// Says what is wrong with the parameter at `path`, from serde's words but without the value.
 fn wrong(path: &str, error: &serde_json::Error) -> WireError {
     let text = error.to_string();
-    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    let text = text
+        .rfind(" at line ")
+        .map_or(text.as_str(), |end| &text[..end]);
     if let Some(rest) = text.strip_prefix("missing field `") {
         let field = rest.trim_end_matches('`');
-        let full = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
+        let full = if path.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{path}.{field}")
+        };
         return WireError::invalid_params(full.clone(), format!("`{full}` is missing"));
     }
     let name = if path.is_empty() { "params" } else { path };
-    let message = if let Some((_, expected)) = text.strip_prefix("unknown variant").and_then(|rest| rest.split_once(", expected ")) {
+    let message = if let Some((_, expected)) = text
+        .strip_prefix("unknown variant")
+        .and_then(|rest| rest.split_once(", expected "))
+    {
         format!("`{name}` must be {}", expected.replace('`', ""))
-    } else if let Some((found, expected)) = text.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")) {
-        format!("`{name}` must be {}, not {}", plain(expected), found_type(found))
-    } else if let Some((_, expected)) = text.strip_prefix("invalid value: ").and_then(|rest| rest.rsplit_once(", expected ")) {
+    } else if let Some((found, expected)) = text
+        .strip_prefix("invalid type: ")
+        .and_then(|rest| rest.rsplit_once(", expected "))
+    {
+        format!(
+            "`{name}` must be {}, not {}",
+            plain(expected),
+            found_type(found)
+        )
+    } else if let Some((_, expected)) = text
+        .strip_prefix("invalid value: ")
+        .and_then(|rest| rest.rsplit_once(", expected "))
+    {
         format!("`{name}` must be {}", plain(expected))
     } else if text.contains("surrogate") || text.contains("hex escape") {
-        format!("`{name}` holds a lone surrogate escape, which is no character; remove it or give the pair")
+        format!(
+            "`{name}` holds a lone surrogate escape, which is no character; remove it or give the pair"
+        )
     } else if text.contains("number out of range") {
         format!("`{name}` holds a number that is out of range")
     } else if let Some(expected) = text.strip_prefix("expected ") {
@@ -409,13 +482,20 @@ mod tests {
 
     fn parameter<M: Method>(json: &str) -> String {
         let error = refused::<M>(json);
-        error.data.parameter.clone().unwrap_or_else(|| panic!("no parameter in: {}", error.message))
+        error
+            .data
+            .parameter
+            .clone()
+            .unwrap_or_else(|| panic!("no parameter in: {}", error.message))
     }
 
     #[test]
     fn names_and_places_mean_the_same() {
-        let by_name = decode_str::<api::Store>(Some(r#"{"text":"x","type":"issue","agent":"a","on_duplicate":"store"}"#));
-        let by_place = decode_str::<api::Store>(Some(r#"["x","issue","a",null,{},null,null,"store"]"#));
+        let by_name = decode_str::<api::Store>(Some(
+            r#"{"text":"x","type":"issue","agent":"a","on_duplicate":"store"}"#,
+        ));
+        let by_place =
+            decode_str::<api::Store>(Some(r#"["x","issue","a",null,{},null,null,"store"]"#));
         assert_eq!(by_name, by_place);
         let store = by_name.unwrap().params;
         assert_eq!(store.knowledge_type, KnowledgeType::Issue);
@@ -436,8 +516,10 @@ mod tests {
 
     #[test]
     fn common_parameters() {
-        let decoded =
-            decode_str::<api::Search>(Some(r#"{"query":"q","project_id":"p","timeout_ms":250,"knowledge_type":["issue"]}"#)).unwrap();
+        let decoded = decode_str::<api::Search>(Some(
+            r#"{"query":"q","project_id":"p","timeout_ms":250,"knowledge_type":["issue"]}"#,
+        ))
+        .unwrap();
         assert_eq!(decoded.project_id.as_deref(), Some("p"));
         assert_eq!(decoded.timeout_ms, Some(250));
         assert_eq!(decoded.params.filters.types(), [KnowledgeType::Issue]);
@@ -446,29 +528,66 @@ mod tests {
             assert_eq!(error.data.parameter.as_deref(), Some("timeout_ms"));
             assert!(error.message.contains("1 to 600000"), "{}", error.message);
         }
-        assert_eq!(parameter::<api::Search>(r#"{"query":"q","project_id":"../x"}"#), "project_id");
-        assert_eq!(parameter::<api::Search>(r#"{"query":"q","project_id":5}"#), "project_id");
-        assert_eq!(parameter::<api::Search>(r#"{"query":"q","project_id":"*"}"#), "project_id");
-        assert_eq!(decode_str::<api::Subscribe>(Some(r#"{"project_id":"*"}"#)).unwrap().project_id.as_deref(), Some("*"));
+        assert_eq!(
+            parameter::<api::Search>(r#"{"query":"q","project_id":"../x"}"#),
+            "project_id"
+        );
+        assert_eq!(
+            parameter::<api::Search>(r#"{"query":"q","project_id":5}"#),
+            "project_id"
+        );
+        assert_eq!(
+            parameter::<api::Search>(r#"{"query":"q","project_id":"*"}"#),
+            "project_id"
+        );
+        assert_eq!(
+            decode_str::<api::Subscribe>(Some(r#"{"project_id":"*"}"#))
+                .unwrap()
+                .project_id
+                .as_deref(),
+            Some("*")
+        );
     }
 
     #[test]
     fn unknown_names_are_refused_with_the_nearest() {
-        for (given, near) in [("limt", "limit"), ("Limit", "limit"), ("projectid", "project_id"), ("querry", "query")] {
+        for (given, near) in [
+            ("limt", "limit"),
+            ("Limit", "limit"),
+            ("projectid", "project_id"),
+            ("querry", "query"),
+        ] {
             let error = refused::<api::Search>(&format!(r#"{{"query":"q","{given}":1}}"#));
             assert_eq!(error.data.parameter.as_deref(), Some(given));
             assert_eq!(error.data.extra["nearest"], near);
             assert!(error.message.contains(near), "{}", error.message);
         }
-        assert!(refused::<api::Search>(r#"{"query":"q","zzzzzz":1}"#).message.contains("threshold"));
-        assert!(refused::<api::Stats>(r#"{"zzzzzz":1}"#).message.contains("project_id"));
+        assert!(
+            refused::<api::Search>(r#"{"query":"q","zzzzzz":1}"#)
+                .message
+                .contains("threshold")
+        );
+        assert!(
+            refused::<api::Stats>(r#"{"zzzzzz":1}"#)
+                .message
+                .contains("project_id")
+        );
     }
 
     #[test]
     fn repeated_names_are_refused() {
-        assert_eq!(parameter::<api::Search>(r#"{"query":"a","query":"b"}"#), "query");
-        assert_eq!(parameter::<api::Search>(r#"{"query":"a","qu\u0065ry":"b"}"#), "query");
-        assert_eq!(parameter::<api::Search>(r#"{"query":"a","type":"issue","knowledge_type":"issue"}"#), "type");
+        assert_eq!(
+            parameter::<api::Search>(r#"{"query":"a","query":"b"}"#),
+            "query"
+        );
+        assert_eq!(
+            parameter::<api::Search>(r#"{"query":"a","qu\u0065ry":"b"}"#),
+            "query"
+        );
+        assert_eq!(
+            parameter::<api::Search>(r#"{"query":"a","type":"issue","knowledge_type":"issue"}"#),
+            "type"
+        );
     }
 
     #[test]
@@ -486,7 +605,11 @@ mod tests {
             (r#"{"query":"q","mode":"fuzzy"}"#, "mode", "hybrid"),
             (r#"{"query":"q","mode":3}"#, "mode", ""),
             (r#"{"query":"q","type":"bug"}"#, "type", "decision"),
-            (r#"{"query":"q","type":["issue","bug"]}"#, "type", "decision"),
+            (
+                r#"{"query":"q","type":["issue","bug"]}"#,
+                "type",
+                "decision",
+            ),
             (r#"{"query":"q","type":7}"#, "type", "a string or a list"),
             (r#"{"query":"q","agent":{}}"#, "agent", "a string or a list"),
             (r#"{"query":"q","since":"yesterday"}"#, "since", "RFC 3339"),
@@ -494,16 +617,30 @@ mod tests {
             (r#"{"query":"q","metadata":[]}"#, "metadata", "an object"),
             (r#"{"query":"q","threshold":2}"#, "threshold", "0 to 1"),
             (r#"{"query":"q","threshold":"x"}"#, "threshold", "number"),
-            (r#"{"query":"q","projects":["a","../b"]}"#, "projects", "project name"),
+            (
+                r#"{"query":"q","projects":["a","../b"]}"#,
+                "projects",
+                "project name",
+            ),
             (r#"{"query":"q","as_of":{}}"#, "as_of", "version"),
             (r#"{"query":"q","explain":1}"#, "explain", "true or false"),
             (r#"{"query":"\ud800"}"#, "query", "surrogate"),
             (r#"{"query":"q","agent":"\udc00"}"#, "agent", "surrogate"),
-            (r#"{"query":"q","metadata":{"a":1e999}}"#, "metadata", "out of range"),
+            (
+                r#"{"query":"q","metadata":{"a":1e999}}"#,
+                "metadata",
+                "out of range",
+            ),
         ] {
             let error = refused::<api::Search>(json);
             let named = error.data.parameter.clone().unwrap_or_default();
-            assert!(named == name || named.starts_with(&format!("{name}.")) || named.starts_with(&format!("{name}[")), "{json}: {named:?} {}", error.message);
+            assert!(
+                named == name
+                    || named.starts_with(&format!("{name}."))
+                    || named.starts_with(&format!("{name}[")),
+                "{json}: {named:?} {}",
+                error.message
+            );
             assert!(error.message.contains(right), "{json}: {}", error.message);
             assert!(!error.data.retryable);
         }
@@ -531,7 +668,9 @@ mod tests {
     fn too_many_places() {
         assert_eq!(refused::<api::History>(r#"["a","b"]"#).data.parameter, None);
         assert_eq!(parameter::<api::Search>(r#"["q","x"]"#), "limit");
-        let decoded = decode_str::<api::Search>(Some(r#"["q",3,null,"text",null,"issue"]"#)).unwrap().params;
+        let decoded = decode_str::<api::Search>(Some(r#"["q",3,null,"text",null,"issue"]"#))
+            .unwrap()
+            .params;
         assert_eq!((decoded.limit, decoded.mode), (3, SearchMode::Text));
         assert_eq!(decoded.filters.types(), [KnowledgeType::Issue]);
     }
@@ -539,7 +678,10 @@ mod tests {
     #[test]
     fn bad_items_of_a_batch_fail_alone() {
         let batch = r#"{"items":[{"text":"a"},{"text":5},{"txt":"b"},7,{"text":" "},{"text":"\ud800"},{"text":"z","type":"issue"}]}"#;
-        let items = decode_str::<api::StoreBatch>(Some(batch)).unwrap().params.items;
+        let items = decode_str::<api::StoreBatch>(Some(batch))
+            .unwrap()
+            .params
+            .items;
         let named: Vec<Option<String>> = items
             .iter()
             .map(|item| match item {
@@ -547,8 +689,19 @@ mod tests {
                 BatchItem::Invalid(error) => error.data.parameter.clone(),
             })
             .collect();
-        let expected = [None, Some("text"), Some("txt"), Some("items"), Some("text"), Some("text"), None];
-        assert_eq!(named.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+        let expected = [
+            None,
+            Some("text"),
+            Some("txt"),
+            Some("items"),
+            Some("text"),
+            Some("text"),
+            None,
+        ];
+        assert_eq!(
+            named.iter().map(Option::as_deref).collect::<Vec<_>>(),
+            expected
+        );
         assert_eq!(parameter::<api::StoreBatch>(r#"{"items":[]}"#), "items");
         assert_eq!(parameter::<api::StoreBatch>(r#"{"items":{}}"#), "items");
         assert_eq!(parameter::<api::StoreBatch>("{}"), "items");
@@ -578,10 +731,21 @@ mod tests {
 
     #[test]
     fn defaults_survive_a_round_trip() {
-        let search = api::SearchParams { query: "q".to_owned(), ..Default::default() };
+        let search = api::SearchParams {
+            query: "q".to_owned(),
+            ..Default::default()
+        };
         let text = serde_json::to_string(&search).unwrap();
-        assert_eq!(decode_str::<api::Search>(Some(&text)).unwrap().params, search);
+        assert_eq!(
+            decode_str::<api::Search>(Some(&text)).unwrap().params,
+            search
+        );
         let cleanup = serde_json::to_string(&api::CleanupParams::default()).unwrap();
-        assert!(decode_str::<api::Cleanup>(Some(&cleanup)).unwrap().params.dry_run);
+        assert!(
+            decode_str::<api::Cleanup>(Some(&cleanup))
+                .unwrap()
+                .params
+                .dry_run
+        );
     }
 }

@@ -63,7 +63,9 @@ impl PeerPolicy {
     /// These users and no other, not even the daemon's own.
     #[must_use]
     pub fn only(uids: impl IntoIterator<Item = u32>) -> Self {
-        Self { allowed_uids: uids.into_iter().collect() }
+        Self {
+            allowed_uids: uids.into_iter().collect(),
+        }
     }
 
     /// Whether `peer` may be here.
@@ -71,7 +73,11 @@ impl PeerPolicy {
     /// # Errors
     /// -32026 that says how to be let in.
     pub fn check(&self, peer: &PeerIdentity) -> Result<(), WireError> {
-        if self.allowed_uids.contains(&peer.uid) { Ok(()) } else { Err(WireError::forbidden(Some(peer.uid))) }
+        if self.allowed_uids.contains(&peer.uid) {
+            Ok(())
+        } else {
+            Err(WireError::forbidden(Some(peer.uid)))
+        }
     }
 }
 
@@ -86,7 +92,11 @@ mod tests {
     use super::*;
 
     fn peer(uid: u32) -> PeerIdentity {
-        PeerIdentity { uid, gid: 0, pid: None }
+        PeerIdentity {
+            uid,
+            gid: 0,
+            pid: None,
+        }
     }
 
     #[test]
@@ -104,6 +114,10 @@ mod tests {
         let policy = PeerPolicy::only([1000]);
         assert!(policy.check(&peer(0)).is_err());
         assert!(PeerPolicy::only([1000, 0]).check(&peer(0)).is_ok());
-        assert!(PeerPolicy::own_user_and([4_000_000]).check(&peer(4_000_000)).is_ok());
+        assert!(
+            PeerPolicy::own_user_and([4_000_000])
+                .check(&peer(4_000_000))
+                .is_ok()
+        );
     }
 }

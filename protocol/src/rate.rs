@@ -19,10 +19,16 @@ impl RateLimiter {
     /// None if no rate is configured.
     pub(crate) fn new(limits: &Limits) -> Option<Self> {
         let rate = NonZeroU32::new(limits.rate_limit_per_second?)?;
-        let burst = limits.rate_limit_burst.and_then(NonZeroU32::new).unwrap_or(rate);
+        let burst = limits
+            .rate_limit_burst
+            .and_then(NonZeroU32::new)
+            .unwrap_or(rate);
         let clock = DefaultClock::default();
         let quota = Quota::per_second(rate).allow_burst(burst);
-        Some(Self { buckets: Governor::hashmap_with_clock(quota, clock.clone()), clock })
+        Some(Self {
+            buckets: Governor::hashmap_with_clock(quota, clock.clone()),
+            clock,
+        })
     }
 
     /// Takes a token of `peer`'s bucket.
@@ -48,15 +54,28 @@ mod tests {
 
     #[test]
     fn the_burst_passes_and_then_the_rate_counts_by_peer() {
-        let limits = Limits { rate_limit_per_second: Some(1), rate_limit_burst: Some(3), ..Limits::default() };
+        let limits = Limits {
+            rate_limit_per_second: Some(1),
+            rate_limit_burst: Some(3),
+            ..Limits::default()
+        };
         let rate = RateLimiter::new(&limits).unwrap();
-        let peer = |pid| PeerIdentity { uid: 1, gid: 1, pid: Some(pid) };
+        let peer = |pid| PeerIdentity {
+            uid: 1,
+            gid: 1,
+            pid: Some(pid),
+        };
         for _ in 0..3 {
             rate.check(&peer(1)).unwrap();
         }
         let error = rate.check(&peer(1)).unwrap_err();
         assert_eq!(error.code, -32025);
-        assert!(error.data.retry_after_ms.is_some_and(|wait| (1..=1000).contains(&wait)));
+        assert!(
+            error
+                .data
+                .retry_after_ms
+                .is_some_and(|wait| (1..=1000).contains(&wait))
+        );
         rate.check(&peer(2)).unwrap();
         rate.forget_idle();
         assert!(rate.check(&peer(1)).is_err());

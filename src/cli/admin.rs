@@ -46,11 +46,11 @@ pub(crate) enum ConfigCommand {
 /// `ccoctl status`.
 pub(crate) async fn status(context: &Context) -> CliResult {
     let daemon = Daemon::open(context).await?;
-    let reply = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
+    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&status)?;
     } else {
-        context.output.print(&render_status(&context.output, &reply.decode()?))?;
+        context.output.print(&render_status(&context.output, &status))?;
     }
     Ok(Exit::Ok)
 }
@@ -150,10 +150,9 @@ pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResu
     let parameters = HealthParams {
         deep: arguments.deep,
     };
-    let reply = daemon.call::<api::Health>(Scope::None, &parameters).await?;
-    let health = reply.decode()?;
-    if context.output.json {
-        context.output.print_json(&reply.json)?;
+    let health = daemon.call::<api::Health>(Scope::None, &parameters).await?;
+        if context.output.json {
+        context.output.print_json(&health)?;
     } else {
         context.output.print(&paint_health(&context.output, health.status))?;
         for reason in &health.reasons {

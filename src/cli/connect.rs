@@ -1,23 +1,19 @@
 //! From a command to the daemon and back: finds the socket, starts the daemon if none runs, calls a method, and
 //! turns what went wrong into an exit code and advice.
 
-use std::io;
-use std::marker::PhantomData;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::Value;
 
-use ccod_protocol::api::{self, Method};
-use ccod_protocol::client::{Client, ClientError};
+use ccod_protocol::api::Method;
+use ccod_protocol::client::{CallOptions, Client, ClientError};
 use ccod_protocol::error::WireError;
 
 use super::exit::{CliError, CliResult, Exit};
-use super::{Context, daemon};
-
-/// How much longer than the daemon's own deadline a command waits for its answer: the daemon answers a missed
-/// deadline itself, so this only ends the wait for one that is stuck.
-const ANSWER_MARGIN: Duration = Duration::from_secs(5);
+use super::{Context, daemon, output};
 
 /// Which project a call is about.
 #[derive(Clone, Copy, Debug)]
@@ -42,24 +38,6 @@ pub(crate) struct Daemon {
     timeout: Option<Duration>,
 }
 
-/// The result of a call: as it came, to print it whole, and typed on demand.
-#[derive(Debug)]
-pub(crate) struct Reply<R> {
-    /// The result as it came.
-    pub(crate) json: Value,
-    result: PhantomData<R>,
-}
-
-impl<R: serde::de::DeserializeOwned> Reply<R> {
-    /// The result, typed.
-    pub(crate) fn decode(&self) -> CliResult<R> {
-        R::deserialize(&self.json).map_err(|error| {
-            CliError::new(Exit::Failed, format!("cannot read the daemon's answer: {error}"))
-                .fix("the daemon has another version; run `ccoctl daemon stop`, then try again")
-        })
-    }
-}
-
 /// Why there is no connection.
 #[derive(Debug)]
 pub(crate) enum NoConnection {
@@ -71,36 +49,10 @@ pub(crate) enum NoConnection {
 
 /// Connects to the socket `path`.
 pub(crate) async fn connect(path: &Path) -> Result<Client, NoConnection> {
-    Client::connect(path).await.map_err(|error| no_connection(&error, path))
-}
-
-fn no_connection(error: &ClientError, path: &Path) -> NoConnection {
-    let Some(io_error) = error.as_io() else {
-        return NoConnection::Failed(
-            CliError::new(Exit::Unavailable, format!("cannot talk to {}: {error}", path.display()))
-                .fix("check that the socket belongs to ccod; `ccoctl config show` says where the path comes from"),
-        );
-    };
-    match io_error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => NoConnection::Absent,
-        io::ErrorKind::PermissionDenied => NoConnection::Failed(
-            CliError::new(
-                Exit::Permission,
-                format!("not allowed to connect to {}: {io_error}", path.display()),
-            )
-            .fix(
-                "if this runs in a sandbox, allow this Unix socket in its settings; otherwise the socket belongs to \
-                 another user: set --home or --socket to your own",
-            ),
-        ),
-        _ => NoConnection::Failed(
-            CliError::new(
-                Exit::Unavailable,
-                format!("cannot connect to {}: {io_error}", path.display()),
-            )
-            .fix("run `ccoctl daemon status`"),
-        ),
-    }
+    Client::connect(path).await.map_err(|error| match error {
+        ClientError::NotRunning { .. } => NoConnection::Absent,
+        other => NoConnection::Failed(client_error(&other)),
+    })
 }
 
 impl Daemon {
@@ -116,7 +68,14 @@ impl Daemon {
                         .fix("run `ccoctl daemon start`, or leave out --no-start"),
                 );
             }
-            Err(NoConnection::Absent) => daemon::launch(context, &[]).await?.client,
+            Err(NoConnection::Absent) => {
+                let launched = daemon::launch(context, &[]).await?;
+                // Once, to a person: a process that stays behind should not be a surprise. Scripts know.
+                if launched.spawned && io::stderr().is_terminal() {
+                    output::message("started the daemon; `ccoctl daemon stop` ends it");
+                }
+                launched.client
+            }
         };
         Ok(Self {
             client,
@@ -137,46 +96,48 @@ impl Daemon {
         &self,
         scope: Scope<'_>,
         parameters: &M::Params,
-    ) -> CliResult<Reply<M::Result>> {
-        let mut parameters = serde_json::to_value(parameters)
-            .map_err(|error| CliError::new(Exit::BadData, format!("cannot send the parameters: {error}")))?;
-        if let (Scope::Project(project), Some(members)) = (scope, parameters.as_object_mut()) {
-            members.insert("project_id".to_owned(), Value::from(project));
-        }
-        Ok(Reply {
-            json: self.call_raw(M::NAME, parameters).await?,
-            result: PhantomData,
-        })
+    ) -> CliResult<M::Result> {
+        let options = CallOptions {
+            project_id: match scope {
+                Scope::None => None,
+                Scope::Project(project) => Some(project.to_owned()),
+            },
+            timeout: self.timeout,
+        };
+        self.client
+            .call::<M>(parameters, options)
+            .await
+            .map_err(|error| client_error(&error))
     }
 
     /// Calls any method.
-    pub(crate) async fn call_raw(&self, method: &str, mut parameters: Value) -> CliResult<Value> {
-        let mut limit = api::default_timeout(method);
+    pub(crate) async fn call_raw(&self, method: &str, mut parameters: Value) -> CliResult<impl Serialize + use<>> {
         if let (Some(timeout), Some(members)) = (self.timeout, parameters.as_object_mut()) {
             let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
             members.entry("timeout_ms").or_insert(Value::from(milliseconds));
         }
-        if let Some(milliseconds) = parameters.get("timeout_ms").and_then(Value::as_u64) {
-            limit = Duration::from_millis(milliseconds);
-        }
-        let answer = tokio::time::timeout(limit + ANSWER_MARGIN, self.client.call_raw(method, parameters));
-        match answer.await {
-            Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(call_error(&error)),
-            Err(_) => Err(CliError::new(
-                Exit::Retry,
-                format!("the daemon did not answer {method} within {} s", (limit + ANSWER_MARGIN).as_secs()),
-            )
-            .fix("run `ccoctl status`; a write may have been carried out: repeat it with the same --id or key")),
-        }
+        self.client
+            .call_raw(method, parameters)
+            .await
+            .map_err(|error| client_error(&error))
     }
 }
 
-fn call_error(error: &ClientError) -> CliError {
-    match error.as_wire() {
-        Some(error) => wire_error(error),
-        None => CliError::new(Exit::Retry, format!("the connection to the daemon broke: {error}"))
-            .fix("try again; `ccoctl daemon status` says whether it runs"),
+/// What to say about an error of the client, and the exit code.
+pub(crate) fn client_error(error: &ClientError) -> CliError {
+    // The client's own messages say what to do as well, so only some need an addition.
+    match error {
+        ClientError::Rpc(error) => wire_error(error),
+        ClientError::NotRunning { .. } | ClientError::Connect { .. } => {
+            CliError::new(Exit::Unavailable, error.to_string())
+        }
+        ClientError::Permission { .. } => CliError::new(Exit::Permission, error.to_string()),
+        ClientError::PathTooLong { .. } => CliError::new(Exit::Config, error.to_string()),
+        ClientError::Closed | ClientError::Timeout { .. } | ClientError::Lagged { .. } => {
+            CliError::new(Exit::Retry, error.to_string()).fix("run `ccoctl daemon status`, then try again")
+        }
+        ClientError::Unexpected(_) => CliError::new(Exit::Failed, error.to_string())
+            .fix("if ccoctl was upgraded, run `ccoctl daemon stop` and try again"),
     }
 }
 
@@ -195,7 +156,28 @@ fn wire_error(error: &WireError) -> CliError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+
+    #[test]
+    fn every_error_of_the_client_has_its_exit_code() {
+        let path = PathBuf::from("/run/x.sock");
+        let source = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let cases = [
+            (ClientError::NotRunning { path: path.clone(), source: source() }, Exit::Unavailable),
+            (ClientError::Permission { path: path.clone(), source: source() }, Exit::Permission),
+            (ClientError::PathTooLong { path: path.clone() }, Exit::Config),
+            (ClientError::Connect { path, source: source() }, Exit::Unavailable),
+            (ClientError::Closed, Exit::Retry),
+            (ClientError::Timeout { after: Duration::from_secs(1) }, Exit::Retry),
+            (ClientError::Unexpected("x".to_owned()), Exit::Failed),
+            (ClientError::Rpc(WireError::not_found("x")), Exit::Failed),
+        ];
+        for (error, exit) in cases {
+            assert_eq!(client_error(&error).exit, exit, "{error}");
+        }
+    }
 
     #[test]
     fn the_fix_is_the_daemons_or_the_time_to_wait() {

@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -17,8 +17,11 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use ccod::config::{Config, Origin, Overrides};
+use ccod::daemon::StartError;
 use ccod_protocol::api::{self, HealthParams, HealthResult, HealthStatus, ShutdownParams, StatusParams};
-use ccod_protocol::client::Client;
+use ccod_protocol::client::{CallOptions, Client, ClientError};
+use ccod_protocol::endpoint::EndpointError;
+use ccod_protocol::error::ErrorKind;
 
 use super::connect::{self, Daemon, NoConnection, Scope};
 use super::exit::{CliError, CliResult, Exit};
@@ -114,7 +117,7 @@ impl RunArgs {
 }
 
 /// `ccoctl daemon run`: this process becomes the daemon.
-pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult<ExitCode> {
+pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
     if arguments.detached {
         // Fails only for the leader of a process group, which a spawned process is not; and the daemon works
         // without: it would then end with the terminal.
@@ -132,7 +135,39 @@ pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult<ExitCo
         .map_err(|error| CliError::io("start the runtime", &error))?;
     let ended = runtime.block_on(ccod::daemon::run(loaded.config));
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
-    ended.map_err(|error| CliError::new(Exit::Failed, format!("{error:#}")))
+    match ended {
+        Ok(true) => Ok(Exit::Ok),
+        Ok(false) => Err(CliError::new(
+            Exit::Failed,
+            "stopped before everything that was accepted was finished",
+        )
+        .fix("the log says what was left; writes that were acknowledged are safe")),
+        Err(error) => Err(start_error(&error)),
+    }
+}
+
+/// Why the daemon did not start, for whoever started it. [`SpawnedDaemon::failure`] reads these codes.
+fn start_error(error: &StartError) -> CliError {
+    let exit = match error {
+        StartError::Endpoint(error) => match error {
+            EndpointError::Locked { .. } => Exit::Retry,
+            EndpointError::PathTooLong { .. } | EndpointError::PathNotAbsolute(_) => Exit::Config,
+            EndpointError::RunDirIsLink(_)
+            | EndpointError::RunDirIsForeign { .. }
+            | EndpointError::RunDirIsOpen { .. }
+            | EndpointError::LockIsForeign(_) => Exit::Permission,
+            EndpointError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
+            _ => Exit::Failed,
+        },
+        StartError::Other(_) => Exit::Failed,
+    };
+    // With the causes: this is the line that a failed start leaves in the log.
+    match error {
+        StartError::Endpoint(error) => CliError::new(exit, error.to_string()),
+        StartError::Other(error) => CliError::new(exit, format!("{error:#}")),
+    }
 }
 
 /// What LanceDB reads from the environment and from nowhere else. Values that the user has set are kept.
@@ -187,14 +222,14 @@ pub(crate) struct Launched {
     /// The connection to it.
     pub(crate) client: Client,
     /// Whether this process spawned it.
-    spawned: bool,
+    pub(crate) spawned: bool,
 }
 
 async fn start(context: &Context, arguments: &RunArgs) -> CliResult {
     let launched = launch(context, &arguments.to_arguments()).await?;
     let spawned = launched.spawned;
     let daemon = Daemon::over(launched.client, context);
-    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?.decode()?;
+    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
     if context.output.json {
         let state = if spawned { "started" } else { "running" };
         context.output.print_json(&serde_json::json!({
@@ -264,11 +299,15 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
 async fn answering(socket: &Path, deadline: Instant) -> Result<(Client, HealthResult), NoConnection> {
     let client = connect::connect(socket).await?;
     let left = deadline.saturating_duration_since(Instant::now()).max(MAX_POLL);
-    let health = tokio::time::timeout(left, client.call::<api::Health>(HealthParams::default()));
-    match health.await {
-        Ok(Ok(health)) => Ok((client, health)),
+    let options = CallOptions::default().timeout(left);
+    match client.call::<api::Health>(&HealthParams::default(), options).await {
+        Ok(health) => Ok((client, health)),
+        // It refuses this user, and will go on doing so.
+        Err(ClientError::Rpc(error)) if error.kind() == ErrorKind::Forbidden => {
+            Err(NoConnection::Failed(connect::client_error(&ClientError::Rpc(error))))
+        }
         // It ended, or its end is near: as good as absent.
-        Ok(Err(_)) | Err(_) => Err(NoConnection::Absent),
+        Err(_) => Err(NoConnection::Absent),
     }
 }
 
@@ -301,11 +340,10 @@ impl SpawnedDaemon {
             self.lost_to_another = true;
             return Ok(None);
         }
-        let exit = if ended.code() == Some(i32::from(Exit::Config as u8)) {
-            Exit::Config
-        } else {
-            Exit::Unavailable
-        };
+        let exit = [Exit::Config, Exit::Permission]
+            .into_iter()
+            .find(|exit| ended.code() == Some(i32::from(*exit as u8)))
+            .unwrap_or(Exit::Unavailable);
         let mut message = format!("the daemon ended at its start ({ended})");
         let tail = log_tail(&config.log_path(), self.log_start);
         if !tail.is_empty() {
@@ -471,7 +509,7 @@ async fn status(context: &Context) -> CliResult {
         }
     };
     let daemon = Daemon::over(client, context);
-    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?.decode()?;
+    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
     if context.output.json {
         context.output.print_json(&serde_json::json!({
             "state": "running",

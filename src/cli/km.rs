@@ -187,8 +187,8 @@ fn print(context: &Context, value: &impl Serialize) -> CliResult<()> {
 }
 
 async fn store(daemon: &Daemon, project: &str, parameters: &StoreParams) -> CliResult<String> {
-    let reply = daemon.call::<api::Store>(Scope::Project(project), parameters).await?;
-    Ok(reply.decode()?.id)
+    let stored = daemon.call::<api::Store>(Scope::Project(project), parameters).await?;
+    Ok(stored.id)
 }
 
 async fn search(daemon: &Daemon, project: &str, query: String, limit: u32) -> CliResult<Vec<Hit>> {
@@ -197,13 +197,13 @@ async fn search(daemon: &Daemon, project: &str, query: String, limit: u32) -> Cl
         limit,
         ..SearchParams::default()
     };
-    let reply = daemon.call::<api::Search>(Scope::Project(project), &parameters).await?;
-    Ok(reply.decode()?.results.into_iter().map(Hit::from).collect())
+    let found = daemon.call::<api::Search>(Scope::Project(project), &parameters).await?;
+    Ok(found.results.into_iter().map(Hit::from).collect())
 }
 
 async fn stats(daemon: &Daemon, project: &str) -> CliResult<Stats> {
-    let reply = daemon.call::<api::Stats>(Scope::Project(project), &StatsParams {}).await?;
-    Ok(Stats::new(project, reply.decode()?))
+    let counted = daemon.call::<api::Stats>(Scope::Project(project), &StatsParams {}).await?;
+    Ok(Stats::new(project, counted))
 }
 
 /// Stores a sentence and asks for it in other words. Its project stays: it holds this one item, however often

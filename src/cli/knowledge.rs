@@ -229,13 +229,12 @@ pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult 
         on_duplicate: arguments.on_duplicate,
     };
     let daemon = Daemon::open(context).await?;
-    let reply = daemon.call::<api::Store>(Scope::Project(&project), &parameters).await?;
+    let stored = daemon.call::<api::Store>(Scope::Project(&project), &parameters).await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&stored)?;
         return Ok(Exit::Ok);
     }
-    let stored = reply.decode()?;
-    context.output.print(&stored.id)?;
+        context.output.print(&stored.id)?;
     output::message(store_summary(&stored));
     Ok(Exit::Ok)
 }
@@ -282,15 +281,14 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
         explain: arguments.explain,
     };
     let daemon = Daemon::open(context).await?;
-    let reply = daemon
+    let found = daemon
         .call::<api::Search>(Scope::of(scope_name.as_deref()), &parameters)
         .await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&found)?;
         return Ok(Exit::Ok);
     }
-    let found = reply.decode()?;
-    if !found.results.is_empty() {
+        if !found.results.is_empty() {
         let view = HitView {
             with_project: scope_name.is_none(),
             explain: arguments.explain,
@@ -371,13 +369,12 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
         cursor: arguments.cursor,
     };
     let daemon = Daemon::open(context).await?;
-    let reply = daemon.call::<api::List>(Scope::Project(&project), &parameters).await?;
+    let page = daemon.call::<api::List>(Scope::Project(&project), &parameters).await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&page)?;
         return Ok(Exit::Ok);
     }
-    let page = reply.decode()?;
-    if !page.results.is_empty() {
+        if !page.results.is_empty() {
         context.output.print(&render_items(&context.output, &page.results, Utc::now()))?;
     }
     let shown = page.results.len() as u64;
@@ -428,11 +425,11 @@ pub(crate) async fn get(context: &Context, arguments: GetArgs) -> CliResult {
         }
     };
     let daemon = Daemon::open(context).await?;
-    let reply = daemon.call::<api::Get>(Scope::Project(&project), &parameters).await?;
+    let got = daemon.call::<api::Get>(Scope::Project(&project), &parameters).await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&got)?;
     }
-    let (items, missing) = match reply.decode()? {
+    let (items, missing) = match got {
         GetResult::One(item) => (vec![*item], Vec::new()),
         GetResult::Many { results, missing } => (results, missing),
     };
@@ -475,13 +472,13 @@ fn render_item(output: &Output, item: &Item) -> String {
 pub(crate) async fn stats(context: &Context, arguments: StatsArgs) -> CliResult {
     let scope_name = (!arguments.all_projects).then(|| context.project(arguments.project.as_deref()));
     let daemon = Daemon::open(context).await?;
-    let reply = daemon
+    let counted = daemon
         .call::<api::Stats>(Scope::of(scope_name.as_deref()), &StatsParams {})
         .await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&counted)?;
     } else {
-        let text = render_stats(&context.output, &reply.decode()?, scope_name.as_deref());
+        let text = render_stats(&context.output, &counted, scope_name.as_deref());
         context.output.print(&text)?;
     }
     Ok(Exit::Ok)
@@ -520,12 +517,12 @@ fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> 
 /// `ccoctl projects`.
 pub(crate) async fn projects(context: &Context) -> CliResult {
     let daemon = Daemon::open(context).await?;
-    let reply = daemon.call::<api::Projects>(Scope::None, &ProjectsParams {}).await?;
+    let listed = daemon.call::<api::Projects>(Scope::None, &ProjectsParams {}).await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&listed)?;
         return Ok(Exit::Ok);
     }
-    let projects = reply.decode()?.projects;
+    let projects = listed.projects;
     if projects.is_empty() {
         output::message("no projects yet; the first `ccoctl store` makes one");
         return Ok(Exit::Ok);
@@ -556,13 +553,12 @@ pub(crate) async fn embed(context: &Context, arguments: EmbedArgs) -> CliResult 
         texts: vec![text_or_stdin(arguments.text)?],
     };
     let daemon = Daemon::open(context).await?;
-    let reply = daemon.call::<api::Embed>(Scope::None, &parameters).await?;
+    let embedded = daemon.call::<api::Embed>(Scope::None, &parameters).await?;
     if context.output.json {
-        context.output.print_json(&reply.json)?;
+        context.output.print_json(&embedded)?;
         return Ok(Exit::Ok);
     }
-    let embedded = reply.decode()?;
-    if let Some(vector) = embedded.embeddings.first() {
+        if let Some(vector) = embedded.embeddings.first() {
         context.output.print_json(vector)?;
     }
     let mut summary = format!("{} dimensions, model {}", embedded.dimensions, embedded.model);

@@ -29,9 +29,10 @@ use output::Output;
 
 /// Shown below the help.
 const AFTER_HELP: &str = "\
-Exit codes: 0 ok, 1 failed or not found, 2 usage, 65 bad data, 69 daemon unavailable, 75 retry later,
-77 permission or sandbox, 78 configuration.
-Data goes to standard output, messages to standard error. Commands start the daemon when none runs.";
+Exit codes: 0 ok, 1 failed or not found, 2 usage, 65 bad data, 69 daemon unavailable,
+75 retry later, 77 permission or sandbox, 78 configuration.
+Data goes to standard output, messages to standard error.
+Commands start the daemon when none runs.";
 
 /// Longest time that `--timeout` takes: the wire's own limit.
 const MAX_TIMEOUT_SECONDS: f64 = 600.0;
@@ -158,7 +159,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     };
     let json = cli.global.json;
     match run(cli) {
-        Ok(exit) => exit,
+        Ok(exit) => exit.into(),
         Err(error) => {
             report(&error, json);
             error.exit.into()
@@ -196,7 +197,7 @@ fn by_program_name(arguments: Vec<OsString>) -> Vec<OsString> {
         .collect()
 }
 
-fn run(cli: Cli) -> CliResult<ExitCode> {
+fn run(cli: Cli) -> CliResult {
     let Cli { global, command } = cli;
     let output = Output::detect(global.json);
     let mut overrides = Overrides {
@@ -205,7 +206,7 @@ fn run(cli: Cli) -> CliResult<ExitCode> {
         ..Overrides::default()
     };
     if let Command::Completions(arguments) = &command {
-        return admin::completions(arguments).map(ExitCode::from);
+        return admin::completions(arguments);
     }
     if let Command::Daemon(daemon::DaemonCommand::Run(arguments)) = command {
         arguments.add_to(&mut overrides);
@@ -221,14 +222,14 @@ fn run(cli: Cli) -> CliResult<ExitCode> {
         timeout: global.timeout,
     };
     if let Command::Config(command) = &command {
-        return admin::config(&context, command).map(ExitCode::from);
+        return admin::config(&context, command);
     }
     // One thread is enough for one request, and is up sooner than a pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::io("start the runtime", &error))?;
-    runtime.block_on(dispatch(&context, command)).map(ExitCode::from)
+    runtime.block_on(dispatch(&context, command))
 }
 
 async fn dispatch(context: &Context, command: Command) -> CliResult {

@@ -4,6 +4,7 @@
 mod admin;
 mod convert;
 mod errors;
+mod feed;
 mod read;
 mod store;
 
@@ -50,6 +51,8 @@ pub(crate) struct Call<M: Method> {
     pub(crate) params: M::Params,
     /// The project as named; none where the caller left it out.
     pub(crate) project: Option<ProjectName>,
+    /// Whether the caller asked for every project (`"*"`), where a method takes that.
+    pub(crate) every_project: bool,
     pub(crate) context: CallContext,
 }
 
@@ -86,6 +89,8 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Get, _, _>(&mut module, read::get)?;
     register::<api::Stats, _, _>(&mut module, read::stats)?;
     register::<api::Projects, _, _>(&mut module, read::projects)?;
+    register::<api::Subscribe, _, _>(&mut module, feed::subscribe)?;
+    register::<api::Unsubscribe, _, _>(&mut module, feed::unsubscribe)?;
     register::<api::Embed, _, _>(&mut module, read::embed)?;
     register::<api::Health, _, _>(&mut module, admin::health)?;
     register::<api::Status, _, _>(&mut module, admin::status)?;
@@ -96,7 +101,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
 }
 
 /// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
-pub(crate) const SERVED: [&str; 13] = [
+pub(crate) const SERVED: [&str; 15] = [
     api::Store::NAME,
     api::StoreBatch::NAME,
     api::Search::NAME,
@@ -104,6 +109,8 @@ pub(crate) const SERVED: [&str; 13] = [
     api::Get::NAME,
     api::Stats::NAME,
     api::Projects::NAME,
+    api::Subscribe::NAME,
+    api::Unsubscribe::NAME,
     api::Embed::NAME,
     api::Health::NAME,
     api::Status::NAME,
@@ -136,15 +143,18 @@ fn decode<M: Method>(
 ) -> Result<Call<M>, WireError> {
     let decoded = params::decode_params::<M>(raw)?;
     let context = context.cloned().ok_or_else(|| WireError::internal("the call came without its context"))?;
+    let every_project = M::ANY_PROJECT && decoded.project_id.as_deref() == Some("*");
     let project = decoded
         .project_id
         .as_deref()
+        .filter(|_| !every_project)
         .map(|name| ProjectName::parse(name, "project_id"))
         .transpose()
         .map_err(wire_error)?;
     Ok(Call {
         params: decoded.params,
         project,
+        every_project,
         context,
     })
 }

@@ -209,7 +209,7 @@ pub(crate) async fn prepare(
         .map(|(passage, vector)| EmbeddedPassage {
             start: passage.start,
             end: passage.end,
-            text: item.text[passage.bytes].to_owned(),
+            text: item.text[passage.bytes.clone()].to_owned(),
             vector,
         })
         .collect();

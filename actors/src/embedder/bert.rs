@@ -10,11 +10,12 @@
 //!
 //! All arithmetic is float32. Inference needs none of dropout, pooler or gradients, so none is here.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use candle_nn::{LayerNorm, Module};
 use serde::Deserialize;
 
 use super::engine::EngineError;
+use super::kernels::{self, AddNormOp, BiasGeluOp, NormWeights, PackedAttention};
 use super::pooling;
 use super::weights::{EmbeddingTable, Weights};
 
@@ -84,13 +85,23 @@ impl BertConfig {
 struct Linear {
     weight: Tensor,
     bias: Tensor,
+    /// The bias again, for the fused kernels.
+    bias_values: Vec<f32>,
 }
 
 impl Linear {
     fn load(weights: &Weights, name: &str, input: usize, output: usize) -> Result<Self, EngineError> {
+        Self::new(
+            weights.tensor(&format!("{name}.weight"), &[output, input])?,
+            weights.tensor(&format!("{name}.bias"), &[output])?,
+        )
+    }
+
+    fn new(weight: Tensor, bias: Tensor) -> Result<Self, EngineError> {
         Ok(Self {
-            weight: weights.tensor(&format!("{name}.weight"), &[output, input])?,
-            bias: weights.tensor(&format!("{name}.bias"), &[output])?,
+            bias_values: bias.to_vec1()?,
+            weight,
+            bias,
         })
     }
 
@@ -98,25 +109,48 @@ impl Linear {
     fn fuse(parts: &[Self]) -> Result<Self, EngineError> {
         let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
         let biases: Vec<&Tensor> = parts.iter().map(|part| &part.bias).collect();
-        Ok(Self {
-            weight: Tensor::cat(&weights, 0)?,
-            bias: Tensor::cat(&biases, 0)?,
-        })
+        Self::new(Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?)
     }
 
     /// `input` is `[rows, in]`, the result `[rows, out]`.
     fn forward(&self, input: &Tensor) -> candle_core::Result<Tensor> {
-        input.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        self.product(input)?.broadcast_add(&self.bias)
+    }
+
+    /// The same without the bias, which the fused kernels add as they go.
+    fn product(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+        input.matmul(&self.weight.t()?)
+    }
+}
+
+/// A layer norm, once as candle has it and once for the fused kernels.
+struct Norm {
+    layer: LayerNorm,
+    weights: NormWeights,
+}
+
+impl Norm {
+    fn load(weights: &Weights, name: &str, config: &BertConfig) -> Result<Self, EngineError> {
+        let gamma = weights.tensor(&format!("{name}.weight"), &[config.hidden_size])?;
+        let beta = weights.tensor(&format!("{name}.bias"), &[config.hidden_size])?;
+        Ok(Self {
+            weights: NormWeights {
+                gamma: gamma.to_vec1()?,
+                beta: beta.to_vec1()?,
+                epsilon: config.layer_norm_eps as f32,
+            },
+            layer: LayerNorm::new(gamma, beta, config.layer_norm_eps),
+        })
     }
 }
 
 struct Layer {
     query_key_value: Linear,
     attention_output: Linear,
-    attention_norm: LayerNorm,
+    attention_norm: Norm,
     intermediate: Linear,
     output: Linear,
-    output_norm: LayerNorm,
+    output_norm: Norm,
 }
 
 /// A loaded encoder. Immutable, so one copy serves every engine, behind an `Arc`.
@@ -126,7 +160,7 @@ pub struct BertModel {
     word_embeddings: EmbeddingTable,
     /// Position plus segment-zero embeddings, `[positions, hidden]`, row-major: what each position adds.
     position_embeddings: Vec<f32>,
-    embedding_norm: LayerNorm,
+    embedding_norm: Norm,
     layers: Vec<Layer>,
 }
 
@@ -134,13 +168,7 @@ impl BertModel {
     /// Builds the encoder that `config` describes from `weights`, on `device`.
     pub fn load(config: BertConfig, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let hidden = config.hidden_size;
-        let norm = |name: &str| -> Result<LayerNorm, EngineError> {
-            Ok(LayerNorm::new(
-                weights.tensor(&format!("{name}.weight"), &[hidden])?,
-                weights.tensor(&format!("{name}.bias"), &[hidden])?,
-                config.layer_norm_eps,
-            ))
-        };
+        let norm = |name: &str| Norm::load(weights, name, &config);
         let word_embeddings = weights.table(
             "embeddings.word_embeddings.weight",
             config.vocab_size,
@@ -185,12 +213,13 @@ impl BertModel {
                 output_norm: norm(&name("output.LayerNorm"))?,
             });
         }
+        let embedding_norm = norm("embeddings.LayerNorm")?;
         Ok(Self {
-            embedding_norm: norm("embeddings.LayerNorm")?,
             config,
             device: device.clone(),
             word_embeddings,
             position_embeddings,
+            embedding_norm,
             layers,
         })
     }
@@ -231,35 +260,48 @@ impl BertModel {
         Ok(())
     }
 
-    /// The packed way: no padding, no masks.
+    /// The packed way: no padding, no masks, fused kernels. For the CPU.
     pub fn embed_packed(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, EngineError> {
         let hidden = self.config.hidden_size;
-        let tokens: usize = texts.iter().map(|ids| ids.len()).sum();
-        if tokens == 0 && texts.is_empty() {
+        let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
+        let tokens: usize = lengths.iter().sum();
+        if texts.is_empty() {
             return Ok(Vec::new());
         }
         let mut embedded = Vec::with_capacity(tokens * hidden);
         for ids in texts {
             self.append_embeddings(ids, &mut embedded)?;
         }
-        let embedded = Tensor::from_vec(embedded, (tokens, hidden), &self.device)?;
-        let mut state = self.embedding_norm.forward(&embedded)?;
+        kernels::normalize_rows(&mut embedded, &self.embedding_norm.weights);
+        let mut state = Tensor::from_vec(embedded, (tokens, hidden), &self.device)?;
         for layer in &self.layers {
-            let projected = layer.query_key_value.forward(&state)?;
-            let mut contexts = Vec::with_capacity(texts.len());
-            let mut start = 0;
-            for ids in texts {
-                let rows = projected.narrow(0, start, ids.len())?.unsqueeze(0)?;
-                contexts.push(self.attend(&rows, None)?.squeeze(0)?);
-                start += ids.len();
-            }
-            let context = match contexts.as_slice() {
-                [only] => only.clone(),
-                several => Tensor::cat(several, 0)?,
-            };
-            state = self.finish_layer(layer, &state, &context)?;
+            let projected = layer.query_key_value.product(&state)?;
+            let context = projected.apply_op1_no_bwd(&PackedAttention {
+                lengths: &lengths,
+                heads: self.config.num_attention_heads,
+                bias: &layer.query_key_value.bias_values,
+            })?;
+            let attended = layer.attention_output.product(&context)?;
+            attended.inplace_op2(
+                &state,
+                &AddNormOp {
+                    bias: &layer.attention_output.bias_values,
+                    norm: &layer.attention_norm.weights,
+                },
+            )?;
+            let widened = layer.intermediate.product(&attended)?;
+            widened.inplace_op1(&BiasGeluOp {
+                bias: &layer.intermediate.bias_values,
+            })?;
+            state = layer.output.product(&widened)?;
+            state.inplace_op2(
+                &attended,
+                &AddNormOp {
+                    bias: &layer.output.bias_values,
+                    norm: &layer.output_norm.weights,
+                },
+            )?;
         }
-        let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
         Ok(pooling::mean_of_packed(
             &state.flatten_all()?.to_vec1()?,
             &lengths,
@@ -292,7 +334,7 @@ impl BertModel {
             let additive = present.affine(-hidden_score, hidden_score)?;
             Some(additive.reshape((texts.len(), 1, 1, longest))?)
         };
-        let mut state = self.embedding_norm.forward(&embedded)?;
+        let mut state = self.embedding_norm.layer.forward(&embedded)?;
         for layer in &self.layers {
             let projected = layer.query_key_value.forward(&state)?.reshape((
                 texts.len(),
@@ -343,13 +385,9 @@ impl BertModel {
         context: &Tensor,
     ) -> candle_core::Result<Tensor> {
         let attended = layer.attention_output.forward(context)?;
-        let state = layer.attention_norm.forward(&(attended + state)?)?;
+        let state = layer.attention_norm.layer.forward(&(attended + state)?)?;
         let widened = layer.intermediate.forward(&state)?.gelu_erf()?;
         let narrowed = layer.output.forward(&widened)?;
-        layer.output_norm.forward(&(narrowed + state)?)
+        layer.output_norm.layer.forward(&(narrowed + state)?)
     }
 }
-
-/// The type that all tensors of a model have.
-#[allow(dead_code, reason = "documents the contract; read by tests")]
-const DTYPE: DType = DType::F32;

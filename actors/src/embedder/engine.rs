@@ -160,6 +160,7 @@ impl EngineThread {
                     model,
                     engine: None,
                     load_failed: None,
+                    retry_load_after: LOAD_RETRY_AFTER,
                 };
                 while let Ok(job) = inbox.recv() {
                     report(worker.run(&job));
@@ -179,6 +180,7 @@ struct Worker {
     model: Arc<ModelCell>,
     engine: Option<Box<dyn EmbedEngine>>,
     load_failed: Option<(Instant, KnowledgeError)>,
+    retry_load_after: Duration,
 }
 
 /// Outcomes of a batch as they come in; a slot stays empty until its text's fate is known.
@@ -232,7 +234,7 @@ impl Worker {
     fn ensure_engine(&mut self) -> KnowledgeResult<&mut dyn EmbedEngine> {
         if self.engine.is_none() {
             if let Some((when, error)) = &self.load_failed
-                && when.elapsed() < LOAD_RETRY_AFTER
+                && when.elapsed() < self.retry_load_after
             {
                 return Err(error.clone());
             }
@@ -318,5 +320,106 @@ fn forward(
         Err(EngineError::Compute(
             "a vector has the wrong length or is not finite".to_owned(),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Gives what it is told to.
+    struct Fixed(Vec<Vec<f32>>);
+
+    impl EmbedEngine for Fixed {
+        fn embed(&mut self, _batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+            Ok(self.0.clone())
+        }
+
+        fn identity(&self) -> &str {
+            "fixed@0"
+        }
+
+        fn dimensions(&self) -> usize {
+            2
+        }
+
+        fn max_tokens(&self) -> usize {
+            256
+        }
+    }
+
+    fn worker(
+        retry_load_after: Duration,
+        build: impl Fn() -> Result<Vec<Vec<f32>>, EngineError> + Send + Sync + 'static,
+    ) -> Worker {
+        let factory = move || build().map(|vectors| Box::new(Fixed(vectors)) as Box<dyn EmbedEngine>);
+        Worker {
+            model: Arc::new(ModelCell::custom("fixed@0", 2, 256, Box::new(factory))),
+            engine: None,
+            load_failed: None,
+            retry_load_after,
+        }
+    }
+
+    fn run_one(worker: &mut Worker) -> KnowledgeResult<Arc<[f32]>> {
+        let tokenizer = worker.model.tokenizer().unwrap();
+        let mut report = worker.run(&EngineJob {
+            batch: 1,
+            texts: vec![tokenizer.encode_query("text")],
+        });
+        assert_eq!((report.batch, report.outcomes.len()), (1, 1));
+        report.outcomes.remove(0)
+    }
+
+    #[test]
+    fn vectors_that_are_not_sound_are_not_passed_on() {
+        for vectors in [
+            vec![vec![f32::NAN, 0.0]],
+            vec![vec![f32::INFINITY, 0.0]],
+            vec![vec![1.0]],
+            vec![],
+            vec![vec![1.0, 0.0]; 2],
+        ] {
+            let mut worker = worker(Duration::ZERO, move || Ok(vectors.clone()));
+            assert!(matches!(
+                run_one(&mut worker),
+                Err(KnowledgeError::Internal { .. })
+            ));
+        }
+        let mut worker = worker(Duration::ZERO, || Ok(vec![vec![0.6, 0.8]]));
+        assert_eq!(run_one(&mut worker).unwrap().as_ref(), [0.6, 0.8]);
+    }
+
+    #[test]
+    fn a_failed_load_is_tried_again_but_not_at_once() {
+        for (retry_after, num_loads) in [(Duration::ZERO, 3), (Duration::from_secs(3600), 1)] {
+            let loads = Arc::new(AtomicUsize::new(0));
+            let counter = Arc::clone(&loads);
+            let mut worker = worker(retry_after, move || {
+                // The second kind of failure: the loader itself breaks.
+                assert_ne!(counter.fetch_add(1, Ordering::SeqCst), 1, "the loader breaks");
+                Err(EngineError::Load("not there".to_owned()))
+            });
+            for _ in 0..3 {
+                assert!(matches!(
+                    run_one(&mut worker),
+                    Err(KnowledgeError::Unavailable { part: PART, .. })
+                ));
+            }
+            assert_eq!(loads.load(Ordering::SeqCst), num_loads);
+        }
+    }
+
+    #[test]
+    fn a_job_without_texts_just_loads() {
+        let mut worker = worker(Duration::ZERO, || Ok(vec![]));
+        let report = worker.run(&EngineJob {
+            batch: 7,
+            texts: Vec::new(),
+        });
+        assert_eq!((report.forward_passes, report.panicked), (0, false));
+        assert!(worker.engine.is_some());
     }
 }

@@ -8,7 +8,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -36,20 +36,24 @@ const MAX_INLINE_BYTES: usize = 4 * 1024;
 /// that a query can always have are enough.
 const TOKENIZING_TASKS: usize = 2;
 
+/// The actor answers for its statistics between two messages, in microseconds; this is for one that hangs.
+const STATS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Vectors of recent queries, by text. Bounded by number of entries.
 #[derive(Debug)]
 pub struct QueryCache {
-    entries: Mutex<LruCache<Box<str>, Arc<[f32]>>>,
+    /// None when the cache is switched off.
+    entries: Option<Mutex<LruCache<Box<str>, Arc<[f32]>>>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
 
 impl QueryCache {
-    /// A cache of at most `capacity` vectors (at least one).
+    /// A cache of at most `capacity` vectors; 0 keeps none.
     pub fn new(capacity: usize) -> Self {
-        let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
         Self {
-            entries: Mutex::new(LruCache::new(capacity)),
+            entries: NonZeroUsize::new(capacity)
+                .map(|capacity| Mutex::new(LruCache::new(capacity))),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -57,8 +61,9 @@ impl QueryCache {
 
     /// The vector of `text`, if it is known; counts a hit or a miss.
     pub fn get(&self, text: &str) -> Option<Arc<[f32]>> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = entries.get(text).cloned();
+        let found = self
+            .lock()
+            .and_then(|mut entries| entries.get(text).cloned());
         let counter = if found.is_some() {
             &self.hits
         } else {
@@ -71,11 +76,10 @@ impl QueryCache {
 
     /// Keeps the vector of `text`, unless the text is too long to come again.
     pub fn insert(&self, text: &str, vector: Arc<[f32]>) {
-        if text.len() <= MAX_CACHED_BYTES {
-            self.entries
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .put(text.into(), vector);
+        if text.len() <= MAX_CACHED_BYTES
+            && let Some(mut entries) = self.lock()
+        {
+            entries.put(text.into(), vector);
         }
     }
 
@@ -89,21 +93,30 @@ impl QueryCache {
 
     /// Number of vectors kept now.
     pub fn len(&self) -> usize {
-        self.entries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.lock().map_or(0, |entries| entries.len())
     }
 
     /// Whether it keeps nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    fn lock(&self) -> Option<MutexGuard<'_, LruCache<Box<str>, Arc<[f32]>>>> {
+        // Its entries are whole at any moment, so a poisoned lock is taken all the same.
+        self.entries
+            .as_ref()
+            .map(|entries| entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
-/// What all handles share and what survives a restart of the actor.
-#[derive(Debug)]
+/// What all handles share and what survives a restart of the actor. Cloning shares it.
+#[derive(Clone, Debug)]
 pub struct EmbedderShared {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     config: EmbedderConfig,
     model: Arc<ModelCell>,
     interactive: Admission,
@@ -115,7 +128,7 @@ pub struct EmbedderShared {
 impl EmbedderShared {
     /// Budgets and cache for one model. `config` should have passed [`EmbedderConfig::validate`].
     pub fn new(config: EmbedderConfig, model: Arc<ModelCell>) -> Self {
-        Self {
+        let inner = Inner {
             interactive: Admission::new(
                 "embedder (interactive)",
                 config.interactive_queue_tokens,
@@ -126,55 +139,47 @@ impl EmbedderShared {
                 config.bulk_queue_tokens,
                 config.retry_after_ms,
             ),
-            cache: QueryCache::new(config.query_cache_entries),
+            cache: QueryCache::new(config.query_cache),
             tokenizing: Semaphore::new(TOKENIZING_TASKS),
             config,
             model,
+        };
+        Self {
+            inner: Arc::new(inner),
         }
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<ModelCell> {
-        &self.model
+        &self.inner.model
     }
 
     /// The limits.
     pub fn config(&self) -> &EmbedderConfig {
-        &self.config
+        &self.inner.config
     }
 
     /// The cache of query vectors.
     pub fn cache(&self) -> &QueryCache {
-        &self.cache
+        &self.inner.cache
     }
 
-    /// The tokenizer, loaded on the blocking pool if need be.
-    async fn tokenizer(self: &Arc<Self>) -> KnowledgeResult<TextTokenizer> {
-        if let Some(tokenizer) = self.model.loaded_tokenizer() {
-            return Ok(tokenizer);
-        }
-        let model = Arc::clone(&self.model);
-        tokio::task::spawn_blocking(move || model.tokenizer())
-            .await
-            .map_err(unavailable)?
-            .map_err(unavailable)
+    /// Tokens in use in the interactive and in the bulk lane.
+    pub fn tokens_in_use(&self) -> (u32, u32) {
+        (self.inner.interactive.in_use(), self.inner.bulk.in_use())
     }
 
-    /// Runs `work`, which takes time in proportion to `bytes`, without holding up the runtime.
+    /// Runs `work`, which loads the tokenizer or is long, on the blocking pool.
     async fn tokenize<T: Send + 'static>(
-        self: &Arc<Self>,
-        bytes: usize,
+        &self,
         work: impl FnOnce(&TextTokenizer) -> T + Send + 'static,
     ) -> KnowledgeResult<T> {
-        let tokenizer = self.tokenizer().await?;
-        if bytes <= MAX_INLINE_BYTES {
-            return Ok(work(&tokenizer));
-        }
         // The semaphore is never closed.
-        let _turn = self.tokenizing.acquire().await.map_err(unavailable)?;
-        tokio::task::spawn_blocking(move || work(&tokenizer))
+        let _turn = self.inner.tokenizing.acquire().await.map_err(unavailable)?;
+        let model = Arc::clone(&self.inner.model);
+        tokio::task::spawn_blocking(move || Ok(work(&model.tokenizer().map_err(unavailable)?)))
             .await
-            .map_err(KnowledgeError::internal)
+            .map_err(KnowledgeError::internal)?
     }
 }
 
@@ -182,56 +187,60 @@ impl EmbedderShared {
 /// [`KnowledgeError::Unavailable`]; the supervisor then publishes a handle to the next one.
 #[derive(Clone, Debug)]
 pub struct EmbedderHandle {
-    shared: Arc<EmbedderShared>,
     actor: ActorRef<EmbedderMessage>,
+    shared: EmbedderShared,
 }
 
 impl EmbedderHandle {
     /// A handle to `actor`.
-    pub fn new(shared: Arc<EmbedderShared>, actor: ActorRef<EmbedderMessage>) -> Self {
-        Self { shared, actor }
+    pub fn new(actor: ActorRef<EmbedderMessage>, shared: &EmbedderShared) -> Self {
+        Self {
+            actor,
+            shared: shared.clone(),
+        }
     }
 
     /// What is shared with the other handles.
-    pub fn shared(&self) -> &Arc<EmbedderShared> {
+    pub fn shared(&self) -> &EmbedderShared {
         &self.shared
     }
 
     /// Name and hash of the model.
     pub fn model_identity(&self) -> &str {
-        self.shared.model.identity()
+        self.shared.inner.model.identity()
     }
 
     /// Length of the vectors.
     pub fn dimensions(&self) -> usize {
-        self.shared.model.dimensions()
+        self.shared.inner.model.dimensions()
     }
 
     /// Tokenises a text that is embedded as one; what is over the model's limit is cut off, and the result
     /// says so.
-    pub async fn tokenize_query(&self, text: &str) -> KnowledgeResult<TokenizedText> {
+    pub async fn encode(&self, text: &str) -> KnowledgeResult<TokenizedText> {
         let bytes = text.len();
         if bytes <= MAX_INLINE_BYTES
-            && let Some(tokenizer) = self.shared.model.loaded_tokenizer()
+            && let Some(tokenizer) = self.shared.inner.model.loaded_tokenizer()
         {
             return Ok(tokenizer.encode_query(text));
         }
         let owned = text.to_owned();
         self.shared
-            .tokenize(bytes, move |tokenizer| tokenizer.encode_query(&owned))
+            .tokenize(move |tokenizer| tokenizer.encode_query(&owned))
             .await
     }
 
-    /// Splits each text into passages that fit the model, in order, one list per text.
-    pub async fn tokenize_passages(
-        &self,
-        texts: Vec<Arc<str>>,
-    ) -> KnowledgeResult<Vec<Vec<Passage>>> {
-        let bytes = texts.iter().map(|text| text.len()).sum();
+    /// Splits a text into passages that fit the model, in order; see [`TextTokenizer::passages`].
+    pub async fn passages(&self, text: &str) -> KnowledgeResult<Vec<Passage>> {
+        let bytes = text.len();
+        if bytes <= MAX_INLINE_BYTES
+            && let Some(tokenizer) = self.shared.inner.model.loaded_tokenizer()
+        {
+            return Ok(tokenizer.passages(text));
+        }
+        let owned = text.to_owned();
         self.shared
-            .tokenize(bytes, move |tokenizer| {
-                texts.iter().map(|text| tokenizer.passages(text)).collect()
-            })
+            .tokenize(move |tokenizer| tokenizer.passages(&owned))
             .await
     }
 
@@ -244,16 +253,16 @@ impl EmbedderHandle {
         deadline: Deadline,
         origin: u64,
     ) -> KnowledgeResult<Arc<[f32]>> {
-        if let Some(vector) = self.shared.cache.get(text) {
+        if let Some(vector) = self.shared.inner.cache.get(text) {
             return Ok(vector);
         }
-        let tokens = self.tokenize_query(text).await?;
+        let tokens = self.encode(text).await?;
         let vectors = self
             .embed_passages(vec![tokens], Lane::Interactive, deadline, origin)
             .await?;
         let [vector] = <[_; 1]>::try_from(vectors)
             .map_err(|_| KnowledgeError::internal("one text gave more than one vector"))?;
-        self.shared.cache.insert(text, Arc::clone(&vector));
+        self.shared.inner.cache.insert(text, Arc::clone(&vector));
         Ok(vector)
     }
 
@@ -269,14 +278,15 @@ impl EmbedderHandle {
     ) -> KnowledgeResult<Vec<Arc<[f32]>>> {
         match lane {
             Lane::Interactive => {
-                let permit = self.shared.interactive.try_acquire(count_tokens(&texts))?;
+                let permit = self.shared.inner.interactive.try_acquire(count_tokens(&texts))?;
                 self.call(texts, lane, deadline, origin, permit).await
             }
             Lane::Bulk => {
                 let mut vectors = Vec::with_capacity(texts.len());
-                for slice in slices(texts, self.shared.config.bulk_slice_tokens) {
+                for slice in slices(texts, self.shared.inner.config.bulk_slice_tokens) {
                     let permit = self
                         .shared
+                        .inner
                         .bulk
                         .acquire(count_tokens(&slice), deadline)
                         .await?;
@@ -287,25 +297,21 @@ impl EmbedderHandle {
         }
     }
 
-    /// Counters and depths. Errors: unavailable when the actor is gone or does not answer in time.
-    pub async fn stats(&self, timeout: Duration) -> KnowledgeResult<EmbedderStats> {
-        let mut stats = answer(
-            self.actor
-                .call(EmbedderMessage::Stats, Some(timeout))
-                .await,
-        )?;
-        (stats.cache_hits, stats.cache_misses) = self.shared.cache.counts();
-        Ok(stats)
+    /// Counters and depths; none when the actor is gone.
+    pub async fn stats(&self) -> Option<EmbedderStats> {
+        let result = self
+            .actor
+            .call(EmbedderMessage::Stats, Some(STATS_TIMEOUT))
+            .await;
+        let mut stats = answer(result).ok()?;
+        (stats.cache_hits, stats.cache_misses) = self.shared.inner.cache.counts();
+        Some(stats)
     }
 
-    /// Finishes what was accepted; afterwards the actor refuses everything as shutting down. Errors: deadline,
-    /// or unavailable when the actor is gone.
-    pub async fn drain(&self, deadline: Deadline) -> KnowledgeResult<()> {
-        answer(
-            self.actor
-                .call(EmbedderMessage::Drain, Some(deadline.remaining()))
-                .await,
-        )
+    /// Finishes what was accepted; afterwards the actor refuses everything as shutting down. False when the
+    /// actor went away before it was done. Waits for as long as that takes; the caller bounds it.
+    pub async fn drain(&self) -> bool {
+        answer(self.actor.call(EmbedderMessage::Drain, None).await).is_ok()
     }
 
     async fn call(

@@ -19,6 +19,7 @@
 pub mod bert;
 pub mod engine;
 pub mod handle;
+mod kernels;
 pub mod model;
 pub mod planner;
 pub mod pooling;
@@ -34,15 +35,16 @@ use serde::Serialize;
 
 use self::engine::{EngineJob, EngineReport, EngineThread, unavailable};
 use self::planner::{
-    CostModel, DropReason, FlushCause, Lane, LaneDepth, Planner, PlannerConfig, Queued,
+    CostModel, DropReason, FlushCause, Planner, PlannerConfig, Queued,
 };
-use self::tokenize::TokenizedText;
 use crate::admission::Permit;
 use crate::deadline::Deadline;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 
 pub use self::handle::{EmbedderHandle, EmbedderShared, QueryCache};
 pub use self::model::ModelCell;
+pub use self::planner::Lane;
+pub use self::tokenize::{Passage, TokenizedText};
 
 /// Engine panics in a row, without a good batch in between, after which the actor gives up and leaves the rest
 /// to its supervisor.
@@ -58,10 +60,10 @@ pub struct EmbedderConfig {
     /// begin with commands that need no vectors, and loading takes a fraction of a second.
     pub warm: bool,
     /// Texts per forward pass at most. Beyond some dozens nothing gets faster, only the wait longer.
-    pub max_batch_texts: usize,
+    pub max_batch: usize,
     /// Cost of a forward pass at most, in tokens. It bounds how long queries that arrive together wait for each
-    /// other, and the memory of a pass. At least twice the model's token limit, or bulk could not be given half.
-    pub max_batch_tokens: usize,
+    /// other, and the memory of a pass.
+    pub batch_tokens: usize,
     /// Cost of a bulk pass at most, in tokens: the delay that a query meets when it arrives during one.
     pub bulk_quantum_tokens: usize,
     /// Tokens of interactive requests that may be queued or running; more is refused as busy. Some seconds of
@@ -73,8 +75,9 @@ pub struct EmbedderConfig {
     /// Tokens of one slice of a bulk request. A request larger than that enters slice by slice, so that it
     /// neither needs the whole budget at once nor keeps others out until its end.
     pub bulk_slice_tokens: u32,
-    /// Entries of the cache of query vectors; each takes its text and, at 384 dimensions, 1.5 KiB.
-    pub query_cache_entries: usize,
+    /// Entries of the cache of query vectors; each takes its text and, at 384 dimensions, 1.5 KiB. 0 switches
+    /// it off.
+    pub query_cache: usize,
     /// When a refused request should be tried again, in milliseconds.
     pub retry_after_ms: u64,
     /// Batches without bulk, while bulk waits, after which bulk gets half a batch.
@@ -87,13 +90,13 @@ impl Default for EmbedderConfig {
     fn default() -> Self {
         Self {
             warm: false,
-            max_batch_texts: 32,
-            max_batch_tokens: 1024,
+            max_batch: 32,
+            batch_tokens: 1024,
             bulk_quantum_tokens: 128,
             interactive_queue_tokens: 16 * 1024,
             bulk_queue_tokens: 256 * 1024,
             bulk_slice_tokens: 8 * 1024,
-            query_cache_entries: 1024,
+            query_cache: 1024,
             retry_after_ms: 250,
             max_bulk_skips: 4,
             max_bulk_wait: Duration::from_secs(2),
@@ -104,17 +107,16 @@ impl Default for EmbedderConfig {
 impl EmbedderConfig {
     /// Checks the limits against each other and against the model's token limit; the message names the culprit.
     pub fn validate(&self, max_tokens: usize) -> Result<(), String> {
-        if self.max_batch_texts < 2 {
-            return Err("max_batch_texts must be at least 2".to_owned());
+        if self.max_batch == 0 {
+            return Err("max_batch must be at least 1".to_owned());
         }
-        if self.max_batch_tokens < 2 * max_tokens {
+        if self.batch_tokens < max_tokens {
             return Err(format!(
-                "max_batch_tokens must be at least {}, twice the model's limit per text",
-                2 * max_tokens
+                "batch_tokens must be at least {max_tokens}, the model's limit per text"
             ));
         }
-        if self.bulk_quantum_tokens == 0 || self.bulk_quantum_tokens > self.max_batch_tokens {
-            return Err("bulk_quantum_tokens must be between 1 and max_batch_tokens".to_owned());
+        if self.bulk_quantum_tokens == 0 || self.bulk_quantum_tokens > self.batch_tokens {
+            return Err("bulk_quantum_tokens must be between 1 and batch_tokens".to_owned());
         }
         if self.interactive_queue_tokens == 0 || self.bulk_slice_tokens == 0 {
             return Err(
@@ -123,9 +125,6 @@ impl EmbedderConfig {
         }
         if self.bulk_slice_tokens > self.bulk_queue_tokens {
             return Err("bulk_slice_tokens must be at most bulk_queue_tokens".to_owned());
-        }
-        if self.query_cache_entries == 0 {
-            return Err("query_cache_entries must be at least 1".to_owned());
         }
         Ok(())
     }
@@ -138,6 +137,16 @@ pub struct EmbedderArgs {
     pub config: EmbedderConfig,
     /// The model, which outlives the actor.
     pub model: Arc<ModelCell>,
+}
+
+impl EmbedderArgs {
+    /// The arguments that belong to `shared`.
+    pub fn new(shared: &EmbedderShared) -> Self {
+        Self {
+            config: shared.config().clone(),
+            model: Arc::clone(shared.model()),
+        }
+    }
 }
 
 /// Messages of the embedder. All but `BatchFinished` come from an [`EmbedderHandle`].
@@ -191,7 +200,9 @@ pub struct EmbedderStats {
     /// Whether the model is loaded.
     pub loaded: bool,
     /// How long loading it took, in milliseconds.
-    pub load_ms: Option<u64>,
+    pub load_ms: Option<f64>,
+    /// Tokens per text that the model takes, special ones included.
+    pub max_tokens: usize,
     /// Forward passes of the engine.
     pub forward_passes: u64,
     /// Requests accepted.
@@ -205,17 +216,15 @@ pub struct EmbedderStats {
     /// Texts dropped because their deadline passed.
     pub expired_texts: u64,
     /// Batches, by why they ended where they did.
-    pub batches: BTreeMap<&'static str, u64>,
+    pub flush_causes: BTreeMap<&'static str, u64>,
     /// Tokens embedded.
     pub real_tokens: u64,
     /// What the engine paid for them, in tokens; more than `real_tokens` where it pads.
     pub cost_tokens: u64,
     /// Time that the engine spent on batches, in milliseconds.
     pub engine_ms: u64,
-    /// What waits in the interactive lane.
-    pub interactive_queue: LaneDepth,
-    /// What waits in the bulk lane.
-    pub bulk_queue: LaneDepth,
+    /// What waits, in texts and in tokens, by lane.
+    pub queue_depth: BTreeMap<&'static str, u64>,
     /// Panics of the engine.
     pub engine_panics: u64,
     /// Queries answered from the cache (since the daemon started).
@@ -271,7 +280,7 @@ struct Counters {
     failed_texts: u64,
     abandoned_texts: u64,
     expired_texts: u64,
-    batches: BTreeMap<&'static str, u64>,
+    flush_causes: BTreeMap<&'static str, u64>,
     real_tokens: u64,
     cost_tokens: u64,
     engine_time: Duration,
@@ -312,8 +321,8 @@ impl Actor for Embedder {
             planner: Planner::new(PlannerConfig {
                 // The CPU engine packs. An engine on a device that wants padded tensors would say so here.
                 cost: CostModel::Packed,
-                max_batch_texts: config.max_batch_texts,
-                max_batch_tokens: config.max_batch_tokens,
+                max_batch_texts: config.max_batch,
+                max_batch_tokens: config.batch_tokens,
                 bulk_quantum_tokens: config.bulk_quantum_tokens,
                 bucket_tokens: 32,
                 max_bulk_skips: config.max_bulk_skips,
@@ -455,7 +464,7 @@ impl EmbedderActorState {
             if let Some(batch) = formation.batch {
                 *self
                     .counters
-                    .batches
+                    .flush_causes
                     .entry(cause_name(batch.cause))
                     .or_default() += 1;
                 self.counters.real_tokens += batch.real_tokens as u64;
@@ -515,9 +524,7 @@ impl EmbedderActorState {
                 send(request.reply, Err(deadline_exceeded()));
             }
         }
-        let pending = &self.pending;
-        self.planner
-            .purge(|slot| !pending.contains_key(&slot.request));
+        self.purge_answered();
     }
 
     /// A text that the planner dropped. Its request is usually gone already; if not, it fails here.
@@ -547,7 +554,7 @@ impl EmbedderActorState {
         };
         self.counters.forward_passes += forward_passes;
         self.counters.engine_time += busy;
-        let num_pending = self.pending.len();
+        let mut request_failed = false;
         for ((request, index), outcome) in running.slots.into_iter().zip(outcomes) {
             match outcome {
                 Ok(vector) => {
@@ -557,12 +564,14 @@ impl EmbedderActorState {
                 Err(error) => {
                     self.counters.failed_texts += 1;
                     if let Some(request) = self.pending.remove(&request) {
+                        request_failed = true;
                         send(request.reply, Err(error));
                     }
                 }
             }
         }
-        if self.pending.len() < num_pending {
+        if request_failed {
+            // Its other texts must not run for nothing.
             self.purge_answered();
         }
         if panicked {
@@ -599,7 +608,7 @@ impl EmbedderActorState {
         }
     }
 
-    /// After a failed request: its other texts must not run for nothing.
+    /// Removes the texts of requests that are answered.
     fn purge_answered(&mut self) {
         let pending = &self.pending;
         self.planner
@@ -608,7 +617,7 @@ impl EmbedderActorState {
 
     fn stats(&self) -> EmbedderStats {
         let load_time = self.model.load_time();
-        let (interactive_queue, bulk_queue) = self.planner.depths();
+        let (interactive, bulk) = self.planner.depths();
         let counters = &self.counters;
         EmbedderStats {
             state: if self.draining {
@@ -620,19 +629,24 @@ impl EmbedderActorState {
             },
             model: self.model.identity().to_owned(),
             loaded: load_time.is_some(),
-            load_ms: load_time.map(|time| time.as_millis() as u64),
+            load_ms: load_time.map(|time| time.as_secs_f64() * 1e3),
+            max_tokens: self.model.max_tokens(),
             forward_passes: counters.forward_passes,
             requests: counters.requests,
             texts: counters.texts,
             failed_texts: counters.failed_texts,
             abandoned_texts: counters.abandoned_texts,
             expired_texts: counters.expired_texts,
-            batches: counters.batches.clone(),
+            flush_causes: counters.flush_causes.clone(),
             real_tokens: counters.real_tokens,
             cost_tokens: counters.cost_tokens,
             engine_ms: counters.engine_time.as_millis() as u64,
-            interactive_queue,
-            bulk_queue,
+            queue_depth: BTreeMap::from([
+                ("interactive_texts", interactive.texts as u64),
+                ("interactive_tokens", interactive.tokens as u64),
+                ("bulk_texts", bulk.texts as u64),
+                ("bulk_tokens", bulk.tokens as u64),
+            ]),
             engine_panics: counters.engine_panics,
             cache_hits: 0,
             cache_misses: 0,

@@ -750,7 +750,8 @@ mod tests {
             .planner
             .next_batch(start + Duration::from_secs(5), |text| text.number % 3 == 1);
         let batch = formation.batch.expect("two texts are live");
-        assert_eq!(numbers(&batch), [2, 5]);
+        // Bulk first: it has waited for five seconds.
+        assert_eq!(numbers(&batch), [5, 2]);
         let dropped: HashSet<(usize, bool)> = formation
             .dropped
             .iter()
@@ -940,11 +941,11 @@ mod tests {
             second in 2..=LONGEST,
         ) {
             let mut harness = Harness::new(cost);
-            for _ in 0..400 {
-                harness.push(Lane::Bulk, 1, first);
-            }
-            for _ in 0..400 {
-                harness.push(Lane::Bulk, 2, second);
+            // More than sixty batches can serve, so that nobody runs out of texts.
+            for (origin, tokens) in [(1, first), (2, second)] {
+                for _ in 0..(60 * LONGEST).div_ceil(tokens) {
+                    harness.push(Lane::Bulk, origin, tokens);
+                }
             }
             let mut served = [0usize; 2];
             for _ in 0..60 {

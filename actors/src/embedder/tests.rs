@@ -1,0 +1,864 @@
+//! The embedder as a whole: with the real model against reference vectors, and with engines that wait, fail or
+//! panic on demand.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock};
+
+use candle_core::{Device, Tensor};
+use ractor::ActorStatus;
+use ractor::concurrency::JoinHandle;
+use sha2::Digest;
+
+use super::bert::{BertConfig, BertModel};
+use super::engine::{EmbedEngine, EngineError};
+use super::planner::Lane;
+use super::weights::Weights;
+use super::*;
+
+const ORIGIN: u64 = 1;
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The real model.
+
+fn bundled() -> Arc<ModelCell> {
+    static CELL: OnceLock<Arc<ModelCell>> = OnceLock::new();
+    Arc::clone(
+        CELL.get_or_init(|| Arc::new(ModelCell::bundled().expect("the bundled model is readable"))),
+    )
+}
+
+fn bundled_bert() -> &'static BertModel {
+    static MODEL: OnceLock<BertModel> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let config = BertConfig::parse(include_str!("../../model/config.json"))
+            .expect("the bundled configuration is valid");
+        let weights = Weights::from_gguf(include_bytes!("../../model/weights.gguf"), &Device::Cpu)
+            .expect("the bundled weights are readable");
+        BertModel::load(config, &weights, &Device::Cpu).expect("the bundled weights are complete")
+    })
+}
+
+struct Golden {
+    text: String,
+    expected: Vec<f32>,
+    tokens: TokenizedText,
+}
+
+/// Reference vectors by sentence-transformers on PyTorch, float32, one text at a time.
+fn golden() -> Vec<Golden> {
+    let json: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/data/golden_minilm.json"))
+            .expect("the reference vectors are valid JSON");
+    let tokenizer = bundled().tokenizer().expect("the tokenizer loads");
+    let items = json["items"].as_array().expect("a list of items");
+    items
+        .iter()
+        .map(|item| {
+            let text = item["text"].as_str().expect("a text").to_owned();
+            Golden {
+                tokens: tokenizer.encode_query(&text),
+                expected: serde_json::from_value(item["embedding"].clone()).expect("a vector"),
+                text,
+            }
+        })
+        .collect()
+}
+
+fn cosine(left: &[f32], right: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()
+}
+
+fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
+    left.iter()
+        .zip(right)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+fn embed_alone(tokens: &TokenizedText) -> Vec<f32> {
+    let mut vectors = bundled_bert().embed(&[tokens.ids()]).expect("it embeds");
+    vectors.remove(0)
+}
+
+#[test]
+fn the_bundled_files_belong_together() {
+    let manifest: serde_json::Value =
+        serde_json::from_str(include_str!("../../model/bundle.json")).unwrap();
+    let weights = include_bytes!("../../model/weights.gguf");
+    let hash = format!("{:x}", sha2::Sha256::digest(weights));
+    assert_eq!(manifest["weights_sha256"], hash.as_str());
+    assert_eq!(
+        bundled().identity(),
+        format!("all-MiniLM-L6-v2@{}", &hash[..12])
+    );
+    assert_eq!(bundled().dimensions(), 384);
+    assert_eq!(bundled().max_tokens(), 256);
+}
+
+#[test]
+fn every_reference_vector_is_met_alone() {
+    for item in golden() {
+        let vector = embed_alone(&item.tokens);
+        let similarity = cosine(&vector, &item.expected);
+        assert!(similarity > 0.999, "{similarity} for {:?}", item.text);
+        let norm = cosine(&vector, &vector) * vector.iter().map(|x| x * x).sum::<f32>();
+        assert!((norm - 1.0).abs() < 1e-5, "length {norm} for {:?}", item.text);
+    }
+}
+
+#[test]
+fn every_reference_vector_is_met_inside_any_batch() {
+    let items = golden();
+    let alone: Vec<Vec<f32>> = items.iter().map(|item| embed_alone(&item.tokens)).collect();
+    // Strides put neighbours of every length side by side: one token and two hundred in one batch.
+    for (batch_size, stride) in [(2, 1), (7, 5), (32, 9)] {
+        let order: Vec<usize> = (0..items.len())
+            .map(|position| position * stride % items.len())
+            .collect();
+        assert_eq!(order.iter().collect::<HashSet<_>>().len(), items.len());
+        for batch in order.chunks(batch_size) {
+            let ids: Vec<&[u32]> = batch.iter().map(|item| items[*item].tokens.ids()).collect();
+            let packed = bundled_bert().embed_packed(&ids).unwrap();
+            for (item, vector) in batch.iter().zip(&packed) {
+                assert!(cosine(vector, &items[*item].expected) > 0.999);
+                assert!(largest_difference(vector, &alone[*item]) < 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_padded_way_agrees_with_the_packed_way() {
+    let items = golden();
+    // Short and long ones together, so that most of the batch is padding.
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|item| items[*item].tokens.len());
+    let batch: Vec<usize> = order
+        .iter()
+        .take(4)
+        .chain(order.iter().rev().take(4))
+        .copied()
+        .collect();
+    let ids: Vec<&[u32]> = batch.iter().map(|item| items[*item].tokens.ids()).collect();
+    let padded = bundled_bert().embed_padded(&ids).unwrap();
+    for (item, vector) in batch.iter().zip(&padded) {
+        assert!(cosine(vector, &items[*item].expected) > 0.999);
+        let alone = embed_alone(&items[*item].tokens);
+        assert!(largest_difference(vector, &alone) < 1e-4);
+        // A batch of one takes the way without a mask.
+        let single = bundled_bert()
+            .embed_padded(&[items[*item].tokens.ids()])
+            .unwrap();
+        assert!(largest_difference(&single[0], &alone) < 1e-4);
+    }
+}
+
+#[test]
+fn ids_outside_the_vocabulary_and_too_many_tokens_are_errors() {
+    for ids in [&[101u32, 40_000, 102] as &[u32], &[101u32; 600], &[]] {
+        assert!(matches!(
+            bundled_bert().embed(&[ids]),
+            Err(EngineError::Input(_))
+        ));
+    }
+    assert!(bundled_bert().embed(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_model_in_a_directory_can_be_run() {
+    let directory = tempfile::tempdir().unwrap();
+    write_tiny_model(directory.path());
+    let cell = ModelCell::from_directory(directory.path()).unwrap();
+    assert_eq!(cell.dimensions(), 32);
+    assert_eq!(cell.max_tokens(), 128);
+    let (name, hash) = cell.identity().rsplit_once('@').unwrap();
+    assert_eq!(
+        name,
+        directory.path().file_name().unwrap().to_string_lossy()
+    );
+    assert_eq!(hash.len(), 12);
+    let tokenizer = cell.tokenizer().unwrap();
+    let text = tokenizer.encode_query(&"word ".repeat(500));
+    assert_eq!(text.len(), 128);
+    let mut engine = cell.build_engine().unwrap();
+    let vectors = engine.embed(&[&text]).unwrap();
+    assert_eq!(vectors[0].len(), 32);
+    assert!(cell.load_time().is_some());
+
+    std::fs::write(
+        directory.path().join("config.json"),
+        r#"{"model_type":"gpt2"}"#,
+    )
+    .unwrap();
+    assert!(ModelCell::from_directory(directory.path()).is_err());
+}
+
+/// One layer of small, regular weights.
+fn write_tiny_model(directory: &std::path::Path) {
+    let config = serde_json::json!({
+        "model_type": "bert", "vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu",
+        "max_position_embeddings": 128, "type_vocab_size": 2, "layer_norm_eps": 1e-12
+    });
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(
+        directory.join("tokenizer.json"),
+        include_bytes!("../../model/tokenizer.json"),
+    )
+    .unwrap();
+    let mut tensors = HashMap::new();
+    let mut add = |name: &str, shape: &[usize]| {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|index| ((index * 37 % 101) as f32 - 50.0) / 100.0)
+            .collect();
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        // Some checkpoints have this prefix.
+        tensors.insert(format!("bert.{name}"), tensor);
+    };
+    add("embeddings.word_embeddings.weight", &[30522, 32]);
+    add("embeddings.position_embeddings.weight", &[128, 32]);
+    add("embeddings.token_type_embeddings.weight", &[2, 32]);
+    let layer = "encoder.layer.0";
+    for (name, output, input) in [
+        ("attention.self.query", 32, 32),
+        ("attention.self.key", 32, 32),
+        ("attention.self.value", 32, 32),
+        ("attention.output.dense", 32, 32),
+        ("intermediate.dense", 64, 32),
+        ("output.dense", 32, 64),
+    ] {
+        add(&format!("{layer}.{name}.weight"), &[output, input]);
+        add(&format!("{layer}.{name}.bias"), &[output]);
+    }
+    for name in [
+        "embeddings.LayerNorm".to_owned(),
+        format!("{layer}.attention.output.LayerNorm"),
+        format!("{layer}.output.LayerNorm"),
+    ] {
+        add(&format!("{name}.weight"), &[32]);
+        add(&format!("{name}.bias"), &[32]);
+    }
+    candle_core::safetensors::save(&tensors, directory.join("model.safetensors")).unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Engines that do what a test wants.
+
+/// What a fake engine does and has seen; shared by all engines that are built for it.
+struct Script {
+    /// Passes that may run; each one takes one.
+    permits: Mutex<usize>,
+    permit_added: Condvar,
+    /// Sizes of the passes that have started.
+    started: Mutex<Vec<usize>>,
+    /// First content token of every text that was run.
+    seen: Mutex<Vec<u32>>,
+    built: AtomicUsize,
+    fail_to_build: AtomicBool,
+    /// Passes that panic before the next good one.
+    panics: AtomicUsize,
+    /// Texts with this first content token make their batch fail.
+    poison: AtomicU64,
+}
+
+impl Script {
+    fn new(permits: usize) -> Arc<Self> {
+        Arc::new(Self {
+            permits: Mutex::new(permits),
+            permit_added: Condvar::new(),
+            started: Mutex::new(Vec::new()),
+            seen: Mutex::new(Vec::new()),
+            built: AtomicUsize::new(0),
+            fail_to_build: AtomicBool::new(false),
+            panics: AtomicUsize::new(0),
+            poison: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    fn open(&self) {
+        *self.permits.lock().unwrap() = usize::MAX;
+        self.permit_added.notify_all();
+    }
+
+    fn num_started(&self) -> usize {
+        self.started.lock().unwrap().len()
+    }
+
+    /// The vectors of a fake engine tell which text they belong to.
+    fn vector_of(text: &TokenizedText) -> Vec<f32> {
+        vec![first_token(text) as f32, text.len() as f32]
+    }
+
+    fn cell(self: &Arc<Self>) -> Arc<ModelCell> {
+        let script = Arc::clone(self);
+        Arc::new(ModelCell::custom(
+            "fake@0",
+            2,
+            256,
+            Box::new(move || {
+                if script.fail_to_build.load(Ordering::SeqCst) {
+                    return Err(EngineError::Load("no such model".to_owned()));
+                }
+                script.built.fetch_add(1, Ordering::SeqCst);
+                Ok(Box::new(FakeEngine(Arc::clone(&script))))
+            }),
+        ))
+    }
+}
+
+fn first_token(text: &TokenizedText) -> u32 {
+    text.ids()[1]
+}
+
+struct FakeEngine(Arc<Script>);
+
+impl EmbedEngine for FakeEngine {
+    fn embed(&mut self, batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let script = &self.0;
+        script.started.lock().unwrap().push(batch.len());
+        let mut permits = script.permits.lock().unwrap();
+        while *permits == 0 {
+            permits = script.permit_added.wait(permits).unwrap();
+        }
+        *permits -= 1;
+        drop(permits);
+        if script
+            .panics
+            .try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+        {
+            panic!("the script asks for a panic");
+        }
+        let poison = script.poison.load(Ordering::SeqCst);
+        if batch
+            .iter()
+            .any(|text| u64::from(first_token(text)) == poison)
+        {
+            return Err(EngineError::Compute("poison".to_owned()));
+        }
+        script
+            .seen
+            .lock()
+            .unwrap()
+            .extend(batch.iter().map(|text| first_token(text)));
+        Ok(batch.iter().map(|text| Script::vector_of(text)).collect())
+    }
+
+    fn identity(&self) -> &str {
+        "fake@0"
+    }
+
+    fn dimensions(&self) -> usize {
+        2
+    }
+
+    fn max_tokens(&self) -> usize {
+        256
+    }
+}
+
+/// A running embedder.
+struct Rig {
+    handle: EmbedderHandle,
+    actor: ActorRef<EmbedderMessage>,
+    task: JoinHandle<()>,
+}
+
+impl Rig {
+    async fn start(model: Arc<ModelCell>, config: EmbedderConfig) -> Self {
+        let shared = EmbedderShared::new(config, model);
+        let (actor, task) = Actor::spawn(None, Embedder, EmbedderArgs::new(&shared))
+            .await
+            .expect("the embedder starts");
+        Self {
+            handle: EmbedderHandle::new(actor.clone(), &shared),
+            actor,
+            task,
+        }
+    }
+
+    async fn fake(script: &Arc<Script>) -> Self {
+        Self::start(script.cell(), EmbedderConfig::default()).await
+    }
+
+    /// Texts that fake engines can tell apart.
+    fn text(&self, number: usize) -> TokenizedText {
+        const WORDS: [&str; 8] = [
+            "zero", "one", "two", "three", "four", "five", "six", "seven",
+        ];
+        let tokenizer = self.handle.shared().model().tokenizer().unwrap();
+        tokenizer.encode_query(&format!("{} x", WORDS[number]))
+    }
+
+    fn embed(
+        &self,
+        texts: Vec<TokenizedText>,
+        lane: Lane,
+        deadline: Deadline,
+    ) -> JoinHandle<KnowledgeResult<Vec<Arc<[f32]>>>> {
+        let handle = self.handle.clone();
+        ractor::concurrency::spawn(async move {
+            handle.embed_passages(texts, lane, deadline, ORIGIN).await
+        })
+    }
+
+    async fn stats(&self) -> EmbedderStats {
+        self.handle.stats().await.expect("the embedder runs")
+    }
+
+    /// Returns once `holds` is true of the statistics, which it will be whatever else happens.
+    async fn until(&self, holds: impl Fn(&EmbedderStats) -> bool) {
+        while !holds(&self.stats().await) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn stop(self) {
+        self.actor.stop(None);
+        self.task.await.expect("the embedder ends");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_arrive_during_a_pass_share_the_next_one() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    let first = rig.embed(vec![rig.text(0)], Lane::Interactive, soon());
+    rig.until(|stats| stats.state == EmbedderState::Busy).await;
+    let others: Vec<_> = (0..63)
+        .map(|number| rig.embed(vec![rig.text(number % 8)], Lane::Interactive, soon()))
+        .collect();
+    rig.until(|stats| stats.requests == 64).await;
+    script.open();
+    assert_eq!(
+        first.await.unwrap().unwrap()[0].as_ref(),
+        Script::vector_of(&rig.text(0))
+    );
+    for (number, other) in others.into_iter().enumerate() {
+        let vectors = other.await.unwrap().unwrap();
+        assert_eq!(
+            vectors[0].as_ref(),
+            Script::vector_of(&rig.text(number % 8))
+        );
+    }
+    assert_eq!(*script.started.lock().unwrap(), [1, 32, 31]);
+    let stats = rig.stats().await;
+    assert_eq!((stats.forward_passes, stats.texts), (3, 64));
+    assert_eq!(stats.flush_causes["engine_idle"], 2);
+    assert_eq!(stats.flush_causes["texts_full"], 1);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_real_engine_coalesces_concurrent_queries() {
+    let rig = Rig::start(bundled(), EmbedderConfig::default()).await;
+    let queries: Vec<String> = (0..64).map(|number| format!("question number {number}")).collect();
+    let answers: Vec<_> = queries
+        .iter()
+        .map(|query| {
+            let (handle, query) = (rig.handle.clone(), query.clone());
+            tokio::spawn(async move { handle.embed_query(&query, soon(), ORIGIN).await })
+        })
+        .collect();
+    for (query, answer) in queries.iter().zip(answers) {
+        let vector = answer.await.unwrap().unwrap();
+        let tokens = rig.handle.encode(query).await.unwrap();
+        assert!(largest_difference(&vector, &embed_alone(&tokens)) < 1e-4);
+    }
+    let stats = rig.stats().await;
+    assert_eq!(stats.texts, 64);
+    assert!(stats.forward_passes < 64, "{}", stats.forward_passes);
+    assert!(stats.loaded && stats.load_ms.is_some());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn the_model_loads_at_the_first_request_or_when_warm() {
+    let script = Script::new(usize::MAX);
+    let rig = Rig::fake(&script).await;
+    assert!(!rig.stats().await.loaded);
+    assert_eq!(script.built.load(Ordering::SeqCst), 0);
+    rig.handle.embed_query("a", soon(), ORIGIN).await.unwrap();
+    assert!(rig.stats().await.loaded);
+    rig.stop().await;
+
+    let script = Script::new(usize::MAX);
+    let config = EmbedderConfig {
+        warm: true,
+        ..EmbedderConfig::default()
+    };
+    let rig = Rig::start(script.cell(), config).await;
+    rig.until(|stats| stats.loaded && stats.state == EmbedderState::Idle)
+        .await;
+    assert_eq!(script.num_started(), 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_poisonous_text_fails_alone() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    script
+        .poison
+        .store(u64::from(first_token(&rig.text(3))), Ordering::SeqCst);
+    let first = rig.embed(vec![rig.text(0)], Lane::Interactive, soon());
+    rig.until(|stats| stats.state == EmbedderState::Busy).await;
+    let others: Vec<_> = (1..8)
+        .map(|number| rig.embed(vec![rig.text(number)], Lane::Interactive, soon()))
+        .collect();
+    rig.until(|stats| stats.requests == 8).await;
+    script.open();
+    first.await.unwrap().unwrap();
+    for (index, other) in others.into_iter().enumerate() {
+        match (index + 1, other.await.unwrap()) {
+            (3, outcome) => assert!(matches!(outcome, Err(KnowledgeError::Internal { .. }))),
+            (number, outcome) => assert_eq!(
+                outcome.unwrap()[0].as_ref(),
+                Script::vector_of(&rig.text(number))
+            ),
+        }
+    }
+    let stats = rig.stats().await;
+    assert_eq!((stats.texts, stats.failed_texts), (7, 1));
+    assert!(stats.forward_passes > 2);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_request_takes_its_other_texts_along() {
+    let script = Script::new(usize::MAX);
+    let rig = Rig::fake(&script).await;
+    script
+        .poison
+        .store(u64::from(first_token(&rig.text(0))), Ordering::SeqCst);
+    // More texts than a batch takes: the rest must not run once the first has failed.
+    let texts = (0..100).map(|number| rig.text(number % 8)).collect();
+    let outcome = rig.embed(texts, Lane::Interactive, soon()).await.unwrap();
+    assert!(matches!(outcome, Err(KnowledgeError::Internal { .. })));
+    rig.until(|stats| stats.state == EmbedderState::Idle).await;
+    let stats = rig.stats().await;
+    assert_eq!(stats.texts + stats.failed_texts, 32);
+    assert!(stats.queue_depth.values().all(|depth| *depth == 0));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_fails_its_batch_only_and_the_engine_is_rebuilt() {
+    let script = Script::new(usize::MAX);
+    let rig = Rig::fake(&script).await;
+    for _ in 0..3 {
+        script.panics.store(1, Ordering::SeqCst);
+        let outcome = rig.embed(vec![rig.text(1)], Lane::Interactive, soon()).await.unwrap();
+        assert!(matches!(
+            outcome,
+            Err(KnowledgeError::Unavailable {
+                part: "embedder",
+                ..
+            })
+        ));
+        let outcome = rig.embed(vec![rig.text(1)], Lane::Interactive, soon()).await.unwrap();
+        assert_eq!(
+            outcome.unwrap()[0].as_ref(),
+            Script::vector_of(&rig.text(1))
+        );
+    }
+    assert_eq!(rig.stats().await.engine_panics, 3);
+    assert_eq!(script.built.load(Ordering::SeqCst), 4);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn two_panics_in_a_row_end_the_actor_and_everybody_is_answered() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    script.panics.store(2, Ordering::SeqCst);
+    let first = rig.embed(vec![rig.text(0)], Lane::Interactive, soon());
+    rig.until(|stats| stats.state == EmbedderState::Busy).await;
+    // Three batches' worth: one for the second panic, the rest is in the queue when the actor ends.
+    let others: Vec<_> = (0..96)
+        .map(|_| rig.embed(vec![rig.text(1)], Lane::Interactive, soon()))
+        .collect();
+    rig.until(|stats| stats.requests == 97).await;
+    script.open();
+    for request in std::iter::once(first).chain(others) {
+        assert!(matches!(
+            request.await.unwrap(),
+            Err(KnowledgeError::Unavailable {
+                part: "embedder",
+                ..
+            })
+        ));
+    }
+    rig.task.await.unwrap();
+    assert_eq!(rig.actor.get_status(), ActorStatus::Stopped);
+    // A handle to an actor that is gone answers, too, and no budget is lost.
+    assert!(matches!(
+        rig.handle.embed_query("later", soon(), ORIGIN).await,
+        Err(KnowledgeError::Unavailable { .. })
+    ));
+    assert!(rig.handle.stats().await.is_none());
+    assert_eq!(rig.handle.shared().tokens_in_use(), (0, 0));
+}
+
+#[tokio::test]
+async fn abandoned_requests_never_reach_the_engine() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    let first = rig.embed(vec![rig.text(0)], Lane::Interactive, soon());
+    rig.until(|stats| stats.state == EmbedderState::Busy).await;
+    for lane in [Lane::Interactive, Lane::Bulk] {
+        let abandoned = rig.embed(vec![rig.text(1), rig.text(2)], lane, soon());
+        let requests = rig.stats().await.requests;
+        rig.until(|stats| stats.requests > requests || abandoned.is_finished())
+            .await;
+        abandoned.abort();
+        assert!(abandoned.await.is_err());
+    }
+    let last = rig.embed(vec![rig.text(3)], Lane::Bulk, soon());
+    rig.until(|stats| stats.requests == 4).await;
+    script.open();
+    first.await.unwrap().unwrap();
+    last.await.unwrap().unwrap();
+    let expected: Vec<u32> = [0, 3].map(|number| first_token(&rig.text(number))).into();
+    assert_eq!(*script.seen.lock().unwrap(), expected);
+    assert_eq!(rig.stats().await.abandoned_texts, 4);
+    assert_eq!(rig.handle.shared().tokens_in_use(), (0, 0));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_expires_in_the_queue_is_answered_and_never_runs() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    let first = rig.embed(vec![rig.text(0)], Lane::Interactive, soon());
+    rig.until(|stats| stats.state == EmbedderState::Busy).await;
+    let late = Deadline::after(Duration::from_millis(20));
+    let outcome = rig.embed(vec![rig.text(1)], Lane::Interactive, late).await.unwrap();
+    assert!(matches!(
+        outcome,
+        Err(KnowledgeError::DeadlineExceeded {
+            executed: Executed::No
+        })
+    ));
+    script.open();
+    first.await.unwrap().unwrap();
+    assert_eq!(script.seen.lock().unwrap().len(), 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_interactive_lane_is_refused_at_once() {
+    let script = Script::new(0);
+    let config = EmbedderConfig {
+        interactive_queue_tokens: 8,
+        ..EmbedderConfig::default()
+    };
+    let rig = Rig::start(script.cell(), config).await;
+    // Four tokens each.
+    let accepted: Vec<_> = (0..2)
+        .map(|number| rig.embed(vec![rig.text(number)], Lane::Interactive, soon()))
+        .collect();
+    rig.until(|stats| stats.requests == 2).await;
+    assert!(matches!(
+        rig.handle.embed_query("one more", soon(), ORIGIN).await,
+        Err(KnowledgeError::Busy {
+            retry_after_ms: 250,
+            ..
+        })
+    ));
+    script.open();
+    for request in accepted {
+        request.await.unwrap().unwrap();
+    }
+    rig.handle.embed_query("one more", soon(), ORIGIN).await.unwrap();
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_bulk_request_larger_than_the_whole_budget_enters_in_slices() {
+    let script = Script::new(usize::MAX);
+    let config = EmbedderConfig {
+        bulk_queue_tokens: 40,
+        bulk_slice_tokens: 20,
+        ..EmbedderConfig::default()
+    };
+    let rig = Rig::start(script.cell(), config).await;
+    let texts: Vec<TokenizedText> = (0..200).map(|number| rig.text(number % 8)).collect();
+    let expected: Vec<Vec<f32>> = texts.iter().map(Script::vector_of).collect();
+    let requests: Vec<_> = (0..4)
+        .map(|_| rig.embed(texts.clone(), Lane::Bulk, soon()))
+        .collect();
+    for request in requests {
+        let vectors = request.await.unwrap().unwrap();
+        assert!(
+            vectors
+                .iter()
+                .zip(&expected)
+                .all(|(vector, expected)| vector.as_ref() == expected)
+        );
+        assert_eq!(vectors.len(), 200);
+    }
+    // One that waits for room for ever fails at its deadline.
+    *script.permits.lock().unwrap() = 0;
+    let blocking: Vec<_> = (0..2)
+        .map(|_| rig.embed(texts.clone(), Lane::Bulk, soon()))
+        .collect();
+    rig.until(|_| rig.handle.shared().tokens_in_use().1 == 40).await;
+    let late = Deadline::after(Duration::from_millis(20));
+    assert!(matches!(
+        rig.embed(texts, Lane::Bulk, late).await.unwrap(),
+        Err(KnowledgeError::DeadlineExceeded { .. })
+    ));
+    script.open();
+    for request in blocking {
+        request.await.unwrap().unwrap();
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_was_accepted_and_refuses_the_rest() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    let accepted: Vec<_> = (0..80)
+        .map(|number| {
+            let lane = if number % 2 == 0 { Lane::Interactive } else { Lane::Bulk };
+            rig.embed(vec![rig.text(number % 8)], lane, soon())
+        })
+        .collect();
+    rig.until(|stats| stats.requests == 80).await;
+    let handle = rig.handle.clone();
+    let drain = tokio::spawn(async move { handle.drain().await });
+    rig.until(|stats| stats.state == EmbedderState::Draining).await;
+    assert!(matches!(
+        rig.embed(vec![rig.text(0)], Lane::Bulk, soon()).await.unwrap(),
+        Err(KnowledgeError::ShuttingDown)
+    ));
+    assert!(!drain.is_finished());
+    script.open();
+    assert!(drain.await.unwrap());
+    for request in accepted {
+        request.await.unwrap().unwrap();
+    }
+    assert!(rig.stats().await.flush_causes["drain"] > 0);
+    // An idle embedder drains at once.
+    assert!(rig.handle.drain().await);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_is_reported_with_its_reason() {
+    let script = Script::new(usize::MAX);
+    script.fail_to_build.store(true, Ordering::SeqCst);
+    let rig = Rig::fake(&script).await;
+    for _ in 0..3 {
+        let outcome = rig.handle.embed_query("a", soon(), ORIGIN).await;
+        let Err(KnowledgeError::Unavailable { part, reason }) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(part, "embedder");
+        assert!(reason.contains("no such model"), "{reason}");
+    }
+    assert!(!rig.stats().await.loaded);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeated_query_is_answered_from_the_cache() {
+    let script = Script::new(usize::MAX);
+    let rig = Rig::fake(&script).await;
+    let first = rig.handle.embed_query("again", soon(), ORIGIN).await.unwrap();
+    let second = rig.handle.embed_query("again", soon(), ORIGIN).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    let stats = rig.stats().await;
+    assert_eq!((stats.cache_hits, stats.cache_misses), (1, 1));
+    assert_eq!(stats.forward_passes, 1);
+    rig.stop().await;
+}
+
+#[test]
+fn the_cache_is_bounded_and_can_be_switched_off() {
+    let vector: Arc<[f32]> = Arc::from(vec![1.0]);
+    let cache = QueryCache::new(2);
+    assert!(cache.is_empty());
+    for text in ["a", "b", "c"] {
+        cache.insert(text, Arc::clone(&vector));
+    }
+    cache.insert(&"long ".repeat(1000), Arc::clone(&vector));
+    assert_eq!(cache.len(), 2);
+    assert!(cache.get("a").is_none());
+    assert!(cache.get("c").is_some());
+    let off = QueryCache::new(0);
+    off.insert("a", vector);
+    assert!(off.get("a").is_none());
+}
+
+#[tokio::test]
+async fn long_texts_are_split_off_the_runtime() {
+    let script = Script::new(usize::MAX);
+    let rig = Rig::fake(&script).await;
+    let text = "A sentence of some words. ".repeat(5_000);
+    let passages = rig.handle.passages(&text).await.unwrap();
+    assert!(passages.len() > 50);
+    assert!(rig.handle.encode(&text).await.unwrap().truncated());
+    assert!(!rig.handle.encode("short").await.unwrap().truncated());
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_random_failures_every_request_is_answered_once_and_correctly() {
+    let script = Script::new(usize::MAX);
+    let rig = Rig::fake(&script).await;
+    script
+        .poison
+        .store(u64::from(first_token(&rig.text(7))), Ordering::SeqCst);
+    let mut requests = Vec::new();
+    // A fixed pseudo-random sequence: multiples of an odd number modulo a power of two.
+    for step in 0..400usize {
+        let random = step * 40_503 % 65_536;
+        let numbers: Vec<usize> = (0..=random % 5).map(|index| (random / 7 + index) % 8).collect();
+        let texts: Vec<TokenizedText> = numbers.iter().map(|number| rig.text(*number)).collect();
+        let lane = if random % 3 == 0 { Lane::Bulk } else { Lane::Interactive };
+        let poisoned = numbers.contains(&7);
+        let expected: Vec<Vec<f32>> = texts.iter().map(Script::vector_of).collect();
+        let request = rig.embed(texts, lane, soon());
+        if random % 11 == 0 {
+            request.abort();
+        }
+        requests.push((request, poisoned, expected));
+    }
+    for (request, poisoned, expected) in requests {
+        match request.await {
+            Err(aborted) => assert!(aborted.is_cancelled()),
+            Ok(Ok(vectors)) => {
+                assert!(!poisoned);
+                let vectors: Vec<Vec<f32>> = vectors.iter().map(|vector| vector.to_vec()).collect();
+                assert_eq!(vectors, expected);
+            }
+            Ok(Err(error)) => {
+                assert!(poisoned, "{error}");
+                assert!(matches!(error, KnowledgeError::Internal { .. }));
+            }
+        }
+    }
+    rig.until(|stats| stats.state == EmbedderState::Idle).await;
+    assert_eq!(rig.handle.shared().tokens_in_use(), (0, 0));
+    rig.stop().await;
+}
+
+#[test]
+fn the_default_limits_are_valid_and_bad_ones_are_named() {
+    EmbedderConfig::default().validate(256).unwrap();
+    let bad = EmbedderConfig {
+        batch_tokens: 100,
+        ..EmbedderConfig::default()
+    };
+    assert!(bad.validate(256).unwrap_err().contains("batch_tokens"));
+}

@@ -15,6 +15,7 @@ use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::{ItemStats, ProjectName, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::store::changes::Change;
 use crate::store::search::{SearchOutcome, search};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::Store;
@@ -73,6 +74,17 @@ pub struct FoundItems {
     pub version: i64,
 }
 
+/// A part of a project's changes.
+#[derive(Clone, Debug, Default)]
+pub struct ChangePage {
+    /// In the order of the commits.
+    pub changes: Vec<Change>,
+    /// The commit up to which this is all.
+    pub until: i64,
+    /// The project's newest commit.
+    pub newest: i64,
+}
+
 /// What a reader is asked.
 pub enum ReaderMessage {
     /// Search.
@@ -81,6 +93,8 @@ pub enum ReaderMessage {
     List(ReadJob<(ProjectName, ListRequest), ListPage>),
     /// Get items by id.
     Get(ReadJob<(ProjectName, Vec<String>), FoundItems>),
+    /// What changed in a project after a commit, a part of it at a time.
+    Changes(ReadJob<(ProjectName, i64), ChangePage>),
     /// Count the items of one project, or of each.
     Stats(ReadJob<Option<ProjectName>, Vec<ProjectStats>>),
 }
@@ -91,6 +105,7 @@ impl std::fmt::Debug for ReaderMessage {
             Self::Search(_) => "Search",
             Self::List(_) => "List",
             Self::Get(_) => "Get",
+            Self::Changes(_) => "Changes",
             Self::Stats(_) => "Stats",
         })
     }
@@ -149,6 +164,9 @@ impl Actor for Reader {
                 })
                 .await;
             }
+            ReaderMessage::Changes(job) => {
+                run(job, async |(project, after)| change_page(store, &project, after).await).await;
+            }
             ReaderMessage::Stats(job) => run(job, async |project| project_stats(store, project).await).await,
         }
         Ok(())
@@ -200,6 +218,17 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
         }
     }
     Ok(views)
+}
+
+/// Commits that one page of changes covers at most: with full groups, some ten thousand items.
+const COMMITS_PER_PAGE: i64 = 16;
+
+async fn change_page(store: &Store, project: &ProjectName, after: i64) -> KnowledgeResult<ChangePage> {
+    let Some(view) = store.view(project).await? else { return Ok(ChangePage::default()) };
+    let newest = view.sequence();
+    let until = newest.min(after.saturating_add(COMMITS_PER_PAGE));
+    let changes = if until > after { view.changes(after, until).await? } else { Vec::new() };
+    Ok(ChangePage { changes, until, newest })
 }
 
 async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<Vec<ProjectStats>> {
@@ -318,6 +347,11 @@ impl ReaderPool {
         deadline: Deadline,
     ) -> KnowledgeResult<FoundItems> {
         self.ask((project, ids), deadline, ReaderMessage::Get).await
+    }
+
+    /// What changed in a project after a commit: the next part of it.
+    pub async fn changes(&self, project: ProjectName, after: i64, deadline: Deadline) -> KnowledgeResult<ChangePage> {
+        self.ask((project, after), deadline, ReaderMessage::Changes).await
     }
 
     /// Counts the items of one project, or of each.

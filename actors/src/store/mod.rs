@@ -4,6 +4,7 @@
 //! writes is [`WriteTable`], and it is reached through [`WriteAccess`] alone, of which [`Store::open`] gives
 //! exactly one: the supervisor keeps it for the writer. So exclusive write access holds by type.
 
+pub mod changes;
 pub mod durable;
 pub mod error;
 pub mod filter;
@@ -25,7 +26,7 @@ use lance::Dataset;
 use lance::dataset::ReadParams;
 use lance::session::Session;
 use lancedb::Connection;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 pub use durable::Durability;
 pub use view::ProjectView;
@@ -67,6 +68,8 @@ pub struct Store {
     session: Arc<Session>,
     /// By the name folded to lower case, so that a collision is seen on every file system.
     projects: RwLock<BTreeMap<String, Arc<Project>>>,
+    /// Counts the published views of all projects: what the change feed waits for.
+    published: Arc<watch::Sender<u64>>,
 }
 
 /// The right to write, of which there is one. See the module.
@@ -81,6 +84,7 @@ pub struct Project {
     durability: Durability,
     model: ModelIdentity,
     session: Arc<Session>,
+    published: Arc<watch::Sender<u64>>,
     /// What readers see; none until the project is opened. A std lock: held for a pointer's copy, never
     /// across an await.
     view: RwLock<Option<Arc<ProjectView>>>,
@@ -113,6 +117,7 @@ impl Store {
             config,
             session,
             projects: RwLock::new(BTreeMap::new()),
+            published: Arc::new(watch::Sender::new(0)),
         });
         store.discover()?;
         let access = WriteAccess {
@@ -173,6 +178,7 @@ impl Store {
             durability: self.config.durability,
             model: self.config.model.clone(),
             session: Arc::clone(&self.session),
+            published: Arc::clone(&self.published),
             view: RwLock::new(None),
             table: Mutex::new(None),
         });
@@ -206,6 +212,11 @@ impl Store {
             None => Ok(None),
             Some(project) => project.view().await,
         }
+    }
+
+    /// Changes whenever a view of any project is published.
+    pub fn publications(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
     }
 
     /// Bytes in use of the shared caches.
@@ -309,6 +320,7 @@ impl Project {
 
     fn set_view(&self, view: Arc<ProjectView>) {
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
+        self.published.send_modify(|count| *count += 1);
     }
 
     fn clear_view(&self) {

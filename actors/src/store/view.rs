@@ -190,7 +190,7 @@ impl ProjectView {
     }
 
     /// A scan of `columns` over the rows that pass `predicate`.
-    fn scan(&self, columns: &[&str], predicate: Expr) -> KnowledgeResult<Scanner> {
+    pub(crate) fn scan(&self, columns: &[&str], predicate: Expr) -> KnowledgeResult<Scanner> {
         let mut scanner = self.dataset.scan();
         scanner.project(columns).map_err(read_error)?;
         scanner.filter_expr(predicate).prefilter(true);

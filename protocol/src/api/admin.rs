@@ -12,7 +12,10 @@ fn check_absolute(path: &str) -> Result<(), WireError> {
     if path.starts_with('/') && !path.contains('\0') {
         Ok(())
     } else {
-        Err(out_of_range("path", "an absolute path, for the daemon does not know your working directory"))
+        Err(out_of_range(
+            "path",
+            "an absolute path, for the daemon does not know your working directory",
+        ))
     }
 }
 

@@ -17,7 +17,20 @@ pub type Metadata = serde_json::Map<String, serde_json::Value>;
 pub const DEFAULT_PROJECT: &str = "default";
 
 /// What kind of knowledge an item holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum KnowledgeType {
     /// A decision and its reasons.
@@ -90,17 +103,21 @@ impl UnknownWord {
     }
 }
 
-words!(KnowledgeType, "type", [
-    Decision = "decision",
-    Architecture = "architecture",
-    Implementation = "implementation",
-    Configuration = "configuration",
-    Credential = "credential",
-    Issue = "issue",
-    Pattern = "pattern",
-    General = "general",
-    System = "system",
-]);
+words!(
+    KnowledgeType,
+    "type",
+    [
+        Decision = "decision",
+        Architecture = "architecture",
+        Implementation = "implementation",
+        Configuration = "configuration",
+        Credential = "credential",
+        Issue = "issue",
+        Pattern = "pattern",
+        General = "general",
+        System = "system",
+    ]
+);
 
 /// Which evidence a search uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -115,7 +132,11 @@ pub enum SearchMode {
     Text,
 }
 
-words!(SearchMode, "mode", [Hybrid = "hybrid", Vector = "vector", Text = "text"]);
+words!(
+    SearchMode,
+    "mode",
+    [Hybrid = "hybrid", Vector = "vector", Text = "text"]
+);
 
 /// What a store does when the same content is there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -128,7 +149,11 @@ pub enum OnDuplicate {
     Store,
 }
 
-words!(OnDuplicate, "on_duplicate", [Return = "return", Store = "store"]);
+words!(
+    OnDuplicate,
+    "on_duplicate",
+    [Return = "return", Store = "store"]
+);
 
 /// The order of a listing, by creation time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -225,7 +250,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 #[serde(default)]
 pub struct Filters {
     /// Only items of these types (`type` on the wire, alias `knowledge_type`).
-    #[serde(rename = "type", alias = "knowledge_type", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "type",
+        alias = "knowledge_type",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub knowledge_type: Option<OneOrMany<KnowledgeType>>,
     /// Only items of these agents.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,12 +275,20 @@ pub struct Filters {
 
 impl Filters {
     /// The names that [`Filters`] adds to a method's parameters, in positional order.
-    pub const NAMES: &'static [&'static str] = &["type", "agent", "session_id", "since", "until", "metadata"];
+    pub const NAMES: &'static [&'static str] =
+        &["type", "agent", "session_id", "since", "until", "metadata"];
 
     /// Whether nothing is asked for.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { knowledge_type, agent, session_id, since, until, metadata } = self;
+        let Self {
+            knowledge_type,
+            agent,
+            session_id,
+            since,
+            until,
+            metadata,
+        } = self;
         knowledge_type.is_none()
             && agent.is_none()
             && session_id.is_none()
@@ -263,7 +300,9 @@ impl Filters {
     /// The types asked for; empty means any.
     #[must_use]
     pub fn types(&self) -> &[KnowledgeType] {
-        self.knowledge_type.as_ref().map_or(&[], OneOrMany::as_slice)
+        self.knowledge_type
+            .as_ref()
+            .map_or(&[], OneOrMany::as_slice)
     }
 
     /// The agents asked for; empty means any.
@@ -307,7 +346,11 @@ pub enum AsOf {
 /// # Errors
 /// -32602 naming `parameter` and the form that is expected.
 pub fn parse_time(parameter: &str, text: &str) -> Result<DateTime<Utc>, WireError> {
-    let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let full = if text.len() == 10 {
+        format!("{text}T00:00:00Z")
+    } else {
+        text.to_owned()
+    };
     DateTime::parse_from_rfc3339(&full).map(|time| time.with_timezone(&Utc)).map_err(|_| {
         WireError::invalid_params(
             parameter,
@@ -330,7 +373,9 @@ pub fn format_time(time: DateTime<Utc>) -> String {
 pub fn check_project_name(parameter: &str, name: &str) -> Result<(), WireError> {
     let bytes = name.as_bytes();
     let starts_well = bytes.first().is_some_and(u8::is_ascii_alphanumeric);
-    let rest_is_well = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
+    let rest_is_well = bytes
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
     if starts_well && rest_is_well && bytes.len() <= 100 {
         return Ok(());
     }
@@ -362,12 +407,18 @@ mod tests {
     #[test]
     fn words_agree_with_serde() {
         for value in KnowledgeType::ALL {
-            assert_eq!(serde_json::to_string(value).unwrap(), format!("\"{value}\""));
+            assert_eq!(
+                serde_json::to_string(value).unwrap(),
+                format!("\"{value}\"")
+            );
             assert_eq!(value.as_str().parse::<KnowledgeType>().unwrap(), *value);
         }
         assert_eq!(KnowledgeType::ALL.len(), 9);
         let refusal = "Decision".parse::<KnowledgeType>().unwrap_err().to_string();
-        assert!(refusal.contains("decision, architecture") && !refusal.contains("Decision"), "{refusal}");
+        assert!(
+            refusal.contains("decision, architecture") && !refusal.contains("Decision"),
+            "{refusal}"
+        );
     }
 
     #[test]
@@ -375,7 +426,19 @@ mod tests {
         for good in ["default", "a", "A.b_c-9", &"x".repeat(100)] {
             check_project_name("project_id", good).unwrap();
         }
-        for bad in ["", ".", "..", "../x", "a/b", "-a", "_a", "a b", "ä", "a\0", &"x".repeat(101)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "-a",
+            "_a",
+            "a b",
+            "ä",
+            "a\0",
+            &"x".repeat(101),
+        ] {
             let error = check_project_name("project_id", bad).unwrap_err();
             assert_eq!(error.data.parameter.as_deref(), Some("project_id"), "{bad}");
         }
@@ -383,9 +446,21 @@ mod tests {
 
     #[test]
     fn times() {
-        assert_eq!(format_time(parse_time("since", "2026-01-31T13:00:00+01:00").unwrap()), "2026-01-31T12:00:00.000Z");
-        assert_eq!(format_time(parse_time("since", "2026-01-31").unwrap()), "2026-01-31T00:00:00.000Z");
-        for bad in ["yesterday", "2026-02-31", "", "2026-01-31T12:00:00", "äöüäö"] {
+        assert_eq!(
+            format_time(parse_time("since", "2026-01-31T13:00:00+01:00").unwrap()),
+            "2026-01-31T12:00:00.000Z"
+        );
+        assert_eq!(
+            format_time(parse_time("since", "2026-01-31").unwrap()),
+            "2026-01-31T00:00:00.000Z"
+        );
+        for bad in [
+            "yesterday",
+            "2026-02-31",
+            "",
+            "2026-01-31T12:00:00",
+            "äöüäö",
+        ] {
             assert_eq!(parse_time("since", bad).unwrap_err().code, -32602, "{bad}");
         }
     }
@@ -394,9 +469,12 @@ mod tests {
     fn one_or_many_names_the_valid_values() {
         let one: OneOrMany<KnowledgeType> = serde_json::from_str("\"issue\"").unwrap();
         assert_eq!(one.as_slice(), [KnowledgeType::Issue]);
-        let many: OneOrMany<KnowledgeType> = serde_json::from_str("[\"issue\",\"pattern\"]").unwrap();
+        let many: OneOrMany<KnowledgeType> =
+            serde_json::from_str("[\"issue\",\"pattern\"]").unwrap();
         assert_eq!(many.into_vec().len(), 2);
-        let error = serde_json::from_str::<OneOrMany<KnowledgeType>>("\"bug\"").unwrap_err().to_string();
+        let error = serde_json::from_str::<OneOrMany<KnowledgeType>>("\"bug\"")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("decision"), "{error}");
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use super::common::{is_false, out_of_range, yes};
 use super::{
-    AsOf, Durability, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params, SearchMode,
-    check_project_name, parse_time,
+    AsOf, Durability, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params,
+    SearchMode, check_project_name, parse_time,
 };
 use crate::error::WireError;
 
@@ -23,26 +23,42 @@ pub const SQL_LIMIT_MAX: u32 = 10_000;
 pub const ID_BYTES_MAX: usize = 256;
 
 fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
-    if (1..=max).contains(&limit) { Ok(()) } else { Err(out_of_range("limit", format!("from 1 to {max}"))) }
+    if (1..=max).contains(&limit) {
+        Ok(())
+    } else {
+        Err(out_of_range("limit", format!("from 1 to {max}")))
+    }
 }
 
 fn check_key(parameter: &str, key: Option<&str>) -> Result<(), WireError> {
     match key {
-        Some(key) if key.is_empty() || key.len() > ID_BYTES_MAX || key.chars().any(char::is_control) => {
-            Err(out_of_range(parameter, format!("1 to {ID_BYTES_MAX} bytes without control characters")))
+        Some(key)
+            if key.is_empty() || key.len() > ID_BYTES_MAX || key.chars().any(char::is_control) =>
+        {
+            Err(out_of_range(
+                parameter,
+                format!("1 to {ID_BYTES_MAX} bytes without control characters"),
+            ))
         }
         _ => Ok(()),
     }
 }
 
 fn check_text(parameter: &str, text: &str) -> Result<(), WireError> {
-    if text.trim().is_empty() { Err(out_of_range(parameter, "a text that is not blank")) } else { Ok(()) }
+    if text.trim().is_empty() {
+        Err(out_of_range(parameter, "a text that is not blank"))
+    } else {
+        Ok(())
+    }
 }
 
 fn one_of_id_or_ids(id: Option<&String>, ids: Option<&Vec<String>>) -> Result<(), WireError> {
     match (id, ids) {
         (None, None) => Err(WireError::invalid_params("id", "give `id` or `ids`")),
-        (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `id` or `ids`, not both")),
+        (Some(_), Some(_)) => Err(WireError::invalid_params(
+            "ids",
+            "give `id` or `ids`, not both",
+        )),
         (_, Some(ids)) if ids.is_empty() => Err(out_of_range("ids", "a list of at least one id")),
         _ => Ok(()),
     }
@@ -182,7 +198,11 @@ pub struct StoreBatchParams {
 
 impl Params for StoreBatchParams {
     fn check(&self) -> Result<(), WireError> {
-        if self.items.is_empty() { Err(out_of_range("items", "a list of at least one item")) } else { Ok(()) }
+        if self.items.is_empty() {
+            Err(out_of_range("items", "a list of at least one item"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -276,7 +296,10 @@ impl Params for SearchParams {
     fn check(&self) -> Result<(), WireError> {
         check_text("query", &self.query)?;
         check_limit(self.limit, SEARCH_LIMIT_MAX)?;
-        if self.threshold.is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
+        if self
+            .threshold
+            .is_some_and(|threshold| !(0.0..=1.0).contains(&threshold))
+        {
             return Err(out_of_range("threshold", "from 0 to 1"));
         }
         if self.budget_tokens == Some(0) {
@@ -417,7 +440,12 @@ fn default_list_limit() -> u32 {
 
 impl Default for ListParams {
     fn default() -> Self {
-        Self { filters: Filters::default(), order: Order::default(), limit: default_list_limit(), cursor: None }
+        Self {
+            filters: Filters::default(),
+            order: Order::default(),
+            limit: default_list_limit(),
+            cursor: None,
+        }
     }
 }
 
@@ -481,7 +509,12 @@ pub struct UpdateParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The new type.
-    #[serde(default, rename = "type", alias = "knowledge_type", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "type",
+        alias = "knowledge_type",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub knowledge_type: Option<KnowledgeType>,
     /// The new agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -496,7 +529,14 @@ pub struct UpdateParams {
 
 impl Params for UpdateParams {
     fn check(&self) -> Result<(), WireError> {
-        let Self { id: _, text, knowledge_type, agent, session_id, metadata } = self;
+        let Self {
+            id: _,
+            text,
+            knowledge_type,
+            agent,
+            session_id,
+            metadata,
+        } = self;
         if text.is_none()
             && knowledge_type.is_none()
             && agent.is_none()
@@ -508,7 +548,8 @@ impl Params for UpdateParams {
                 "give at least one of `text`, `type`, `agent`, `session_id`, `metadata` to change",
             ));
         }
-        text.as_deref().map_or(Ok(()), |text| check_text("text", text))
+        text.as_deref()
+            .map_or(Ok(()), |text| check_text("text", text))
     }
 }
 
@@ -586,14 +627,20 @@ pub struct DeleteParams {
 impl Params for DeleteParams {
     fn check(&self) -> Result<(), WireError> {
         if self.filters.is_empty() {
-            one_of_id_or_ids(self.id.as_ref(), self.ids.as_ref()).map_err(|error| match error.data.parameter {
-                Some(ref name) if name == "id" => {
-                    WireError::invalid_params("id", "give `id`, `ids` or at least one filter; nothing means nothing, not all")
+            one_of_id_or_ids(self.id.as_ref(), self.ids.as_ref()).map_err(|error| {
+                match error.data.parameter {
+                    Some(ref name) if name == "id" => WireError::invalid_params(
+                        "id",
+                        "give `id`, `ids` or at least one filter; nothing means nothing, not all",
+                    ),
+                    _ => error,
                 }
-                _ => error,
             })
         } else if self.id.is_some() || self.ids.is_some() {
-            Err(WireError::invalid_params("id", "give ids or filters, not both"))
+            Err(WireError::invalid_params(
+                "id",
+                "give ids or filters, not both",
+            ))
         } else {
             self.filters.check()
         }
@@ -628,8 +675,14 @@ pub struct UndeleteParams {
 impl Params for UndeleteParams {
     fn check(&self) -> Result<(), WireError> {
         match (&self.undo_token, &self.ids) {
-            (None, None) => Err(WireError::invalid_params("undo_token", "give `undo_token` or `ids`")),
-            (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `undo_token` or `ids`, not both")),
+            (None, None) => Err(WireError::invalid_params(
+                "undo_token",
+                "give `undo_token` or `ids`",
+            )),
+            (Some(_), Some(_)) => Err(WireError::invalid_params(
+                "ids",
+                "give `undo_token` or `ids`, not both",
+            )),
             _ => Ok(()),
         }
     }
@@ -662,7 +715,10 @@ pub struct PurgeParams {
 impl Params for PurgeParams {
     fn check(&self) -> Result<(), WireError> {
         if !self.confirm {
-            return Err(WireError::invalid_params("confirm", "`confirm` must be true, for a purge cannot be undone"));
+            return Err(WireError::invalid_params(
+                "confirm",
+                "`confirm` must be true, for a purge cannot be undone",
+            ));
         }
         if self.secrets {
             return Ok(());
@@ -703,7 +759,11 @@ fn default_older_than_days() -> u32 {
 
 impl Default for CleanupParams {
     fn default() -> Self {
-        Self { older_than_days: default_older_than_days(), filters: Filters::default(), dry_run: true }
+        Self {
+            older_than_days: default_older_than_days(),
+            filters: Filters::default(),
+            dry_run: true,
+        }
     }
 }
 
@@ -813,7 +873,10 @@ pub struct ProjectsResult {
 
 /// A conversation: a text, or its parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a text, or a list of texts or of {role, content}")]
+#[serde(
+    untagged,
+    expecting = "expected a text, or a list of texts or of {role, content}"
+)]
 pub enum Conversation {
     /// All in one.
     Text(String),
@@ -931,7 +994,10 @@ pub struct SubscribeParams {
 
 impl Default for SubscribeParams {
     fn default() -> Self {
-        Self { cursor: None, with_text: true }
+        Self {
+            cursor: None,
+            with_text: true,
+        }
     }
 }
 
@@ -1024,7 +1090,11 @@ pub struct EmbedParams {
 
 impl Params for EmbedParams {
     fn check(&self) -> Result<(), WireError> {
-        if self.texts.is_empty() { Err(out_of_range("texts", "a list of at least one text")) } else { Ok(()) }
+        if self.texts.is_empty() {
+            Err(out_of_range("texts", "a list of at least one text"))
+        } else {
+            Ok(())
+        }
     }
 }
 

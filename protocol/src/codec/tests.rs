@@ -33,10 +33,12 @@ fn framed<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Vec<Seen> {
     let mut frames = Vec::new();
     for chunk in chunks {
         framer.push(chunk);
-        while let Some(frame) = framer.next() {
-            frames.push(seen(frame));
-        }
-        assert!(framer.buffered() <= MAX + chunk.len(), "{} bytes are held", framer.buffered());
+        frames.extend(framer.by_ref().map(seen));
+        assert!(
+            framer.buffered() <= MAX + chunk.len(),
+            "{} bytes are held",
+            framer.buffered()
+        );
     }
     frames.extend(framer.finish().map(seen));
     assert_eq!(framer.finish(), None);
@@ -68,7 +70,11 @@ impl Reference<'_> {
                 continue;
             }
             let line_start = at == 0 || input[at - 1] == b'\n';
-            if line_start && HTTP_METHODS.iter().any(|method| input[at..].starts_with(method)) {
+            if line_start
+                && HTTP_METHODS
+                    .iter()
+                    .any(|method| input[at..].starts_with(method))
+            {
                 frames.push(Seen::Http);
                 return frames;
             }
@@ -76,7 +82,9 @@ impl Reference<'_> {
             let result = self.value(at, 0).and_then(|end| {
                 let scalar = !matches!(byte, b'{' | b'[' | b'"');
                 match input.get(end) {
-                    Some(next) if scalar && !b" \t\r\n\"[]{},:".contains(next) => Err(Stop::At(end)),
+                    Some(next) if scalar && !b" \t\r\n\"[]{},:".contains(next) => {
+                        Err(Stop::At(end))
+                    }
                     _ => Ok(end),
                 }
             });
@@ -87,10 +95,16 @@ impl Reference<'_> {
                     at = end;
                 }
                 Err(Stop::At(error)) if error < limit => {
-                    frames.push(Seen::Syntax { line: self.line_of(error) });
+                    frames.push(Seen::Syntax {
+                        line: self.line_of(error),
+                    });
                     let value_line = self.start_of_line(at);
                     let error_line = self.start_of_line(error);
-                    let mut candidate = if error_line > value_line { Some(error_line) } else { self.next_line(error) };
+                    let mut candidate = if error_line > value_line {
+                        Some(error_line)
+                    } else {
+                        self.next_line(error)
+                    };
                     while let Some(start) = candidate {
                         if start >= input.len() {
                             return frames;
@@ -121,7 +135,9 @@ impl Reference<'_> {
                 }
                 Err(Stop::End) => {
                     frames.push(if line_start && self.begins_http(at) {
-                        Seen::Syntax { line: self.line_of(at) }
+                        Seen::Syntax {
+                            line: self.line_of(at),
+                        }
                     } else {
                         Seen::Incomplete
                     });
@@ -134,19 +150,30 @@ impl Reference<'_> {
     }
 
     fn begins_http(&self, at: usize) -> bool {
-        HTTP_METHODS.iter().any(|method| method.starts_with(&self.input[at..]))
+        HTTP_METHODS
+            .iter()
+            .any(|method| method.starts_with(&self.input[at..]))
     }
 
     fn line_of(&self, at: usize) -> u64 {
-        1 + self.input[..at].iter().filter(|byte| **byte == b'\n').count() as u64
+        1 + self.input[..at]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count() as u64
     }
 
     fn start_of_line(&self, at: usize) -> usize {
-        self.input[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1)
+        self.input[..at]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |newline| newline + 1)
     }
 
     fn next_line(&self, at: usize) -> Option<usize> {
-        self.input[at..].iter().position(|byte| *byte == b'\n').map(|newline| at + newline + 1)
+        self.input[at..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|newline| at + newline + 1)
     }
 
     fn peek(&self, at: usize) -> Result<u8, Stop> {
@@ -154,7 +181,11 @@ impl Reference<'_> {
     }
 
     fn blank(&self, mut at: usize) -> usize {
-        while self.input.get(at).is_some_and(|byte| b" \t\r\n".contains(byte)) {
+        while self
+            .input
+            .get(at)
+            .is_some_and(|byte| b" \t\r\n".contains(byte))
+        {
             at += 1;
         }
         at
@@ -268,10 +299,14 @@ impl Reference<'_> {
                 _ => {
                     // The longest beginning of a character, by the standard library's decoder.
                     let window = &self.input[at..self.input.len().min(at + 4)];
-                    let length = (1..=window.len()).find_map(|length| match std::str::from_utf8(&window[..length]) {
-                        Ok(_) => Some(Ok(length)),
-                        Err(error) if error.error_len().is_some() => Some(Err(Stop::At(at + length - 1))),
-                        Err(_) => None,
+                    let length = (1..=window.len()).find_map(|length| {
+                        match std::str::from_utf8(&window[..length]) {
+                            Ok(_) => Some(Ok(length)),
+                            Err(error) if error.error_len().is_some() => {
+                                Some(Err(Stop::At(at + length - 1)))
+                            }
+                            Err(_) => None,
+                        }
                     });
                     at += length.unwrap_or(Err(Stop::End))?;
                 }
@@ -364,12 +399,27 @@ const HOSTILE: &[&[u8]] = &[
 fn the_hostile_corpus_however_it_is_cut() {
     for input in HOSTILE {
         let expected = Reference { input }.decode();
-        assert_eq!(whole(input), expected, "{:?}", String::from_utf8_lossy(input));
+        assert_eq!(
+            whole(input),
+            expected,
+            "{:?}",
+            String::from_utf8_lossy(input)
+        );
         for size in 1..=7 {
-            assert_eq!(framed(input.chunks(size)), expected, "by {size}: {:?}", String::from_utf8_lossy(input));
+            assert_eq!(
+                framed(input.chunks(size)),
+                expected,
+                "by {size}: {:?}",
+                String::from_utf8_lossy(input)
+            );
         }
         for cut in 0..=input.len() {
-            assert_eq!(framed([&input[..cut], &input[cut..]].into_iter()), expected, "at {cut}: {:?}", String::from_utf8_lossy(input));
+            assert_eq!(
+                framed([&input[..cut], &input[cut..]].into_iter()),
+                expected,
+                "at {cut}: {:?}",
+                String::from_utf8_lossy(input)
+            );
         }
     }
 }
@@ -397,20 +447,42 @@ fn sizes_around_the_limit() {
 
 #[test]
 fn the_rules_of_the_contract() {
-    assert_eq!(values("{\"a\":1}{\"b\":2} {\"c\":3}\n"), ["{\"a\":1}", "{\"b\":2}", "{\"c\":3}"]);
+    assert_eq!(
+        values("{\"a\":1}{\"b\":2} {\"c\":3}\n"),
+        ["{\"a\":1}", "{\"b\":2}", "{\"c\":3}"]
+    );
     assert_eq!(values("{\n\"a\":\r\n1}\r\n{}"), ["{\n\"a\":\r\n1}", "{}"]);
     // One error for everything up to a line that begins with a bracket.
-    assert_eq!(values("hello\nworld\n  {}\n{\"a\":1}\n"), ["Syntax { line: 1 }", "{\"a\":1}"]);
+    assert_eq!(
+        values("hello\nworld\n  {}\n{\"a\":1}\n"),
+        ["Syntax { line: 1 }", "{\"a\":1}"]
+    );
     // The rest of the line is lost with the error, the next line is not.
-    assert_eq!(values("{\"a\":1} x {\"b\":2}\n{\"c\":3}\n"), ["{\"a\":1}", "Syntax { line: 1 }", "{\"c\":3}"]);
+    assert_eq!(
+        values("{\"a\":1} x {\"b\":2}\n{\"c\":3}\n"),
+        ["{\"a\":1}", "Syntax { line: 1 }", "{\"c\":3}"]
+    );
     // A request that was never closed does not take the next one with it.
-    assert_eq!(values("{\"a\":1\n{\"b\":2}\n"), ["Syntax { line: 2 }", "{\"b\":2}"]);
-    assert_eq!(values("{\"a\":\"x\n{\"b\":2}\n"), ["Syntax { line: 1 }", "{\"b\":2}"]);
+    assert_eq!(
+        values("{\"a\":1\n{\"b\":2}\n"),
+        ["Syntax { line: 2 }", "{\"b\":2}"]
+    );
+    assert_eq!(
+        values("{\"a\":\"x\n{\"b\":2}\n"),
+        ["Syntax { line: 1 }", "{\"b\":2}"]
+    );
     assert_eq!(values("{\"a\":"), ["Incomplete"]);
-    assert_eq!(values("{\"a\":1}\nGET / HTTP/1.1\r\n\r\n{}"), ["{\"a\":1}", "Http"]);
+    assert_eq!(
+        values("{\"a\":1}\nGET / HTTP/1.1\r\n\r\n{}"),
+        ["{\"a\":1}", "Http"]
+    );
     let large = format!("{{\"a\":\"{}\"}}\n{{\"b\":2}}\n", "x".repeat(MAX));
     assert_eq!(values(&large), ["TooLarge", "{\"b\":2}"]);
-    let deep = format!("{}{}\n{{\"b\":2}}\n", "[".repeat(DEPTH + 1), "]".repeat(DEPTH + 1));
+    let deep = format!(
+        "{}{}\n{{\"b\":2}}\n",
+        "[".repeat(DEPTH + 1),
+        "]".repeat(DEPTH + 1)
+    );
     assert_eq!(values(&deep), ["TooDeep", "{\"b\":2}"]);
 }
 
@@ -419,7 +491,9 @@ fn errors_say_where_and_why_but_not_what() {
     let mut framer = Framer::new(MAX, DEPTH);
     framer.push(b"{}\n{\"password\":\"hunter2\" \"x\"}\n");
     assert!(matches!(framer.next(), Some(Frame::Value(_))));
-    let Some(Frame::SyntaxError(error)) = framer.next() else { panic!("no error") };
+    let Some(Frame::SyntaxError(error)) = framer.next() else {
+        panic!("no error")
+    };
     assert_eq!(error.to_string(), "line 2: expected `,` or `}`");
 }
 
@@ -447,9 +521,44 @@ fn time_is_linear_in_the_input() {
 
 fn json_like() -> impl Strategy<Value = Vec<u8>> {
     let pieces = prop::sample::select(vec![
-        "{", "}", "[", "]", ",", ":", "\"", "\"a\"", "\"a\":", "1", "-0.5e3", "0", "true", "false", "null", " ", "\n", "\r\n",
-        "\t", "{}", "[]", "{\"a\":1}", "[1,2]", "{\"a\":{\"b\":[null]}}", "\\", "\\u00e9", "\\ud83d", "é", "中", "😀", "GET ", "G",
-        "POST / HTTP/1.1\r\n", "x", "[[[[[[[[[", "{\"a\":[", "\u{0}", "\"long string that fills the message up to its limit\"",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "\"a\"",
+        "\"a\":",
+        "1",
+        "-0.5e3",
+        "0",
+        "true",
+        "false",
+        "null",
+        " ",
+        "\n",
+        "\r\n",
+        "\t",
+        "{}",
+        "[]",
+        "{\"a\":1}",
+        "[1,2]",
+        "{\"a\":{\"b\":[null]}}",
+        "\\",
+        "\\u00e9",
+        "\\ud83d",
+        "é",
+        "中",
+        "😀",
+        "GET ",
+        "G",
+        "POST / HTTP/1.1\r\n",
+        "x",
+        "[[[[[[[[[",
+        "{\"a\":[",
+        "\u{0}",
+        "\"long string that fills the message up to its limit\"",
         "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"a\"}\n",
     ]);
     prop::collection::vec(

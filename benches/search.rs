@@ -1,0 +1,157 @@
+//! The store alone, without embedder and socket: vector, keyword and hybrid search and single commits over
+//! 10,000 rows of random vectors. For comparing build profiles and settings.
+//!
+//! `cargo bench --bench search [-- ROWS]`, and with `--profile dist` for the shipped one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
+use ccod_actors::store::rows::EmbeddedPassage;
+use ccod_actors::store::search::search;
+use ccod_actors::store::view::SearchRequest;
+use ccod_actors::store::maintenance::next_step;
+use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, WriteAccess};
+use ccod_actors::writer::PreparedItem;
+use ccod_actors::writer::commit::commit_group;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const ROWS: usize = 10_000;
+const DIMENSIONS: usize = 384;
+const WORDS: [&str; 24] = [
+    "alpha", "bravo", "cache", "delta", "engine", "filter", "gamma", "handler", "index", "journal", "kernel",
+    "lambda", "module", "network", "object", "parser", "queue", "router", "socket", "token", "update", "vector",
+    "worker", "yield",
+];
+
+fn item(random: &mut StdRng, number: usize) -> PreparedItem {
+    let words: Vec<&str> = (0..30).map(|_| WORDS[random.random_range(0..WORDS.len())]).collect();
+    let text = format!("{} item{number}", words.join(" "));
+    let vector: Vec<f32> = (0..DIMENSIONS).map(|_| random.random_range(-1.0..1.0)).collect();
+    let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let item = NewItem {
+        text: text.clone(),
+        kind: KnowledgeKind::General,
+        agent: Some(format!("agent{}", number % 5)),
+        session_id: None,
+        metadata: serde_json::Map::new(),
+        id: None,
+        idempotency_key: None,
+        on_duplicate: OnDuplicate::Store,
+        timestamp: now_ms(),
+    };
+    PreparedItem {
+        content_hash: item.content_hash(),
+        item,
+        passages: vec![EmbeddedPassage {
+            start: 0,
+            end: text.chars().count(),
+            text,
+            vector: vector.iter().map(|x| x / norm).collect::<Vec<f32>>().into(),
+        }],
+    }
+}
+
+async fn commit(access: &WriteAccess, project: &ProjectName, items: &[PreparedItem]) {
+    let known = access.project(project).unwrap();
+    let mut guard = access.lock(&known, true).await.unwrap();
+    commit_group(guard.table().unwrap(), items).await.unwrap();
+    guard.publish().await.unwrap();
+}
+
+async fn upkeep(access: &WriteAccess, project: &ProjectName) -> usize {
+    let known = access.project(project).unwrap();
+    let mut guard = access.lock(&known, false).await.unwrap();
+    let mut steps = 0;
+    loop {
+        let table = guard.table().unwrap();
+        let debt = table.debt().await.unwrap();
+        let Some(step) = next_step(&debt) else { break };
+        let begun = Instant::now();
+        table.maintain(step).await.unwrap();
+        println!("  {step:?}: {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
+        guard.publish().await.unwrap();
+        steps += 1;
+    }
+    steps
+}
+
+fn report(name: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+    println!("{name:44} p50 {:8.3} ms  p99 {:8.3} ms  ({} runs)", at(0.5), at(0.99), times.len());
+}
+
+#[tokio::main]
+async fn main() {
+    let rows = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(ROWS);
+    println!("profile: {}", if cfg!(debug_assertions) { "dev" } else { "release/dist" });
+    println!("rows: {rows}, dimensions: {DIMENSIONS}");
+    let mut random = StdRng::seed_from_u64(7);
+    let home = tempfile::tempdir().unwrap();
+    for durability in [Durability::Full, Durability::Fast] {
+        let config = StoreConfig {
+            knowledge_dir: home.path().join(durability.as_str()),
+            durability,
+            index_cache_bytes: 64 << 20,
+            metadata_cache_bytes: 64 << 20,
+            model: ModelIdentity {
+                name: "random@0".to_owned(),
+                dimensions: DIMENSIONS,
+            },
+        };
+        let (store, access) = Store::open(config).unwrap();
+        let project = ProjectName::default();
+
+        let mut times = Vec::new();
+        for number in 0..200 {
+            let one = [item(&mut random, number)];
+            let begun = Instant::now();
+            commit(&access, &project, &one).await;
+            times.push(begun.elapsed());
+        }
+        report(&format!("single commit, durability {}", durability.as_str()), times);
+        if durability == Durability::Fast {
+            continue;
+        }
+        println!("upkeep after 200 single commits: {} steps", upkeep(&access, &project).await);
+        for start in (200..rows).step_by(1_000) {
+            let items: Vec<PreparedItem> = (start..(start + 1_000).min(rows)).map(|n| item(&mut random, n)).collect();
+            commit(&access, &project, &items).await;
+        }
+        let views = vec![store.view(&project).await.unwrap().unwrap()];
+        println!("before upkeep: {} fragments", views[0].fragments());
+        searches(&views, &mut random, "unindexed rows").await;
+        drop(views);
+        println!("upkeep: {} steps", upkeep(&access, &project).await);
+        let views = vec![store.view(&project).await.unwrap().unwrap()];
+        println!("after upkeep: {} fragments", views[0].fragments());
+        searches(&views, &mut random, "after upkeep").await;
+    }
+}
+
+async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], random: &mut StdRng, state: &str) {
+    for mode in [SearchMode::Vector, SearchMode::Text, SearchMode::Hybrid] {
+        let mut times = Vec::new();
+        for number in 0..150 {
+            let probe = item(random, number);
+            let request = SearchRequest {
+                query: format!("{} {}", WORDS[number % WORDS.len()], WORDS[(number * 7 + 3) % WORDS.len()]),
+                vector: (mode != SearchMode::Text).then(|| Arc::clone(&probe.passages[0].vector)),
+                mode,
+                filter: ItemFilter::default(),
+                limit: 10,
+                offset: 0,
+                threshold: None,
+                min_similarity: -1.0,
+                at: None,
+            };
+            let begun = Instant::now();
+            let found = search(views, &request, "random@0").await.unwrap();
+            times.push(begun.elapsed());
+            assert_eq!(found.hits.len(), 10);
+        }
+        report(&format!("search {}, {state}", mode.as_str()), times);
+    }
+}

@@ -1,0 +1,342 @@
+//! Accepts connections until told to stop, and then sees everything through that was accepted.
+
+use interprocess::local_socket::traits::tokio::Listener as _;
+use interprocess::os::unix::uds_local_socket::tokio::{Listener, Stream};
+use jsonrpsee::Methods;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection;
+use crate::context::ConnectionId;
+use crate::dispatch::Shared;
+use crate::endpoint::{BoundSocket, EndpointName};
+use crate::error::WireError;
+use crate::limits::{Limits, ServerStats, add};
+use crate::peer::{PeerIdentity, PeerPolicy};
+use crate::rate::RateLimiter;
+
+/// The first wait after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`]. Such failures (no more
+/// descriptors) pass by themselves, and trying again at once would only burn the processor.
+const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// The longest wait after a failed accept.
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Refused clients that are given time to read why; further ones are closed at once.
+const MAX_REFUSALS: usize = 64;
+
+/// How serving ended.
+#[derive(Debug, Default)]
+pub struct ServeReport {
+    /// Connections that were accepted.
+    pub connections: u64,
+    /// Requests that wanted an answer.
+    pub requests: u64,
+    /// Connections that were cut off because they did not finish within the grace period.
+    pub cut_off: usize,
+    /// Why it could not begin; none if it did.
+    pub error: Option<io::Error>,
+}
+
+impl ServeReport {
+    /// Whether everything that was accepted was seen through.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.cut_off == 0 && self.error.is_none()
+    }
+}
+
+/// Serves `methods` on `listener` with `limits` until `shutdown` is cancelled. See [`Server`].
+pub async fn serve(
+    listener: BoundSocket,
+    methods: Methods,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> ServeReport {
+    Server::new(methods)
+        .limits(limits)
+        .serve(listener, shutdown)
+        .await
+}
+
+/// A server before it serves.
+#[derive(Debug)]
+pub struct Server {
+    methods: Methods,
+    limits: Limits,
+    policy: Option<PeerPolicy>,
+    stats: Arc<ServerStats>,
+}
+
+impl Server {
+    /// A server of these methods with the default limits.
+    #[must_use]
+    pub fn new(methods: impl Into<Methods>) -> Self {
+        Self {
+            methods: methods.into(),
+            limits: Limits::default(),
+            policy: None,
+            stats: Arc::default(),
+        }
+    }
+
+    /// Sets the limits.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Serves other users than the socket's own policy says.
+    #[must_use]
+    pub fn policy(mut self, policy: PeerPolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// Counts into `stats`, which the caller may read at any time.
+    #[must_use]
+    pub fn stats(mut self, stats: Arc<ServerStats>) -> Self {
+        self.stats = stats;
+        self
+    }
+
+    /// Serves until `shutdown` is cancelled. Then it stops accepting and removes the socket's name,
+    /// connections stop reading, accepted calls finish, their answers are flushed; what is not done after
+    /// [`Limits::shutdown_grace_ms`] is cut off.
+    pub async fn serve(self, socket: BoundSocket, shutdown: CancellationToken) -> ServeReport {
+        let Self {
+            methods,
+            limits,
+            policy,
+            stats,
+        } = self;
+        let (listener, name) = socket.into_parts();
+        let listener = match Listener::try_from(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return ServeReport {
+                    error: Some(error),
+                    ..ServeReport::default()
+                };
+            }
+        };
+        let shared = Arc::new(Shared {
+            in_flight: Arc::new(Semaphore::new(limits.max_in_flight)),
+            rate: RateLimiter::new(&limits),
+            detached: TaskTracker::new(),
+            shutdown: shutdown.clone(),
+            stats,
+            methods,
+            limits,
+        });
+        let mut door = Door {
+            policy: policy.unwrap_or_else(|| name.policy.clone()),
+            places: Arc::new(Semaphore::new(shared.limits.max_connections)),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            connections: JoinSet::new(),
+            next: 1,
+            shared: Arc::clone(&shared),
+        };
+        let name = door.accept(listener, name, &shutdown).await;
+        // New clients must not find a name behind which nobody listens.
+        drop(name);
+        door.finish().await
+    }
+}
+
+/// Lets clients in.
+struct Door {
+    shared: Arc<Shared>,
+    policy: PeerPolicy,
+    places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    next: u64,
+}
+
+impl Door {
+    async fn accept(
+        &mut self,
+        mut listener: Listener,
+        mut name: EndpointName,
+        shutdown: &CancellationToken,
+    ) -> EndpointName {
+        let mut look =
+            tokio::time::interval(Duration::from_millis(self.shared.limits.socket_check_ms));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut backoff = ACCEPT_BACKOFF_MIN;
+        let mut lost = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return name,
+                _ = self.connections.join_next(), if !self.connections.is_empty() => {}
+                _ = look.tick() => {
+                    if let Some(rate) = &self.shared.rate {
+                        rate.forget_idle();
+                    }
+                    if let Some((again, renamed)) = bind_again(&name, &mut lost) {
+                        // Those who connected before the name was gone still wait on the old listener.
+                        while let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) {
+                            self.admit(stream);
+                        }
+                        self.shared.stats.rebinds.fetch_add(1, Ordering::Relaxed);
+                        (listener, name) = (again, renamed);
+                    }
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok(stream) => {
+                        backoff = ACCEPT_BACKOFF_MIN;
+                        self.admit(stream);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, wait_ms = backoff.as_millis(), "a connection could not be accepted");
+                        tokio::select! {
+                            () = shutdown.cancelled() => return name,
+                            () = tokio::time::sleep(backoff) => {}
+                        }
+                        backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+                    }
+                },
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: Stream) {
+        let stats = Arc::clone(&self.shared.stats);
+        add(&stats.connections_total, 1);
+        let id = ConnectionId(self.next);
+        self.next += 1;
+        let peer = match PeerIdentity::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::warn!(%error, "a client was refused: the kernel does not say who it is");
+                return self.refuse(stream.into(), WireError::forbidden(None));
+            }
+        };
+        if let Err(refusal) = self.policy.check(&peer) {
+            tracing::warn!(
+                uid = peer.uid,
+                pid = peer.pid,
+                "a client was refused: its user is not allowed"
+            );
+            return self.refuse(stream.into(), refusal);
+        }
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let limit = self.shared.limits.max_connections;
+            tracing::warn!(
+                uid = peer.uid,
+                pid = peer.pid,
+                limit,
+                "a client was refused: too many connections"
+            );
+            let retry = self.shared.limits.busy_retry_after_ms;
+            return self.refuse(
+                stream.into(),
+                WireError::busy(format!("{limit} connections are open already"), retry),
+            );
+        };
+        let shared = Arc::clone(&self.shared);
+        stats.connections_open.fetch_add(1, Ordering::Relaxed);
+        let open = OpenConnection(stats);
+        self.connections.spawn(async move {
+            connection::serve(shared, stream.into(), peer, id).await;
+            drop((place, open));
+        });
+    }
+
+    fn refuse(&mut self, stream: UnixStream, error: WireError) {
+        let stats = &self.shared.stats;
+        add(&stats.connections_refused, 1);
+        stats.errors.add(error.code);
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+            return;
+        };
+        let shutdown = self.shared.shutdown.clone();
+        self.connections.spawn(async move {
+            connection::refuse(stream, error, shutdown).await;
+            drop(permit);
+        });
+    }
+
+    async fn finish(mut self) -> ServeReport {
+        let grace = Instant::now() + Duration::from_millis(self.shared.limits.shutdown_grace_ms);
+        self.shared.detached.close();
+        while !self.connections.is_empty() {
+            if tokio::time::timeout_at(grace, self.connections.join_next())
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        let left = tokio::time::timeout_at(grace, self.shared.detached.wait()).await;
+        let cut_off = self.connections.len()
+            + if left.is_err() {
+                self.shared.detached.len()
+            } else {
+                0
+            };
+        if cut_off > 0 {
+            tracing::warn!(
+                cut_off,
+                "connections and notifications were cut off at the end"
+            );
+        }
+        self.connections.shutdown().await;
+        let seen = self.shared.stats.snapshot();
+        ServeReport {
+            connections: seen.connections_total,
+            requests: seen.requests,
+            cut_off,
+            error: None,
+        }
+    }
+}
+
+/// Counts a connection as open.
+struct OpenConnection(Arc<ServerStats>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections_open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Binds the socket again if its name is gone. `lost` remembers that it was said.
+fn bind_again(name: &EndpointName, lost: &mut bool) -> Option<(Listener, EndpointName)> {
+    if name.is_ours() {
+        *lost = false;
+        return None;
+    }
+    let path = name.path()?.display();
+    let bound = name
+        .rebind()
+        .map_err(|error| error.to_string())
+        .and_then(|socket| {
+            let (listener, renamed) = socket.into_parts();
+            let listener = Listener::try_from(listener).map_err(|error| error.to_string())?;
+            Ok((listener, renamed))
+        });
+    match bound {
+        Ok(bound) => {
+            tracing::warn!(%path, "the socket file was gone and has been bound again");
+            *lost = false;
+            Some(bound)
+        }
+        Err(error) => {
+            if !*lost {
+                tracing::error!(%path, error, "the socket file is gone and cannot be bound again; trying on");
+            }
+            *lost = true;
+            None
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The wire over real sockets: what clients of every kind send, and what they get.
+//!
+//! No test here measures time. Waits have a generous end ([`wire::support::within`]) that only turns a hang
+//! into a failure.
+
+mod wire {
+    mod client;
+    mod endpoint;
+    mod framing;
+    mod limits;
+    mod requests;
+    mod shutdown;
+    mod support;
+    mod tree;
+}

@@ -1,0 +1,304 @@
+//! `knowledge.subscribe`: the change feed.
+//!
+//! A subscription pulls: it waits until some view is published, asks the readers what changed after its
+//! cursor, and puts the changes into the connection's bounded queue. So nothing is buffered for a slow
+//! subscriber, the writer never waits for one, and the replay after a restart is the same thing as the live
+//! feed. A subscriber that does not read for [`LAG_PATIENCE`] gets one `lagged` with the cursor to resume from,
+//! and its subscription ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ccod_actors::deadline::Deadline;
+use ccod_actors::domain::{ProjectName, format_time, hex};
+use ccod_actors::error::KnowledgeError;
+use ccod_actors::store::changes::{Change, ChangeKind};
+use ccod_protocol::api::{self, ChangeOp, ChangedNotification, KNOWLEDGE_CHANGED};
+use ccod_protocol::context::{Notifier, NotifyError};
+use ccod_protocol::error::WireError;
+use tokio_util::sync::CancellationToken;
+
+use super::admin::HEALTH_PROJECT;
+use super::{App, Call, convert, wire_error};
+
+/// How long a full queue is waited for before the subscriber counts as lagging.
+const LAG_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between tries to put a change into a full queue.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+/// Time for one query of changes.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a query that failed for a passing reason.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where a feed stands: the newest commit that was sent, of each project.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Cursor(BTreeMap<String, i64>);
+
+impl Cursor {
+    /// Opaque to callers: hexadecimal of `<project>/<commit>` lines.
+    fn encode(&self) -> String {
+        let plain: Vec<String> = self.0.iter().map(|(project, commit)| format!("{project}/{commit}")).collect();
+        hex(plain.join("\n").as_bytes())
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let bytes: Vec<u8> = text
+            .as_bytes()
+            .chunks(2)
+            .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
+            .collect::<Option<_>>()?;
+        let plain = String::from_utf8(bytes).ok()?;
+        plain
+            .lines()
+            .map(|line| {
+                let (project, commit) = line.split_once('/')?;
+                Some((project.to_owned(), commit.parse().ok()?))
+            })
+            .collect::<Option<_>>()
+            .map(Self)
+    }
+
+    fn of(&self, project: &ProjectName) -> i64 {
+        self.0.get(project.as_str()).copied().unwrap_or(0)
+    }
+
+    fn advance(&mut self, project: &ProjectName, commit: i64) {
+        self.0.insert(project.to_string(), commit);
+    }
+}
+
+/// One project, or all of them.
+#[derive(Clone, Debug)]
+enum Scope {
+    One(ProjectName),
+    Every,
+}
+
+impl Scope {
+    fn projects(&self, app: &App) -> Vec<ProjectName> {
+        match self {
+            Self::One(project) => vec![project.clone()],
+            Self::Every => app
+                .store
+                .projects()
+                .iter()
+                .map(|project| project.name().clone())
+                .filter(|name| name.as_str() != HEALTH_PROJECT)
+                .collect(),
+        }
+    }
+}
+
+/// Starts a feed on the caller's connection.
+pub(crate) async fn subscribe(
+    app: Arc<App>,
+    call: Call<api::Subscribe>,
+) -> Result<api::SubscribeResult, WireError> {
+    let scope = if call.every_project { Scope::Every } else { Scope::One(call.project()) };
+    // Taken before the present is looked at, so that nothing falls between the two.
+    let publications = app.store.publications();
+    let mut cursor = Cursor::default();
+    match &call.params.cursor {
+        Some(text) => {
+            cursor = Cursor::decode(text).ok_or_else(|| {
+                WireError::invalid_params("cursor", "`cursor` must be one that a feed has given; leave it out to begin now")
+            })?;
+        }
+        None => {
+            for project in scope.projects(&app) {
+                if let Some(view) = app.store.view(&project).await.map_err(wire_error)? {
+                    cursor.advance(&project, view.sequence());
+                }
+            }
+        }
+    }
+    let (subscription, ended) = call.context.subscriptions.open()?;
+    let result = api::SubscribeResult {
+        subscription: subscription.clone(),
+        cursor: cursor.encode(),
+    };
+    let feed = Feed {
+        app: Arc::clone(&app),
+        scope,
+        cursor,
+        with_text: call.params.with_text,
+        subscription,
+        notifier: call.context.notifier.clone(),
+        ended,
+    };
+    let subscriptions = call.context.subscriptions.clone();
+    tokio::spawn(async move {
+        let subscription = feed.subscription.clone();
+        feed.run(publications).await;
+        // Already gone where the subscriber ended it.
+        let _was_open = subscriptions.close(&subscription);
+    });
+    Ok(result)
+}
+
+/// Ends a feed.
+pub(crate) async fn unsubscribe(_app: Arc<App>, call: Call<api::Unsubscribe>) -> Result<bool, WireError> {
+    if call.context.subscriptions.close(&call.params.subscription) {
+        Ok(true)
+    } else {
+        Err(WireError::invalid_params(
+            "subscription",
+            "`subscription` must be one of this connection that has not ended",
+        ))
+    }
+}
+
+struct Feed {
+    app: Arc<App>,
+    scope: Scope,
+    cursor: Cursor,
+    with_text: bool,
+    subscription: String,
+    notifier: Notifier,
+    ended: CancellationToken,
+}
+
+/// Why a feed ends.
+enum End {
+    /// The subscriber left or unsubscribed.
+    Gone,
+    /// It does not read, or the cursor is of another history.
+    Lagged { resync: bool },
+}
+
+impl Feed {
+    async fn run(mut self, mut publications: tokio::sync::watch::Receiver<u64>) {
+        let ended = self.ended.clone();
+        let work = async {
+            loop {
+                publications.borrow_and_update();
+                self.catch_up().await?;
+                if publications.changed().await.is_err() {
+                    return Err::<(), End>(End::Gone); // The store is gone: the daemon stops.
+                }
+            }
+        };
+        let end = tokio::select! {
+            () = ended.cancelled() => return,
+            result = work => result.err().unwrap_or(End::Gone),
+        };
+        if let End::Lagged { resync } = end {
+            let change = api::Change {
+                cursor: self.cursor.encode(),
+                op: ChangeOp::Lagged,
+                id: None,
+                project_id: None,
+                knowledge_type: None,
+                agent: None,
+                text: None,
+                version: None,
+                timestamp: None,
+                resync,
+            };
+            tokio::select! {
+                () = ended.cancelled() => {}
+                _ = self.send(change, None) => {}
+            }
+        }
+    }
+
+    /// Sends everything up to the present of each project.
+    async fn catch_up(&mut self) -> Result<(), End> {
+        for project in self.scope.projects(&self.app) {
+            loop {
+                let after = self.cursor.of(&project);
+                let readers = self.app.routes().readers;
+                let page = match readers.changes(project.clone(), after, Deadline::after(QUERY_TIMEOUT)).await {
+                    Ok(page) => page,
+                    // Shown by `projects`, and without changes until it is migrated.
+                    Err(KnowledgeError::NeedsMigration { .. }) => break,
+                    Err(error) => {
+                        tracing::debug!(%project, %error, "the feed tries again");
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                        continue;
+                    }
+                };
+                if after > page.newest {
+                    // The cursor knows more than the project: it is of another history (restored, made anew).
+                    self.cursor.advance(&project, page.newest);
+                    return Err(End::Lagged { resync: true });
+                }
+                let mut changes = page.changes.into_iter().peekable();
+                while let Some(change) = changes.next() {
+                    // A commit is passed when its last change is sent: resuming repeats, it never leaves out.
+                    if changes.peek().is_none_or(|next| next.sequence > change.sequence) {
+                        self.cursor.advance(&project, change.sequence);
+                    }
+                    let change = self.wire_change(&project, change);
+                    self.send(change, Some(LAG_PATIENCE)).await?;
+                }
+                self.cursor.advance(&project, page.until.max(after));
+                if page.until >= page.newest {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wire_change(&self, project: &ProjectName, change: Change) -> api::Change {
+        api::Change {
+            cursor: self.cursor.encode(),
+            op: match change.kind {
+                ChangeKind::Store => ChangeOp::Store,
+                ChangeKind::Update => ChangeOp::Update,
+                ChangeKind::Delete => ChangeOp::Delete,
+            },
+            id: Some(change.item.id),
+            project_id: Some(project.to_string()),
+            knowledge_type: Some(convert::knowledge_type(&change.item.kind)),
+            agent: change.item.agent,
+            text: (self.with_text && change.kind != ChangeKind::Delete).then_some(change.item.text),
+            version: Some(convert::version(change.sequence)),
+            timestamp: Some(format_time(change.item.updated_at)),
+            resync: false,
+        }
+    }
+
+    /// Puts a change into the connection's queue; waits for room for as long as `patience` lasts.
+    async fn send(&self, change: api::Change, patience: Option<Duration>) -> Result<(), End> {
+        let notification = ChangedNotification {
+            subscription: self.subscription.clone(),
+            result: change,
+        };
+        let begun = Instant::now();
+        loop {
+            match self.notifier.notify(KNOWLEDGE_CHANGED, &notification) {
+                Ok(()) => return Ok(()),
+                Err(NotifyError::Closed) => return Err(End::Gone),
+                Err(NotifyError::Unwritable) => {
+                    tracing::warn!(subscription = self.subscription, "a change is over the response limit and was left out");
+                    return Ok(());
+                }
+                Err(NotifyError::Full) if patience.is_some_and(|patience| begun.elapsed() > patience) => {
+                    return Err(End::Lagged { resync: false });
+                }
+                Err(NotifyError::Full) => tokio::time::sleep(FULL_PAUSE).await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_survive_the_wire() {
+        let mut cursor = Cursor::default();
+        assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor.clone()));
+        for (project, commit) in [("default", 7), ("a.b-c_d", i64::MAX)] {
+            cursor.advance(&ProjectName::parse(project, "project_id").unwrap(), commit);
+        }
+        assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
+        for bad in ["zz", "616", "ä", "6161"] {
+            assert_eq!(Cursor::decode(bad), None, "{bad}");
+        }
+    }
+}
