@@ -11,14 +11,21 @@ use ccod_actors::embedder::tokenize::TokenizedText;
 const MEASURE: Duration = Duration::from_secs(5);
 
 fn main() {
-    println!("profile: {}", if cfg!(debug_assertions) { "dev" } else { "release/dist" });
+    println!(
+        "profile: {}",
+        if cfg!(debug_assertions) { "dev" } else { "release/dist" }
+    );
     println!("cores: {}", std::thread::available_parallelism().map_or(0, usize::from));
     let begun = Instant::now();
     let model = ModelCell::bundled().unwrap();
     let tokenizer = model.tokenizer().unwrap();
     println!("tokenizer: {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
     let mut engine = model.build_engine().unwrap();
-    println!("model {} loaded in {:?}", model.identity(), model.load_time().unwrap_or_default());
+    println!(
+        "model {} loaded in {:?}",
+        model.identity(),
+        model.load_time().unwrap_or_default()
+    );
 
     let sentence = "The billing service retries a failed charge three times with exponential backoff before it gives up and tells the operator about it in the audit log of the day. ";
     for (name, repeats) in [("about 40 tokens", 1), ("256 tokens", 12)] {

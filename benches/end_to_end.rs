@@ -24,9 +24,28 @@ const CLIENTS: [usize; 3] = [1, 16, 64];
 
 /// Sentences of about 40 tokens that differ from each other.
 fn fact(number: usize) -> String {
-    const SUBJECTS: [&str; 8] = ["billing", "search", "login", "export", "deployment", "metrics", "billing API", "cache"];
-    const VERBS: [&str; 7] = ["retries", "rejects", "queues", "encrypts", "logs", "compresses", "validates"];
-    const OBJECTS: [&str; 9] = ["requests", "events", "sessions", "uploads", "records", "tokens", "backups", "jobs", "webhooks"];
+    const SUBJECTS: [&str; 8] = [
+        "billing",
+        "search",
+        "login",
+        "export",
+        "deployment",
+        "metrics",
+        "billing API",
+        "cache",
+    ];
+    const VERBS: [&str; 7] = [
+        "retries",
+        "rejects",
+        "queues",
+        "encrypts",
+        "logs",
+        "compresses",
+        "validates",
+    ];
+    const OBJECTS: [&str; 9] = [
+        "requests", "events", "sessions", "uploads", "records", "tokens", "backups", "jobs", "webhooks",
+    ];
     const REASONS: [&str; 5] = [
         "because the previous release lost data under load",
         "so that an operator can replay them after an outage",
@@ -47,22 +66,37 @@ fn fact(number: usize) -> String {
 }
 
 fn main() {
-    let items = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(ITEMS);
-    println!("profile: {}", if cfg!(debug_assertions) { "dev" } else { "release/dist" });
+    let items = std::env::args()
+        .skip(1)
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(ITEMS);
+    println!(
+        "profile: {}",
+        if cfg!(debug_assertions) { "dev" } else { "release/dist" }
+    );
     println!("cores: {}", std::thread::available_parallelism().map_or(0, usize::from));
     let daemon = Daemon::start();
     let status = daemon.call("admin.status", json!({}));
-    println!("durability: {}, model: {}", status["durability"], status["model"]["name"]);
+    println!(
+        "durability: {}, model: {}",
+        status["durability"], status["model"]["name"]
+    );
 
     let begun = Instant::now();
     let mut connection = daemon.connect();
     for start in (0..items).step_by(500) {
-        let batch: Vec<Value> = (start..(start + 500).min(items)).map(|n| json!({"text": fact(n)})).collect();
+        let batch: Vec<Value> = (start..(start + 500).min(items))
+            .map(|n| json!({"text": fact(n)}))
+            .collect();
         let stored = connection.call("knowledge.store_batch", json!({"items": batch}));
         assert_eq!(stored["failed"], 0);
     }
     let took = begun.elapsed();
-    println!("load: {items} items in {:.1} s ({:.0} items/s, batches of 500)", took.as_secs_f64(), items as f64 / took.as_secs_f64());
+    println!(
+        "load: {items} items in {:.1} s ({:.0} items/s, batches of 500)",
+        took.as_secs_f64(),
+        items as f64 / took.as_secs_f64()
+    );
 
     let counter = AtomicU64::new(0);
     for (name, params) in [
@@ -73,7 +107,10 @@ fn main() {
         for clients in CLIENTS {
             let histogram = measure(&daemon.home.socket(), clients, |connection| {
                 let number = counter.fetch_add(1, Ordering::Relaxed) as usize;
-                let query = format!("why does {} handle request {number}", ["billing", "login", "export", "cache"][number % 4]);
+                let query = format!(
+                    "why does {} handle request {number}",
+                    ["billing", "login", "export", "cache"][number % 4]
+                );
                 let found = connection.call("knowledge.search", json!({"query": query, "mode": params}));
                 assert!(found["count"].as_u64().is_some());
             });
@@ -90,14 +127,20 @@ fn main() {
         let commits = daemon.status_number("/actors/writer/counters/commits");
         let histogram = measure(&daemon.home.socket(), clients, |connection| {
             let number = counter.fetch_add(1, Ordering::Relaxed) as usize;
-            connection.call("knowledge.store", json!({"text": fact(1_000_000 + number), "project_id": "stores"}));
+            connection.call(
+                "knowledge.store",
+                json!({"text": fact(1_000_000 + number), "project_id": "stores"}),
+            );
         });
         report("store single", clients, &histogram);
         let commits = daemon.status_number("/actors/writer/counters/commits") - commits;
         println!("    versions per item: {:.3}", commits as f64 / histogram.len() as f64);
     }
     let status = daemon.call("admin.status", json!({}));
-    println!("rss: {} MiB", status["memory"]["rss_bytes"].as_u64().unwrap_or(0) / 1024 / 1024);
+    println!(
+        "rss: {} MiB",
+        status["memory"]["rss_bytes"].as_u64().unwrap_or(0) / 1024 / 1024
+    );
     println!("projects: {}", status["projects"]);
 }
 

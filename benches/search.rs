@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
+use ccod_actors::store::maintenance::next_step;
 use ccod_actors::store::rows::EmbeddedPassage;
 use ccod_actors::store::search::search;
 use ccod_actors::store::view::SearchRequest;
-use ccod_actors::store::maintenance::next_step;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, WriteAccess};
 use ccod_actors::writer::PreparedItem;
 use ccod_actors::writer::commit::commit_group;
@@ -20,9 +20,9 @@ use rand::{Rng, SeedableRng};
 const ROWS: usize = 10_000;
 const DIMENSIONS: usize = 384;
 const WORDS: [&str; 24] = [
-    "alpha", "bravo", "cache", "delta", "engine", "filter", "gamma", "handler", "index", "journal", "kernel",
-    "lambda", "module", "network", "object", "parser", "queue", "router", "socket", "token", "update", "vector",
-    "worker", "yield",
+    "alpha", "bravo", "cache", "delta", "engine", "filter", "gamma", "handler", "index", "journal", "kernel", "lambda",
+    "module", "network", "object", "parser", "queue", "router", "socket", "token", "update", "vector", "worker",
+    "yield",
 ];
 
 fn item(random: &mut StdRng, number: usize) -> PreparedItem {
@@ -80,13 +80,24 @@ async fn upkeep(access: &WriteAccess, project: &ProjectName) -> usize {
 fn report(name: &str, mut times: Vec<Duration>) {
     times.sort();
     let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-    println!("{name:44} p50 {:8.3} ms  p99 {:8.3} ms  ({} runs)", at(0.5), at(0.99), times.len());
+    println!(
+        "{name:44} p50 {:8.3} ms  p99 {:8.3} ms  ({} runs)",
+        at(0.5),
+        at(0.99),
+        times.len()
+    );
 }
 
 #[tokio::main]
 async fn main() {
-    let rows = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(ROWS);
-    println!("profile: {}", if cfg!(debug_assertions) { "dev" } else { "release/dist" });
+    let rows = std::env::args()
+        .skip(1)
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(ROWS);
+    println!(
+        "profile: {}",
+        if cfg!(debug_assertions) { "dev" } else { "release/dist" }
+    );
     println!("rows: {rows}, dimensions: {DIMENSIONS}");
     let mut random = StdRng::seed_from_u64(7);
     let home = tempfile::tempdir().unwrap();
@@ -115,9 +126,14 @@ async fn main() {
         if durability == Durability::Fast {
             continue;
         }
-        println!("upkeep after 200 single commits: {} steps", upkeep(&access, &project).await);
+        println!(
+            "upkeep after 200 single commits: {} steps",
+            upkeep(&access, &project).await
+        );
         for start in (200..rows).step_by(1_000) {
-            let items: Vec<PreparedItem> = (start..(start + 1_000).min(rows)).map(|n| item(&mut random, n)).collect();
+            let items: Vec<PreparedItem> = (start..(start + 1_000).min(rows))
+                .map(|n| item(&mut random, n))
+                .collect();
             commit(&access, &project, &items).await;
         }
         let views = vec![store.view(&project).await.unwrap().unwrap()];
@@ -137,7 +153,11 @@ async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], random: &mut S
         for number in 0..150 {
             let probe = item(random, number);
             let request = SearchRequest {
-                query: format!("{} {}", WORDS[number % WORDS.len()], WORDS[(number * 7 + 3) % WORDS.len()]),
+                query: format!(
+                    "{} {}",
+                    WORDS[number % WORDS.len()],
+                    WORDS[(number * 7 + 3) % WORDS.len()]
+                ),
                 vector: (mode != SearchMode::Text).then(|| Arc::clone(&probe.passages[0].vector)),
                 mode,
                 filter: ItemFilter::default(),

@@ -123,6 +123,21 @@ impl Default for StoreConfig {
     }
 }
 
+/// What counts as found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchConfig {
+    /// Cosine below which a passage does not count as found by its meaning: unrelated texts have a cosine of
+    /// about 0.1 with the bundled model, and what matches nothing must return nothing.
+    pub min_similarity: f64,
+}
+
+impl Default for SearchConfig {
+    fn default() -> Self {
+        Self { min_similarity: 0.2 }
+    }
+}
+
 /// The pool of readers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -135,10 +150,7 @@ pub struct ReadersConfig {
 
 impl Default for ReadersConfig {
     fn default() -> Self {
-        Self {
-            workers: 0,
-            queue: 256,
-        }
+        Self { workers: 0, queue: 256 }
     }
 }
 
@@ -262,7 +274,7 @@ impl Default for ShutdownConfig {
 }
 
 /// The whole configuration. [`Config::load`] builds it; [`Config::at`] gives the defaults for a home.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Absolute directory of everything the daemon keeps. Not a key of the file, which lies in it.
@@ -277,6 +289,8 @@ pub struct Config {
     pub items: ItemsConfig,
     /// The store.
     pub store: StoreConfig,
+    /// What counts as found.
+    pub search: SearchConfig,
     /// The readers.
     pub readers: ReadersConfig,
     /// The writer.
@@ -419,6 +433,7 @@ impl Config {
             limits: Limits::default(),
             items: ItemsConfig::default(),
             store: StoreConfig::default(),
+            search: SearchConfig::default(),
             readers: ReadersConfig::default(),
             writer: WriterConfig::default(),
             embedder: EmbedderConfig::default(),
@@ -473,10 +488,8 @@ impl Config {
         let file_settings = file_settings(&schema, &file)?;
 
         let mut figment = Figment::from(Serialized::defaults(Self::at(home.clone())));
-        let mut origins: BTreeMap<String, Origin> = schema
-            .keys()
-            .map(|key| (key.to_owned(), Origin::Default))
-            .collect();
+        let mut origins: BTreeMap<String, Origin> =
+            schema.keys().map(|key| (key.to_owned(), Origin::Default)).collect();
         // From the weakest to the strongest: each merge overwrites.
         for setting in file_settings.into_iter().chain(environment).chain(flags) {
             if setting.key != "home" {
@@ -486,9 +499,7 @@ impl Config {
         }
         origins.insert("home".to_owned(), home_origin);
 
-        let mut config: Self = figment
-            .extract()
-            .map_err(|error| extraction_error(&error, &origins))?;
+        let mut config: Self = figment.extract().map_err(|error| extraction_error(&error, &origins))?;
         config.share_item_limits();
         if let Some(socket) = &config.socket {
             // A relative path is relative to where it was written: in the file, to the file's directory.
@@ -500,35 +511,24 @@ impl Config {
         }
         if let Err(Problem { key, message }) = config.check() {
             let origin = origins.get(&key).cloned().unwrap_or(Origin::Default);
-            return Err(ConfigError::Invalid {
-                key,
-                origin,
-                message,
-            });
+            return Err(ConfigError::Invalid { key, origin, message });
         }
-        Ok(Loaded {
-            config,
-            origins,
-            file,
-        })
+        Ok(Loaded { config, origins, file })
     }
 
     /// Checks that the values are possible and fit together. [`Config::load`] has done it; a configuration
     /// built by hand should call it.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.check()
-            .map_err(|Problem { key, message }| ConfigError::Invalid {
-                key,
-                origin: Origin::Default,
-                message,
-            })
+        self.check().map_err(|Problem { key, message }| ConfigError::Invalid {
+            key,
+            origin: Origin::Default,
+            message,
+        })
     }
 
     /// Path of the socket.
     pub fn socket_path(&self) -> PathBuf {
-        self.socket
-            .clone()
-            .unwrap_or_else(|| self.run_dir().join("ccod.sock"))
+        self.socket.clone().unwrap_or_else(|| self.run_dir().join("ccod.sock"))
     }
 
     /// Directory of the projects' databases.
@@ -568,6 +568,9 @@ impl Config {
     fn check(&self) -> Result<(), Problem> {
         if !self.home.is_absolute() {
             return Err(Problem::new("home", "must be an absolute directory"));
+        }
+        if !(0.0..=1.0).contains(&self.search.min_similarity) {
+            return Err(Problem::new("search.min_similarity", "must be from 0 to 1"));
         }
         let socket = self.socket_path();
         let socket_bytes = socket.as_os_str().len();
@@ -625,10 +628,20 @@ impl Config {
                 1_000_000,
             ),
             ("embedder.query_cache", self.embedder.query_cache.into(), 0, 10_000_000),
-            ("supervision.max_restarts", self.supervision.max_restarts.into(), 1, 1_000),
+            (
+                "supervision.max_restarts",
+                self.supervision.max_restarts.into(),
+                1,
+                1_000,
+            ),
             ("supervision.window_ms", self.supervision.window_ms, 100, DAY_MS),
             ("supervision.backoff_ms", self.supervision.backoff_ms, 1, DAY_MS),
-            ("supervision.degraded_retry_ms", self.supervision.degraded_retry_ms, 100, DAY_MS),
+            (
+                "supervision.degraded_retry_ms",
+                self.supervision.degraded_retry_ms,
+                100,
+                DAY_MS,
+            ),
             ("shutdown.grace_ms", self.shutdown.grace_ms, 100, 600_000),
         ];
         for (key, value, minimum, maximum) in ranges {
@@ -779,8 +792,7 @@ impl Schema {
                 let known_leaf = known.rsplit('.').next().unwrap_or(known);
                 // The whole key, or its last part under another section (`retention_days` for
                 // `store.retention_days`).
-                let likeness =
-                    strsim::jaro_winkler(key, known).max(strsim::jaro_winkler(leaf, known_leaf) * 0.98);
+                let likeness = strsim::jaro_winkler(key, known).max(strsim::jaro_winkler(leaf, known_leaf) * 0.98);
                 (likeness, known)
             })
             .max_by(|left, right| left.0.total_cmp(&right.0));
@@ -913,15 +925,15 @@ fn flag_settings(schema: &Schema, flags: Overrides) -> Result<Vec<Setting>, Conf
     }
     let path_text = |path: Option<PathBuf>, key: &str, flag: &str| match path {
         None => Ok(None),
-        Some(path) => path.into_os_string().into_string().map(Some).map_err(|_| {
-            ConfigError::Invalid {
+        Some(path) => path
+            .into_os_string()
+            .into_string()
+            .map(Some)
+            .map_err(|_| ConfigError::Invalid {
                 key: key.to_owned(),
-                origin: Origin::Flag {
-                    flag: flag.to_owned(),
-                },
+                origin: Origin::Flag { flag: flag.to_owned() },
                 message: "must be valid UTF-8".to_owned(),
-            }
-        }),
+            }),
     };
     let named = [
         ("home", "--home", path_text(flags.home, "home", "--home")?),
@@ -932,9 +944,7 @@ fn flag_settings(schema: &Schema, flags: Overrides) -> Result<Vec<Setting>, Conf
     ];
     for (key, flag, text) in named {
         if let Some(text) = text {
-            let origin = Origin::Flag {
-                flag: flag.to_owned(),
-            };
+            let origin = Origin::Flag { flag: flag.to_owned() };
             settings.push(setting_from_text(schema, key, text, origin));
         }
     }
@@ -991,8 +1001,7 @@ fn collect_table(
             return Err(ConfigError::Invalid {
                 key,
                 origin,
-                message: "cannot be set in the file, which is found through it; set --home or CCO_HOME"
-                    .to_owned(),
+                message: "cannot be set in the file, which is found through it; set --home or CCO_HOME".to_owned(),
             });
         }
         if let Some(section) = item.as_table_like()
@@ -1040,9 +1049,7 @@ fn scalar(value: &toml_edit::Value) -> Option<Value> {
         toml_edit::Value::Integer(number) => Some(Value::from(*number.value())),
         toml_edit::Value::Float(number) => Some(Value::from(*number.value())),
         toml_edit::Value::Boolean(flag) => Some(Value::from(*flag.value())),
-        toml_edit::Value::Datetime(_)
-        | toml_edit::Value::Array(_)
-        | toml_edit::Value::InlineTable(_) => None,
+        toml_edit::Value::Datetime(_) | toml_edit::Value::Array(_) | toml_edit::Value::InlineTable(_) => None,
     }
 }
 
@@ -1198,7 +1205,12 @@ mod tests {
         let loaded = load(
             home.path(),
             Overrides::default(),
-            &[("CCO_SOCKET", ""), ("CCO_PROJECT", "x"), ("CCO_UI__THEME", "dark"), ("PATH", "/bin")],
+            &[
+                ("CCO_SOCKET", ""),
+                ("CCO_PROJECT", "x"),
+                ("CCO_UI__THEME", "dark"),
+                ("PATH", "/bin"),
+            ],
         )
         .expect("loads");
         assert_eq!(loaded.config, Config::at(home.path()));
@@ -1217,8 +1229,18 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_its_line_and_the_nearest_name() {
         for (text, line, key, nearest) in [
-            ("[readers]\nqueue = 3\nworkes = 3\n", 3, "readers.workes", Some("readers.workers")),
-            ("retention_days = 3\n", 1, "retention_days", Some("store.retention_days")),
+            (
+                "[readers]\nqueue = 3\nworkes = 3\n",
+                3,
+                "readers.workes",
+                Some("readers.workers"),
+            ),
+            (
+                "retention_days = 3\n",
+                1,
+                "retention_days",
+                Some("store.retention_days"),
+            ),
             ("\n[limit]\nmax_connections = 3\n", 2, "limit", None),
             ("log.level = \"debug\"\nlog.colour = 1\n", 2, "log.colour", None),
             ("x9 = 1\n", 1, "x9", None),
@@ -1240,7 +1262,9 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_type_names_its_place() {
         let home = home_with("[readers]\nqueue = \"many\"\n");
-        let error = load(home.path(), Overrides::default(), &[]).expect_err("refused").to_string();
+        let error = load(home.path(), Overrides::default(), &[])
+            .expect_err("refused")
+            .to_string();
         assert!(error.starts_with("readers.queue ("), "{error}");
         assert!(error.contains("ccod.toml:2)"), "{error}");
 
@@ -1250,7 +1274,9 @@ mod tests {
         assert!(error.contains("CCO_DURABILITY") && error.contains("maybe"), "{error}");
         assert!(error.contains("full") && error.contains("fast"), "{error}");
 
-        let error = load(home.path(), set(&["readers.queue=-1"]), &[]).expect_err("refused").to_string();
+        let error = load(home.path(), set(&["readers.queue=-1"]), &[])
+            .expect_err("refused")
+            .to_string();
         assert!(error.starts_with("readers.queue (flag --set)"), "{error}");
     }
 
@@ -1259,7 +1285,9 @@ mod tests {
         let home = tempfile::tempdir().expect("tempdir");
         let loaded = load(home.path(), set(&["items.max_text_bytes=5000"]), &[]).expect("loads");
         assert_eq!(loaded.config.limits.max_text_bytes, 5_000);
-        let error = load(home.path(), set(&["limits.max_text_bytes=5000"]), &[]).expect_err("refused").to_string();
+        let error = load(home.path(), set(&["limits.max_text_bytes=5000"]), &[])
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("did you mean `items.max_text_bytes`?"), "{error}");
     }
 
@@ -1280,7 +1308,10 @@ mod tests {
             ("store.retention_days=0", "store.retention_days"),
         ] {
             let error = load(home.path(), set(&[assignment]), &[]).expect_err(assignment);
-            assert!(error.to_string().starts_with(&format!("{key} (")), "{assignment}: {error}");
+            assert!(
+                error.to_string().starts_with(&format!("{key} (")),
+                "{assignment}: {error}"
+            );
         }
     }
 
@@ -1299,17 +1330,23 @@ mod tests {
     #[test]
     fn the_file_cannot_name_the_home_it_lies_in() {
         let home = home_with("home = \"/elsewhere\"\n");
-        let error = load(home.path(), Overrides::default(), &[]).expect_err("refused").to_string();
+        let error = load(home.path(), Overrides::default(), &[])
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("CCO_HOME"), "{error}");
     }
 
     #[test]
     fn what_is_no_toml_is_refused_with_its_line() {
         let home = home_with("[readers]\nqueue = \n");
-        let error = load(home.path(), Overrides::default(), &[]).expect_err("refused").to_string();
+        let error = load(home.path(), Overrides::default(), &[])
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("ccod.toml:2: "), "{error}");
         let home = home_with("readers = 3\n");
-        let error = load(home.path(), Overrides::default(), &[]).expect_err("refused").to_string();
+        let error = load(home.path(), Overrides::default(), &[])
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("write [readers]"), "{error}");
     }
 
@@ -1330,7 +1367,9 @@ mod tests {
         };
         let relative = Config::load_from(relative, [], None).expect("loads");
         assert!(relative.config.home.is_absolute());
-        let error = Config::load_from(Overrides::default(), [], None).expect_err("refused").to_string();
+        let error = Config::load_from(Overrides::default(), [], None)
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("--home"), "{error}");
     }
 

@@ -12,7 +12,8 @@ use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig};
 use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
 use ccod_actors::writer::WriterConfig;
 use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
-use ccod_protocol::server::{Server, ServerStats};
+use ccod_protocol::limits::ServerStats;
+use ccod_protocol::server::Server;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +121,11 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     });
 
     // Returns once the listener is closed and every accepted request is answered.
-    let report = Server::new(module).limits(limits).stats(stats).serve(socket, stop.clone()).await;
+    let report = Server::new(module)
+        .limits(limits)
+        .stats(stats)
+        .serve(socket, stop.clone())
+        .await;
     if let Some(error) = &report.error {
         tracing::error!(%error, "the socket cannot be served");
         stop.cancel();
@@ -191,10 +196,10 @@ fn embedder_config(config: &config::EmbedderConfig) -> EmbedderConfig {
         warm: config.warm,
         interactive_queue_tokens: config.interactive_queue_tokens,
         bulk_queue_tokens: config.bulk_queue_tokens,
-        max_batch_tokens: config.batch_tokens as usize,
-        max_batch_texts: config.max_batch as usize,
+        batch_tokens: config.batch_tokens as usize,
+        max_batch: config.max_batch as usize,
         bulk_quantum_tokens: config.bulk_quantum_tokens as usize,
-        query_cache_entries: config.query_cache as usize,
+        query_cache: config.query_cache as usize,
         ..EmbedderConfig::default()
     }
 }

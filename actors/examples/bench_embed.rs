@@ -31,7 +31,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let query = text_of(&tokenizer, 12);
     measure(engine.as_mut(), &[&query], Duration::from_millis(200))?;
-    println!("{:>8} {:>6} {:>10} {:>10} {:>10} {:>10}", "tokens", "batch", "median ms", "best ms", "texts/s", "tokens/s");
+    println!(
+        "{:>8} {:>6} {:>10} {:>10} {:>10} {:>10}",
+        "tokens", "batch", "median ms", "best ms", "texts/s", "tokens/s"
+    );
     for tokens in [12, 40, 128, 256] {
         let text = text_of(&tokenizer, tokens);
         for batch_size in [1, 2, 4, 8, 16, 32] {

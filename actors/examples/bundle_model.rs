@@ -22,11 +22,7 @@ const ORIGINAL_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379
 /// Token limit that the model was trained for (its `sentence_bert_config.json`).
 const MAX_TOKENS: usize = 256;
 /// Parts of the checkpoint that a sentence vector does not need.
-const UNUSED: [&str; 3] = [
-    "embeddings.position_ids",
-    "pooler.dense.weight",
-    "pooler.dense.bias",
-];
+const UNUSED: [&str; 3] = ["embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"];
 /// Values per block of the quantised format; a matrix whose rows are no multiple of it stays float32.
 const BLOCK_VALUES: usize = 32;
 
@@ -53,11 +49,10 @@ fn bundle(input: &Path, output: &Path, matrix_type: GgmlDType) -> Result<(), Box
         return Err(format!("model.safetensors has SHA-256 {hash}, not {ORIGINAL_SHA256}").into());
     }
     // Sorted by name, so that the file does not depend on a hash map's order.
-    let tensors: BTreeMap<String, Tensor> =
-        candle_core::safetensors::load_buffer(&original, &Device::Cpu)?
-            .into_iter()
-            .filter(|(name, _)| !UNUSED.contains(&name.as_str()))
-            .collect();
+    let tensors: BTreeMap<String, Tensor> = candle_core::safetensors::load_buffer(&original, &Device::Cpu)?
+        .into_iter()
+        .filter(|(name, _)| !UNUSED.contains(&name.as_str()))
+        .collect();
     let mut stored = Vec::with_capacity(tensors.len());
     for (name, tensor) in &tensors {
         let is_matrix = tensor.rank() == 2 && tensor.dim(1)?.is_multiple_of(BLOCK_VALUES);
@@ -75,10 +70,8 @@ fn bundle(input: &Path, output: &Path, matrix_type: GgmlDType) -> Result<(), Box
         ),
         ("general.source.sha256", text(ORIGINAL_SHA256)),
     ];
-    let metadata: Vec<(&str, &gguf_file::Value)> =
-        metadata.iter().map(|(key, value)| (*key, value)).collect();
-    let tensors: Vec<(&str, &QTensor)> =
-        stored.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let metadata: Vec<(&str, &gguf_file::Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors: Vec<(&str, &QTensor)> = stored.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let mut file = std::io::Cursor::new(Vec::new());
     gguf_file::write(&mut file, &metadata, &tensors)?;
     let weights = file.into_inner();

@@ -46,9 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let queries = embed(&collection.queries)?;
         let score = ndcg(&collection, &vectors, &queries);
         vectors.extend(queries);
-        println!(
-            "{model}: nDCG@{DEPTH} {score:.5}, load {load_ms:.0} ms, {documents_per_second:.1} documents/s"
-        );
+        println!("{model}: nDCG@{DEPTH} {score:.5}, load {load_ms:.0} ms, {documents_per_second:.1} documents/s");
         match &reference {
             None => reference = Some((score, vectors)),
             Some((reference_score, reference_vectors)) => {
@@ -81,10 +79,7 @@ fn load(directory: &Path) -> Result<Embed, Box<dyn Error>> {
     };
     let model = BertModel::load(config, &weights, &Device::Cpu)?;
     Ok(Box::new(move |texts| {
-        let tokens: Vec<_> = texts
-            .iter()
-            .map(|(_, text)| tokenizer.encode_query(text))
-            .collect();
+        let tokens: Vec<_> = texts.iter().map(|(_, text)| tokenizer.encode_query(text)).collect();
         let mut vectors = Vec::with_capacity(tokens.len());
         let mut rest = tokens.as_slice();
         while !rest.is_empty() {
@@ -133,10 +128,7 @@ fn read_collection(directory: &Path) -> Result<Collection, Box<dyn Error>> {
 }
 
 fn dot(left: &[f32], right: &[f32]) -> f64 {
-    left.iter()
-        .zip(right)
-        .map(|(a, b)| f64::from(*a) * f64::from(*b))
-        .sum()
+    left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 /// Mean nDCG over the queries with a relevant document; the vectors are of unit length.

@@ -69,9 +69,7 @@ impl Admission {
         match tokio::time::timeout_at(deadline.instant().into(), permit).await {
             Ok(Ok(permit)) => Ok(Permit(Some(permit))),
             Ok(Err(_closed)) => Err(KnowledgeError::ShuttingDown),
-            Err(_elapsed) => Err(KnowledgeError::DeadlineExceeded {
-                executed: Executed::No,
-            }),
+            Err(_elapsed) => Err(KnowledgeError::DeadlineExceeded { executed: Executed::No }),
         }
     }
 

@@ -197,7 +197,11 @@ impl NewItem {
     /// The id that the item gets when the caller chose none: `<type>-<milliseconds>-<8 hex>`.
     pub fn generated_id(&self) -> String {
         let suffix: u32 = rand::random();
-        format!("{}-{}-{suffix:08x}", self.kind.as_str(), self.timestamp.timestamp_millis())
+        format!(
+            "{}-{}-{suffix:08x}",
+            self.kind.as_str(),
+            self.timestamp.timestamp_millis()
+        )
     }
 }
 
@@ -215,22 +219,30 @@ pub fn content_hash(kind: KnowledgeKind, agent: Option<&str>, text: &str) -> Str
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String cannot fail.
+            write!(text, "{byte:02x}").ok();
+            text
+        })
 }
 
 /// Checks a key (`id`, `agent`, ...): not blank, not too long, no control characters.
 pub fn check_key(value: &str, parameter: &str) -> KnowledgeResult<()> {
     if value.trim().is_empty() {
-        return Err(KnowledgeError::invalid(parameter, format!("{parameter} must not be blank")));
+        return Err(KnowledgeError::invalid(
+            parameter,
+            format!("{parameter} must not be blank"),
+        ));
     }
     if value.len() > MAX_KEY_BYTES {
         return Err(KnowledgeError::invalid(
             parameter,
-            format!("{parameter} must be at most {MAX_KEY_BYTES} bytes, this one has {}", value.len()),
+            format!(
+                "{parameter} must be at most {MAX_KEY_BYTES} bytes, this one has {}",
+                value.len()
+            ),
         ));
     }
     if value.chars().any(char::is_control) {
@@ -403,7 +415,19 @@ mod tests {
         for good in ["a", "default", "cc-orchestra", "v1.2_x", "9lives", &"x".repeat(100)] {
             assert!(ProjectName::parse(good, "project_id").is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "../x", "a/b", "-x", "_x", "a b", "ä", "a\0", &"x".repeat(101)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "-x",
+            "_x",
+            "a b",
+            "ä",
+            "a\0",
+            &"x".repeat(101),
+        ] {
             let error = ProjectName::parse(bad, "project_id").expect_err(bad);
             assert!(matches!(error, KnowledgeError::InvalidParameter { parameter, .. } if parameter == "project_id"));
         }
@@ -421,7 +445,10 @@ mod tests {
     fn times_are_utc_milliseconds() {
         let time = parse_time("2026-01-31T10:30:00.123456+01:00", "since").unwrap();
         assert_eq!(format_time(time), "2026-01-31T09:30:00.123Z");
-        assert_eq!(format_time(parse_time("2026-01-31", "since").unwrap()), "2026-01-31T00:00:00.000Z");
+        assert_eq!(
+            format_time(parse_time("2026-01-31", "since").unwrap()),
+            "2026-01-31T00:00:00.000Z"
+        );
         assert!(parse_time("yesterday", "since").is_err());
     }
 

@@ -48,9 +48,7 @@ pub enum KnowledgeError {
         field: String,
     },
     /// The table's vectors come from another model.
-    #[error(
-        "project {project} was embedded with model {stored}, this daemon runs {running}; re-embed it first"
-    )]
+    #[error("project {project} was embedded with model {stored}, this daemon runs {running}; re-embed it first")]
     ModelMismatch {
         /// The project.
         project: String,

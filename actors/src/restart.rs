@@ -114,7 +114,9 @@ mod tests {
     fn pauses_double_to_the_cap_then_it_is_degraded() {
         let start = Instant::now();
         let mut tracker = RestartTracker::new(POLICY);
-        let decisions: Vec<Restart> = (0..4).map(|second| tracker.failed(start + Duration::from_secs(second))).collect();
+        let decisions: Vec<Restart> = (0..4)
+            .map(|second| tracker.failed(start + Duration::from_secs(second)))
+            .collect();
         let pauses: Vec<u128> = decisions.iter().map(|restart| restart.after.as_millis()).collect();
         assert_eq!(pauses, [100, 200, 250, 60_000]);
         assert_eq!(decisions.iter().filter(|restart| restart.degraded).count(), 1);

@@ -64,10 +64,7 @@ impl Routes {
             (true, reason) => KnowledgeError::ReadOnly {
                 reason: format!("the writer has failed repeatedly ({reason}); see the log, it is tried again"),
             },
-            (false, reason) => KnowledgeError::Unavailable {
-                part: "writer",
-                reason,
-            },
+            (false, reason) => KnowledgeError::Unavailable { part: "writer", reason },
         })
     }
 

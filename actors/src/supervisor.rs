@@ -234,7 +234,9 @@ impl SupervisorState {
     }
 
     fn child_ended(&mut self, myself: &ActorRef<SupervisorMessage>, cell: &ActorCell, reason: String) {
-        let Some(child) = self.children.remove(&cell.get_id()) else { return };
+        let Some(child) = self.children.remove(&cell.get_id()) else {
+            return;
+        };
         if self.routes.stopping {
             return;
         }
@@ -247,7 +249,9 @@ impl SupervisorState {
     }
 
     fn failed(&mut self, myself: &ActorRef<SupervisorMessage>, part: Part, reason: String) {
-        let Some(tracker) = self.trackers.get_mut(&part) else { return };
+        let Some(tracker) = self.trackers.get_mut(&part) else {
+            return;
+        };
         let restart = tracker.failed(Instant::now());
         tracing::error!(
             part = part.name(),

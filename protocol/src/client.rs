@@ -6,8 +6,8 @@
 
 use futures::Stream;
 use jsonrpsee::core::client::{
-    Client as JsonrpseeClient, ClientBuilder, ClientT, Error as JsonrpseeError, ReceivedMessage,
-    TransportReceiverT, TransportSenderT,
+    Client as JsonrpseeClient, ClientBuilder, ClientT, Error as JsonrpseeError, ReceivedMessage, TransportReceiverT,
+    TransportSenderT,
 };
 use jsonrpsee::core::traits::ToRpcParams;
 use serde::{Deserialize, Serialize};
@@ -23,10 +23,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast;
 
-use crate::api::{
-    self, Change, ChangedNotification, KNOWLEDGE_CHANGED, Method, SubscribeParams,
-    UnsubscribeParams,
-};
+use crate::api::{self, Change, ChangedNotification, KNOWLEDGE_CHANGED, Method, SubscribeParams, UnsubscribeParams};
 use crate::endpoint::SOCKET_PATH_MAX;
 use crate::error::WireError;
 use crate::params::TIMEOUT_MS_MAX;
@@ -78,9 +75,7 @@ pub enum ClientError {
     #[error("{0}")]
     Rpc(WireError),
     /// The connection ended before the answer. Of a write it is unknown whether it happened.
-    #[error(
-        "the daemon closed the connection; a write may have happened, repeat it with the same id or key"
-    )]
+    #[error("the daemon closed the connection; a write may have happened, repeat it with the same id or key")]
     Closed,
     /// No answer came in time, not even that the deadline passed.
     #[error("no answer within {} ms; see `ccoctl health`", after.as_millis())]
@@ -89,9 +84,7 @@ pub enum ClientError {
         after: Duration,
     },
     /// Notifications were lost because they were not read in time; resume from the last cursor.
-    #[error(
-        "{missed} notifications were lost because they were not read in time; resume from the last cursor"
-    )]
+    #[error("{missed} notifications were lost because they were not read in time; resume from the last cursor")]
     Lagged {
         /// How many.
         missed: u64,
@@ -204,10 +197,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::connect`].
-    pub async fn connect_with(
-        path: impl AsRef<Path>,
-        options: ClientOptions,
-    ) -> Result<Self, ClientError> {
+    pub async fn connect_with(path: impl AsRef<Path>, options: ClientOptions) -> Result<Self, ClientError> {
         let path = path.as_ref();
         let stream = connect(path, options.connect_timeout).await?;
         let (reader, writer) = stream.into_split();
@@ -251,41 +241,26 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Rpc`] with the daemon's error, or why there is no answer.
-    pub async fn call<M: Method>(
-        &self,
-        params: &M::Params,
-        options: CallOptions,
-    ) -> Result<M::Result, ClientError> {
+    pub async fn call<M: Method>(&self, params: &M::Params, options: CallOptions) -> Result<M::Result, ClientError> {
         let raw = with_common(params, &options)?;
-        let patience = options
-            .timeout
-            .unwrap_or(Duration::from_millis(M::DEFAULT_TIMEOUT_MS))
-            + MARGIN;
+        let patience = options.timeout.unwrap_or(Duration::from_millis(M::DEFAULT_TIMEOUT_MS)) + MARGIN;
         let result: Box<RawValue> = self.request(M::NAME, raw, patience).await?;
-        serde_json::from_str(result.get())
-            .map_err(|error| ClientError::Unexpected(error.to_string()))
+        serde_json::from_str(result.get()).map_err(|error| ClientError::Unexpected(error.to_string()))
     }
 
     /// Calls a method by name with parameters as they are: an object, an array, or null for none.
     ///
     /// # Errors
     /// As [`Client::call`].
-    pub async fn call_raw(
-        &self,
-        method: &str,
-        params: serde_json::Value,
-    ) -> Result<serde_json::Value, ClientError> {
+    pub async fn call_raw(&self, method: &str, params: serde_json::Value) -> Result<serde_json::Value, ClientError> {
         let given = params
             .get("timeout_ms")
             .and_then(serde_json::Value::as_u64)
             .filter(|given| *given <= TIMEOUT_MS_MAX);
-        let patience =
-            given.map_or_else(|| api::default_timeout(method), Duration::from_millis) + MARGIN;
-        let raw =
-            to_raw_value(&params).map_err(|error| ClientError::Unexpected(error.to_string()))?;
+        let patience = given.map_or_else(|| api::default_timeout(method), Duration::from_millis) + MARGIN;
+        let raw = to_raw_value(&params).map_err(|error| ClientError::Unexpected(error.to_string()))?;
         let result: Box<RawValue> = self.request(method, raw, patience).await?;
-        serde_json::from_str(result.get())
-            .map_err(|error| ClientError::Unexpected(error.to_string()))
+        serde_json::from_str(result.get()).map_err(|error| ClientError::Unexpected(error.to_string()))
     }
 
     async fn request(
@@ -306,38 +281,25 @@ impl Client {
     /// # Errors
     /// When the connection has ended.
     pub async fn notify(&self, method: &str, params: serde_json::Value) -> Result<(), ClientError> {
-        let raw =
-            to_raw_value(&params).map_err(|error| ClientError::Unexpected(error.to_string()))?;
+        let raw = to_raw_value(&params).map_err(|error| ClientError::Unexpected(error.to_string()))?;
         let params = RawParams((raw.get() != "null").then_some(raw));
-        self.rpc
-            .notification(method, params)
-            .await
-            .map_err(from_jsonrpsee)
+        self.rpc.notification(method, params).await.map_err(from_jsonrpsee)
     }
 
     /// Every notification from now on, of whatever subscription or call. Ends with the connection.
-    pub fn notifications(
-        &self,
-    ) -> impl Stream<Item = Result<Arc<Notification>, ClientError>> + Send + Unpin + 'static {
+    pub fn notifications(&self) -> impl Stream<Item = Result<Arc<Notification>, ClientError>> + Send + Unpin + 'static {
         let receiver = self.notifications.subscribe();
-        Box::pin(futures::stream::unfold(
-            receiver,
-            |mut receiver| async move {
-                let item = next_notification(&mut receiver).await?;
-                Some((item, receiver))
-            },
-        ))
+        Box::pin(futures::stream::unfold(receiver, |mut receiver| async move {
+            let item = next_notification(&mut receiver).await?;
+            Some((item, receiver))
+        }))
     }
 
     /// Starts the change feed.
     ///
     /// # Errors
     /// As [`Client::call`]; `expired` if the cursor is too old.
-    pub async fn subscribe(
-        &self,
-        params: &SubscribeParams,
-        options: CallOptions,
-    ) -> Result<Subscription, ClientError> {
+    pub async fn subscribe(&self, params: &SubscribeParams, options: CallOptions) -> Result<Subscription, ClientError> {
         // Listens before it asks: the first change may come right behind the answer.
         let receiver = self.notifications.subscribe();
         let answer = self.call::<api::Subscribe>(params, options).await?;
@@ -347,8 +309,7 @@ impl Client {
                 let item = match next_notification(&mut receiver).await? {
                     Err(error) => Err(error),
                     Ok(notification) if notification.method == KNOWLEDGE_CHANGED => {
-                        match serde_json::from_str::<ChangedNotification>(notification.params.get())
-                        {
+                        match serde_json::from_str::<ChangedNotification>(notification.params.get()) {
                             Ok(changed) if changed.subscription == id => Ok(changed.result),
                             Ok(_) => continue,
                             Err(error) => Err(ClientError::Unexpected(error.to_string())),
@@ -374,8 +335,7 @@ impl Client {
         let params = UnsubscribeParams {
             subscription: subscription.id.clone(),
         };
-        self.call::<api::Unsubscribe>(&params, CallOptions::default())
-            .await
+        self.call::<api::Unsubscribe>(&params, CallOptions::default()).await
     }
 }
 
@@ -384,9 +344,7 @@ async fn next_notification(
 ) -> Option<Result<Arc<Notification>, ClientError>> {
     match receiver.recv().await {
         Ok(notification) => Some(Ok(notification)),
-        Err(broadcast::error::RecvError::Lagged(missed)) => {
-            Some(Err(ClientError::Lagged { missed }))
-        }
+        Err(broadcast::error::RecvError::Lagged(missed)) => Some(Err(ClientError::Lagged { missed })),
         Err(broadcast::error::RecvError::Closed) => None,
     }
 }
@@ -424,9 +382,7 @@ async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, ClientEr
     /// How often to try again while the queue of new connections is full.
     const PAUSE: Duration = Duration::from_millis(10);
     if path.as_os_str().len() > SOCKET_PATH_MAX {
-        return Err(ClientError::PathTooLong {
-            path: path.to_owned(),
-        });
+        return Err(ClientError::PathTooLong { path: path.to_owned() });
     }
     let end = tokio::time::Instant::now() + patience;
     loop {
@@ -440,9 +396,7 @@ async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, ClientEr
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning { path, source }
-            }
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { path, source },
             io::ErrorKind::PermissionDenied => ClientError::Permission { path, source },
             _ => ClientError::Connect { path, source },
         });
@@ -450,10 +404,7 @@ async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, ClientEr
 }
 
 /// Parameters with the common ones, as raw JSON.
-fn with_common<P: Serialize>(
-    params: &P,
-    options: &CallOptions,
-) -> Result<Box<RawValue>, ClientError> {
+fn with_common<P: Serialize>(params: &P, options: &CallOptions) -> Result<Box<RawValue>, ClientError> {
     #[derive(Serialize)]
     struct WithCommon<'a, P> {
         #[serde(flatten)]
@@ -504,9 +455,9 @@ fn ended(reason: &JsonrpseeError) -> ClientError {
             Some(TransportError::Unexpected(what)) => ClientError::Unexpected((*what).to_owned()),
             _ => ClientError::Closed,
         },
-        JsonrpseeError::InvalidRequestId(_)
-        | JsonrpseeError::ParseError(_)
-        | JsonrpseeError::Custom(_) => ClientError::Unexpected(reason.to_string()),
+        JsonrpseeError::InvalidRequestId(_) | JsonrpseeError::ParseError(_) | JsonrpseeError::Custom(_) => {
+            ClientError::Unexpected(reason.to_string())
+        }
         _ => ClientError::Closed,
     }
 }
@@ -561,16 +512,13 @@ impl Receiver {
             }
             let newline = available.iter().position(|byte| *byte == b'\n');
             let used = newline.map_or(available.len(), |end| end + 1);
-            self.line
-                .extend_from_slice(&available[..newline.unwrap_or(used)]);
+            self.line.extend_from_slice(&available[..newline.unwrap_or(used)]);
             self.reader.consume(used);
             if newline.is_some() {
                 return Ok(std::mem::take(&mut self.line));
             }
             if self.line.len() > self.max_line_bytes {
-                return Err(TransportError::Unexpected(
-                    "a line is longer than this client accepts",
-                ));
+                return Err(TransportError::Unexpected("a line is longer than this client accepts"));
             }
         }
     }
@@ -611,8 +559,7 @@ impl TransportReceiverT for Receiver {
                     params,
                     ..
                 } => {
-                    let params =
-                        params.map_or_else(|| RawValue::NULL.to_owned(), RawValue::to_owned);
+                    let params = params.map_or_else(|| RawValue::NULL.to_owned(), RawValue::to_owned);
                     // Fails only if nobody listens.
                     let _listeners = self.notifications.send(Arc::new(Notification {
                         method: method.into_owned(),

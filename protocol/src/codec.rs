@@ -98,9 +98,7 @@ impl Framer {
             max_message_bytes,
             buffer: BytesMut::new(),
             scanned: 0,
-            mode: Mode::Between {
-                at_line_start: true,
-            },
+            mode: Mode::Between { at_line_start: true },
             grammar: Grammar::new(max_depth),
             line: 1,
             line_start: None,
@@ -195,18 +193,12 @@ impl Framer {
         self.mode = Mode::Between { at_line_start };
         let first = *self.buffer.first()?;
         if at_line_start && first.is_ascii_uppercase() {
-            if HTTP_METHODS
-                .iter()
-                .any(|method| self.buffer.starts_with(method))
-            {
+            if HTTP_METHODS.iter().any(|method| self.buffer.starts_with(method)) {
                 self.mode = Mode::Closed;
                 self.drop_bytes(self.buffer.len());
                 return Some(Some(Frame::Http));
             }
-            if HTTP_METHODS
-                .iter()
-                .any(|method| method.starts_with(&self.buffer))
-            {
+            if HTTP_METHODS.iter().any(|method| method.starts_with(&self.buffer)) {
                 return None;
             }
         }
@@ -259,9 +251,7 @@ impl Framer {
 
     fn complete(&mut self, length: usize) -> Frame {
         let value = self.buffer.split_to(length).freeze();
-        self.mode = Mode::Between {
-            at_line_start: false,
-        };
+        self.mode = Mode::Between { at_line_start: false };
         self.drop_bytes(0);
         Frame::Value(value)
     }
@@ -298,16 +288,12 @@ impl Iterator for Framer {
                     if at_line_start {
                         let first = *self.buffer.first()?;
                         if matches!(first, b'{' | b'[') {
-                            self.mode = Mode::Between {
-                                at_line_start: true,
-                            };
+                            self.mode = Mode::Between { at_line_start: true };
                             continue;
                         }
                     }
                     let ended = self.drop_line();
-                    self.mode = Mode::SkipToBracketLine {
-                        at_line_start: ended,
-                    };
+                    self.mode = Mode::SkipToBracketLine { at_line_start: ended };
                     if !ended {
                         return None;
                     }
@@ -316,9 +302,7 @@ impl Iterator for Framer {
                     if !self.drop_line() {
                         return None;
                     }
-                    self.mode = Mode::Between {
-                        at_line_start: true,
-                    };
+                    self.mode = Mode::Between { at_line_start: true };
                 }
                 Mode::Closed => {
                     self.drop_bytes(self.buffer.len());
@@ -425,11 +409,7 @@ impl Grammar {
         self.open.is_empty()
             && matches!(
                 self.state,
-                State::Zero
-                    | State::Integer
-                    | State::Fraction
-                    | State::ExponentDigits
-                    | State::WordEnd
+                State::Zero | State::Integer | State::Fraction | State::ExponentDigits | State::WordEnd
             )
     }
 
@@ -441,9 +421,7 @@ impl Grammar {
             State::FirstElement if blank => Step::Continue,
             State::FirstElement if byte == b']' => self.close(b'['),
             State::FirstElement => self.begin(byte),
-            State::FirstKey | State::Key | State::Colon | State::AfterValue if blank => {
-                Step::Continue
-            }
+            State::FirstKey | State::Key | State::Colon | State::AfterValue if blank => Step::Continue,
             State::FirstKey if byte == b'}' => self.close(b'{'),
             State::FirstKey | State::Key if byte == b'"' => {
                 self.key = true;
@@ -467,9 +445,7 @@ impl Grammar {
                 }
                 b'"' => self.end(),
                 b'\\' => self.go(State::Escape),
-                0x00..=0x1F => {
-                    Step::Error("a control character in a string; write it as an escape")
-                }
+                0x00..=0x1F => Step::Error("a control character in a string; write it as an escape"),
                 0x20..=0x7F => Step::Continue,
                 0xC2..=0xDF => self.go(State::Continuation {
                     left: 1,
@@ -620,9 +596,7 @@ impl Grammar {
             return self.step(byte);
         }
         match byte {
-            b' ' | b'\t' | b'\r' | b'\n' | b'"' | b'[' | b']' | b'{' | b'}' | b',' | b':' => {
-                Step::CompleteBefore
-            }
+            b' ' | b'\t' | b'\r' | b'\n' | b'"' | b'[' | b']' | b'{' | b'}' | b',' | b':' => Step::CompleteBefore,
             _ => Step::Error(NO_VALUE),
         }
     }

@@ -46,12 +46,7 @@ const WRITE_BYTES: usize = 64 << 10;
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    shared: Arc<Shared>,
-    stream: UnixStream,
-    peer: PeerIdentity,
-    id: ConnectionId,
-) {
+pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIdentity, id: ConnectionId) {
     let gone = CancellationToken::new();
     let (outbox, lines) = Outbox::new(&shared.limits, Arc::clone(&shared.stats));
     let hangup = stream.as_fd().try_clone_to_owned();
@@ -68,10 +63,7 @@ pub(crate) async fn serve(
         slots: Arc::new(Semaphore::new(shared.limits.max_in_flight_per_connection)),
         calls: JoinSet::new(),
         running: Arc::default(),
-        subscriptions: Subscriptions::new(
-            gone.clone(),
-            shared.limits.max_subscriptions_per_connection,
-        ),
+        subscriptions: Subscriptions::new(gone.clone(), shared.limits.max_subscriptions_per_connection),
         hangup: Hangup {
             descriptor: hangup.ok(),
             watched: None,
@@ -230,11 +222,7 @@ impl Connection {
     }
 
     /// After the daemon began to stop: whatever has arrived by now is refused, and nothing more is read.
-    async fn refuse_the_rest(
-        &mut self,
-        reader: &OwnedReadHalf,
-        chunk: &mut BytesMut,
-    ) -> Result<(), Gone> {
+    async fn refuse_the_rest(&mut self, reader: &OwnedReadHalf, chunk: &mut BytesMut) -> Result<(), Gone> {
         /// A client that goes on sending does not hold up the end.
         const MOST_BYTES: usize = 1 << 20;
         chunk.resize(READ_BYTES, 0);
@@ -242,11 +230,7 @@ impl Connection {
         while taken < MOST_BYTES {
             // Past tokio, whose idea of readiness may be a turn of its loop old.
             let descriptor = reader.as_ref().as_raw_fd();
-            match nix::sys::socket::recv(
-                descriptor,
-                chunk,
-                nix::sys::socket::MsgFlags::MSG_DONTWAIT,
-            ) {
+            match nix::sys::socket::recv(descriptor, chunk, nix::sys::socket::MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => {
                     if let Some(frame) = self.framer.finish() {
                         self.frame(frame).await?;
@@ -319,21 +303,16 @@ impl Connection {
             Frame::SyntaxError(error) => WireError::parse_error(format!(
                 "the input is not JSON ({error}); what follows is skipped up to a line that begins with a bracket"
             )),
-            Frame::Incomplete => {
-                WireError::parse_error("the input ended within a request; send it whole")
-            }
+            Frame::Incomplete => WireError::parse_error("the input ended within a request; send it whole"),
             Frame::TooLarge => WireError::request_too_large(limits.max_message_bytes),
             Frame::TooDeep => WireError::invalid_request(format!(
                 "the request is nested deeper than {} levels; make it flatter",
                 limits.max_depth
             )),
             Frame::Http => {
-                let error = WireError::parse_error(
-                    "this socket speaks JSON-RPC 2.0, one JSON object per request, not HTTP",
-                )
-                .with_fix(
-                    "send {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"rpc.version\"} and a newline",
-                );
+                let error =
+                    WireError::parse_error("this socket speaks JSON-RPC 2.0, one JSON object per request, not HTTP")
+                        .with_fix("send {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"rpc.version\"} and a newline");
                 self.say(None, error).await?;
                 return Ok(Reading::Over);
             }
@@ -345,9 +324,7 @@ impl Connection {
     async fn value(&mut self, bytes: &Bytes) -> Result<(), Gone> {
         // The framer lets only UTF-8 pass; the check costs little and spares an `unsafe`.
         let Ok(json) = std::str::from_utf8(bytes) else {
-            return self
-                .say(None, WireError::parse_error("the input is not UTF-8"))
-                .await;
+            return self.say(None, WireError::parse_error("the input is not UTF-8")).await;
         };
         if json.starts_with('[') {
             self.batch(json).await
@@ -407,10 +384,7 @@ impl Connection {
                 Ok(request) => request,
                 Err(refusal) if refusal.silent => continue,
                 Err(refusal) => {
-                    answers.push((
-                        head(refusal.id),
-                        Answer::Now(self.shared.failure(refusal.error)),
-                    ));
+                    answers.push((head(refusal.id), Answer::Now(self.shared.failure(refusal.error))));
                     continue;
                 }
             };
@@ -450,9 +424,7 @@ impl Connection {
     /// Runs a notification. Its sender wants no answer and may leave at once, so it outlives the
     /// connection; the server waits for it when it stops.
     fn detach(&self, call: Box<Call>) {
-        self.shared
-            .detached
-            .spawn(async move { drop(call.run().await) });
+        self.shared.detached.spawn(async move { drop(call.run().await) });
     }
 
     /// Finds the method and a place to run it, or the answer that takes neither.
@@ -475,9 +447,7 @@ impl Connection {
             Err(error) => return Ok(Prepared::Outcome(self.shared.failure(error))),
         };
         let Some(slot) = self.slot().await? else {
-            return Ok(Prepared::Outcome(
-                self.shared.failure(WireError::shutting_down()),
-            ));
+            return Ok(Prepared::Outcome(self.shared.failure(WireError::shutting_down())));
         };
         let admitted = match self.shared.admit(&self.peer) {
             Ok(admitted) => admitted,
@@ -561,10 +531,7 @@ impl Connection {
             token.cancel();
             cancelled += 1;
         }
-        self.shared
-            .stats
-            .cancelled
-            .fetch_add(cancelled, Ordering::Relaxed);
+        self.shared.stats.cancelled.fetch_add(cancelled, Ordering::Relaxed);
         success(&CancelResult { cancelled })
     }
 
@@ -660,11 +627,7 @@ impl Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut list = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = list
-            .calls
-            .iter()
-            .position(|(number, ..)| *number == self.number)
-        {
+        if let Some(place) = list.calls.iter().position(|(number, ..)| *number == self.number) {
             list.calls.swap_remove(place);
         }
     }
@@ -687,12 +650,7 @@ impl Drop for InFlight {
 }
 
 /// Queues one response.
-async fn send(
-    outbox: &Outbox,
-    head: Bytes,
-    outcome: Outcome,
-    slot: Option<OwnedSemaphorePermit>,
-) -> bool {
+async fn send(outbox: &Outbox, head: Bytes, outcome: Outcome, slot: Option<OwnedSemaphorePermit>) -> bool {
     let mut line = Line::new(vec![head, outcome.tail]);
     line.slot = slot;
     let sent = outbox.send(line).await;
@@ -772,8 +730,8 @@ impl Hangup {
             match watched.ready(Interest::WRITABLE).await {
                 Ok(ready) if !ready.is_write_closed() => {
                     // Writable, which does not matter here: forget it until something changes.
-                    let cleared: io::Result<()> = watched
-                        .try_io(Interest::WRITABLE, || Err(io::ErrorKind::WouldBlock.into()));
+                    let cleared: io::Result<()> =
+                        watched.try_io(Interest::WRITABLE, || Err(io::ErrorKind::WouldBlock.into()));
                     debug_assert!(cleared.is_err());
                 }
                 _ => return,
@@ -845,10 +803,7 @@ async fn put(socket: &mut OwnedWriteHalf, mut bytes: &[u8], patience: Duration) 
             Ok(Ok(count)) => bytes = &bytes[count..],
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the client does not read",
-                ));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
             }
         }
     }

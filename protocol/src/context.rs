@@ -107,10 +107,7 @@ impl CallContext {
             received: now,
             deadline: now + timeout,
             notifier: outbox.notifier(),
-            subscriptions: Subscriptions::new(
-                cancelled.clone(),
-                Limits::default().max_subscriptions_per_connection,
-            ),
+            subscriptions: Subscriptions::new(cancelled.clone(), Limits::default().max_subscriptions_per_connection),
             cancelled,
         }
     }
@@ -151,11 +148,7 @@ impl Notifier {
     ///
     /// # Errors
     /// [`NotifyError::Full`] if there is no place, [`NotifyError::Closed`] if there is no reader.
-    pub fn notify<P: Serialize + ?Sized>(
-        &self,
-        method: &str,
-        params: &P,
-    ) -> Result<(), NotifyError> {
+    pub fn notify<P: Serialize + ?Sized>(&self, method: &str, params: &P) -> Result<(), NotifyError> {
         #[derive(Serialize)]
         struct Notification<'a, P: ?Sized> {
             jsonrpc: &'static str,
@@ -175,9 +168,7 @@ impl Notifier {
             return Err(NotifyError::Unwritable);
         }
         let refused = |reason| {
-            self.stats
-                .notifications_refused
-                .fetch_add(1, Ordering::Relaxed);
+            self.stats.notifications_refused.fetch_add(1, Ordering::Relaxed);
             reason
         };
         let place = lines.try_reserve().map_err(|error| match error {
@@ -193,9 +184,7 @@ impl Notifier {
             held: Some(held),
             slot: None,
         });
-        self.stats
-            .notifications_sent
-            .fetch_add(1, Ordering::Relaxed);
+        self.stats.notifications_sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -339,21 +328,14 @@ impl Subscriptions {
     /// Ends a subscription. False if there is none of this id.
     #[must_use]
     pub fn close(&self, id: &str) -> bool {
-        let token = self
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+        let token = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         token.inspect(CancellationToken::cancel).is_some()
     }
 
     /// How many are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Whether none is open.
@@ -397,14 +379,8 @@ mod tests {
         let (outbox, mut receiver) = Outbox::new(&limits, Arc::default());
         let notifier = outbox.notifier();
         notifier.notify("a", &"x".repeat(1200)).unwrap();
-        assert_eq!(
-            notifier.notify("a", &"x".repeat(1200)),
-            Err(NotifyError::Full)
-        );
-        assert_eq!(
-            notifier.notify("a", &"x".repeat(4000)),
-            Err(NotifyError::Unwritable)
-        );
+        assert_eq!(notifier.notify("a", &"x".repeat(1200)), Err(NotifyError::Full));
+        assert_eq!(notifier.notify("a", &"x".repeat(4000)), Err(NotifyError::Unwritable));
         let line = receiver.try_recv().unwrap();
         assert_eq!(line.parts.len(), 1);
         drop(line);
@@ -413,10 +389,7 @@ mod tests {
 
     #[test]
     fn a_result_with_newlines_stays_one_line() {
-        assert_eq!(
-            single_line(b"{\n\"a\":\r\n\"b\\n\"}".to_vec()),
-            "{ \"a\":  \"b\\n\"}"
-        );
+        assert_eq!(single_line(b"{\n\"a\":\r\n\"b\\n\"}".to_vec()), "{ \"a\":  \"b\\n\"}");
         assert_eq!(single_line(b"{}".to_vec()), "{}");
     }
 

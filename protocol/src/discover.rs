@@ -4,13 +4,14 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::api::{METHODS, MethodInfo};
+use crate::api::{Cancel, METHODS, Method, MethodInfo};
 use crate::error::ErrorKind;
 use crate::params::TIMEOUT_MS_MAX;
 
 /// Describes the methods that are served. `version` is the daemon's; `registered` are the names under
 /// which methods are registered. Other names of a method are listed with it, not as methods of their own;
-/// names that the contract does not know are left out.
+/// names that the contract does not know are left out. `rpc.cancel` is
+/// always there: dispatch itself serves it.
 pub fn openrpc<'a>(version: &str, registered: impl IntoIterator<Item = &'a str>) -> Value {
     let registered: Vec<&str> = registered.into_iter().collect();
     let settings = SchemaSettings::draft07().with(|settings| {
@@ -20,7 +21,7 @@ pub fn openrpc<'a>(version: &str, registered: impl IntoIterator<Item = &'a str>)
     let mut generator = SchemaGenerator::new(settings);
     let methods: Vec<Value> = METHODS
         .iter()
-        .filter(|row| registered.contains(&row.name))
+        .filter(|row| registered.contains(&row.name) || row.name == Cancel::NAME)
         .map(|row| describe(row, &mut generator))
         .collect();
     let schemas = generator.take_definitions(true);
@@ -43,11 +44,7 @@ fn describe(row: &MethodInfo, generator: &mut SchemaGenerator) -> Value {
         .and_then(Value::as_str)
         .and_then(|path| path.rsplit('/').next())
     {
-        Some(name) => generator
-            .definitions()
-            .get(name)
-            .cloned()
-            .unwrap_or_default(),
+        Some(name) => generator.definitions().get(name).cloned().unwrap_or_default(),
         None => reference,
     };
     let properties = schema.get("properties").cloned().unwrap_or_default();
@@ -100,11 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_registered_is_described_and_references_resolve() {
-        let names: Vec<&str> = METHODS
-            .iter()
-            .map(|row| row.name)
-            .chain(["other.method"])
-            .collect();
+        let names: Vec<&str> = METHODS.iter().map(|row| row.name).chain(["other.method"]).collect();
         let document = openrpc("1.2.3", names);
         assert_eq!(document["methods"].as_array().unwrap().len(), METHODS.len());
         let text = document.to_string();
@@ -127,25 +120,17 @@ mod tests {
             (&params[0]["name"], &params[0]["required"]),
             (&json!("query"), &json!(true))
         );
-        assert_eq!(
-            params
-                .iter()
-                .filter(|entry| entry["required"] == true)
-                .count(),
-            1
-        );
+        assert_eq!(params.iter().filter(|entry| entry["required"] == true).count(), 1);
         assert_eq!(params.last().unwrap()["schema"]["default"], 10_000);
-        assert!(
-            params.iter().all(|entry| entry["schema"].is_object()),
-            "{params:#?}"
-        );
+        assert!(params.iter().all(|entry| entry["schema"].is_object()), "{params:#?}");
     }
 
     #[test]
     fn only_what_is_registered() {
         let document = openrpc("1", [method::RPC_VERSION, method::KNOWLEDGE_LIST]);
         let methods = document["methods"].as_array().unwrap();
-        assert_eq!(methods.len(), 2);
+        assert_eq!(methods.len(), 3);
+        assert_eq!(methods[2]["name"], method::RPC_CANCEL);
         assert_eq!(methods[0]["x-other-names"], json!(["knowledge.query"]));
     }
 }

@@ -37,8 +37,7 @@ mod tests {
 
     #[test]
     fn the_order_of_the_contract() {
-        let [flag, environment, configuration, home] =
-            ["/flag", "/env", "/conf", "/home/u/.cco"].map(Path::new);
+        let [flag, environment, configuration, home] = ["/flag", "/env", "/conf", "/home/u/.cco"].map(Path::new);
         let empty = Some(Path::new(""));
         assert_eq!(
             socket_path(Some(flag), Some(environment), Some(configuration), home),
@@ -48,17 +47,8 @@ mod tests {
             socket_path(None, Some(environment), Some(configuration), home),
             environment
         );
-        assert_eq!(
-            socket_path(empty, empty, Some(configuration), home),
-            configuration
-        );
-        assert_eq!(
-            socket_path(None, empty, None, home),
-            home.join("run/ccod.sock")
-        );
-        assert_eq!(
-            lock_path(&home.join(SOCKET_IN_HOME)),
-            home.join(LOCK_IN_HOME)
-        );
+        assert_eq!(socket_path(empty, empty, Some(configuration), home), configuration);
+        assert_eq!(socket_path(None, empty, None, home), home.join("run/ccod.sock"));
+        assert_eq!(lock_path(&home.join(SOCKET_IN_HOME)), home.join(LOCK_IN_HOME));
     }
 }

@@ -7,9 +7,7 @@
 use bytes::Bytes;
 use futures::FutureExt;
 use jsonrpsee::Extensions;
-use jsonrpsee::core::server::{
-    ConnectionId as JsonrpseeConnection, MethodCallback, MethodResponse, Methods,
-};
+use jsonrpsee::core::server::{ConnectionId as JsonrpseeConnection, MethodCallback, MethodResponse, Methods};
 use jsonrpsee_types::{ErrorObjectOwned, Id, Params};
 use serde_json::value::RawValue;
 use std::panic::AssertUnwindSafe;
@@ -84,7 +82,7 @@ impl Shared {
             }),
             None => Err(WireError::method_not_found(
                 name,
-                nearest(name, self.methods.method_names()),
+                nearest(name, self.methods.method_names().chain([api::method::RPC_CANCEL])),
             )),
         }
     }
@@ -93,27 +91,19 @@ impl Shared {
     ///
     /// # Errors
     /// `shutting_down`, `rate_limited` or `busy`.
-    pub(crate) fn admit(
-        &self,
-        peer: &PeerIdentity,
-    ) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
+    pub(crate) fn admit(&self, peer: &PeerIdentity) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
         if self.shutdown.is_cancelled() {
             return Err(WireError::shutting_down());
         }
         if let Some(rate) = &self.rate {
             rate.check(peer)?;
         }
-        Arc::clone(&self.in_flight)
-            .try_acquire_owned()
-            .map_err(|_| {
-                WireError::busy(
-                    format!(
-                        "{} requests are in flight already",
-                        self.limits.max_in_flight
-                    ),
-                    self.limits.busy_retry_after_ms,
-                )
-            })
+        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| {
+            WireError::busy(
+                format!("{} requests are in flight already", self.limits.max_in_flight),
+                self.limits.busy_retry_after_ms,
+            )
+        })
     }
 
     /// An error as an outcome; counts it.
@@ -127,12 +117,7 @@ impl Shared {
     }
 
     /// Runs a call to its end, whatever that is. Every path out of here is an answer.
-    pub(crate) async fn run(
-        &self,
-        found: Found,
-        params: Params<'static>,
-        context: CallContext,
-    ) -> Outcome {
+    pub(crate) async fn run(&self, found: Found, params: Params<'static>, context: CallContext) -> Outcome {
         let writes = found.writes();
         if context.is_over() {
             // It waited for its turn beyond its deadline: nothing was started.
@@ -170,9 +155,7 @@ impl Shared {
                     "the method failed unexpectedly; the daemon goes on",
                 ))
             }
-            None if cancelled.is_cancelled() => {
-                self.failure(WireError::cancelled(Executed::unanswered(writes)))
-            }
+            None if cancelled.is_cancelled() => self.failure(WireError::cancelled(Executed::unanswered(writes))),
             None => {
                 // For whatever the method has started on the side.
                 cancelled.cancel();
@@ -183,23 +166,15 @@ impl Shared {
 
     /// Calls the callback with an id of our own. The callback itself runs inside the future, so that a
     /// panic before its first await is caught too.
-    async fn invoke(
-        &self,
-        callback: MethodCallback,
-        params: Params<'static>,
-        context: CallContext,
-    ) -> MethodResponse {
-        let connection =
-            JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
+    async fn invoke(&self, callback: MethodCallback, params: Params<'static>, context: CallContext) -> MethodResponse {
+        let connection = JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
         let max = self.limits.max_response_bytes;
         let mut extensions = Extensions::new();
         extensions.insert(context);
         match callback {
             MethodCallback::Async(call) => call(OUR_ID, params, connection, max, extensions).await,
             MethodCallback::Sync(call) => call(OUR_ID, params, max, extensions),
-            MethodCallback::Unsubscription(call) => {
-                call(OUR_ID, params, connection, max, extensions)
-            }
+            MethodCallback::Unsubscription(call) => call(OUR_ID, params, connection, max, extensions),
             // Our feed has cursors and a result of its own; jsonrpsee's subscriptions have neither.
             MethodCallback::Subscription(_) => MethodResponse::error(
                 OUR_ID,
@@ -252,9 +227,7 @@ fn result_tail(json: Box<RawValue>) -> Bytes {
     }
     match serde_json::from_str::<Response<'_>>(&text) {
         Ok(response) => single_line(format!("\"result\":{}}}", response.result).into_bytes()),
-        Err(_) => error_tail(&WireError::internal(
-            "the method's result could not be read",
-        )),
+        Err(_) => error_tail(&WireError::internal("the method's result could not be read")),
     }
 }
 
@@ -282,10 +255,7 @@ pub(crate) fn error_tail(error: &WireError) -> Bytes {
 
 /// The beginning of a response: the envelope and the raw id.
 pub(crate) fn head(id: Option<&str>) -> Bytes {
-    Bytes::from(format!(
-        r#"{{"jsonrpc":"2.0","id":{},"#,
-        id.unwrap_or("null")
-    ))
+    Bytes::from(format!(r#"{{"jsonrpc":"2.0","id":{},"#, id.unwrap_or("null")))
 }
 
 /// A result as an outcome, for what dispatch answers itself.
@@ -317,9 +287,7 @@ mod tests {
 
     #[test]
     fn another_order_is_parsed() {
-        let json =
-            RawValue::from_string(r#"{"result":{"a":[1,"\n"]},"id":0,"jsonrpc":"2.0"}"#.to_owned())
-                .unwrap();
+        let json = RawValue::from_string(r#"{"result":{"a":[1,"\n"]},"id":0,"jsonrpc":"2.0"}"#.to_owned()).unwrap();
         assert_eq!(tail(&result_tail(json)), r#""result":{"a":[1,"\n"]}}"#);
     }
 
@@ -327,14 +295,8 @@ mod tests {
     fn foreign_errors_get_our_data() {
         let response = MethodResponse::error(OUR_ID, ErrorObject::borrowed(-32602, "no", None));
         let error = read_error(&response.into_json());
-        assert_eq!(
-            (error.code, error.kind()),
-            (-32602, ErrorKind::InvalidParams)
-        );
+        assert_eq!((error.code, error.kind()), (-32602, ErrorKind::InvalidParams));
         let text = String::from_utf8(error_tail(&error).to_vec()).unwrap();
-        assert!(
-            text.contains(r#""kind":"invalid_params","retryable":false"#),
-            "{text}"
-        );
+        assert!(text.contains(r#""kind":"invalid_params","retryable":false"#), "{text}");
     }
 }

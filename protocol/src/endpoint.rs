@@ -57,9 +57,7 @@ pub enum EndpointError {
     #[error("{0} is not a directory; move it away or choose another path")]
     RunDirIsNoDirectory(PathBuf),
     /// The run directory belongs to another user.
-    #[error(
-        "{path} belongs to user id {uid}; the run directory must be your own, choose another path"
-    )]
+    #[error("{path} belongs to user id {uid}; the run directory must be your own, choose another path")]
     RunDirIsForeign {
         /// The directory.
         path: PathBuf,
@@ -77,9 +75,7 @@ pub enum EndpointError {
         expected: u32,
     },
     /// The run directory of a shared daemon belongs to another group.
-    #[error(
-        "{path} belongs to group id {gid}, not to the socket group {expected}; run: chgrp {expected} {path}"
-    )]
+    #[error("{path} belongs to group id {gid}, not to the socket group {expected}; run: chgrp {expected} {path}")]
     RunDirOfOtherGroup {
         /// The directory.
         path: PathBuf,
@@ -103,14 +99,10 @@ pub enum EndpointError {
     #[error("another daemon answers on {0}; stop it, or choose another path with --socket")]
     Occupied(PathBuf),
     /// Something that is not a socket is in the place.
-    #[error(
-        "{0} exists and is not a socket; it is not removed, move it away or choose another path"
-    )]
+    #[error("{0} exists and is not a socket; it is not removed, move it away or choose another path")]
     NotASocket(PathBuf),
     /// The descriptor that was passed on is not a listening Unix socket.
-    #[error(
-        "the descriptor that was passed on is not a listening Unix stream socket; check the socket unit"
-    )]
+    #[error("the descriptor that was passed on is not a listening Unix stream socket; check the socket unit")]
     NotListening,
     /// The system refused.
     #[error("cannot {action} {path}: {source}")]
@@ -124,10 +116,7 @@ pub enum EndpointError {
     },
 }
 
-fn failed<'a>(
-    action: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> EndpointError + 'a {
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> EndpointError + 'a {
     move |source| EndpointError::Io {
         action,
         path: path.to_owned(),
@@ -152,11 +141,7 @@ pub struct BindOptions {
 
 impl BindOptions {
     fn directory_mode(&self) -> u32 {
-        if self.socket_group.is_some() {
-            0o750
-        } else {
-            0o700
-        }
+        if self.socket_group.is_some() { 0o750 } else { 0o700 }
     }
 }
 
@@ -168,9 +153,7 @@ pub fn group_id(name: &str) -> Result<u32, EndpointError> {
     let path = Path::new("/etc/group");
     match nix::unistd::Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) => Err(failed("find the socket group in", path)(
-            io::ErrorKind::NotFound.into(),
-        )),
+        Ok(None) => Err(failed("find the socket group in", path)(io::ErrorKind::NotFound.into())),
         Err(error) => Err(failed("find the socket group in", path)(error.into())),
     }
 }
@@ -375,11 +358,7 @@ struct Name {
 ///
 /// # Errors
 /// When the path is taken by anything but a dead socket, or the system refuses.
-pub fn bind(
-    path: &Path,
-    lock: &EndpointLock,
-    options: &BindOptions,
-) -> Result<BoundSocket, EndpointError> {
+pub fn bind(path: &Path, lock: &EndpointLock, options: &BindOptions) -> Result<BoundSocket, EndpointError> {
     check_socket_path(path)?;
     clear_stale(path)?;
     let listener = listen(path)?;
@@ -399,8 +378,7 @@ pub fn bind(
         // The directory, which only we can change, is closed to all but the group already.
         chown(path, None, Some(Gid::from_raw(group)))
             .map_err(|error| failed("give the socket group", path)(error.into()))?;
-        fs::set_permissions(path, Permissions::from_mode(0o660))
-            .map_err(failed("open to the socket group", path))?;
+        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed("open to the socket group", path))?;
     }
     Ok(bound)
 }
@@ -414,13 +392,9 @@ fn clear_stale(path: &Path) -> Result<(), EndpointError> {
     if !found.file_type().is_socket() {
         return Err(EndpointError::NotASocket(path.to_owned()));
     }
-    let name = path
-        .to_fs_name::<GenericFilePath>()
-        .map_err(failed("use", path))?;
+    let name = path.to_fs_name::<GenericFilePath>().map_err(failed("use", path))?;
     // Without waiting: a daemon that hangs with a full queue is still one.
-    let probe = ConnectOptions::new()
-        .name(name)
-        .wait_mode(ConnectWaitMode::Deferred);
+    let probe = ConnectOptions::new().name(name).wait_mode(ConnectWaitMode::Deferred);
     match Stream::from_options(&probe) {
         Ok(_) => return Err(EndpointError::Occupied(path.to_owned())),
         Err(error) => match error.kind() {
@@ -430,9 +404,7 @@ fn clear_stale(path: &Path) -> Result<(), EndpointError> {
         },
     }
     match fs::symlink_metadata(path) {
-        Ok(again) if same_file(&again, &found) => {
-            fs::remove_file(path).map_err(failed("remove the dead socket", path))
-        }
+        Ok(again) if same_file(&again, &found) => fs::remove_file(path).map_err(failed("remove the dead socket", path)),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         _ => Err(EndpointError::Occupied(path.to_owned())),
     }
@@ -458,13 +430,10 @@ fn listen(path: &Path) -> Result<Listener, EndpointError> {
             // Systems that cannot give a socket its mode before its name. The directory is closed, so the
             // moment in between is nobody's.
             let listener = options(None).map_err(failed("bind", path))?;
-            fs::set_permissions(path, Permissions::from_mode(MODE))
-                .map_err(failed("close to others", path))?;
+            fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(failed("close to others", path))?;
             Ok(listener)
         }
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(EndpointError::Occupied(path.to_owned()))
-        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(EndpointError::Occupied(path.to_owned())),
         other => other.map_err(failed("bind", path)),
     }
 }
@@ -478,8 +447,8 @@ impl BoundSocket {
     /// When the descriptor is not a listening Unix stream socket.
     pub fn from_fd(descriptor: OwnedFd) -> Result<Self, EndpointError> {
         let listening = getsockopt(&descriptor, sockopt::AcceptConn).unwrap_or(false);
-        let stream = getsockopt(&descriptor, sockopt::SockType)
-            .is_ok_and(|kind| kind == nix::sys::socket::SockType::Stream);
+        let stream =
+            getsockopt(&descriptor, sockopt::SockType).is_ok_and(|kind| kind == nix::sys::socket::SockType::Stream);
         let unix = getsockname::<UnixAddr>(descriptor.as_raw_fd())
             .is_ok_and(|address| address.family() == Some(AddressFamily::Unix));
         if !(listening && stream && unix) {
@@ -522,11 +491,7 @@ impl BoundSocket {
 
     /// Splits into what accepts and what removes the name when dropped.
     pub(crate) fn into_parts(self) -> (Listener, EndpointName) {
-        let Self {
-            listener,
-            policy,
-            name,
-        } = self;
+        let Self { listener, policy, name } = self;
         (listener, EndpointName { name, policy })
     }
 }
@@ -560,9 +525,8 @@ impl EndpointName {
 
 impl Name {
     fn is_ours(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|named| {
-            named.file_type().is_socket() && (named.dev(), named.ino()) == self.identity
-        })
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|named| named.file_type().is_socket() && (named.dev(), named.ino()) == self.identity)
     }
 }
 

@@ -123,10 +123,7 @@ pub(crate) fn read(json: &str) -> Result<Request<'_>, Refusal<'_>> {
         Err(_) => return Err(refuse(None, "the names of the request cannot be read")),
     };
     if let Some(name) = members.repeated {
-        return Err(refuse(
-            None,
-            &format!("`{name}` is given twice; give it once"),
-        ));
+        return Err(refuse(None, &format!("`{name}` is given twice; give it once")));
     }
     if members
         .jsonrpc
@@ -161,16 +158,11 @@ fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     if let Ok(text) = serde_json::from_str::<&str>(raw.get()) {
         return Some(Cow::Borrowed(text));
     }
-    serde_json::from_str::<String>(raw.get())
-        .ok()
-        .map(Cow::Owned)
+    serde_json::from_str::<String>(raw.get()).ok().map(Cow::Owned)
 }
 
 fn is_id(raw: &str) -> bool {
-    matches!(
-        raw.as_bytes().first(),
-        Some(b'"' | b'-' | b'0'..=b'9' | b'n')
-    )
+    matches!(raw.as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9' | b'n'))
 }
 
 /// An id as `rpc.cancel` compares it: the text of a string however it is escaped, else the raw JSON.
@@ -264,9 +256,7 @@ mod tests {
 
     #[test]
     fn names_may_be_escaped_and_others_are_ignored() {
-        let request =
-            read(r#"{"jsonrpc":"2\u002e0","\u0069d":7,"method":"a\/b","extra":[1,{"id":9}]}"#)
-                .unwrap();
+        let request = read(r#"{"jsonrpc":"2\u002e0","\u0069d":7,"method":"a\/b","extra":[1,{"id":9}]}"#).unwrap();
         assert_eq!((request.id, request.method.as_ref()), (Some("7"), "a/b"));
     }
 

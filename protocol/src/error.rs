@@ -237,11 +237,7 @@ impl WireError {
 
     /// Adds a fact of one's own.
     #[must_use]
-    pub fn with_extra(
-        mut self,
-        key: impl Into<String>,
-        value: impl Into<serde_json::Value>,
-    ) -> Self {
+    pub fn with_extra(mut self, key: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
         self.data.extra.insert(key.into(), value.into());
         self
     }
@@ -282,8 +278,7 @@ impl WireError {
     /// -32603: a fault in the daemon. `message` must hold nothing that was sent or stored.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::InternalError, message)
-            .with_fix("look into the daemon's log, and report it if it recurs")
+        Self::new(ErrorKind::InternalError, message).with_fix("look into the daemon's log, and report it if it recurs")
     }
 
     /// -32007: the request is over `limit_bytes`.
@@ -301,7 +296,9 @@ impl WireError {
     pub fn response_too_large(limit_bytes: usize) -> Self {
         Self::new(
             ErrorKind::ResponseTooLarge,
-            format!("the response would be larger than {limit_bytes} bytes; ask for less, for example a smaller `limit`"),
+            format!(
+                "the response would be larger than {limit_bytes} bytes; ask for less, for example a smaller `limit`"
+            ),
         )
         .with_extra("limit_bytes", limit_bytes)
     }
@@ -319,12 +316,9 @@ impl WireError {
     /// -32009: too much is going on (`what`); nothing was done.
     #[must_use]
     pub fn busy(what: impl fmt::Display, retry_after_ms: u64) -> Self {
-        Self::new(
-            ErrorKind::Busy,
-            format!("{what}; try again in {retry_after_ms} ms"),
-        )
-        .with_retry_after_ms(retry_after_ms)
-        .with_executed(Executed::No)
+        Self::new(ErrorKind::Busy, format!("{what}; try again in {retry_after_ms} ms"))
+            .with_retry_after_ms(retry_after_ms)
+            .with_executed(Executed::No)
     }
 
     /// -32020: no item has this id.
@@ -365,7 +359,9 @@ impl WireError {
     pub fn model_mismatch(stored: &str, current: &str) -> Self {
         Self::new(
             ErrorKind::ModelMismatch,
-            format!("the project was embedded with {stored}, the daemon runs {current}; run `ccoctl rpc admin.reembed`"),
+            format!(
+                "the project was embedded with {stored}, the daemon runs {current}; run `ccoctl rpc admin.reembed`"
+            ),
         )
         .with_extra("stored", stored)
         .with_extra("current", current)
@@ -374,11 +370,7 @@ impl WireError {
     /// -32024: nothing can be written at the moment; `reason` says why.
     #[must_use]
     pub fn read_only(reason: impl fmt::Display) -> Self {
-        Self::new(
-            ErrorKind::ReadOnly,
-            format!("nothing can be written now: {reason}"),
-        )
-        .with_executed(Executed::No)
+        Self::new(ErrorKind::ReadOnly, format!("nothing can be written now: {reason}")).with_executed(Executed::No)
     }
 
     /// -32025: the peer sends faster than it may.
@@ -401,9 +393,7 @@ impl WireError {
         );
         Self::new(
             ErrorKind::Forbidden,
-            format!(
-                "{who} may not use this socket; its owner can add the user id to `allowed_uids`"
-            ),
+            format!("{who} may not use this socket; its owner can add the user id to `allowed_uids`"),
         )
     }
 
@@ -513,11 +503,7 @@ impl From<ErrorObjectOwned> for WireError {
 /// At most `max` characters of `text`, with the control characters shown as escapes: for names that the
 /// caller made up and that go into a message.
 pub(crate) fn shortened(text: &str, max: usize) -> String {
-    let mut short: String = text
-        .chars()
-        .take(max)
-        .flat_map(char::escape_default)
-        .collect();
+    let mut short: String = text.chars().take(max).flat_map(char::escape_default).collect();
     if text.chars().nth(max).is_some() {
         short.push_str("...");
     }
@@ -541,9 +527,7 @@ mod tests {
             .collect();
         assert_eq!(
             retryable,
-            [
-                -32009, -32024, -32025, -32027, -32050, -32051, -32052, -32053
-            ]
+            [-32009, -32024, -32025, -32027, -32050, -32051, -32052, -32053]
         );
     }
 
@@ -587,8 +571,7 @@ mod tests {
 
     #[test]
     fn executed_is_false_true_or_unknown() {
-        let data =
-            |executed| serde_json::to_value(*WireError::deadline_exceeded(executed).data).unwrap();
+        let data = |executed| serde_json::to_value(*WireError::deadline_exceeded(executed).data).unwrap();
         assert_eq!(data(Executed::No)["executed"], false);
         assert_eq!(data(Executed::Yes)["executed"], true);
         assert_eq!(data(Executed::Unknown)["executed"], "unknown");

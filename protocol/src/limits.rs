@@ -101,10 +101,7 @@ impl Limits {
         let at_least_one = [
             ("max_connections", self.max_connections),
             ("max_batch_requests", self.max_batch_requests),
-            (
-                "max_in_flight_per_connection",
-                self.max_in_flight_per_connection,
-            ),
+            ("max_in_flight_per_connection", self.max_in_flight_per_connection),
             ("max_in_flight", self.max_in_flight),
             ("reply_queue_lines", self.reply_queue_lines),
         ];
@@ -130,10 +127,7 @@ impl Limits {
         }
         for (name, value) in [
             ("write_timeout_ms", self.write_timeout_ms),
-            (
-                "partial_request_timeout_ms",
-                self.partial_request_timeout_ms,
-            ),
+            ("partial_request_timeout_ms", self.partial_request_timeout_ms),
             ("socket_check_ms", self.socket_check_ms),
         ] {
             if value == 0 {
@@ -141,10 +135,7 @@ impl Limits {
             }
         }
         if self.rate_limit_per_second == Some(0) || self.rate_limit_burst == Some(0) {
-            return Err(
-                "`rate_limit_per_second` and `rate_limit_burst` must be at least 1, or absent"
-                    .to_owned(),
-            );
+            return Err("`rate_limit_per_second` and `rate_limit_burst` must be at least 1, or absent".to_owned());
         }
         Ok(())
     }
@@ -288,11 +279,7 @@ mod tests {
         assert_eq!(limits.max_message_bytes, 16_777_216);
         assert_eq!(limits.max_response_bytes, 33_554_432);
         assert_eq!(
-            (
-                limits.max_connections,
-                limits.max_batch_requests,
-                limits.max_depth
-            ),
+            (limits.max_connections, limits.max_batch_requests, limits.max_depth),
             (256, 32, 64)
         );
         let json = serde_json::to_value(&limits).unwrap();
@@ -349,9 +336,6 @@ mod tests {
         stats.errors.add(-32602);
         stats.errors.add(-1);
         let errors = stats.snapshot().errors;
-        assert_eq!(
-            (errors["invalid_params"], errors["unknown"], errors.len()),
-            (2, 1, 2)
-        );
+        assert_eq!((errors["invalid_params"], errors["unknown"], errors.len()), (2, 1, 2));
     }
 }

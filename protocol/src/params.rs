@@ -47,9 +47,7 @@ pub fn decode<M: Method>(raw: Option<&RawValue>) -> Result<Decoded<M::Params>, W
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_params<M: Method>(
-    params: &jsonrpsee_types::Params<'_>,
-) -> Result<Decoded<M::Params>, WireError> {
+pub fn decode_params<M: Method>(params: &jsonrpsee_types::Params<'_>) -> Result<Decoded<M::Params>, WireError> {
     decode_str::<M>(params.as_str())
 }
 
@@ -66,9 +64,7 @@ pub fn decode_str<M: Method>(json: Option<&str>) -> Result<Decoded<M::Params>, W
         Some(_) if json == "null" => Vec::new(),
         Some(_) => return Err(not_structured()),
     };
-    let project_id = take(&mut entries, "project_id", |raw| {
-        project(raw, M::ANY_PROJECT)
-    })?;
+    let project_id = take(&mut entries, "project_id", |raw| project(raw, M::ANY_PROJECT))?;
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
     let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     params.check()?;
@@ -244,8 +240,7 @@ fn take<'a, T>(
 }
 
 fn project(raw: &RawValue, any: bool) -> Result<String, WireError> {
-    let name: String =
-        serde_json::from_str(raw.get()).map_err(|error| wrong("project_id", &error))?;
+    let name: String = serde_json::from_str(raw.get()).map_err(|error| wrong("project_id", &error))?;
     if !(any && name == "*") {
         check_project_name("project_id", &name)?;
     }
@@ -306,24 +301,15 @@ fn filter_at_fault(entries: &[Entry<'_>]) -> Option<WireError> {
         .filter(|(name, _)| Filters::NAMES.contains(&name.as_ref()))
         .find_map(|(name, value)| {
             let mut track = serde_path_to_error::Track::new();
-            let map = MapDeserializer::<_, serde_json::Error>::new(std::iter::once((
-                name.as_ref(),
-                *value,
-            )));
-            let result =
-                Filters::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
-            result
-                .err()
-                .map(|error| wrong(&track.path().to_string(), &error))
+            let map = MapDeserializer::<_, serde_json::Error>::new(std::iter::once((name.as_ref(), *value)));
+            let result = Filters::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
+            result.err().map(|error| wrong(&track.path().to_string(), &error))
         })
 }
 
 fn twice(name: &str) -> WireError {
     let name = shortened(name, 60);
-    WireError::invalid_params(
-        name.clone(),
-        format!("`{name}` is given twice; give it once"),
-    )
+    WireError::invalid_params(name.clone(), format!("`{name}` is given twice; give it once"))
 }
 
 fn listed(names: &[&str]) -> String {
@@ -353,10 +339,7 @@ fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireE
 }
 
 /// The candidate most like `name`, if any is like it at all.
-pub(crate) fn nearest<'a>(
-    name: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// Below this, two names have little more in common than their letters.
     const ALIKE: f64 = 0.5;
     // The measure is quadratic in the lengths, and the name is the caller's.
@@ -365,12 +348,7 @@ pub(crate) fn nearest<'a>(
     }
     let lower = name.to_lowercase();
     candidates
-        .map(|candidate| {
-            (
-                candidate,
-                strsim::normalized_damerau_levenshtein(&lower, candidate),
-            )
-        })
+        .map(|candidate| (candidate, strsim::normalized_damerau_levenshtein(&lower, candidate)))
         .filter(|(_, likeness)| *likeness >= ALIKE)
         .max_by(|(_, one), (_, other)| one.total_cmp(other))
         .map(|(candidate, _)| candidate)
@@ -385,9 +363,7 @@ fn unreadable(error: &serde_json::Error) -> WireError {
 /// Says what is wrong with the parameter at `path`, from serde's words but without the value.
 fn wrong(path: &str, error: &serde_json::Error) -> WireError {
     let text = error.to_string();
-    let text = text
-        .rfind(" at line ")
-        .map_or(text.as_str(), |end| &text[..end]);
+    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
     if let Some(rest) = text.strip_prefix("missing field `") {
         let field = rest.trim_end_matches('`');
         let full = if path.is_empty() {
@@ -407,20 +383,14 @@ fn wrong(path: &str, error: &serde_json::Error) -> WireError {
         .strip_prefix("invalid type: ")
         .and_then(|rest| rest.rsplit_once(", expected "))
     {
-        format!(
-            "`{name}` must be {}, not {}",
-            plain(expected),
-            found_type(found)
-        )
+        format!("`{name}` must be {}, not {}", plain(expected), found_type(found))
     } else if let Some((_, expected)) = text
         .strip_prefix("invalid value: ")
         .and_then(|rest| rest.rsplit_once(", expected "))
     {
         format!("`{name}` must be {}", plain(expected))
     } else if text.contains("surrogate") || text.contains("hex escape") {
-        format!(
-            "`{name}` holds a lone surrogate escape, which is no character; remove it or give the pair"
-        )
+        format!("`{name}` holds a lone surrogate escape, which is no character; remove it or give the pair")
     } else if text.contains("number out of range") {
         format!("`{name}` holds a number that is out of range")
     } else if let Some(expected) = text.strip_prefix("expected ") {
@@ -494,8 +464,7 @@ mod tests {
         let by_name = decode_str::<api::Store>(Some(
             r#"{"text":"x","type":"issue","agent":"a","on_duplicate":"store"}"#,
         ));
-        let by_place =
-            decode_str::<api::Store>(Some(r#"["x","issue","a",null,{},null,null,"store"]"#));
+        let by_place = decode_str::<api::Store>(Some(r#"["x","issue","a",null,{},null,null,"store"]"#));
         assert_eq!(by_name, by_place);
         let store = by_name.unwrap().params;
         assert_eq!(store.knowledge_type, KnowledgeType::Issue);
@@ -567,23 +536,13 @@ mod tests {
                 .message
                 .contains("threshold")
         );
-        assert!(
-            refused::<api::Stats>(r#"{"zzzzzz":1}"#)
-                .message
-                .contains("project_id")
-        );
+        assert!(refused::<api::Stats>(r#"{"zzzzzz":1}"#).message.contains("project_id"));
     }
 
     #[test]
     fn repeated_names_are_refused() {
-        assert_eq!(
-            parameter::<api::Search>(r#"{"query":"a","query":"b"}"#),
-            "query"
-        );
-        assert_eq!(
-            parameter::<api::Search>(r#"{"query":"a","qu\u0065ry":"b"}"#),
-            "query"
-        );
+        assert_eq!(parameter::<api::Search>(r#"{"query":"a","query":"b"}"#), "query");
+        assert_eq!(parameter::<api::Search>(r#"{"query":"a","qu\u0065ry":"b"}"#), "query");
         assert_eq!(
             parameter::<api::Search>(r#"{"query":"a","type":"issue","knowledge_type":"issue"}"#),
             "type"
@@ -605,11 +564,7 @@ mod tests {
             (r#"{"query":"q","mode":"fuzzy"}"#, "mode", "hybrid"),
             (r#"{"query":"q","mode":3}"#, "mode", ""),
             (r#"{"query":"q","type":"bug"}"#, "type", "decision"),
-            (
-                r#"{"query":"q","type":["issue","bug"]}"#,
-                "type",
-                "decision",
-            ),
+            (r#"{"query":"q","type":["issue","bug"]}"#, "type", "decision"),
             (r#"{"query":"q","type":7}"#, "type", "a string or a list"),
             (r#"{"query":"q","agent":{}}"#, "agent", "a string or a list"),
             (r#"{"query":"q","since":"yesterday"}"#, "since", "RFC 3339"),
@@ -617,27 +572,17 @@ mod tests {
             (r#"{"query":"q","metadata":[]}"#, "metadata", "an object"),
             (r#"{"query":"q","threshold":2}"#, "threshold", "0 to 1"),
             (r#"{"query":"q","threshold":"x"}"#, "threshold", "number"),
-            (
-                r#"{"query":"q","projects":["a","../b"]}"#,
-                "projects",
-                "project name",
-            ),
+            (r#"{"query":"q","projects":["a","../b"]}"#, "projects", "project name"),
             (r#"{"query":"q","as_of":{}}"#, "as_of", "version"),
             (r#"{"query":"q","explain":1}"#, "explain", "true or false"),
             (r#"{"query":"\ud800"}"#, "query", "surrogate"),
             (r#"{"query":"q","agent":"\udc00"}"#, "agent", "surrogate"),
-            (
-                r#"{"query":"q","metadata":{"a":1e999}}"#,
-                "metadata",
-                "out of range",
-            ),
+            (r#"{"query":"q","metadata":{"a":1e999}}"#, "metadata", "out of range"),
         ] {
             let error = refused::<api::Search>(json);
             let named = error.data.parameter.clone().unwrap_or_default();
             assert!(
-                named == name
-                    || named.starts_with(&format!("{name}."))
-                    || named.starts_with(&format!("{name}[")),
+                named == name || named.starts_with(&format!("{name}.")) || named.starts_with(&format!("{name}[")),
                 "{json}: {named:?} {}",
                 error.message
             );
@@ -678,10 +623,7 @@ mod tests {
     #[test]
     fn bad_items_of_a_batch_fail_alone() {
         let batch = r#"{"items":[{"text":"a"},{"text":5},{"txt":"b"},7,{"text":" "},{"text":"\ud800"},{"text":"z","type":"issue"}]}"#;
-        let items = decode_str::<api::StoreBatch>(Some(batch))
-            .unwrap()
-            .params
-            .items;
+        let items = decode_str::<api::StoreBatch>(Some(batch)).unwrap().params.items;
         let named: Vec<Option<String>> = items
             .iter()
             .map(|item| match item {
@@ -698,10 +640,7 @@ mod tests {
             Some("text"),
             None,
         ];
-        assert_eq!(
-            named.iter().map(Option::as_deref).collect::<Vec<_>>(),
-            expected
-        );
+        assert_eq!(named.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
         assert_eq!(parameter::<api::StoreBatch>(r#"{"items":[]}"#), "items");
         assert_eq!(parameter::<api::StoreBatch>(r#"{"items":{}}"#), "items");
         assert_eq!(parameter::<api::StoreBatch>("{}"), "items");
@@ -736,16 +675,8 @@ mod tests {
             ..Default::default()
         };
         let text = serde_json::to_string(&search).unwrap();
-        assert_eq!(
-            decode_str::<api::Search>(Some(&text)).unwrap().params,
-            search
-        );
+        assert_eq!(decode_str::<api::Search>(Some(&text)).unwrap().params, search);
         let cleanup = serde_json::to_string(&api::CleanupParams::default()).unwrap();
-        assert!(
-            decode_str::<api::Cleanup>(Some(&cleanup))
-                .unwrap()
-                .params
-                .dry_run
-        );
+        assert!(decode_str::<api::Cleanup>(Some(&cleanup)).unwrap().params.dry_run);
     }
 }

@@ -92,11 +92,7 @@ mod tests {
     use super::*;
 
     fn peer(uid: u32) -> PeerIdentity {
-        PeerIdentity {
-            uid,
-            gid: 0,
-            pid: None,
-        }
+        PeerIdentity { uid, gid: 0, pid: None }
     }
 
     #[test]
@@ -114,10 +110,6 @@ mod tests {
         let policy = PeerPolicy::only([1000]);
         assert!(policy.check(&peer(0)).is_err());
         assert!(PeerPolicy::only([1000, 0]).check(&peer(0)).is_ok());
-        assert!(
-            PeerPolicy::own_user_and([4_000_000])
-                .check(&peer(4_000_000))
-                .is_ok()
-        );
+        assert!(PeerPolicy::own_user_and([4_000_000]).check(&peer(4_000_000)).is_ok());
     }
 }

@@ -19,10 +19,7 @@ impl RateLimiter {
     /// None if no rate is configured.
     pub(crate) fn new(limits: &Limits) -> Option<Self> {
         let rate = NonZeroU32::new(limits.rate_limit_per_second?)?;
-        let burst = limits
-            .rate_limit_burst
-            .and_then(NonZeroU32::new)
-            .unwrap_or(rate);
+        let burst = limits.rate_limit_burst.and_then(NonZeroU32::new).unwrap_or(rate);
         let clock = DefaultClock::default();
         let quota = Quota::per_second(rate).allow_burst(burst);
         Some(Self {
@@ -70,12 +67,7 @@ mod tests {
         }
         let error = rate.check(&peer(1)).unwrap_err();
         assert_eq!(error.code, -32025);
-        assert!(
-            error
-                .data
-                .retry_after_ms
-                .is_some_and(|wait| (1..=1000).contains(&wait))
-        );
+        assert!(error.data.retry_after_ms.is_some_and(|wait| (1..=1000).contains(&wait)));
         rate.check(&peer(2)).unwrap();
         rate.forget_idle();
         assert!(rate.check(&peer(1)).is_err());

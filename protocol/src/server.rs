@@ -59,10 +59,7 @@ pub async fn serve(
     limits: Limits,
     shutdown: CancellationToken,
 ) -> ServeReport {
-    Server::new(methods)
-        .limits(limits)
-        .serve(listener, shutdown)
-        .await
+    Server::new(methods).limits(limits).serve(listener, shutdown).await
 }
 
 /// A server before it serves.
@@ -168,8 +165,7 @@ impl Door {
         mut name: EndpointName,
         shutdown: &CancellationToken,
     ) -> EndpointName {
-        let mut look =
-            tokio::time::interval(Duration::from_millis(self.shared.limits.socket_check_ms));
+        let mut look = tokio::time::interval(Duration::from_millis(self.shared.limits.socket_check_ms));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = ACCEPT_BACKOFF_MIN;
         let mut lost = false;
@@ -278,17 +274,9 @@ impl Door {
             }
         }
         let left = tokio::time::timeout_at(grace, self.shared.detached.wait()).await;
-        let cut_off = self.connections.len()
-            + if left.is_err() {
-                self.shared.detached.len()
-            } else {
-                0
-            };
+        let cut_off = self.connections.len() + if left.is_err() { self.shared.detached.len() } else { 0 };
         if cut_off > 0 {
-            tracing::warn!(
-                cut_off,
-                "connections and notifications were cut off at the end"
-            );
+            tracing::warn!(cut_off, "connections and notifications were cut off at the end");
         }
         self.connections.shutdown().await;
         let seen = self.shared.stats.snapshot();
@@ -317,14 +305,11 @@ fn bind_again(name: &EndpointName, lost: &mut bool) -> Option<(Listener, Endpoin
         return None;
     }
     let path = name.path()?.display();
-    let bound = name
-        .rebind()
-        .map_err(|error| error.to_string())
-        .and_then(|socket| {
-            let (listener, renamed) = socket.into_parts();
-            let listener = Listener::try_from(listener).map_err(|error| error.to_string())?;
-            Ok((listener, renamed))
-        });
+    let bound = name.rebind().map_err(|error| error.to_string()).and_then(|socket| {
+        let (listener, renamed) = socket.into_parts();
+        let listener = Listener::try_from(listener).map_err(|error| error.to_string())?;
+        Ok((listener, renamed))
+    });
     match bound {
         Ok(bound) => {
             tracing::warn!(%path, "the socket file was gone and has been bound again");

@@ -66,10 +66,16 @@ fn paint_health(output: &Output, status: HealthStatus) -> String {
 
 fn render_status(output: &Output, status: &StatusResult) -> String {
     let model = if status.model.loaded {
-        let load = status.model.load_ms.map_or_else(String::new, |load_ms| format!(" in {load_ms:.0} ms"));
+        let load = status
+            .model
+            .load_ms
+            .map_or_else(String::new, |load_ms| format!(" in {load_ms:.0} ms"));
         format!("{} ({}), loaded{load}", status.model.identity.name, status.model.engine)
     } else {
-        format!("{} ({}), not loaded yet", status.model.identity.name, status.model.engine)
+        format!(
+            "{} ({}), not loaded yet",
+            status.model.identity.name, status.model.engine
+        )
     };
     let mut fields = vec![
         ("status", paint_health(output, status.status)),
@@ -147,11 +153,9 @@ fn render_status(output: &Output, status: &StatusResult) -> String {
 /// `ccoctl health`: 0 if the daemon works or is on its way up, 1 if not.
 pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResult {
     let daemon = Daemon::open(context).await?;
-    let parameters = HealthParams {
-        deep: arguments.deep,
-    };
+    let parameters = HealthParams { deep: arguments.deep };
     let health = daemon.call::<api::Health>(Scope::None, &parameters).await?;
-        if context.output.json {
+    if context.output.json {
         context.output.print_json(&health)?;
     } else {
         context.output.print(&paint_health(&context.output, health.status))?;
@@ -173,8 +177,10 @@ pub(crate) async fn rpc(context: &Context, arguments: RpcArgs) -> CliResult {
             .fix("write an object such as '{\"query\":\"auth\"}', or - to read it from standard input")
     })?;
     if !(parameters.is_object() || parameters.is_array()) {
-        return Err(CliError::new(Exit::BadData, "the parameters must be a JSON object or array")
-            .fix("write an object such as '{\"query\":\"auth\"}'"));
+        return Err(
+            CliError::new(Exit::BadData, "the parameters must be a JSON object or array")
+                .fix("write an object such as '{\"query\":\"auth\"}'"),
+        );
     }
     let daemon = Daemon::open(context).await?;
     let result = daemon.call_raw(&arguments.method, parameters).await?;
@@ -192,9 +198,9 @@ pub(crate) fn config(context: &Context, command: &ConfigCommand) -> CliResult {
             .iter()
             .map(|(key, value)| serde_json::json!({ "key": key, "value": value, "origin": loaded.origins.get(key) }))
             .collect();
-        context
-            .output
-            .print_json(&serde_json::json!({ "file": loaded.file, "socket": loaded.config.socket_path(), "values": listed }))?;
+        context.output.print_json(
+            &serde_json::json!({ "file": loaded.file, "socket": loaded.config.socket_path(), "values": listed }),
+        )?;
         return Ok(Exit::Ok);
     }
     let mut table = Table::new(&[("key", Align::Left), ("value", Align::Left), ("from", Align::Left)]);
@@ -207,7 +213,10 @@ pub(crate) fn config(context: &Context, command: &ConfigCommand) -> CliResult {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        let origin = loaded.origins.get(key).map_or_else(|| "default".to_owned(), ToString::to_string);
+        let origin = loaded
+            .origins
+            .get(key)
+            .map_or_else(|| "default".to_owned(), ToString::to_string);
         table.row([key.clone(), shown, origin]);
     }
     context.output.print(&table.render(&context.output))?;
@@ -254,7 +263,10 @@ mod tests {
         let text = render_status(&Output::plain(), &status);
         assert!(text.starts_with("status      degraded\n"), "{text}");
         assert!(text.contains("because     the writer is restarting\n"), "{text}");
-        assert!(text.contains("writer  restarting         2        0        0\n"), "{text}");
+        assert!(
+            text.contains("writer  restarting         2        0        0\n"),
+            "{text}"
+        );
         assert!(text.contains("web          3"), "{text}");
     }
 

@@ -92,11 +92,7 @@ impl Daemon {
     }
 
     /// Calls the method `M`.
-    pub(crate) async fn call<M: Method>(
-        &self,
-        scope: Scope<'_>,
-        parameters: &M::Params,
-    ) -> CliResult<M::Result> {
+    pub(crate) async fn call<M: Method>(&self, scope: Scope<'_>, parameters: &M::Params) -> CliResult<M::Result> {
         let options = CallOptions {
             project_id: match scope {
                 Scope::None => None,
@@ -165,12 +161,29 @@ mod tests {
         let path = PathBuf::from("/run/x.sock");
         let source = || io::Error::from(io::ErrorKind::PermissionDenied);
         let cases = [
-            (ClientError::NotRunning { path: path.clone(), source: source() }, Exit::Unavailable),
-            (ClientError::Permission { path: path.clone(), source: source() }, Exit::Permission),
+            (
+                ClientError::NotRunning {
+                    path: path.clone(),
+                    source: source(),
+                },
+                Exit::Unavailable,
+            ),
+            (
+                ClientError::Permission {
+                    path: path.clone(),
+                    source: source(),
+                },
+                Exit::Permission,
+            ),
             (ClientError::PathTooLong { path: path.clone() }, Exit::Config),
             (ClientError::Connect { path, source: source() }, Exit::Unavailable),
             (ClientError::Closed, Exit::Retry),
-            (ClientError::Timeout { after: Duration::from_secs(1) }, Exit::Retry),
+            (
+                ClientError::Timeout {
+                    after: Duration::from_secs(1),
+                },
+                Exit::Retry,
+            ),
             (ClientError::Unexpected("x".to_owned()), Exit::Failed),
             (ClientError::Rpc(WireError::not_found("x")), Exit::Failed),
         ];

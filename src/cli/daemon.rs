@@ -105,7 +105,11 @@ impl RunArgs {
             detached: _,
         } = self;
         let mut arguments = Vec::new();
-        let named = [("--durability", durability), ("--log", log_level), ("--log-format", log_format)];
+        let named = [
+            ("--durability", durability),
+            ("--log", log_level),
+            ("--log-format", log_format),
+        ];
         for (flag, value) in named {
             if let Some(value) = value {
                 arguments.push(format!("{flag}={value}"));
@@ -137,11 +141,10 @@ pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
     match ended {
         Ok(true) => Ok(Exit::Ok),
-        Ok(false) => Err(CliError::new(
-            Exit::Failed,
-            "stopped before everything that was accepted was finished",
-        )
-        .fix("the log says what was left; writes that were acknowledged are safe")),
+        Ok(false) => Err(
+            CliError::new(Exit::Failed, "stopped before everything that was accepted was finished")
+                .fix("the log says what was left; writes that were acknowledged are safe"),
+        ),
         Err(error) => Err(start_error(&error)),
     }
 }
@@ -187,10 +190,11 @@ fn set_lance_environment() -> CliResult<()> {
         // LanceDB panics on it, much later.
         Ok(threads) if threads.parse::<usize>().is_ok_and(|threads| threads > 0) => {}
         Ok(threads) => {
-            return Err(
-                CliError::new(Exit::Config, format!("LANCE_CPU_THREADS is `{threads}`, which is no number of threads"))
-                    .fix("unset it, or set it to 2 or more"),
-            );
+            return Err(CliError::new(
+                Exit::Config,
+                format!("LANCE_CPU_THREADS is `{threads}`, which is no number of threads"),
+            )
+            .fix("unset it, or set it to 2 or more"));
         }
     }
     for (name, value) in defaults {
@@ -286,9 +290,15 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
         if Instant::now() >= deadline {
             return Err(CliError::new(
                 Exit::Unavailable,
-                format!("the daemon did not answer on {} in time", config.socket_path().display()),
+                format!(
+                    "the daemon did not answer on {} in time",
+                    config.socket_path().display()
+                ),
             )
-            .fix(format!("look into {}, or give more time with --timeout", config.log_path().display())));
+            .fix(format!(
+                "look into {}, or give more time with --timeout",
+                config.log_path().display()
+            )));
         }
         tokio::time::sleep(poll).await;
         poll = (poll * 2).min(MAX_POLL);
@@ -365,8 +375,7 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
         .create(&run_dir)
         .map_err(|error| CliError::io(format_args!("create {}", run_dir.display()), &error))?;
     let log_path = config.log_path();
-    let log = open_log(&log_path)
-        .map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
+    let log = open_log(&log_path).map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
     let log_start = log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
     let error_log = log
         .try_clone()
@@ -480,8 +489,10 @@ async fn stop(context: &Context) -> CliResult {
     let mut poll = MIN_POLL;
     while lock_is_held(&config.lock_path()) {
         if Instant::now() >= deadline {
-            return Err(CliError::new(Exit::Retry, "the daemon is still finishing what it accepted")
-                .fix("wait and run `ccoctl daemon status`, or send the process SIGTERM twice to end it at once"));
+            return Err(
+                CliError::new(Exit::Retry, "the daemon is still finishing what it accepted")
+                    .fix("wait and run `ccoctl daemon status`, or send the process SIGTERM twice to end it at once"),
+            );
         }
         tokio::time::sleep(poll).await;
         poll = (poll * 2).min(MAX_POLL);
@@ -504,7 +515,11 @@ async fn status(context: &Context) -> CliResult {
         Ok(client) => client,
         Err(NoConnection::Failed(error)) => return Err(error),
         Err(NoConnection::Absent) => {
-            report_state(&context.output, "stopped", &format!("not running (no daemon on {})", socket.display()))?;
+            report_state(
+                &context.output,
+                "stopped",
+                &format!("not running (no daemon on {})", socket.display()),
+            )?;
             return Ok(Exit::Unavailable);
         }
     };
@@ -551,7 +566,11 @@ mod tests {
         };
         assert_eq!(
             arguments.to_arguments(),
-            ["--durability=fast", "--log=info,ccod=debug", "--set=limits.max_connections=9"]
+            [
+                "--durability=fast",
+                "--log=info,ccod=debug",
+                "--set=limits.max_connections=9"
+            ]
         );
         let mut overrides = Overrides::default();
         arguments.add_to(&mut overrides);
@@ -592,7 +611,9 @@ mod tests {
     fn a_large_log_is_set_aside() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("ccod.log");
-        File::create(&path).and_then(|file| file.set_len(MAX_LOG_BYTES + 1)).expect("written");
+        File::create(&path)
+            .and_then(|file| file.set_len(MAX_LOG_BYTES + 1))
+            .expect("written");
         let log = open_log(&path).expect("opened");
         assert_eq!(log.metadata().expect("metadata").len(), 0);
         assert!(directory.path().join("ccod.log.1").exists());

@@ -202,7 +202,9 @@ async fn search(daemon: &Daemon, project: &str, query: String, limit: u32) -> Cl
 }
 
 async fn stats(daemon: &Daemon, project: &str) -> CliResult<Stats> {
-    let counted = daemon.call::<api::Stats>(Scope::Project(project), &StatsParams {}).await?;
+    let counted = daemon
+        .call::<api::Stats>(Scope::Project(project), &StatsParams {})
+        .await?;
     Ok(Stats::new(project, counted))
 }
 
@@ -235,8 +237,10 @@ async fn test(context: &Context) -> CliResult {
     if found_first {
         return Ok(Exit::Ok);
     }
-    Err(CliError::new(Exit::Failed, "the item that was just stored was not found by a search")
-        .fix("run `ccoctl status` to see which part does not work"))
+    Err(
+        CliError::new(Exit::Failed, "the item that was just stored was not found by a search")
+            .fix("run `ccoctl status` to see which part does not work"),
+    )
 }
 
 #[cfg(test)]

@@ -26,7 +26,12 @@ pub(crate) struct StoreArgs {
     pub(crate) text: String,
     /// What kind of knowledge it is: decision, architecture, implementation, configuration, credential, issue,
     /// pattern, general or system
-    #[arg(long = "type", value_name = "T", default_value = "general", hide_default_value = false)]
+    #[arg(
+        long = "type",
+        value_name = "T",
+        default_value = "general",
+        hide_default_value = false
+    )]
     knowledge_type: KnowledgeType,
     /// Who learned it
     #[arg(long, value_name = "A")]
@@ -234,7 +239,7 @@ pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult 
         context.output.print_json(&stored)?;
         return Ok(Exit::Ok);
     }
-        context.output.print(&stored.id)?;
+    context.output.print(&stored.id)?;
     output::message(store_summary(&stored));
     Ok(Exit::Ok)
 }
@@ -288,13 +293,15 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
         context.output.print_json(&found)?;
         return Ok(Exit::Ok);
     }
-        if !found.results.is_empty() {
+    if !found.results.is_empty() {
         let view = HitView {
             with_project: scope_name.is_none(),
             explain: arguments.explain,
             first_rank: u64::from(arguments.offset) + 1,
         };
-        context.output.print(&render_hits(&context.output, &found.results, view, Utc::now()))?;
+        context
+            .output
+            .print(&render_hits(&context.output, &found.results, view, Utc::now()))?;
     }
     output::message(search_summary(&found, scope_name.as_deref()));
     Ok(Exit::Ok)
@@ -309,7 +316,11 @@ struct HitView {
 }
 
 fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::DateTime<Utc>) -> String {
-    let type_width = hits.iter().map(|hit| hit.knowledge_type.as_str().len()).max().unwrap_or(0);
+    let type_width = hits
+        .iter()
+        .map(|hit| hit.knowledge_type.as_str().len())
+        .max()
+        .unwrap_or(0);
     let ages: Vec<String> = hits.iter().map(|hit| when::age(&hit.timestamp, now)).collect();
     let age_width = ages.iter().map(|age| age.chars().count()).max().unwrap_or(0);
     let last_rank = view.first_rank + hits.len() as u64 - 1;
@@ -325,7 +336,10 @@ fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::
             hit.knowledge_type
         ));
         if view.with_project {
-            text.push_str(&format!("  {}", output.paint(Style::Faint, &format!("[{}]", hit.project_id))));
+            text.push_str(&format!(
+                "  {}",
+                output.paint(Style::Faint, &format!("[{}]", hit.project_id))
+            ));
         }
         text.push('\n');
         let pad = " ".repeat(indent);
@@ -374,11 +388,16 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
         context.output.print_json(&page)?;
         return Ok(Exit::Ok);
     }
-        if !page.results.is_empty() {
-        context.output.print(&render_items(&context.output, &page.results, Utc::now()))?;
+    if !page.results.is_empty() {
+        context
+            .output
+            .print(&render_items(&context.output, &page.results, Utc::now()))?;
     }
     let shown = page.results.len() as u64;
-    let mut summary = format!("{shown} of {} in project {project}", output::counted(page.total, "item", "items"));
+    let mut summary = format!(
+        "{shown} of {} in project {project}",
+        output::counted(page.total, "item", "items")
+    );
     if let Some(cursor) = &page.next_cursor {
         summary.push_str(&format!("; next page: --cursor {cursor}"));
     }
@@ -465,7 +484,11 @@ fn render_item(output: &Output, item: &Item) -> String {
     if !item.metadata.is_empty() {
         fields.push(("metadata", Value::Object(item.metadata.clone()).to_string()));
     }
-    format!("{}\n{}\n", output::fields(output, &fields), output::printable(&item.text))
+    format!(
+        "{}\n{}\n",
+        output::fields(output, &fields),
+        output::printable(&item.text)
+    )
 }
 
 /// `ccoctl stats`.
@@ -492,7 +515,11 @@ fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> 
             .into_iter()
             .map(|(name, count)| format!("{} {count}", output::one_line(name, 60)))
             .collect();
-        if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+        if words.is_empty() {
+            "-".to_owned()
+        } else {
+            words.join(", ")
+        }
     };
     let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
     let mut fields = vec![
@@ -539,7 +566,9 @@ pub(crate) async fn projects(context: &Context) -> CliResult {
             project.project_id,
             project.total.to_string(),
             output::bytes(project.bytes_on_disk),
-            project.newest.map_or_else(|| "-".to_owned(), |newest| when::age(&newest, Utc::now())),
+            project
+                .newest
+                .map_or_else(|| "-".to_owned(), |newest| when::age(&newest, Utc::now())),
             project.state.unwrap_or_else(|| "ok".to_owned()),
         ]);
     }
@@ -558,7 +587,7 @@ pub(crate) async fn embed(context: &Context, arguments: EmbedArgs) -> CliResult 
         context.output.print_json(&embedded)?;
         return Ok(Exit::Ok);
     }
-        if let Some(vector) = embedded.embeddings.first() {
+    if let Some(vector) = embedded.embeddings.first() {
         context.output.print_json(vector)?;
     }
     let mut summary = format!("{} dimensions, model {}", embedded.dimensions, embedded.model);
@@ -576,7 +605,9 @@ mod tests {
     use chrono::DateTime;
 
     fn now() -> DateTime<Utc> {
-        DateTime::parse_from_rfc3339("2025-03-10T12:00:00Z").expect("valid").with_timezone(&Utc)
+        DateTime::parse_from_rfc3339("2025-03-10T12:00:00Z")
+            .expect("valid")
+            .with_timezone(&Utc)
     }
 
     fn hit(id: &str, score: f32, text: &str) -> SearchHit {
@@ -604,7 +635,10 @@ mod tests {
 
     #[test]
     fn hits_are_ranked_lines_with_an_excerpt() {
-        let hits = [hit("issue-1-aa", 0.9123, "first\nline"), hit("issue-2-bb", 0.5, "second")];
+        let hits = [
+            hit("issue-1-aa", 0.9123, "first\nline"),
+            hit("issue-2-bb", 0.5, "second"),
+        ];
         let view = HitView {
             with_project: false,
             explain: false,

@@ -11,8 +11,11 @@ use super::exit::{CliError, CliResult, Exit};
 /// Starts logging. Called once, by `daemon run`.
 pub(crate) fn init(log: &LogConfig) -> CliResult<()> {
     let filter = EnvFilter::try_new(&log.level).map_err(|error| {
-        CliError::new(Exit::Config, format!("log.level: `{}` is no filter: {error}", log.level))
-            .fix("use error, warn, info, debug or trace, or a filter such as `info,ccod_actors=debug`")
+        CliError::new(
+            Exit::Config,
+            format!("log.level: `{}` is no filter: {error}", log.level),
+        )
+        .fix("use error, warn, info, debug or trace, or a filter such as `info,ccod_actors=debug`")
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -8,8 +8,8 @@ mod admin;
 mod connect;
 mod daemon;
 mod exit;
-mod knowledge;
 mod km;
+mod knowledge;
 mod logging;
 mod output;
 mod project;
@@ -169,9 +169,10 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn report(error: &CliError, json: bool) {
     if json {
-        let object = error.rpc.clone().unwrap_or_else(|| {
-            serde_json::json!({ "message": error.message, "data": { "fix": error.fix } })
-        });
+        let object = error
+            .rpc
+            .clone()
+            .unwrap_or_else(|| serde_json::json!({ "message": error.message, "data": { "fix": error.fix } }));
         output::message(serde_json::json!({ "error": object, "exit": error.exit as u8 }));
     } else {
         output::message(format_args!("ccoctl: {error}"));

@@ -113,7 +113,13 @@ impl Output {
         let mut stdout = io::stdout().lock();
         let written = stdout
             .write_all(text.as_bytes())
-            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { stdout.write_all(b"\n") })
+            .and_then(|()| {
+                if text.ends_with('\n') {
+                    Ok(())
+                } else {
+                    stdout.write_all(b"\n")
+                }
+            })
             .and_then(|()| stdout.flush());
         match written {
             Ok(()) => Ok(()),

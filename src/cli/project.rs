@@ -54,7 +54,10 @@ fn git_common_dir(start: &Path) -> Option<PathBuf> {
         let git_dir = if dot_git.is_file() {
             // A linked worktree or a submodule: the file names the real directory.
             let text = std::fs::read_to_string(&dot_git).ok()?;
-            let target = text.strip_prefix("gitdir:")?.trim_end_matches(['\n', '\r']).trim_start();
+            let target = text
+                .strip_prefix("gitdir:")?
+                .trim_end_matches(['\n', '\r'])
+                .trim_start();
             directory.join(target)
         } else if is_git_dir(&dot_git) {
             dot_git
@@ -243,9 +246,12 @@ mod tests {
 
     /// What git says, to compare with.
     fn git_says(directory: &Path) -> PathBuf {
-        PathBuf::from(git(directory, &["rev-parse", "--path-format=absolute", "--git-common-dir"]))
-            .canonicalize()
-            .expect("exists")
+        PathBuf::from(git(
+            directory,
+            &["rev-parse", "--path-format=absolute", "--git-common-dir"],
+        ))
+        .canonicalize()
+        .expect("exists")
     }
 
     #[test]
@@ -279,7 +285,13 @@ mod tests {
         repository(&parent);
         git(
             &parent,
-            &["submodule", "--quiet", "add", library.to_str().expect("utf-8"), "vendored"],
+            &[
+                "submodule",
+                "--quiet",
+                "add",
+                library.to_str().expect("utf-8"),
+                "vendored",
+            ],
         );
         let home = root.path().join("home");
         assert_eq!(detect(&home, &bare), "mirror");

@@ -94,7 +94,16 @@ mod tests {
         for (text, moment) in cases {
             assert_eq!(parse(text, now()).as_deref(), Ok(moment), "{text}");
         }
-        for text in ["", "d", "-3d", "7 days", "yesterday", "2025-13-01", "9999999999999d", "3ü"] {
+        for text in [
+            "",
+            "d",
+            "-3d",
+            "7 days",
+            "yesterday",
+            "2025-13-01",
+            "9999999999999d",
+            "3ü",
+        ] {
             let error = parse(text, now()).expect_err(text);
             assert!(error.contains("7d"), "{error}");
         }

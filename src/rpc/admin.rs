@@ -65,7 +65,10 @@ async fn probe(app: &App, call: &Call<api::Health>) -> Result<(), KnowledgeError
     let deadline = call.deadline();
     let routes = app.routes();
     let (writer, embedder) = (routes.writer()?, routes.embedder()?);
-    let text = format!("health probe {:08x}: the quick brown fox jumps over the lazy dog", rand_word());
+    let text = format!(
+        "health probe {:08x}: the quick brown fox jumps over the lazy dog",
+        rand_word()
+    );
     let item = NewItem {
         text: text.clone(),
         kind: KnowledgeKind::System,
@@ -226,7 +229,9 @@ fn spread(actor: &mut api::ActorStatus, numbers: &serde_json::Map<String, Value>
             ("batches", Value::Object(causes)) => actor.flush_causes = numbers_of(causes),
             ("interactive_queue" | "bulk_queue", Value::Object(depth)) => {
                 let depths = numbers_of(depth).into_iter();
-                actor.queue_depth.extend(depths.map(|(unit, depth)| (format!("{name}_{unit}"), depth)));
+                actor
+                    .queue_depth
+                    .extend(depths.map(|(unit, depth)| (format!("{name}_{unit}"), depth)));
             }
             ("queued_items" | "requests" | "busy_lanes", Value::Number(number)) => {
                 actor.queue_depth.insert(name.clone(), number.as_u64().unwrap_or(0));
@@ -260,10 +265,7 @@ fn memory() -> api::MemoryStatus {
     }
 }
 
-fn caches(
-    app: &App,
-    embedder: &serde_json::Map<String, Value>,
-) -> BTreeMap<String, BTreeMap<String, u64>> {
+fn caches(app: &App, embedder: &serde_json::Map<String, Value>) -> BTreeMap<String, BTreeMap<String, u64>> {
     let config = &app.config.store;
     let lance = BTreeMap::from([
         ("bytes".to_owned(), app.store.cache_bytes()),
@@ -276,7 +278,10 @@ fn caches(
         .into_iter()
         .filter_map(|(name, value)| Some((name.strip_prefix("cache_")?.to_owned(), value)))
         .collect();
-    BTreeMap::from([("lance_session".to_owned(), lance), ("query_vectors".to_owned(), queries)])
+    BTreeMap::from([
+        ("lance_session".to_owned(), lance),
+        ("query_vectors".to_owned(), queries),
+    ])
 }
 
 fn limits(app: &App) -> serde_json::Map<String, Value> {
@@ -308,5 +313,5 @@ pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<
 
 /// Describes the methods that are served.
 pub(crate) async fn discover(_app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, WireError> {
-    Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), &SERVED))
+    Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), SERVED))
 }

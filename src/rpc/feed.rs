@@ -38,7 +38,11 @@ struct Cursor(BTreeMap<String, i64>);
 impl Cursor {
     /// Opaque to callers: hexadecimal of `<project>/<commit>` lines.
     fn encode(&self) -> String {
-        let plain: Vec<String> = self.0.iter().map(|(project, commit)| format!("{project}/{commit}")).collect();
+        let plain: Vec<String> = self
+            .0
+            .iter()
+            .map(|(project, commit)| format!("{project}/{commit}"))
+            .collect();
         hex(plain.join("\n").as_bytes())
     }
 
@@ -91,18 +95,22 @@ impl Scope {
 }
 
 /// Starts a feed on the caller's connection.
-pub(crate) async fn subscribe(
-    app: Arc<App>,
-    call: Call<api::Subscribe>,
-) -> Result<api::SubscribeResult, WireError> {
-    let scope = if call.every_project { Scope::Every } else { Scope::One(call.project()) };
+pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Result<api::SubscribeResult, WireError> {
+    let scope = if call.every_project {
+        Scope::Every
+    } else {
+        Scope::One(call.project())
+    };
     // Taken before the present is looked at, so that nothing falls between the two.
     let publications = app.store.publications();
     let mut cursor = Cursor::default();
     match &call.params.cursor {
         Some(text) => {
             cursor = Cursor::decode(text).ok_or_else(|| {
-                WireError::invalid_params("cursor", "`cursor` must be one that a feed has given; leave it out to begin now")
+                WireError::invalid_params(
+                    "cursor",
+                    "`cursor` must be one that a feed has given; leave it out to begin now",
+                )
             })?;
         }
         None => {
@@ -209,7 +217,10 @@ impl Feed {
             loop {
                 let after = self.cursor.of(&project);
                 let readers = self.app.routes().readers;
-                let page = match readers.changes(project.clone(), after, Deadline::after(QUERY_TIMEOUT)).await {
+                let page = match readers
+                    .changes(project.clone(), after, Deadline::after(QUERY_TIMEOUT))
+                    .await
+                {
                     Ok(page) => page,
                     // Shown by `projects`, and without changes until it is migrated.
                     Err(KnowledgeError::NeedsMigration { .. }) => break,
@@ -273,7 +284,10 @@ impl Feed {
                 Ok(()) => return Ok(()),
                 Err(NotifyError::Closed) => return Err(End::Gone),
                 Err(NotifyError::Unwritable) => {
-                    tracing::warn!(subscription = self.subscription, "a change is over the response limit and was left out");
+                    tracing::warn!(
+                        subscription = self.subscription,
+                        "a change is over the response limit and was left out"
+                    );
                     return Ok(());
                 }
                 Err(NotifyError::Full) if patience.is_some_and(|patience| begun.elapsed() > patience) => {

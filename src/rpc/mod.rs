@@ -19,10 +19,10 @@ use ccod_actors::store::Store;
 use ccod_protocol::api::{self, Method};
 use ccod_protocol::context::CallContext;
 use ccod_protocol::error::WireError;
+use ccod_protocol::limits::ServerStats;
 use ccod_protocol::params;
-use ccod_protocol::server::ServerStats;
 use jsonrpsee::RpcModule;
-use jsonrpsee::types::ErrorObjectOwned;
+use jsonrpsee_types::ErrorObjectOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -119,10 +119,7 @@ pub(crate) const SERVED: [&str; 15] = [
     api::Discover::NAME,
 ];
 
-fn register<M, H, F>(
-    module: &mut RpcModule<App>,
-    handler: H,
-) -> Result<(), jsonrpsee::core::RegisterMethodError>
+fn register<M, H, F>(module: &mut RpcModule<App>, handler: H) -> Result<(), jsonrpsee::core::RegisterMethodError>
 where
     M: Method,
     H: Fn(Arc<App>, Call<M>) -> F + Copy + Send + Sync + 'static,
@@ -137,12 +134,11 @@ where
     Ok(())
 }
 
-fn decode<M: Method>(
-    raw: &jsonrpsee::types::Params<'_>,
-    context: Option<&CallContext>,
-) -> Result<Call<M>, WireError> {
+fn decode<M: Method>(raw: &jsonrpsee_types::Params<'_>, context: Option<&CallContext>) -> Result<Call<M>, WireError> {
     let decoded = params::decode_params::<M>(raw)?;
-    let context = context.cloned().ok_or_else(|| WireError::internal("the call came without its context"))?;
+    let context = context
+        .cloned()
+        .ok_or_else(|| WireError::internal("the call came without its context"))?;
     let every_project = M::ANY_PROJECT && decoded.project_id.as_deref() == Some("*");
     let project = decoded
         .project_id

@@ -67,7 +67,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         limit: call.params.limit as usize,
         offset: call.params.offset as usize,
         threshold: call.params.threshold,
-        min_similarity: app.config.search.min_similarity,
+        min_similarity: app.config.search.min_similarity as f32,
         at,
     };
     let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
@@ -79,7 +79,10 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
 
     let mut results = Vec::with_capacity(outcome.hits.len());
     let mut omitted = 0;
-    let mut budget = call.params.budget_tokens.map(|tokens| tokens as usize * BYTES_PER_TOKEN);
+    let mut budget = call
+        .params
+        .budget_tokens
+        .map(|tokens| tokens as usize * BYTES_PER_TOKEN);
     for hit in outcome.hits {
         if let Some(left) = budget {
             let cost = hit.item.text.len();
@@ -269,8 +272,7 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
         .get(call.project(), wanted.clone(), call.deadline())
         .await
         .map_err(wire_error)?;
-    let mut by_id: HashMap<String, StoredItem> =
-        found.items.into_iter().map(|item| (item.id.clone(), item)).collect();
+    let mut by_id: HashMap<String, StoredItem> = found.items.into_iter().map(|item| (item.id.clone(), item)).collect();
     if let Some(id) = &call.params.id {
         return match by_id.remove(id) {
             Some(item) => Ok(api::GetResult::One(Box::new(convert::item(item)))),
@@ -362,7 +364,10 @@ pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::
     if texts.len() > most {
         return Err(WireError::invalid_params(
             "texts",
-            format!("`texts` must be at most {most} texts, this list has {}; send it in parts", texts.len()),
+            format!(
+                "`texts` must be at most {most} texts, this list has {}; send it in parts",
+                texts.len()
+            ),
         ));
     }
     let most_bytes = app.config.items.max_text_bytes as usize;

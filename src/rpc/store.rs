@@ -41,7 +41,11 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
     Ok(api::StoreResult {
         id: outcome.id,
         project_id: project.to_string(),
-        status: if outcome.duplicate { StoreStatus::Duplicate } else { StoreStatus::Stored },
+        status: if outcome.duplicate {
+            StoreStatus::Duplicate
+        } else {
+            StoreStatus::Stored
+        },
         timestamp: ccod_actors::domain::format_time(outcome.timestamp),
         passages: outcome.passages,
         redactions: Vec::new(),
@@ -61,7 +65,10 @@ pub(crate) async fn store_batch(
     if items.len() > most {
         return Err(WireError::invalid_params(
             "items",
-            format!("`items` must be at most {most} items, this list has {}; send it in parts", items.len()),
+            format!(
+                "`items` must be at most {most} items, this list has {}; send it in parts",
+                items.len()
+            ),
         ));
     }
     let routes = app.routes();
@@ -75,7 +82,9 @@ pub(crate) async fn store_batch(
             BatchItem::Invalid(error) => return Err(error),
         };
         let item = new_item(params, &app.config.items).map_err(wire_error)?;
-        prepare(embedder, item, Lane::Bulk, deadline, origin).await.map_err(wire_error)
+        prepare(embedder, item, Lane::Bulk, deadline, origin)
+            .await
+            .map_err(wire_error)
     }))
     .await;
 
@@ -106,7 +115,9 @@ pub(crate) async fn store_batch(
             Err(error) => return Err(wire_error(error)),
         }
     }
-    if version == 0 && let Some(view) = app.store.view(&project).await.map_err(wire_error)? {
+    if version == 0
+        && let Some(view) = app.store.view(&project).await.map_err(wire_error)?
+    {
         version = convert::version(view.sequence());
     }
 

@@ -52,7 +52,11 @@ impl Inside {
         config.supervision.backoff_ms = 20;
         config.supervision.backoff_cap_ms = 40;
         config.supervision.degraded_retry_ms = 1_000;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         self.stop = CancellationToken::new();
         let stop = self.stop.clone();
         self.task = Some(runtime.spawn(async move { ccod::daemon::run_until(config, stop).await.unwrap() }));
@@ -92,7 +96,9 @@ impl Inside {
         let begun = std::time::Instant::now();
         loop {
             let mut response = self.connect().request(method, params.clone());
-            let Some(error) = response.get("error") else { return response["result"].take() };
+            let Some(error) = response.get("error") else {
+                return response["result"].take();
+            };
             assert_eq!(error["data"]["retryable"], true, "{method}: {error}");
             assert!(begun.elapsed() < support::PATIENCE, "{method}: {error}");
             std::thread::sleep(Duration::from_millis(10));
@@ -135,9 +141,16 @@ fn a_panic_in_a_reader_costs_one_answer() {
     daemon.call("knowledge.store", json!({"text": "readers may fall"}));
     fail::cfg("reader::handle", "1*panic(injected)").unwrap();
     let error = daemon.call_error("knowledge.search", json!({"query": "readers", "mode": "text"}));
-    assert_eq!((&error["code"], &error["data"]["retryable"]), (&json!(-32051), &json!(true)), "{error}");
+    assert_eq!(
+        (&error["code"], &error["data"]["retryable"]),
+        (&json!(-32051), &json!(true)),
+        "{error}"
+    );
     for _ in 0..8 {
-        assert_eq!(daemon.call_retrying("knowledge.search", &json!({"query": "readers", "mode": "text"}))["count"], 1);
+        assert_eq!(
+            daemon.call_retrying("knowledge.search", &json!({"query": "readers", "mode": "text"}))["count"],
+            1
+        );
     }
     daemon.wait_for_health("ok");
     assert_eq!(daemon.actor("readers")["restarts"], 1);
@@ -150,7 +163,11 @@ fn a_panic_in_the_engine_costs_its_batch_and_is_counted() {
     daemon.call("knowledge.store", json!({"text": "the engine works"}));
     fail::cfg("engine::forward", "1*panic(injected)").unwrap();
     let error = daemon.call_error("knowledge.store", json!({"text": "the engine falls"}));
-    assert_eq!((&error["code"], &error["data"]["retryable"]), (&json!(-32051), &json!(true)), "{error}");
+    assert_eq!(
+        (&error["code"], &error["data"]["retryable"]),
+        (&json!(-32051), &json!(true)),
+        "{error}"
+    );
     let stored = daemon.call_retrying("knowledge.store", &json!({"text": "the engine falls"}));
     assert_eq!(stored["status"], "stored");
     assert_eq!(daemon.actor("embedder")["counters"]["engine_panics"], 1);
@@ -181,7 +198,11 @@ fn panic_around_the_commit(point: &str, status_of_retry: &str) {
     fail::cfg(point, "1*panic(injected)").unwrap();
     let request = json!({"text": "second", "idempotency_key": "k"});
     let error = daemon.call_error("knowledge.store", request.clone());
-    assert_eq!((&error["code"], &error["data"]["kind"]), (&json!(-32052), &json!("outcome_unknown")), "{error}");
+    assert_eq!(
+        (&error["code"], &error["data"]["kind"]),
+        (&json!(-32052), &json!("outcome_unknown")),
+        "{error}"
+    );
     assert_eq!(error["data"]["retryable"], true);
     let stored = daemon.call_retrying("knowledge.store", &request);
     assert_eq!(stored["status"], status_of_retry);
@@ -198,8 +219,15 @@ fn a_panic_in_the_writer_itself_is_survived() {
     daemon.call("knowledge.store", json!({"text": "first"}));
     fail::cfg("writer::handle", "1*panic(injected)").unwrap();
     let error = daemon.call_error("knowledge.store", json!({"text": "second"}));
-    assert_eq!((&error["code"], &error["data"]["retryable"]), (&json!(-32052), &json!(true)), "{error}");
-    assert_eq!(daemon.call_retrying("knowledge.store", &json!({"text": "second"}))["status"], "stored");
+    assert_eq!(
+        (&error["code"], &error["data"]["retryable"]),
+        (&json!(-32052), &json!(true)),
+        "{error}"
+    );
+    assert_eq!(
+        daemon.call_retrying("knowledge.store", &json!({"text": "second"}))["status"],
+        "stored"
+    );
     assert_eq!(daemon.actor("writer")["restarts"], 1);
     assert_eq!(daemon.count(), 2);
 }
@@ -217,7 +245,10 @@ fn a_commit_that_fails_is_an_error_and_the_next_one_works() {
     assert_eq!(error["code"], -32603, "{error}");
     fail::remove("commit::before");
     assert_eq!(daemon.count(), 2);
-    assert_eq!(daemon.call("knowledge.store", json!({"text": "third"}))["status"], "stored");
+    assert_eq!(
+        daemon.call("knowledge.store", json!({"text": "third"}))["status"],
+        "stored"
+    );
     assert_eq!(daemon.count(), 3);
     assert_eq!(daemon.actor("writer")["restarts"], 0);
 }
@@ -242,9 +273,15 @@ fn without_a_writer_the_daemon_is_read_only_and_heals() {
     assert_eq!(error["data"]["kind"], "read_only");
     let health = daemon.wait_for_health("degraded");
     assert!(health["reasons"][0].as_str().unwrap().contains("writer"), "{health}");
-    assert_eq!(daemon.call("knowledge.search", json!({"query": "readable"}))["count"], 1);
+    assert_eq!(
+        daemon.call("knowledge.search", json!({"query": "readable"}))["count"],
+        1
+    );
     fail::remove("writer::pre_start");
-    assert_eq!(daemon.call_retrying("knowledge.store", &json!({"text": "back again"}))["status"], "stored");
+    assert_eq!(
+        daemon.call_retrying("knowledge.store", &json!({"text": "back again"}))["status"],
+        "stored"
+    );
     daemon.wait_for_health("ok");
     assert_eq!(daemon.count(), 2);
 }
@@ -265,10 +302,16 @@ fn without_an_embedder_keywords_still_work_and_the_caller_is_told() {
     assert!(found["degraded"].as_str().unwrap().contains("embedder"), "{found}");
     let error = daemon.call_error("knowledge.search", json!({"query": "keywords", "mode": "vector"}));
     assert_eq!(error["code"], -32051);
-    assert_eq!(daemon.call_error("knowledge.store", json!({"text": "c"}))["code"], -32051);
+    assert_eq!(
+        daemon.call_error("knowledge.store", json!({"text": "c"}))["code"],
+        -32051
+    );
     fail::remove("embedder::pre_start");
     fail::remove("engine::forward");
-    assert_eq!(daemon.call_retrying("knowledge.search", &json!({"query": "keywords", "mode": "vector"}))["mode"], "vector");
+    assert_eq!(
+        daemon.call_retrying("knowledge.search", &json!({"query": "keywords", "mode": "vector"}))["mode"],
+        "vector"
+    );
     daemon.wait_for_health("ok");
 }
 
@@ -276,7 +319,10 @@ fn without_an_embedder_keywords_still_work_and_the_caller_is_told() {
 /// acknowledged is there, once, also after a shutdown and a new start.
 #[test]
 fn random_faults_lose_and_double_nothing() {
-    let seed: u64 = std::env::var("CCOD_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let seed: u64 = std::env::var("CCOD_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(rand::random);
     println!("CCOD_TEST_SEED={seed}");
     use rand::{Rng, SeedableRng};
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
@@ -309,7 +355,12 @@ fn random_faults_lose_and_double_nothing() {
             })
         })
         .collect();
-    let points = ["reader::handle", "engine::forward", "writer::before_commit", "writer::after_commit"];
+    let points = [
+        "reader::handle",
+        "engine::forward",
+        "writer::before_commit",
+        "writer::after_commit",
+    ];
     for _ in 0..12 {
         std::thread::sleep(Duration::from_millis(random.random_range(50..400)));
         let point = points[random.random_range(0..points.len())];
@@ -325,11 +376,19 @@ fn random_faults_lose_and_double_nothing() {
     daemon.boot();
 
     let listed = daemon.call("knowledge.list", json!({"limit": 1000}));
-    let texts: Vec<&str> = listed["results"].as_array().unwrap().iter().map(|item| item["text"].as_str().unwrap()).collect();
+    let texts: Vec<&str> = listed["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["text"].as_str().unwrap())
+        .collect();
     let unique: std::collections::BTreeSet<&&str> = texts.iter().collect();
     assert_eq!(unique.len(), texts.len(), "nothing is doubled (seed {seed})");
     for text in &acknowledged {
-        assert!(texts.contains(&text.as_str()), "{text} was acknowledged and is gone (seed {seed})");
+        assert!(
+            texts.contains(&text.as_str()),
+            "{text} was acknowledged and is gone (seed {seed})"
+        );
     }
     assert!(!acknowledged.is_empty());
 }

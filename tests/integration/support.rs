@@ -47,7 +47,11 @@ impl Home {
                 command.env_remove(name);
             }
         }
-        command.env("CCO_HOME", self.path()).current_dir("/").args(arguments).stdin(Stdio::null());
+        command
+            .env("CCO_HOME", self.path())
+            .current_dir("/")
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 
@@ -73,7 +77,11 @@ impl Daemon {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("the daemon ended with {status}: {}", daemon.log());
             }
-            assert!(begun.elapsed() < PATIENCE, "the daemon does not answer: {}", daemon.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the daemon does not answer: {}",
+                daemon.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         daemon
@@ -162,7 +170,10 @@ impl Drop for Daemon {
 
 pub fn ids(result: &Value) -> Vec<String> {
     let results = result["results"].as_array().unwrap();
-    results.iter().map(|hit| hit["id"].as_str().unwrap().to_owned()).collect()
+    results
+        .iter()
+        .map(|hit| hit["id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// A connection that speaks lines.

@@ -54,8 +54,8 @@ fn absolute() -> String {
 impl BertConfig {
     /// Parses `config.json` and refuses what this module can't run.
     pub fn parse(json: &str) -> Result<Self, EngineError> {
-        let config: Self = serde_json::from_str(json)
-            .map_err(|error| EngineError::Load(format!("config.json: {error}")))?;
+        let config: Self =
+            serde_json::from_str(json).map_err(|error| EngineError::Load(format!("config.json: {error}")))?;
         let refusal = if config.model_type != "bert" {
             Some(format!("model_type is {}, not bert", config.model_type))
         } else if config.hidden_act != "gelu" {
@@ -65,11 +65,7 @@ impl BertConfig {
                 "position_embedding_type is {}, not absolute",
                 config.position_embedding_type
             ))
-        } else if config.num_attention_heads == 0
-            || !config
-                .hidden_size
-                .is_multiple_of(config.num_attention_heads)
-        {
+        } else if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             Some("hidden_size is no multiple of num_attention_heads".to_owned())
         } else {
             None
@@ -169,11 +165,7 @@ impl BertModel {
     pub fn load(config: BertConfig, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let hidden = config.hidden_size;
         let norm = |name: &str| Norm::load(weights, name, &config);
-        let word_embeddings = weights.table(
-            "embeddings.word_embeddings.weight",
-            config.vocab_size,
-            hidden,
-        )?;
+        let word_embeddings = weights.table("embeddings.word_embeddings.weight", config.vocab_size, hidden)?;
         let segments = weights.tensor(
             "embeddings.token_type_embeddings.weight",
             &[config.type_vocab_size, hidden],
@@ -198,18 +190,8 @@ impl BertModel {
                 ])?,
                 attention_output: project("attention.output.dense")?,
                 attention_norm: norm(&name("attention.output.LayerNorm"))?,
-                intermediate: Linear::load(
-                    weights,
-                    &name("intermediate.dense"),
-                    hidden,
-                    config.intermediate_size,
-                )?,
-                output: Linear::load(
-                    weights,
-                    &name("output.dense"),
-                    config.intermediate_size,
-                    hidden,
-                )?,
+                intermediate: Linear::load(weights, &name("intermediate.dense"), hidden, config.intermediate_size)?,
+                output: Linear::load(weights, &name("output.dense"), config.intermediate_size, hidden)?,
                 output_norm: norm(&name("output.LayerNorm"))?,
             });
         }
@@ -336,14 +318,11 @@ impl BertModel {
         };
         let mut state = self.embedding_norm.layer.forward(&embedded)?;
         for layer in &self.layers {
-            let projected = layer.query_key_value.forward(&state)?.reshape((
-                texts.len(),
-                longest,
-                3 * hidden,
-            ))?;
-            let context = self
-                .attend(&projected, mask.as_ref())?
-                .reshape((rows, hidden))?;
+            let projected = layer
+                .query_key_value
+                .forward(&state)?
+                .reshape((texts.len(), longest, 3 * hidden))?;
+            let context = self.attend(&projected, mask.as_ref())?.reshape((rows, hidden))?;
             state = self.finish_layer(layer, &state, &context)?;
         }
         let state = state.reshape((texts.len(), longest, hidden))?;
@@ -378,12 +357,7 @@ impl BertModel {
     }
 
     /// Everything of a layer that follows attention; all of `[rows, hidden]`.
-    fn finish_layer(
-        &self,
-        layer: &Layer,
-        state: &Tensor,
-        context: &Tensor,
-    ) -> candle_core::Result<Tensor> {
+    fn finish_layer(&self, layer: &Layer, state: &Tensor, context: &Tensor) -> candle_core::Result<Tensor> {
         let attended = layer.attention_output.forward(context)?;
         let state = layer.attention_norm.layer.forward(&(attended + state)?)?;
         let widened = layer.intermediate.forward(&state)?.gelu_erf()?;

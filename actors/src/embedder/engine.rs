@@ -147,10 +147,7 @@ pub struct EngineGone;
 
 impl EngineThread {
     /// Starts the thread. `report` is called on it once per job.
-    pub fn spawn(
-        model: Arc<ModelCell>,
-        report: impl Fn(EngineReport) + Send + 'static,
-    ) -> std::io::Result<Self> {
+    pub fn spawn(model: Arc<ModelCell>, report: impl Fn(EngineReport) + Send + 'static) -> std::io::Result<Self> {
         // Unbounded by type, but the actor never has more than one job out.
         let (jobs, inbox) = mpsc::channel::<EngineJob>();
         std::thread::Builder::new()
@@ -269,12 +266,7 @@ pub(super) fn unavailable(reason: impl fmt::Display) -> KnowledgeError {
 
 /// Embeds `texts`, the outcomes of which start at `offset`; when that fails, each half by itself, down to the
 /// single text that the error belongs to.
-fn embed_or_bisect(
-    engine: &mut dyn EmbedEngine,
-    texts: &[&TokenizedText],
-    offset: usize,
-    progress: &mut Progress,
-) {
+fn embed_or_bisect(engine: &mut dyn EmbedEngine, texts: &[&TokenizedText], offset: usize, progress: &mut Progress) {
     progress.forward_passes += 1;
     match (forward(engine, texts), texts.len()) {
         (Ok(vectors), _) => {
@@ -295,10 +287,7 @@ fn embed_or_bisect(
 }
 
 /// One forward pass, checked: a vector that is not finite would poison every distance it takes part in.
-fn forward(
-    engine: &mut dyn EmbedEngine,
-    texts: &[&TokenizedText],
-) -> Result<Vec<Vec<f32>>, EngineError> {
+fn forward(engine: &mut dyn EmbedEngine, texts: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError> {
     fail::fail_point!("engine::forward", |message: Option<String>| {
         Err(EngineError::Compute(message.unwrap_or_default()))
     });
@@ -311,9 +300,7 @@ fn forward(
         )));
     }
     let dimensions = engine.dimensions();
-    let is_sound = |vector: &Vec<f32>| {
-        vector.len() == dimensions && vector.iter().all(|value| value.is_finite())
-    };
+    let is_sound = |vector: &Vec<f32>| vector.len() == dimensions && vector.iter().all(|value| value.is_finite());
     if vectors.iter().all(is_sound) {
         Ok(vectors)
     } else {
@@ -383,10 +370,7 @@ mod tests {
             vec![vec![1.0, 0.0]; 2],
         ] {
             let mut worker = worker(Duration::ZERO, move || Ok(vectors.clone()));
-            assert!(matches!(
-                run_one(&mut worker),
-                Err(KnowledgeError::Internal { .. })
-            ));
+            assert!(matches!(run_one(&mut worker), Err(KnowledgeError::Internal { .. })));
         }
         let mut worker = worker(Duration::ZERO, || Ok(vec![vec![0.6, 0.8]]));
         assert_eq!(run_one(&mut worker).unwrap().as_ref(), [0.6, 0.8]);

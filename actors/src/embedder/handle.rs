@@ -52,8 +52,7 @@ impl QueryCache {
     /// A cache of at most `capacity` vectors; 0 keeps none.
     pub fn new(capacity: usize) -> Self {
         Self {
-            entries: NonZeroUsize::new(capacity)
-                .map(|capacity| Mutex::new(LruCache::new(capacity))),
+            entries: NonZeroUsize::new(capacity).map(|capacity| Mutex::new(LruCache::new(capacity))),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -61,14 +60,8 @@ impl QueryCache {
 
     /// The vector of `text`, if it is known; counts a hit or a miss.
     pub fn get(&self, text: &str) -> Option<Arc<[f32]>> {
-        let found = self
-            .lock()
-            .and_then(|mut entries| entries.get(text).cloned());
-        let counter = if found.is_some() {
-            &self.hits
-        } else {
-            &self.misses
-        };
+        let found = self.lock().and_then(|mut entries| entries.get(text).cloned());
+        let counter = if found.is_some() { &self.hits } else { &self.misses };
         // A count for the status; nothing is ordered by it.
         counter.fetch_add(1, Ordering::Relaxed);
         found
@@ -85,10 +78,7 @@ impl QueryCache {
 
     /// Hits and misses so far.
     pub fn counts(&self) -> (u64, u64) {
-        (
-            self.hits.load(Ordering::Relaxed),
-            self.misses.load(Ordering::Relaxed),
-        )
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
     }
 
     /// Number of vectors kept now.
@@ -134,19 +124,13 @@ impl EmbedderShared {
                 config.interactive_queue_tokens,
                 config.retry_after_ms,
             ),
-            bulk: Admission::new(
-                "embedder (bulk)",
-                config.bulk_queue_tokens,
-                config.retry_after_ms,
-            ),
+            bulk: Admission::new("embedder (bulk)", config.bulk_queue_tokens, config.retry_after_ms),
             cache: QueryCache::new(config.query_cache),
             tokenizing: Semaphore::new(TOKENIZING_TASKS),
             config,
             model,
         };
-        Self {
-            inner: Arc::new(inner),
-        }
+        Self { inner: Arc::new(inner) }
     }
 
     /// The model.
@@ -239,20 +223,13 @@ impl EmbedderHandle {
             return Ok(tokenizer.passages(text));
         }
         let owned = text.to_owned();
-        self.shared
-            .tokenize(move |tokenizer| tokenizer.passages(&owned))
-            .await
+        self.shared.tokenize(move |tokenizer| tokenizer.passages(&owned)).await
     }
 
     /// The unit vector of a query, from the cache if it is there. What is over the model's token limit is not
     /// read. Errors: busy (the lane is full), deadline, unavailable, or internal when this text can't be
     /// embedded.
-    pub async fn embed_query(
-        &self,
-        text: &str,
-        deadline: Deadline,
-        origin: u64,
-    ) -> KnowledgeResult<Arc<[f32]>> {
+    pub async fn embed_query(&self, text: &str, deadline: Deadline, origin: u64) -> KnowledgeResult<Arc<[f32]>> {
         if let Some(vector) = self.shared.inner.cache.get(text) {
             return Ok(vector);
         }
@@ -260,8 +237,8 @@ impl EmbedderHandle {
         let vectors = self
             .embed_passages(vec![tokens], Lane::Interactive, deadline, origin)
             .await?;
-        let [vector] = <[_; 1]>::try_from(vectors)
-            .map_err(|_| KnowledgeError::internal("one text gave more than one vector"))?;
+        let [vector] =
+            <[_; 1]>::try_from(vectors).map_err(|_| KnowledgeError::internal("one text gave more than one vector"))?;
         self.shared.inner.cache.insert(text, Arc::clone(&vector));
         Ok(vector)
     }
@@ -284,12 +261,7 @@ impl EmbedderHandle {
             Lane::Bulk => {
                 let mut vectors = Vec::with_capacity(texts.len());
                 for slice in slices(texts, self.shared.inner.config.bulk_slice_tokens) {
-                    let permit = self
-                        .shared
-                        .inner
-                        .bulk
-                        .acquire(count_tokens(&slice), deadline)
-                        .await?;
+                    let permit = self.shared.inner.bulk.acquire(count_tokens(&slice), deadline).await?;
                     vectors.extend(self.call(slice, lane, deadline, origin, permit).await?);
                 }
                 Ok(vectors)
@@ -299,10 +271,7 @@ impl EmbedderHandle {
 
     /// Counters and depths; none when the actor is gone.
     pub async fn stats(&self) -> Option<EmbedderStats> {
-        let result = self
-            .actor
-            .call(EmbedderMessage::Stats, Some(STATS_TIMEOUT))
-            .await;
+        let result = self.actor.call(EmbedderMessage::Stats, Some(STATS_TIMEOUT)).await;
         let mut stats = answer(result).ok()?;
         (stats.cache_hits, stats.cache_misses) = self.shared.inner.cache.counts();
         Some(stats)
@@ -345,9 +314,7 @@ impl EmbedderHandle {
 }
 
 /// Maps what ractor can make of a call. Nothing here writes, so nothing is ever half done.
-fn answer<T>(
-    result: Result<CallResult<T>, ractor::MessagingErr<EmbedderMessage>>,
-) -> KnowledgeResult<T> {
+fn answer<T>(result: Result<CallResult<T>, ractor::MessagingErr<EmbedderMessage>>) -> KnowledgeResult<T> {
     match result {
         Ok(CallResult::Success(answer)) => Ok(answer),
         Ok(CallResult::Timeout) => Err(deadline_exceeded()),

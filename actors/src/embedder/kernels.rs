@@ -56,18 +56,12 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value: f32| simd.splat_f32s(value);
     let z = simd.abs_f32s(simd.mul_f32s(x, splat(std::f32::consts::FRAC_1_SQRT_2)));
-    let t = simd.div_f32s(
-        splat(1.0),
-        simd.mul_add_e_f32s(z, splat(0.327_591_1), splat(1.0)),
-    );
+    let t = simd.div_f32s(splat(1.0), simd.mul_add_e_f32s(z, splat(0.327_591_1), splat(1.0)));
     let mut poly = splat(1.061_405_4);
     for coefficient in [-1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
         poly = simd.mul_add_e_f32s(poly, t, splat(coefficient));
     }
-    let tail = simd.mul_f32s(
-        simd.mul_f32s(poly, t),
-        exp(simd, simd.neg_f32s(simd.mul_f32s(z, z))),
-    );
+    let tail = simd.mul_f32s(simd.mul_f32s(poly, t), exp(simd, simd.neg_f32s(simd.mul_f32s(z, z))));
     // For x >= 0: x/2 (2 - tail); for x < 0: x/2 tail.
     let half = simd.mul_f32s(x, splat(0.5));
     let positive = simd.mul_f32s(half, simd.sub_f32s(splat(2.0), tail));
@@ -92,10 +86,7 @@ impl WithSimd for BiasGelu<'_> {
                 *value = gelu(simd, simd.add_f32s(*value, *bias));
             }
             if !values_rest.is_empty() {
-                let value = simd.add_f32s(
-                    simd.partial_load_f32s(values_rest),
-                    simd.partial_load_f32s(bias_rest),
-                );
+                let value = simd.add_f32s(simd.partial_load_f32s(values_rest), simd.partial_load_f32s(bias_rest));
                 simd.partial_store_f32s(values_rest, gelu(simd, value));
             }
         }
@@ -115,9 +106,7 @@ fn for_row_blocks(values: &mut [f32], width: usize, work: impl Fn(&mut [f32]) + 
     }
     let num_rows = values.len() / width;
     let rows_per_block = num_rows.div_ceil(rayon::current_num_threads()).max(1);
-    values
-        .par_chunks_mut(rows_per_block * width)
-        .for_each(work);
+    values.par_chunks_mut(rows_per_block * width).for_each(work);
 }
 
 /// Weights of a layer norm, on the CPU.
@@ -152,9 +141,7 @@ impl WithSimd for NormRows<'_> {
                 for ((value, bias), residual) in values.iter_mut().zip(bias).zip(residual) {
                     *value = simd.add_f32s(simd.add_f32s(*value, *bias), *residual);
                 }
-                for ((value, bias), residual) in
-                    values_rest.iter_mut().zip(bias_rest).zip(residual_rest)
-                {
+                for ((value, bias), residual) in values_rest.iter_mut().zip(bias_rest).zip(residual_rest) {
                     *value += bias + residual;
                 }
             }
@@ -201,12 +188,7 @@ pub(super) fn normalize_rows(values: &mut [f32], norm: &NormWeights) {
 }
 
 /// Adds `bias` and the rows of `residual` to the rows of `values`, and normalises them, in place.
-pub(super) fn add_and_normalize_rows(
-    values: &mut [f32],
-    bias: &[f32],
-    residual: &[f32],
-    norm: &NormWeights,
-) {
+pub(super) fn add_and_normalize_rows(values: &mut [f32], bias: &[f32], residual: &[f32], norm: &NormWeights) {
     let arch = Arch::new();
     let width = norm.gamma.len();
     let work = |rows: &mut [f32], residual: &[f32]| {
@@ -257,13 +239,7 @@ fn multiply_tile<S: Simd>(
     let zero = simd.splat_f32s(0.0);
     let (mut left0, mut left1, mut left2, mut left3) = (zero, zero, zero, zero);
     let (mut right0, mut right1, mut right2, mut right3) = (zero, zero, zero, zero);
-    for ((((columns, a0), a1), a2), a3) in panel
-        .chunks_exact(2)
-        .zip(row0)
-        .zip(row1)
-        .zip(row2)
-        .zip(row3)
-    {
+    for ((((columns, a0), a1), a2), a3) in panel.chunks_exact(2).zip(row0).zip(row1).zip(row2).zip(row3) {
         let (left, right) = (columns[0], columns[1]);
         let a0 = simd.splat_f32s(*a0);
         left0 = simd.mul_add_e_f32s(a0, left, left0);
@@ -279,14 +255,9 @@ fn multiply_tile<S: Simd>(
         right3 = simd.mul_add_e_f32s(a3, right, right3);
     }
     let lanes = S::F32_LANES;
-    for (index, (left, right)) in [
-        (left0, right0),
-        (left1, right1),
-        (left2, right2),
-        (left3, right3),
-    ]
-    .into_iter()
-    .enumerate()
+    for (index, (left, right)) in [(left0, right0), (left1, right1), (left2, right2), (left3, right3)]
+        .into_iter()
+        .enumerate()
     {
         let start = index * out_stride;
         simd.partial_store_f32s(&mut out[start..start + lanes], left);
@@ -383,11 +354,7 @@ impl WithSimd for Attend<'_> {
                     }
                 }
                 let mut sums = [0f32; SCORE_ROWS];
-                for (row, sum) in scores
-                    .chunks_exact_mut(padded_tokens)
-                    .zip(&mut sums)
-                    .take(rows)
-                {
+                for (row, sum) in scores.chunks_exact_mut(padded_tokens).zip(&mut sums).take(rows) {
                     row[tokens..].fill(NO_SCORE);
                     *sum = exponentials(simd, row);
                 }
@@ -404,18 +371,11 @@ impl WithSimd for Attend<'_> {
                         );
                     }
                 }
-                for (index, (row, sum)) in context
-                    .chunks_exact(padded_width)
-                    .zip(sums)
-                    .take(rows)
-                    .enumerate()
-                {
+                for (index, (row, sum)) in context.chunks_exact(padded_width).zip(sums).take(rows).enumerate() {
                     let start = (block + index) * hidden + column;
                     let share = 1.0 / sum;
                     // The weights of a row sum to one, so the values' bias can be added at the end.
-                    for ((slot, value), bias) in
-                        out[start..start + width].iter_mut().zip(row).zip(value_bias)
-                    {
+                    for ((slot, value), bias) in out[start..start + width].iter_mut().zip(row).zip(value_bias) {
                         *slot = value * share + bias;
                     }
                 }
@@ -470,9 +430,7 @@ impl PackedAttention<'_> {
                 arch.dispatch(task);
             }
         } else {
-            tasks
-                .into_par_iter()
-                .for_each(|task| arch.dispatch(task));
+            tasks.into_par_iter().for_each(|task| arch.dispatch(task));
         }
         out
     }
@@ -536,7 +494,13 @@ impl InplaceOp2 for AddNormOp<'_> {
         "bias-residual-norm"
     }
 
-    fn cpu_fwd(&self, target: &mut CpuStorage, layout: &Layout, residual: &CpuStorage, residual_layout: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<()> {
         let residual = values(residual, residual_layout)?;
         add_and_normalize_rows(values_mut(target, layout)?, self.bias, residual, self.norm);
         Ok(())

@@ -34,9 +34,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde::Serialize;
 
 use self::engine::{EngineJob, EngineReport, EngineThread, unavailable};
-use self::planner::{
-    CostModel, DropReason, FlushCause, Planner, PlannerConfig, Queued,
-};
+use self::planner::{CostModel, DropReason, FlushCause, Planner, PlannerConfig, Queued};
 use crate::admission::Permit;
 use crate::deadline::Deadline;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
@@ -119,9 +117,7 @@ impl EmbedderConfig {
             return Err("bulk_quantum_tokens must be between 1 and batch_tokens".to_owned());
         }
         if self.interactive_queue_tokens == 0 || self.bulk_slice_tokens == 0 {
-            return Err(
-                "interactive_queue_tokens and bulk_slice_tokens must be at least 1".to_owned(),
-            );
+            return Err("interactive_queue_tokens and bulk_slice_tokens must be at least 1".to_owned());
         }
         if self.bulk_slice_tokens > self.bulk_queue_tokens {
             return Err("bulk_slice_tokens must be at most bulk_queue_tokens".to_owned());
@@ -174,9 +170,6 @@ pub enum EmbedderMessage {
     /// Reports counters and depths.
     Stats(RpcReplyPort<EmbedderStats>),
 }
-
-
-
 
 /// What the engine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -309,10 +302,7 @@ impl Actor for Embedder {
         let reports_to = myself.clone();
         let engine = EngineThread::spawn(Arc::clone(&model), move |report| {
             // A failed send means that the actor is gone, and with it everybody who waited for this batch.
-            if reports_to
-                .cast(EmbedderMessage::BatchFinished(report))
-                .is_err()
-            {
+            if reports_to.cast(EmbedderMessage::BatchFinished(report)).is_err() {
                 tracing::debug!("a batch finished after its actor had stopped");
             }
         })?;
@@ -388,9 +378,7 @@ fn send<T>(reply: RpcReplyPort<T>, answer: T) {
 }
 
 fn deadline_exceeded() -> KnowledgeError {
-    KnowledgeError::DeadlineExceeded {
-        executed: Executed::No,
-    }
+    KnowledgeError::DeadlineExceeded { executed: Executed::No }
 }
 
 impl EmbedderActorState {
@@ -428,11 +416,7 @@ impl EmbedderActorState {
         );
         for (index, text) in texts.into_iter().enumerate() {
             let tokens = text.len();
-            let payload = Slot {
-                request,
-                index,
-                text,
-            };
+            let payload = Slot { request, index, text };
             self.planner.push(
                 Queued {
                     payload,
@@ -462,11 +446,7 @@ impl EmbedderActorState {
                 self.drop_slot(slot, reason);
             }
             if let Some(batch) = formation.batch {
-                *self
-                    .counters
-                    .flush_causes
-                    .entry(cause_name(batch.cause))
-                    .or_default() += 1;
+                *self.counters.flush_causes.entry(cause_name(batch.cause)).or_default() += 1;
                 self.counters.real_tokens += batch.real_tokens as u64;
                 self.counters.cost_tokens += batch.cost_tokens as u64;
                 let (slots, texts) = batch
@@ -485,17 +465,10 @@ impl EmbedderActorState {
         Ok(())
     }
 
-    fn submit(
-        &mut self,
-        slots: Vec<(u64, usize)>,
-        texts: Vec<TokenizedText>,
-    ) -> Result<(), ActorProcessingErr> {
+    fn submit(&mut self, slots: Vec<(u64, usize)>, texts: Vec<TokenizedText>) -> Result<(), ActorProcessingErr> {
         let number = self.next_batch;
         self.next_batch += 1;
-        self.engine.submit(EngineJob {
-            batch: number,
-            texts,
-        })?;
+        self.engine.submit(EngineJob { batch: number, texts })?;
         self.running = Some(RunningBatch { number, slots });
         Ok(())
     }
@@ -578,10 +551,7 @@ impl EmbedderActorState {
             self.counters.engine_panics += 1;
             self.consecutive_panics += 1;
             if self.consecutive_panics >= MAX_CONSECUTIVE_PANICS {
-                return Err(format!(
-                    "the embedding engine panicked {MAX_CONSECUTIVE_PANICS} times in a row"
-                )
-                .into());
+                return Err(format!("the embedding engine panicked {MAX_CONSECUTIVE_PANICS} times in a row").into());
             }
         } else if forward_passes > 0 {
             self.consecutive_panics = 0;
@@ -594,10 +564,7 @@ impl EmbedderActorState {
             // Failed or lost meanwhile; its vector is of no use.
             return;
         };
-        debug_assert!(
-            request.vectors[index].is_none(),
-            "each text runs exactly once"
-        );
+        debug_assert!(request.vectors[index].is_none(), "each text runs exactly once");
         request.vectors[index] = Some(vector);
         request.num_missing -= 1;
         if request.num_missing == 0
@@ -611,8 +578,7 @@ impl EmbedderActorState {
     /// Removes the texts of requests that are answered.
     fn purge_answered(&mut self) {
         let pending = &self.pending;
-        self.planner
-            .purge(|slot| !pending.contains_key(&slot.request));
+        self.planner.purge(|slot| !pending.contains_key(&slot.request));
     }
 
     fn stats(&self) -> EmbedderStats {

@@ -127,12 +127,7 @@ impl ModelCell {
         max_tokens: usize,
         factory: Box<EngineFactory>,
     ) -> Self {
-        Self::new(
-            Source::Custom(factory),
-            identity.into(),
-            dimensions,
-            max_tokens,
-        )
+        Self::new(Source::Custom(factory), identity.into(), dimensions, max_tokens)
     }
 
     fn new(source: Source, identity: String, dimensions: usize, max_tokens: usize) -> Self {
@@ -174,9 +169,7 @@ impl ModelCell {
             return Ok(tokenizer.clone());
         }
         let tokenizer = match &self.source {
-            Source::Bundled | Source::Custom(_) => {
-                TextTokenizer::from_json(BUNDLED_TOKENIZER, self.max_tokens)
-            }
+            Source::Bundled | Source::Custom(_) => TextTokenizer::from_json(BUNDLED_TOKENIZER, self.max_tokens),
             Source::Directory(directory) => {
                 let path = directory.join("tokenizer.json");
                 let json = std::fs::read(&path).map_err(|error| cannot_read(&path, &error))?;
@@ -190,10 +183,7 @@ impl ModelCell {
     /// The tokenizer if it is loaded; never blocks for long.
     pub fn loaded_tokenizer(&self) -> Option<TextTokenizer> {
         // While another thread loads it the lock is held; the caller then takes the slow way as well.
-        self.tokenizer
-            .try_lock()
-            .ok()
-            .and_then(|slot| slot.clone())
+        self.tokenizer.try_lock().ok().and_then(|slot| slot.clone())
     }
 
     /// An engine on the shared weights, which the first call loads (some hundred milliseconds at most).
@@ -226,19 +216,14 @@ impl ModelCell {
                 model
             }
         };
-        Ok(Box::new(BertEngine::new(
-            model,
-            self.identity.clone(),
-            self.max_tokens,
-        )))
+        Ok(Box::new(BertEngine::new(model, self.identity.clone(), self.max_tokens)))
     }
 
     fn load_weights(&self) -> Result<BertModel, EngineError> {
         match &self.source {
             Source::Directory(directory) => {
                 let config = BertConfig::parse(&read_text(&directory.join("config.json"))?)?;
-                let weights =
-                    Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?;
+                let weights = Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?;
                 BertModel::load(config, &weights, &self.device)
             }
             Source::Bundled | Source::Custom(_) => {
@@ -256,8 +241,7 @@ fn identity_of(name: &str, sha256: &str) -> String {
 }
 
 fn bundled_manifest() -> Result<BundleManifest, EngineError> {
-    serde_json::from_str(BUNDLED_MANIFEST)
-        .map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
+    serde_json::from_str(BUNDLED_MANIFEST).map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
 }
 
 /// The bundled tokenizer by itself, for programs that need no model.

@@ -333,11 +333,7 @@ impl<T> Planner<T> {
 
     /// Forms the next batch; to be called when the engine is idle. `is_abandoned` tells whether nobody waits for
     /// a text any more.
-    pub fn next_batch(
-        &mut self,
-        now: Instant,
-        mut is_abandoned: impl FnMut(&T) -> bool,
-    ) -> Formation<T> {
+    pub fn next_batch(&mut self, now: Instant, mut is_abandoned: impl FnMut(&T) -> bool) -> Formation<T> {
         let mut dropped = Vec::new();
         let mut gone = |item: &Item<T>| {
             if is_abandoned(&item.payload) {
@@ -412,9 +408,9 @@ impl<T> Planner<T> {
         self.bulk_depth.texts > 0
             && self.interactive_depth.texts > 0
             && (self.bulk_skips >= self.config.max_bulk_skips
-                || self.bulk_waits_since.is_some_and(|since| {
-                    now.saturating_duration_since(since) >= self.config.max_bulk_wait
-                }))
+                || self
+                    .bulk_waits_since
+                    .is_some_and(|since| now.saturating_duration_since(since) >= self.config.max_bulk_wait))
     }
 
     fn forget_empty_bulk(&mut self) {
@@ -523,9 +519,7 @@ impl<T> OriginQueue<T> {
             .iter()
             .filter_map(|(bucket, items)| Some((*bucket, items.front()?)));
         match longest_allowed {
-            None => heads
-                .min_by_key(|(_, head)| head.sequence)
-                .map(|(bucket, _)| bucket),
+            None => heads.min_by_key(|(_, head)| head.sequence).map(|(bucket, _)| bucket),
             Some(longest) => heads
                 .filter(|(_, head)| head.tokens <= longest)
                 .map(|(bucket, _)| bucket)
@@ -543,9 +537,7 @@ impl<T> OriginQueue<T> {
             .buckets
             .get_mut(&bucket)
             .expect("pick_bucket returned a bucket that exists");
-        let item = items
-            .pop_front()
-            .expect("no bucket is kept once it is empty");
+        let item = items.pop_front().expect("no bucket is kept once it is empty");
         if items.is_empty() {
             self.buckets.remove(&bucket);
         }
@@ -603,14 +595,7 @@ mod tests {
             self.push_at(lane, origin, tokens, self.start, Duration::from_secs(3600))
         }
 
-        fn push_at(
-            &mut self,
-            lane: Lane,
-            origin: u64,
-            tokens: usize,
-            now: Instant,
-            time_left: Duration,
-        ) -> usize {
+        fn push_at(&mut self, lane: Lane, origin: u64, tokens: usize, now: Instant, time_left: Duration) -> usize {
             let number = self.pushed;
             self.pushed += 1;
             self.planner.push(
@@ -664,8 +649,7 @@ mod tests {
     fn interactive_runs_by_deadline() {
         let mut harness = Harness::new(CostModel::Packed);
         let start = harness.start;
-        let store =
-            harness.push_at(Lane::Interactive, 1, 10, start, Duration::from_secs(30));
+        let store = harness.push_at(Lane::Interactive, 1, 10, start, Duration::from_secs(30));
         let search = harness.push_at(Lane::Interactive, 1, 10, start, Duration::from_secs(5));
         assert_eq!(numbers(&harness.batch()), [search, store]);
     }
@@ -757,10 +741,7 @@ mod tests {
             .iter()
             .map(|(text, reason)| (text.number, *reason == DropReason::Expired))
             .collect();
-        assert_eq!(
-            dropped,
-            HashSet::from([(0, true), (1, false), (3, true), (4, false)])
-        );
+        assert_eq!(dropped, HashSet::from([(0, true), (1, false), (3, true), (4, false)]));
     }
 
     #[test]
@@ -822,11 +803,7 @@ mod tests {
         assert_eq!(batch.cost_tokens, cost);
         assert_eq!(batch.real_tokens, sum);
         assert!(num == 1 || cost <= planner_config.max_batch_tokens);
-        let num_interactive = batch
-            .items
-            .iter()
-            .filter(|text| text.lane == Lane::Interactive)
-            .count();
+        let num_interactive = batch.items.iter().filter(|text| text.lane == Lane::Interactive).count();
         assert_eq!(batch.interactive, num_interactive);
         if num_interactive == 0 && num > 1 {
             assert!(cost <= planner_config.max_batch_tokens / 2);

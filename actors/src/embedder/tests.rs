@@ -27,16 +27,14 @@ fn soon() -> Deadline {
 
 fn bundled() -> Arc<ModelCell> {
     static CELL: OnceLock<Arc<ModelCell>> = OnceLock::new();
-    Arc::clone(
-        CELL.get_or_init(|| Arc::new(ModelCell::bundled().expect("the bundled model is readable"))),
-    )
+    Arc::clone(CELL.get_or_init(|| Arc::new(ModelCell::bundled().expect("the bundled model is readable"))))
 }
 
 fn bundled_bert() -> &'static BertModel {
     static MODEL: OnceLock<BertModel> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let config = BertConfig::parse(include_str!("../../model/config.json"))
-            .expect("the bundled configuration is valid");
+        let config =
+            BertConfig::parse(include_str!("../../model/config.json")).expect("the bundled configuration is valid");
         let weights = Weights::from_gguf(include_bytes!("../../model/weights.gguf"), &Device::Cpu)
             .expect("the bundled weights are readable");
         BertModel::load(config, &weights, &Device::Cpu).expect("the bundled weights are complete")
@@ -51,9 +49,8 @@ struct Golden {
 
 /// Reference vectors by sentence-transformers on PyTorch, float32, one text at a time.
 fn golden() -> Vec<Golden> {
-    let json: serde_json::Value =
-        serde_json::from_str(include_str!("../../tests/data/golden_minilm.json"))
-            .expect("the reference vectors are valid JSON");
+    let json: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/golden_minilm.json"))
+        .expect("the reference vectors are valid JSON");
     let tokenizer = bundled().tokenizer().expect("the tokenizer loads");
     let items = json["items"].as_array().expect("a list of items");
     items
@@ -75,10 +72,7 @@ fn cosine(left: &[f32], right: &[f32]) -> f32 {
 }
 
 fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
-    left.iter()
-        .zip(right)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 fn embed_alone(tokens: &TokenizedText) -> Vec<f32> {
@@ -88,15 +82,11 @@ fn embed_alone(tokens: &TokenizedText) -> Vec<f32> {
 
 #[test]
 fn the_bundled_files_belong_together() {
-    let manifest: serde_json::Value =
-        serde_json::from_str(include_str!("../../model/bundle.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(include_str!("../../model/bundle.json")).unwrap();
     let weights = include_bytes!("../../model/weights.gguf");
     let hash = format!("{:x}", sha2::Sha256::digest(weights));
     assert_eq!(manifest["weights_sha256"], hash.as_str());
-    assert_eq!(
-        bundled().identity(),
-        format!("all-MiniLM-L6-v2@{}", &hash[..12])
-    );
+    assert_eq!(bundled().identity(), format!("all-MiniLM-L6-v2@{}", &hash[..12]));
     assert_eq!(bundled().dimensions(), 384);
     assert_eq!(bundled().max_tokens(), 256);
 }
@@ -152,9 +142,7 @@ fn the_padded_way_agrees_with_the_packed_way() {
         let alone = embed_alone(&items[*item].tokens);
         assert!(largest_difference(vector, &alone) < 1e-4);
         // A batch of one takes the way without a mask.
-        let single = bundled_bert()
-            .embed_padded(&[items[*item].tokens.ids()])
-            .unwrap();
+        let single = bundled_bert().embed_padded(&[items[*item].tokens.ids()]).unwrap();
         assert!(largest_difference(&single[0], &alone) < 1e-4);
     }
 }
@@ -162,10 +150,7 @@ fn the_padded_way_agrees_with_the_packed_way() {
 #[test]
 fn ids_outside_the_vocabulary_and_too_many_tokens_are_errors() {
     for ids in [&[101u32, 40_000, 102] as &[u32], &[101u32; 600], &[]] {
-        assert!(matches!(
-            bundled_bert().embed(&[ids]),
-            Err(EngineError::Input(_))
-        ));
+        assert!(matches!(bundled_bert().embed(&[ids]), Err(EngineError::Input(_))));
     }
     assert!(bundled_bert().embed(&[]).unwrap().is_empty());
 }
@@ -178,10 +163,7 @@ fn a_model_in_a_directory_can_be_run() {
     assert_eq!(cell.dimensions(), 32);
     assert_eq!(cell.max_tokens(), 128);
     let (name, hash) = cell.identity().rsplit_once('@').unwrap();
-    assert_eq!(
-        name,
-        directory.path().file_name().unwrap().to_string_lossy()
-    );
+    assert_eq!(name, directory.path().file_name().unwrap().to_string_lossy());
     assert_eq!(hash.len(), 12);
     let tokenizer = cell.tokenizer().unwrap();
     let text = tokenizer.encode_query(&"word ".repeat(500));
@@ -191,11 +173,7 @@ fn a_model_in_a_directory_can_be_run() {
     assert_eq!(vectors[0].len(), 32);
     assert!(cell.load_time().is_some());
 
-    std::fs::write(
-        directory.path().join("config.json"),
-        r#"{"model_type":"gpt2"}"#,
-    )
-    .unwrap();
+    std::fs::write(directory.path().join("config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
     assert!(ModelCell::from_directory(directory.path()).is_err());
 }
 
@@ -337,10 +315,7 @@ impl EmbedEngine for FakeEngine {
             panic!("the script asks for a panic");
         }
         let poison = script.poison.load(Ordering::SeqCst);
-        if batch
-            .iter()
-            .any(|text| u64::from(first_token(text)) == poison)
-        {
+        if batch.iter().any(|text| u64::from(first_token(text)) == poison) {
             return Err(EngineError::Compute("poison".to_owned()));
         }
         script
@@ -390,9 +365,7 @@ impl Rig {
 
     /// Texts that fake engines can tell apart.
     fn text(&self, number: usize) -> TokenizedText {
-        const WORDS: [&str; 8] = [
-            "zero", "one", "two", "three", "four", "five", "six", "seven",
-        ];
+        const WORDS: [&str; 8] = ["zero", "one", "two", "three", "four", "five", "six", "seven"];
         let tokenizer = self.handle.shared().model().tokenizer().unwrap();
         tokenizer.encode_query(&format!("{} x", WORDS[number]))
     }
@@ -404,9 +377,7 @@ impl Rig {
         deadline: Deadline,
     ) -> JoinHandle<KnowledgeResult<Vec<Arc<[f32]>>>> {
         let handle = self.handle.clone();
-        ractor::concurrency::spawn(async move {
-            handle.embed_passages(texts, lane, deadline, ORIGIN).await
-        })
+        ractor::concurrency::spawn(async move { handle.embed_passages(texts, lane, deadline, ORIGIN).await })
     }
 
     async fn stats(&self) -> EmbedderStats {
@@ -443,10 +414,7 @@ async fn requests_that_arrive_during_a_pass_share_the_next_one() {
     );
     for (number, other) in others.into_iter().enumerate() {
         let vectors = other.await.unwrap().unwrap();
-        assert_eq!(
-            vectors[0].as_ref(),
-            Script::vector_of(&rig.text(number % 8))
-        );
+        assert_eq!(vectors[0].as_ref(), Script::vector_of(&rig.text(number % 8)));
     }
     assert_eq!(*script.started.lock().unwrap(), [1, 32, 31]);
     let stats = rig.stats().await;
@@ -519,10 +487,7 @@ async fn a_poisonous_text_fails_alone() {
     for (index, other) in others.into_iter().enumerate() {
         match (index + 1, other.await.unwrap()) {
             (3, outcome) => assert!(matches!(outcome, Err(KnowledgeError::Internal { .. }))),
-            (number, outcome) => assert_eq!(
-                outcome.unwrap()[0].as_ref(),
-                Script::vector_of(&rig.text(number))
-            ),
+            (number, outcome) => assert_eq!(outcome.unwrap()[0].as_ref(), Script::vector_of(&rig.text(number))),
         }
     }
     let stats = rig.stats().await;
@@ -558,16 +523,10 @@ async fn a_panic_fails_its_batch_only_and_the_engine_is_rebuilt() {
         let outcome = rig.embed(vec![rig.text(1)], Lane::Interactive, soon()).await.unwrap();
         assert!(matches!(
             outcome,
-            Err(KnowledgeError::Unavailable {
-                part: "embedder",
-                ..
-            })
+            Err(KnowledgeError::Unavailable { part: "embedder", .. })
         ));
         let outcome = rig.embed(vec![rig.text(1)], Lane::Interactive, soon()).await.unwrap();
-        assert_eq!(
-            outcome.unwrap()[0].as_ref(),
-            Script::vector_of(&rig.text(1))
-        );
+        assert_eq!(outcome.unwrap()[0].as_ref(), Script::vector_of(&rig.text(1)));
     }
     assert_eq!(rig.stats().await.engine_panics, 3);
     assert_eq!(script.built.load(Ordering::SeqCst), 4);
@@ -590,10 +549,7 @@ async fn two_panics_in_a_row_end_the_actor_and_everybody_is_answered() {
     for request in std::iter::once(first).chain(others) {
         assert!(matches!(
             request.await.unwrap(),
-            Err(KnowledgeError::Unavailable {
-                part: "embedder",
-                ..
-            })
+            Err(KnowledgeError::Unavailable { part: "embedder", .. })
         ));
     }
     rig.task.await.unwrap();
@@ -643,9 +599,7 @@ async fn a_request_that_expires_in_the_queue_is_answered_and_never_runs() {
     let outcome = rig.embed(vec![rig.text(1)], Lane::Interactive, late).await.unwrap();
     assert!(matches!(
         outcome,
-        Err(KnowledgeError::DeadlineExceeded {
-            executed: Executed::No
-        })
+        Err(KnowledgeError::DeadlineExceeded { executed: Executed::No })
     ));
     script.open();
     first.await.unwrap().unwrap();
@@ -692,9 +646,7 @@ async fn a_bulk_request_larger_than_the_whole_budget_enters_in_slices() {
     let rig = Rig::start(script.cell(), config).await;
     let texts: Vec<TokenizedText> = (0..200).map(|number| rig.text(number % 8)).collect();
     let expected: Vec<Vec<f32>> = texts.iter().map(Script::vector_of).collect();
-    let requests: Vec<_> = (0..4)
-        .map(|_| rig.embed(texts.clone(), Lane::Bulk, soon()))
-        .collect();
+    let requests: Vec<_> = (0..4).map(|_| rig.embed(texts.clone(), Lane::Bulk, soon())).collect();
     for request in requests {
         let vectors = request.await.unwrap().unwrap();
         assert!(
@@ -707,9 +659,7 @@ async fn a_bulk_request_larger_than_the_whole_budget_enters_in_slices() {
     }
     // One that waits for room for ever fails at its deadline.
     *script.permits.lock().unwrap() = 0;
-    let blocking: Vec<_> = (0..2)
-        .map(|_| rig.embed(texts.clone(), Lane::Bulk, soon()))
-        .collect();
+    let blocking: Vec<_> = (0..2).map(|_| rig.embed(texts.clone(), Lane::Bulk, soon())).collect();
     rig.until(|_| rig.handle.shared().tokens_in_use().1 == 40).await;
     let late = Deadline::after(Duration::from_millis(20));
     assert!(matches!(

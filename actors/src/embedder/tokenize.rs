@@ -106,15 +106,12 @@ impl TextTokenizer {
     /// Reads a `tokenizer.json`; texts are limited to `max_tokens`, special tokens included.
     pub fn from_json(json: &[u8], max_tokens: usize) -> Result<Self, EngineError> {
         let bad = |reason: String| EngineError::Load(format!("tokenizer.json: {reason}"));
-        let mut tokenizer =
-            Tokenizer::from_bytes(json).map_err(|error| bad(error.to_string()))?;
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| bad(error.to_string()))?;
         tokenizer
             .with_truncation(None)
             .map_err(|error| bad(error.to_string()))?
             .with_padding(None);
-        let empty = tokenizer
-            .encode("", true)
-            .map_err(|error| bad(error.to_string()))?;
+        let empty = tokenizer.encode("", true).map_err(|error| bad(error.to_string()))?;
         let [first, last] = *empty.get_ids() else {
             return Err(bad(format!(
                 "an empty text has {} special tokens, not {SPECIAL_TOKENS}",
@@ -367,10 +364,7 @@ mod tests {
         }
         for pair in passages.windows(2) {
             assert!(pair[1].bytes.start > pair[0].bytes.start, "passages advance");
-            assert!(
-                pair[1].bytes.start <= pair[0].bytes.end,
-                "passages leave no text out"
-            );
+            assert!(pair[1].bytes.start <= pair[0].bytes.end, "passages leave no text out");
         }
     }
 

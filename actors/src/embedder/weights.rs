@@ -153,12 +153,7 @@ impl Weights {
     }
 
     /// The matrix `name` of `rows` x `width`, for reading by row.
-    pub fn table(
-        &self,
-        name: &str,
-        rows: usize,
-        width: usize,
-    ) -> Result<EmbeddingTable, EngineError> {
+    pub fn table(&self, name: &str, rows: usize, width: usize) -> Result<EmbeddingTable, EngineError> {
         if let Source::Gguf { content, bytes } = &self.source
             && let Some(info) = content.tensor_infos.get(name)
             && info.ggml_dtype == GgmlDType::Q8_0
@@ -167,9 +162,9 @@ impl Weights {
         {
             let start = content.tensor_data_offset as usize + info.offset as usize;
             let length = rows * width / Q8_0_BLOCK_VALUES * Q8_0_BLOCK_BYTES;
-            let blocks = bytes.get(start..start + length).ok_or_else(|| {
-                EngineError::Load(format!("the weights end inside tensor {name}"))
-            })?;
+            let blocks = bytes
+                .get(start..start + length)
+                .ok_or_else(|| EngineError::Load(format!("the weights end inside tensor {name}")))?;
             return Ok(EmbeddingTable {
                 rows,
                 width,
@@ -212,9 +207,6 @@ mod tests {
         let mut out = Vec::new();
         table.append_row(0, &mut out).unwrap();
         assert_eq!(out, [1.0, 2.0]);
-        assert!(matches!(
-            table.append_row(1, &mut out),
-            Err(EngineError::Input(_))
-        ));
+        assert!(matches!(table.append_row(1, &mut out), Err(EngineError::Input(_))));
     }
 }

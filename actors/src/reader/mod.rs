@@ -15,10 +15,10 @@ use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::{ItemStats, ProjectName, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::store::Store;
 use crate::store::changes::Change;
 use crate::store::search::{SearchOutcome, search};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
-use crate::store::Store;
 
 /// Settings of the pool.
 #[derive(Clone, Debug)]
@@ -181,9 +181,7 @@ async fn run<Q, R>(job: ReadJob<Q, R>, query: impl AsyncFnOnce(Q) -> KnowledgeRe
         mut reply,
         _permit,
     } = job;
-    let late = KnowledgeError::DeadlineExceeded {
-        executed: Executed::No,
-    };
+    let late = KnowledgeError::DeadlineExceeded { executed: Executed::No };
     if deadline.expired() {
         reply.send(Err(late)).ok();
         return;
@@ -224,10 +222,16 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
 const COMMITS_PER_PAGE: i64 = 16;
 
 async fn change_page(store: &Store, project: &ProjectName, after: i64) -> KnowledgeResult<ChangePage> {
-    let Some(view) = store.view(project).await? else { return Ok(ChangePage::default()) };
+    let Some(view) = store.view(project).await? else {
+        return Ok(ChangePage::default());
+    };
     let newest = view.sequence();
     let until = newest.min(after.saturating_add(COMMITS_PER_PAGE));
-    let changes = if until > after { view.changes(after, until).await? } else { Vec::new() };
+    let changes = if until > after {
+        view.changes(after, until).await?
+    } else {
+        Vec::new()
+    };
     Ok(ChangePage { changes, until, newest })
 }
 
@@ -300,7 +304,11 @@ impl ReaderPool {
 
     /// Adds a reader that waits for work.
     pub fn add(&self, reader: ActorRef<ReaderMessage>) {
-        self.idle.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        self.idle
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(reader);
         self.idle.available.add_permits(1);
     }
 
@@ -340,12 +348,7 @@ impl ReaderPool {
     }
 
     /// Gets items by id.
-    pub async fn get(
-        &self,
-        project: ProjectName,
-        ids: Vec<String>,
-        deadline: Deadline,
-    ) -> KnowledgeResult<FoundItems> {
+    pub async fn get(&self, project: ProjectName, ids: Vec<String>, deadline: Deadline) -> KnowledgeResult<FoundItems> {
         self.ask((project, ids), deadline, ReaderMessage::Get).await
     }
 
@@ -370,9 +373,7 @@ impl ReaderPool {
         message: impl FnOnce(ReadJob<Q, R>) -> ReaderMessage,
     ) -> KnowledgeResult<R> {
         let permit = self.admission.try_acquire(1)?;
-        let late = KnowledgeError::DeadlineExceeded {
-            executed: Executed::No,
-        };
+        let late = KnowledgeError::DeadlineExceeded { executed: Executed::No };
         let Ok(mut reader) = tokio::time::timeout(deadline.remaining(), self.idle.take()).await else {
             return Err(late);
         };

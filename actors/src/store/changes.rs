@@ -86,7 +86,11 @@ fn changes_of(rows: Vec<StoredItem>, after: i64, until: i64) -> Vec<Change> {
             let replaced = closed.contains_key(&(row.id.clone(), row.valid_from));
             changes.push(Change {
                 sequence: row.valid_from,
-                kind: if replaced { ChangeKind::Update } else { ChangeKind::Store },
+                kind: if replaced {
+                    ChangeKind::Update
+                } else {
+                    ChangeKind::Store
+                },
                 item: row,
             });
         }
@@ -137,8 +141,10 @@ mod tests {
             (4, ChangeKind::Delete, "b"),
             (5, ChangeKind::Store, "c"),
         ];
-        let expected: Vec<(i64, ChangeKind, String)> =
-            expected.iter().map(|(sequence, kind, id)| (*sequence, *kind, (*id).to_owned())).collect();
+        let expected: Vec<(i64, ChangeKind, String)> = expected
+            .iter()
+            .map(|(sequence, kind, id)| (*sequence, *kind, (*id).to_owned()))
+            .collect();
         assert_eq!(told, expected);
     }
 }

@@ -84,7 +84,11 @@ impl DurableCommitHandler {
         let referenced = referenced_files(manifest, indices, base_path);
         let fresh: Vec<PathBuf> = {
             let synced = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            referenced.iter().filter(|file| !synced.contains(*file)).cloned().collect()
+            referenced
+                .iter()
+                .filter(|file| !synced.contains(*file))
+                .cloned()
+                .collect()
         };
         let table = PathBuf::from(to_local_path(base_path));
         tokio::task::spawn_blocking(move || sync_files(&fresh, &table))
@@ -108,7 +112,9 @@ fn referenced_files(manifest: &Manifest, indices: &[IndexMetadata], base_path: &
         }
     }
     for index in indices {
-        let directory = PathBuf::from(to_local_path(base_path)).join("_indices").join(index.uuid.to_string());
+        let directory = PathBuf::from(to_local_path(base_path))
+            .join("_indices")
+            .join(index.uuid.to_string());
         // The manifest may list an index's files or not; the directory holds them all either way.
         if let Ok(entries) = std::fs::read_dir(&directory) {
             files.extend(entries.flatten().map(|entry| entry.path()));
@@ -188,8 +194,7 @@ impl CommitHandler for DurableCommitHandler {
         let size = bytes.len() as u64;
 
         let path = naming_scheme.manifest_path(base_path, manifest.version);
-        let publisher =
-            object_store::local::LocalFileSystem::new().with_fsync(self.durability == Durability::Full);
+        let publisher = object_store::local::LocalFileSystem::new().with_fsync(self.durability == Durability::Full);
         let options = PutOptions {
             mode: PutMode::Create,
             ..PutOptions::default()

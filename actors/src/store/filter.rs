@@ -30,9 +30,11 @@ pub enum Moment {
 pub fn live(at: Option<Moment>) -> Expr {
     match at {
         None => col(column::VALID_TO).is_null(),
-        Some(Moment::Commit(version)) => col(column::VALID_FROM)
-            .lt_eq(lit(version))
-            .and(col(column::VALID_TO).is_null().or(col(column::VALID_TO).gt(lit(version)))),
+        Some(Moment::Commit(version)) => col(column::VALID_FROM).lt_eq(lit(version)).and(
+            col(column::VALID_TO)
+                .is_null()
+                .or(col(column::VALID_TO).gt(lit(version))),
+        ),
         Some(Moment::Time(time)) => col(column::VALID_TO)
             .is_null()
             .and(col(column::UPDATED_AT).lt_eq(time_literal(time))),
@@ -67,13 +69,7 @@ pub fn matching(filter: &ItemFilter, at: Option<Moment>) -> Expr {
         parts.push(col(column::TIMESTAMP).lt(time_literal(until)));
     }
     for (key, value) in &filter.metadata {
-        parts.push(array_has(
-            col(column::METADATA_TERMS),
-            lit(metadata_term(key, value)),
-        ));
+        parts.push(array_has(col(column::METADATA_TERMS), lit(metadata_term(key, value))));
     }
-    parts
-        .into_iter()
-        .reduce(Expr::and)
-        .unwrap_or_else(|| lit(true))
+    parts.into_iter().reduce(Expr::and).unwrap_or_else(|| lit(true))
 }

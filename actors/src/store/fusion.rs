@@ -52,8 +52,18 @@ pub struct RankedItem {
 /// `bm25 / (bm25 + 1)`, which keeps its order.
 pub fn fuse(vector_leg: &[LegHit], text_leg: &[LegHit], mode: SearchMode) -> Vec<RankedItem> {
     let mut items: HashMap<(usize, &str), RankedItem> = HashMap::new();
-    rank_leg(&mut items, vector_leg, |item, rank| item.vector_rank = Some(rank), |item| item.vector_rank.is_some());
-    rank_leg(&mut items, text_leg, |item, rank| item.text_rank = Some(rank), |item| item.text_rank.is_some());
+    rank_leg(
+        &mut items,
+        vector_leg,
+        |item, rank| item.vector_rank = Some(rank),
+        |item| item.vector_rank.is_some(),
+    );
+    rank_leg(
+        &mut items,
+        text_leg,
+        |item, rank| item.text_rank = Some(rank),
+        |item| item.text_rank.is_some(),
+    );
 
     let mut ranked: Vec<RankedItem> = items.into_values().collect();
     for item in &mut ranked {
@@ -137,7 +147,11 @@ mod tests {
 
     #[test]
     fn an_item_counts_once_with_its_best_passage() {
-        let vector = [hit("a", 1, Some(0.9), None), hit("a", 2, Some(0.8), None), hit("b", 3, Some(0.7), None)];
+        let vector = [
+            hit("a", 1, Some(0.9), None),
+            hit("a", 2, Some(0.8), None),
+            hit("b", 3, Some(0.7), None),
+        ];
         let fused = fuse(&vector, &[], SearchMode::Hybrid);
         assert_eq!(fused.len(), 2);
         assert_eq!(fused[0].row_id, 1);

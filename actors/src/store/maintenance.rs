@@ -65,9 +65,9 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
     if debt.index_segments >= INDEX_SEGMENTS {
         return Some(Step::MergeIndex);
     }
-    let crowded = TIERS.into_iter().find(|target| {
-        debt.fragment_rows.iter().filter(|rows| **rows < *target).count() >= FRAGMENTS_PER_TIER
-    });
+    let crowded = TIERS
+        .into_iter()
+        .find(|target| debt.fragment_rows.iter().filter(|rows| **rows < *target).count() >= FRAGMENTS_PER_TIER);
     if let Some(target_rows) = crowded {
         // Lance never merges indexed with unindexed fragments: what is small and outside goes in first.
         return Some(if debt.unindexed_rows > 0 {
@@ -90,8 +90,8 @@ impl WriteTable {
             .collect();
         let index = self.lancedb().index_stats(TEXT_INDEX).await.map_err(read_error)?;
         let uri = self.lancedb().uri().await.map_err(read_error)?;
-        let versions = std::fs::read_dir(std::path::Path::new(&uri).join("_versions"))
-            .map_or(0, |entries| entries.count());
+        let versions =
+            std::fs::read_dir(std::path::Path::new(&uri).join("_versions")).map_or(0, |entries| entries.count());
         Ok(Debt {
             unindexed_rows: index.as_ref().map_or(0, |stats| stats.num_unindexed_rows),
             index_segments: index.and_then(|stats| stats.num_indices).unwrap_or(0) as usize,

@@ -95,13 +95,19 @@ pub struct Project {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Store").field("config", &self.config).finish_non_exhaustive()
+        formatter
+            .debug_struct("Store")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Project {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Project").field("name", &self.name).finish_non_exhaustive()
+        formatter
+            .debug_struct("Project")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -238,7 +244,9 @@ impl WriteAccess {
 
     /// Removes a project with everything in it, at once and for good: for the daemon's own probes.
     pub async fn drop_project(&self, name: &ProjectName) -> KnowledgeResult<()> {
-        let Some(project) = self.store.known(name)? else { return Ok(()) };
+        let Some(project) = self.store.known(name)? else {
+            return Ok(());
+        };
         let mut guard = project.table.lock().await;
         *guard = None;
         project.clear_view();
@@ -406,9 +414,9 @@ impl Project {
         let connection = self.connect().await?;
         WriteTable::create(&connection, &self.model, handler, Arc::clone(&self.session)).await?;
         // Opened as any other table is: the index is made there.
-        self.open_table().await?.ok_or_else(|| {
-            KnowledgeError::internal(format!("project {} was created and cannot be found", self.name))
-        })
+        self.open_table()
+            .await?
+            .ok_or_else(|| KnowledgeError::internal(format!("project {} was created and cannot be found", self.name)))
     }
 }
 
@@ -419,7 +427,9 @@ fn dataset_shape(dataset: &Dataset) -> TableShape {
 }
 
 fn directory_bytes(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
     entries
         .flatten()
         .map(|entry| match entry.file_type() {

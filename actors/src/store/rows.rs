@@ -55,11 +55,7 @@ pub fn row_key(id: &str, revision: i64, passage: usize) -> String {
 }
 
 /// Builds the rows of several revisions as one batch: one batch is one fragment is one version.
-pub fn build_batch(
-    schema: &SchemaRef,
-    project: &str,
-    revisions: &[NewRevision<'_>],
-) -> KnowledgeResult<RecordBatch> {
+pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'_>]) -> KnowledgeResult<RecordBatch> {
     let dimensions = vector_dimensions(schema)?;
     let mut row_keys = StringBuilder::new();
     let mut ids = StringBuilder::new();
@@ -152,7 +148,10 @@ pub fn build_batch(
 }
 
 fn vector_dimensions(schema: &SchemaRef) -> KnowledgeResult<i32> {
-    match schema.field_with_name(column::VECTOR).map(arrow_schema::Field::data_type) {
+    match schema
+        .field_with_name(column::VECTOR)
+        .map(arrow_schema::Field::data_type)
+    {
         Ok(arrow_schema::DataType::FixedSizeList(_, dimensions)) => Ok(*dimensions),
         _ => Err(KnowledgeError::internal("the table has no vector column")),
     }
@@ -270,9 +269,8 @@ impl RowReader<'_> {
     /// The item of a row of passage 0 (the other passages do not hold the whole text).
     pub fn item(&self, row: usize) -> KnowledgeResult<StoredItem> {
         let metadata_text = self.required_text(column::METADATA, row)?;
-        let metadata: Map<String, Value> = serde_json::from_str(metadata_text).map_err(|error| {
-            KnowledgeError::internal(format!("the metadata of a stored item is not JSON: {error}"))
-        })?;
+        let metadata: Map<String, Value> = serde_json::from_str(metadata_text)
+            .map_err(|error| KnowledgeError::internal(format!("the metadata of a stored item is not JSON: {error}")))?;
         Ok(StoredItem {
             id: self.required_text(column::ID, row)?.to_owned(),
             revision: self.int(column::REVISION, row)?.unwrap_or(1),

@@ -132,9 +132,7 @@ pub enum TableShape {
 pub fn table_shape(schema: &Schema) -> TableShape {
     let metadata = schema.metadata();
     match (metadata.get(SCHEMA_VERSION_KEY), metadata.get(MODEL_KEY)) {
-        (Some(version), Some(model)) if version == SCHEMA_VERSION => TableShape::Current {
-            model: model.clone(),
-        },
+        (Some(version), Some(model)) if version == SCHEMA_VERSION => TableShape::Current { model: model.clone() },
         (Some(version), _) => TableShape::Foreign {
             detail: format!("schema version {version}, this daemon knows {SCHEMA_VERSION}"),
         },

@@ -117,12 +117,7 @@ pub struct IdentityRow {
 }
 
 impl ProjectView {
-    pub(crate) fn new(
-        project: ProjectName,
-        dataset: Arc<Dataset>,
-        shape: TableShape,
-        sequence: i64,
-    ) -> Self {
+    pub(crate) fn new(project: ProjectName, dataset: Arc<Dataset>, shape: TableShape, sequence: i64) -> Self {
         Self {
             project,
             dataset,
@@ -269,7 +264,11 @@ impl ProjectView {
                 });
             }
         }
-        hits.sort_by(|a, b| b.similarity.partial_cmp(&a.similarity).unwrap_or(std::cmp::Ordering::Equal));
+        hits.sort_by(|a, b| {
+            b.similarity
+                .partial_cmp(&a.similarity)
+                .unwrap_or(std::cmp::Ordering::Equal)
+        });
         Ok(hits)
     }
 
@@ -360,9 +359,10 @@ impl ProjectView {
         for (row, ranked) in page.iter().enumerate() {
             let mut item = rows.item(row)?;
             if rows.small_int(column::PASSAGE, row)? != 0 {
-                item = first_items.get(&item.id).cloned().ok_or_else(|| {
-                    KnowledgeError::internal(format!("item {} has lost its first passage", item.id))
-                })?;
+                item = first_items
+                    .get(&item.id)
+                    .cloned()
+                    .ok_or_else(|| KnowledgeError::internal(format!("item {} has lost its first passage", item.id)))?;
             }
             hits.push(SearchHit {
                 item,
@@ -403,7 +403,10 @@ impl ProjectView {
             ColumnOrdering::asc_nulls_last(column::TIMESTAMP.to_owned())
         };
         scanner
-            .order_by(Some(vec![by_time, ColumnOrdering::asc_nulls_last(column::ID.to_owned())]))
+            .order_by(Some(vec![
+                by_time,
+                ColumnOrdering::asc_nulls_last(column::ID.to_owned()),
+            ]))
             .map_err(read_error)?
             .limit(Some(request.limit as i64 + 1), None)
             .map_err(read_error)?;
@@ -420,7 +423,11 @@ impl ProjectView {
 
     async fn count(&self, predicate: Expr) -> KnowledgeResult<u64> {
         let mut scanner = self.dataset.scan();
-        scanner.project::<&str>(&[]).map_err(read_error)?.with_row_id().filter_expr(predicate);
+        scanner
+            .project::<&str>(&[])
+            .map_err(read_error)?
+            .with_row_id()
+            .filter_expr(predicate);
         scanner.count_rows().await.map_err(read_error)
     }
 
@@ -467,7 +474,9 @@ impl ProjectView {
                     continue;
                 }
                 stats.total += 1;
-                *by_kind.entry(rows.required_text(column::TYPE, row)?.to_owned()).or_default() += 1;
+                *by_kind
+                    .entry(rows.required_text(column::TYPE, row)?.to_owned())
+                    .or_default() += 1;
                 *by_agent
                     .entry(rows.text(column::AGENT, row)?.unwrap_or_default().to_owned())
                     .or_default() += 1;
@@ -497,7 +506,8 @@ impl ProjectView {
             return Ok(Vec::new());
         };
         let mut found = Vec::new();
-        self.for_each_identity(any.and(filter::first_passage()), |row| found.push(row)).await?;
+        self.for_each_identity(any.and(filter::first_passage()), |row| found.push(row))
+            .await?;
         Ok(found)
     }
 

@@ -150,11 +150,11 @@ impl Taken {
 
 /// Commits `group` to `table` as one version. The outer error concerns the whole group: nothing of it is known
 /// to be stored.
-pub async fn commit_group(
-    table: &mut WriteTable,
-    group: &[PreparedItem],
-) -> KnowledgeResult<GroupOutcome> {
-    let ids = group.iter().filter_map(|prepared| prepared.item.id.as_deref()).collect();
+pub async fn commit_group(table: &mut WriteTable, group: &[PreparedItem]) -> KnowledgeResult<GroupOutcome> {
+    let ids = group
+        .iter()
+        .filter_map(|prepared| prepared.item.id.as_deref())
+        .collect();
     let hashes = group.iter().map(|prepared| prepared.content_hash.as_str()).collect();
     let keys = group
         .iter()
@@ -269,15 +269,23 @@ mod tests {
     #[test]
     fn identity_is_key_then_id_then_content() {
         let taken = Taken::from_rows(vec![row("a", "one", Some("k"), None)]);
-        assert_eq!(duplicate_of(&taken, &prepared("a", None, Some("k"))).as_deref(), Some("one"));
-        assert_eq!(duplicate_of(&taken, &prepared("a", Some("one"), None)).as_deref(), Some("one"));
+        assert_eq!(
+            duplicate_of(&taken, &prepared("a", None, Some("k"))).as_deref(),
+            Some("one")
+        );
+        assert_eq!(
+            duplicate_of(&taken, &prepared("a", Some("one"), None)).as_deref(),
+            Some("one")
+        );
         assert_eq!(duplicate_of(&taken, &prepared("a", None, None)).as_deref(), Some("one"));
         // A new key or id is a new item, whatever its content.
         assert_eq!(duplicate_of(&taken, &prepared("a", None, Some("other"))), None);
         assert_eq!(duplicate_of(&taken, &prepared("a", Some("two"), None)), None);
 
         let conflict = taken.decide(&prepared("b", None, Some("k"))).err();
-        assert!(matches!(conflict, Some(KnowledgeError::InvalidParameter { parameter, .. }) if parameter == "idempotency_key"));
+        assert!(
+            matches!(conflict, Some(KnowledgeError::InvalidParameter { parameter, .. }) if parameter == "idempotency_key")
+        );
         let conflict = taken.decide(&prepared("b", Some("one"), None)).err();
         assert!(matches!(conflict, Some(KnowledgeError::AlreadyExists { .. })));
     }

@@ -75,7 +75,11 @@ impl<T: Weighed> Lane<T> {
             rows: 0,
             bytes: 0,
         };
-        let reserved_rows = if self.bulk.is_empty() { 0 } else { limits.max_rows / BULK_SHARE };
+        let reserved_rows = if self.bulk.is_empty() {
+            0
+        } else {
+            limits.max_rows / BULK_SHARE
+        };
         let single_limits = GroupLimits {
             max_rows: limits.max_rows - reserved_rows,
             ..limits
@@ -137,7 +141,13 @@ mod tests {
     };
 
     fn entries(range: std::ops::Range<usize>) -> Vec<Entry> {
-        range.map(|name| Entry { name, rows: 1, bytes: 1 }).collect()
+        range
+            .map(|name| Entry {
+                name,
+                rows: 1,
+                bytes: 1,
+            })
+            .collect()
     }
 
     #[test]
@@ -157,7 +167,11 @@ mod tests {
         lane.push(entries(0..1), false);
         assert_eq!(lane.next_group(LIMITS)[0].name, 0);
         lane.push(entries(0..200), false);
-        let bulk = lane.next_group(LIMITS).iter().filter(|entry| entry.name >= 1_000).count();
+        let bulk = lane
+            .next_group(LIMITS)
+            .iter()
+            .filter(|entry| entry.name >= 1_000)
+            .count();
         assert_eq!(bulk, LIMITS.max_rows / BULK_SHARE);
     }
 

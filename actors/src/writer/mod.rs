@@ -21,8 +21,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-pub use commit::{ItemOutcome, PreparedItem};
 use commit::commit_group;
+pub use commit::{ItemOutcome, PreparedItem};
 use lane::{GroupLimits, Lane, Weighed};
 
 use crate::admission::{Admission, Permit};
@@ -188,7 +188,11 @@ impl Weighed for QueuedItem {
 
 /// Bytes that an item brings: its text twice (whole and in passages) and its vectors.
 fn item_bytes(prepared: &PreparedItem) -> usize {
-    let vectors: usize = prepared.passages.iter().map(|passage| size_of_val(&*passage.vector)).sum();
+    let vectors: usize = prepared
+        .passages
+        .iter()
+        .map(|passage| size_of_val(&*passage.vector))
+        .sum();
     prepared.item.text.len() * 2 + vectors
 }
 
@@ -356,7 +360,11 @@ impl Actor for Writer {
             WriterMessage::DropProject(project, reply) => {
                 let access = Arc::clone(&state.access);
                 // A lane that is left without its project makes itself a new one with the next store.
-                if state.lanes.get(&project).is_some_and(|lane| !lane.busy && lane.waiting.is_empty()) {
+                if state
+                    .lanes
+                    .get(&project)
+                    .is_some_and(|lane| !lane.busy && lane.waiting.is_empty())
+                {
                     state.lanes.remove(&project);
                 }
                 tokio::spawn(async move {
@@ -395,7 +403,9 @@ impl WriterState {
             }
             return;
         }
-        let Some(lane) = self.lanes.get_mut(&project) else { return };
+        let Some(lane) = self.lanes.get_mut(&project) else {
+            return;
+        };
         let bulk = items.len() > 1;
         let queued = items.into_iter().enumerate().map(|(index, prepared)| QueuedItem {
             prepared,
@@ -427,7 +437,9 @@ impl WriterState {
             max_bytes: self.config.max_group_bytes,
         };
         let draining = self.draining;
-        let Some(lane) = self.lanes.get_mut(project) else { return };
+        let Some(lane) = self.lanes.get_mut(project) else {
+            return;
+        };
         if lane.busy {
             return;
         }
@@ -442,7 +454,9 @@ impl WriterState {
             lane.commits_since_upkeep = 0;
         }
         // Looked up anew each time: the project may have been dropped and made again.
-        let Ok(known) = self.access.project(project) else { return };
+        let Ok(known) = self.access.project(project) else {
+            return;
+        };
         lane.busy = true;
         let turn = LaneTurn {
             project: known,
@@ -502,7 +516,9 @@ impl WriterState {
 fn still_wanted(queued: &QueuedItem) -> bool {
     if queued.pending.deadline.expired() {
         let executed = Executed::No;
-        queued.pending.record(queued.index, Err(KnowledgeError::DeadlineExceeded { executed }), 0);
+        queued
+            .pending
+            .record(queued.index, Err(KnowledgeError::DeadlineExceeded { executed }), 0);
         return false;
     }
     queued.pending.awaited()
@@ -526,7 +542,11 @@ impl LaneTurn {
             panicked: None,
         };
         let work = async {
-            let committed = if group.is_empty() { false } else { self.commit(group).await };
+            let committed = if group.is_empty() {
+                false
+            } else {
+                self.commit(group).await
+            };
             let upkeep = if self.upkeep { Some(self.upkeep().await) } else { None };
             (committed, upkeep)
         };
@@ -597,14 +617,18 @@ impl LaneTurn {
     async fn upkeep(&self) -> Upkeep {
         let step = async {
             let mut guard = self.access.lock(&self.project, false).await?;
-            let Some(table) = guard.table() else { return Ok(Upkeep::NothingDue) };
+            let Some(table) = guard.table() else {
+                return Ok(Upkeep::NothingDue);
+            };
             let debt = table.debt().await?;
             let step = next_step(&debt);
             self.debt
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(self.project.name().to_string(), debt);
-            let Some(step) = step else { return Ok(Upkeep::NothingDue) };
+            let Some(step) = step else {
+                return Ok(Upkeep::NothingDue);
+            };
             tracing::debug!(project = %self.project.name(), ?step, "upkeep");
             table.maintain(step).await?;
             guard.publish().await?;

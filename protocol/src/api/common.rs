@@ -17,20 +17,7 @@ pub type Metadata = serde_json::Map<String, serde_json::Value>;
 pub const DEFAULT_PROJECT: &str = "default";
 
 /// What kind of knowledge an item holds.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KnowledgeType {
     /// A decision and its reasons.
@@ -149,11 +136,7 @@ pub enum OnDuplicate {
     Store,
 }
 
-words!(
-    OnDuplicate,
-    "on_duplicate",
-    [Return = "return", Store = "store"]
-);
+words!(OnDuplicate, "on_duplicate", [Return = "return", Store = "store"]);
 
 /// The order of a listing, by creation time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -250,11 +233,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 #[serde(default)]
 pub struct Filters {
     /// Only items of these types (`type` on the wire, alias `knowledge_type`).
-    #[serde(
-        rename = "type",
-        alias = "knowledge_type",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "type", alias = "knowledge_type", skip_serializing_if = "Option::is_none")]
     pub knowledge_type: Option<OneOrMany<KnowledgeType>>,
     /// Only items of these agents.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -275,8 +254,7 @@ pub struct Filters {
 
 impl Filters {
     /// The names that [`Filters`] adds to a method's parameters, in positional order.
-    pub const NAMES: &'static [&'static str] =
-        &["type", "agent", "session_id", "since", "until", "metadata"];
+    pub const NAMES: &'static [&'static str] = &["type", "agent", "session_id", "since", "until", "metadata"];
 
     /// Whether nothing is asked for.
     #[must_use]
@@ -300,9 +278,7 @@ impl Filters {
     /// The types asked for; empty means any.
     #[must_use]
     pub fn types(&self) -> &[KnowledgeType] {
-        self.knowledge_type
-            .as_ref()
-            .map_or(&[], OneOrMany::as_slice)
+        self.knowledge_type.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
     /// The agents asked for; empty means any.
@@ -351,12 +327,14 @@ pub fn parse_time(parameter: &str, text: &str) -> Result<DateTime<Utc>, WireErro
     } else {
         text.to_owned()
     };
-    DateTime::parse_from_rfc3339(&full).map(|time| time.with_timezone(&Utc)).map_err(|_| {
-        WireError::invalid_params(
-            parameter,
-            format!("`{parameter}` must be a time in RFC 3339, such as 2026-01-31T12:00:00.000Z, or a date"),
-        )
-    })
+    DateTime::parse_from_rfc3339(&full)
+        .map(|time| time.with_timezone(&Utc))
+        .map_err(|_| {
+            WireError::invalid_params(
+                parameter,
+                format!("`{parameter}` must be a time in RFC 3339, such as 2026-01-31T12:00:00.000Z, or a date"),
+            )
+        })
 }
 
 /// Writes a time as results show it: RFC 3339, UTC, milliseconds.
@@ -407,10 +385,7 @@ mod tests {
     #[test]
     fn words_agree_with_serde() {
         for value in KnowledgeType::ALL {
-            assert_eq!(
-                serde_json::to_string(value).unwrap(),
-                format!("\"{value}\"")
-            );
+            assert_eq!(serde_json::to_string(value).unwrap(), format!("\"{value}\""));
             assert_eq!(value.as_str().parse::<KnowledgeType>().unwrap(), *value);
         }
         assert_eq!(KnowledgeType::ALL.len(), 9);
@@ -454,13 +429,7 @@ mod tests {
             format_time(parse_time("since", "2026-01-31").unwrap()),
             "2026-01-31T00:00:00.000Z"
         );
-        for bad in [
-            "yesterday",
-            "2026-02-31",
-            "",
-            "2026-01-31T12:00:00",
-            "äöüäö",
-        ] {
+        for bad in ["yesterday", "2026-02-31", "", "2026-01-31T12:00:00", "äöüäö"] {
             assert_eq!(parse_time("since", bad).unwrap_err().code, -32602, "{bad}");
         }
     }
@@ -469,8 +438,7 @@ mod tests {
     fn one_or_many_names_the_valid_values() {
         let one: OneOrMany<KnowledgeType> = serde_json::from_str("\"issue\"").unwrap();
         assert_eq!(one.as_slice(), [KnowledgeType::Issue]);
-        let many: OneOrMany<KnowledgeType> =
-            serde_json::from_str("[\"issue\",\"pattern\"]").unwrap();
+        let many: OneOrMany<KnowledgeType> = serde_json::from_str("[\"issue\",\"pattern\"]").unwrap();
         assert_eq!(many.into_vec().len(), 2);
         let error = serde_json::from_str::<OneOrMany<KnowledgeType>>("\"bug\"")
             .unwrap_err()

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use super::common::{is_false, out_of_range, yes};
 use super::{
-    AsOf, Durability, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params,
-    SearchMode, check_project_name, parse_time,
+    AsOf, Durability, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params, SearchMode,
+    check_project_name, parse_time,
 };
 use crate::error::WireError;
 
@@ -32,9 +32,7 @@ fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
 
 fn check_key(parameter: &str, key: Option<&str>) -> Result<(), WireError> {
     match key {
-        Some(key)
-            if key.is_empty() || key.len() > ID_BYTES_MAX || key.chars().any(char::is_control) =>
-        {
+        Some(key) if key.is_empty() || key.len() > ID_BYTES_MAX || key.chars().any(char::is_control) => {
             Err(out_of_range(
                 parameter,
                 format!("1 to {ID_BYTES_MAX} bytes without control characters"),
@@ -55,10 +53,7 @@ fn check_text(parameter: &str, text: &str) -> Result<(), WireError> {
 fn one_of_id_or_ids(id: Option<&String>, ids: Option<&Vec<String>>) -> Result<(), WireError> {
     match (id, ids) {
         (None, None) => Err(WireError::invalid_params("id", "give `id` or `ids`")),
-        (Some(_), Some(_)) => Err(WireError::invalid_params(
-            "ids",
-            "give `id` or `ids`, not both",
-        )),
+        (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `id` or `ids`, not both")),
         (_, Some(ids)) if ids.is_empty() => Err(out_of_range("ids", "a list of at least one id")),
         _ => Ok(()),
     }
@@ -537,19 +532,13 @@ impl Params for UpdateParams {
             session_id,
             metadata,
         } = self;
-        if text.is_none()
-            && knowledge_type.is_none()
-            && agent.is_none()
-            && session_id.is_none()
-            && metadata.is_none()
-        {
+        if text.is_none() && knowledge_type.is_none() && agent.is_none() && session_id.is_none() && metadata.is_none() {
             return Err(WireError::invalid_params(
                 "text",
                 "give at least one of `text`, `type`, `agent`, `session_id`, `metadata` to change",
             ));
         }
-        text.as_deref()
-            .map_or(Ok(()), |text| check_text("text", text))
+        text.as_deref().map_or(Ok(()), |text| check_text("text", text))
     }
 }
 
@@ -627,20 +616,15 @@ pub struct DeleteParams {
 impl Params for DeleteParams {
     fn check(&self) -> Result<(), WireError> {
         if self.filters.is_empty() {
-            one_of_id_or_ids(self.id.as_ref(), self.ids.as_ref()).map_err(|error| {
-                match error.data.parameter {
-                    Some(ref name) if name == "id" => WireError::invalid_params(
-                        "id",
-                        "give `id`, `ids` or at least one filter; nothing means nothing, not all",
-                    ),
-                    _ => error,
-                }
+            one_of_id_or_ids(self.id.as_ref(), self.ids.as_ref()).map_err(|error| match error.data.parameter {
+                Some(ref name) if name == "id" => WireError::invalid_params(
+                    "id",
+                    "give `id`, `ids` or at least one filter; nothing means nothing, not all",
+                ),
+                _ => error,
             })
         } else if self.id.is_some() || self.ids.is_some() {
-            Err(WireError::invalid_params(
-                "id",
-                "give ids or filters, not both",
-            ))
+            Err(WireError::invalid_params("id", "give ids or filters, not both"))
         } else {
             self.filters.check()
         }
@@ -675,14 +659,8 @@ pub struct UndeleteParams {
 impl Params for UndeleteParams {
     fn check(&self) -> Result<(), WireError> {
         match (&self.undo_token, &self.ids) {
-            (None, None) => Err(WireError::invalid_params(
-                "undo_token",
-                "give `undo_token` or `ids`",
-            )),
-            (Some(_), Some(_)) => Err(WireError::invalid_params(
-                "ids",
-                "give `undo_token` or `ids`, not both",
-            )),
+            (None, None) => Err(WireError::invalid_params("undo_token", "give `undo_token` or `ids`")),
+            (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `undo_token` or `ids`, not both")),
             _ => Ok(()),
         }
     }
@@ -873,10 +851,7 @@ pub struct ProjectsResult {
 
 /// A conversation: a text, or its parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "expected a text, or a list of texts or of {role, content}"
-)]
+#[serde(untagged, expecting = "expected a text, or a list of texts or of {role, content}")]
 pub enum Conversation {
     /// All in one.
     Text(String),

@@ -50,9 +50,7 @@ pub trait Method: Send + Sync + 'static {
 }
 
 /// What a parameter type offers besides its fields: a check of ranges that types cannot express.
-pub trait Params:
-    Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static
-{
+pub trait Params: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static {
     /// Refuses values out of range, naming the parameter and the range.
     ///
     /// # Errors
@@ -125,9 +123,7 @@ pub fn method_info(name: &str) -> Option<&'static MethodInfo> {
 /// How long a call of `name` may take when the caller says nothing.
 #[must_use]
 pub fn default_timeout(name: &str) -> Duration {
-    Duration::from_millis(
-        method_info(name).map_or(UNKNOWN_METHOD_TIMEOUT_MS, |row| row.default_timeout_ms),
-    )
+    Duration::from_millis(method_info(name).map_or(UNKNOWN_METHOD_TIMEOUT_MS, |row| row.default_timeout_ms))
 }
 
 /// Reads answer in milliseconds; ten seconds mean that something is stuck.
@@ -278,12 +274,7 @@ mod tests {
                 .unwrap_or_default();
             let listed: BTreeSet<String> = row.positional.iter().map(ToString::to_string).collect();
             assert_eq!(properties, listed, "{}", row.name);
-            assert_eq!(
-                listed.len(),
-                row.positional.len(),
-                "{} lists a name twice",
-                row.name
-            );
+            assert_eq!(listed.len(), row.positional.len(), "{} lists a name twice", row.name);
         }
     }
 
@@ -298,10 +289,7 @@ mod tests {
             assert!((1..=600_000).contains(&row.default_timeout_ms));
         }
         assert_eq!(method::KNOWLEDGE_STORE, Store::NAME);
-        assert_eq!(
-            method_info("knowledge.query").unwrap().name,
-            method::KNOWLEDGE_LIST
-        );
+        assert_eq!(method_info("knowledge.query").unwrap().name, method::KNOWLEDGE_LIST);
         assert_eq!(default_timeout("knowledge.search"), Duration::from_secs(10));
         assert_eq!(default_timeout("knowledge.store"), Duration::from_secs(60));
         assert_eq!(default_timeout("no.such"), Duration::from_secs(10));

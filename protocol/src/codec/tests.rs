@@ -70,11 +70,7 @@ impl Reference<'_> {
                 continue;
             }
             let line_start = at == 0 || input[at - 1] == b'\n';
-            if line_start
-                && HTTP_METHODS
-                    .iter()
-                    .any(|method| input[at..].starts_with(method))
-            {
+            if line_start && HTTP_METHODS.iter().any(|method| input[at..].starts_with(method)) {
                 frames.push(Seen::Http);
                 return frames;
             }
@@ -82,9 +78,7 @@ impl Reference<'_> {
             let result = self.value(at, 0).and_then(|end| {
                 let scalar = !matches!(byte, b'{' | b'[' | b'"');
                 match input.get(end) {
-                    Some(next) if scalar && !b" \t\r\n\"[]{},:".contains(next) => {
-                        Err(Stop::At(end))
-                    }
+                    Some(next) if scalar && !b" \t\r\n\"[]{},:".contains(next) => Err(Stop::At(end)),
                     _ => Ok(end),
                 }
             });
@@ -135,9 +129,7 @@ impl Reference<'_> {
                 }
                 Err(Stop::End) => {
                     frames.push(if line_start && self.begins_http(at) {
-                        Seen::Syntax {
-                            line: self.line_of(at),
-                        }
+                        Seen::Syntax { line: self.line_of(at) }
                     } else {
                         Seen::Incomplete
                     });
@@ -150,16 +142,11 @@ impl Reference<'_> {
     }
 
     fn begins_http(&self, at: usize) -> bool {
-        HTTP_METHODS
-            .iter()
-            .any(|method| method.starts_with(&self.input[at..]))
+        HTTP_METHODS.iter().any(|method| method.starts_with(&self.input[at..]))
     }
 
     fn line_of(&self, at: usize) -> u64 {
-        1 + self.input[..at]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count() as u64
+        1 + self.input[..at].iter().filter(|byte| **byte == b'\n').count() as u64
     }
 
     fn start_of_line(&self, at: usize) -> usize {
@@ -181,11 +168,7 @@ impl Reference<'_> {
     }
 
     fn blank(&self, mut at: usize) -> usize {
-        while self
-            .input
-            .get(at)
-            .is_some_and(|byte| b" \t\r\n".contains(byte))
-        {
+        while self.input.get(at).is_some_and(|byte| b" \t\r\n".contains(byte)) {
             at += 1;
         }
         at
@@ -299,14 +282,10 @@ impl Reference<'_> {
                 _ => {
                     // The longest beginning of a character, by the standard library's decoder.
                     let window = &self.input[at..self.input.len().min(at + 4)];
-                    let length = (1..=window.len()).find_map(|length| {
-                        match std::str::from_utf8(&window[..length]) {
-                            Ok(_) => Some(Ok(length)),
-                            Err(error) if error.error_len().is_some() => {
-                                Some(Err(Stop::At(at + length - 1)))
-                            }
-                            Err(_) => None,
-                        }
+                    let length = (1..=window.len()).find_map(|length| match std::str::from_utf8(&window[..length]) {
+                        Ok(_) => Some(Ok(length)),
+                        Err(error) if error.error_len().is_some() => Some(Err(Stop::At(at + length - 1))),
+                        Err(_) => None,
                     });
                     at += length.unwrap_or(Err(Stop::End))?;
                 }
@@ -399,12 +378,7 @@ const HOSTILE: &[&[u8]] = &[
 fn the_hostile_corpus_however_it_is_cut() {
     for input in HOSTILE {
         let expected = Reference { input }.decode();
-        assert_eq!(
-            whole(input),
-            expected,
-            "{:?}",
-            String::from_utf8_lossy(input)
-        );
+        assert_eq!(whole(input), expected, "{:?}", String::from_utf8_lossy(input));
         for size in 1..=7 {
             assert_eq!(
                 framed(input.chunks(size)),
@@ -463,26 +437,13 @@ fn the_rules_of_the_contract() {
         ["{\"a\":1}", "Syntax { line: 1 }", "{\"c\":3}"]
     );
     // A request that was never closed does not take the next one with it.
-    assert_eq!(
-        values("{\"a\":1\n{\"b\":2}\n"),
-        ["Syntax { line: 2 }", "{\"b\":2}"]
-    );
-    assert_eq!(
-        values("{\"a\":\"x\n{\"b\":2}\n"),
-        ["Syntax { line: 1 }", "{\"b\":2}"]
-    );
+    assert_eq!(values("{\"a\":1\n{\"b\":2}\n"), ["Syntax { line: 2 }", "{\"b\":2}"]);
+    assert_eq!(values("{\"a\":\"x\n{\"b\":2}\n"), ["Syntax { line: 1 }", "{\"b\":2}"]);
     assert_eq!(values("{\"a\":"), ["Incomplete"]);
-    assert_eq!(
-        values("{\"a\":1}\nGET / HTTP/1.1\r\n\r\n{}"),
-        ["{\"a\":1}", "Http"]
-    );
+    assert_eq!(values("{\"a\":1}\nGET / HTTP/1.1\r\n\r\n{}"), ["{\"a\":1}", "Http"]);
     let large = format!("{{\"a\":\"{}\"}}\n{{\"b\":2}}\n", "x".repeat(MAX));
     assert_eq!(values(&large), ["TooLarge", "{\"b\":2}"]);
-    let deep = format!(
-        "{}{}\n{{\"b\":2}}\n",
-        "[".repeat(DEPTH + 1),
-        "]".repeat(DEPTH + 1)
-    );
+    let deep = format!("{}{}\n{{\"b\":2}}\n", "[".repeat(DEPTH + 1), "]".repeat(DEPTH + 1));
     assert_eq!(values(&deep), ["TooDeep", "{\"b\":2}"]);
 }
 

@@ -23,13 +23,8 @@ async fn typed_calls_carry_project_and_deadline() {
         ..Default::default()
     };
     let options = CallOptions::project("p").timeout(Duration::from_millis(1500));
-    let found = within(client.call::<api::Search>(&params, options))
-        .await
-        .unwrap();
-    assert_eq!(
-        (found.count, found.mode, found.version),
-        (7, SearchMode::Text, 7)
-    );
+    let found = within(client.call::<api::Search>(&params, options)).await.unwrap();
+    assert_eq!((found.count, found.mode, found.version), (7, SearchMode::Text, 7));
     let raw = client
         .call_raw(
             "knowledge.search",
@@ -37,14 +32,8 @@ async fn typed_calls_carry_project_and_deadline() {
         )
         .await;
     let raw = raw.unwrap();
-    assert_eq!(
-        (&raw["project"], &raw["timeout_ms"]),
-        (&json!("p"), &json!(1500))
-    );
-    assert_eq!(
-        client.call_raw("test.echo", Value::Null).await.unwrap(),
-        Value::Null
-    );
+    assert_eq!((&raw["project"], &raw["timeout_ms"]), (&json!("p"), &json!(1500)));
+    assert_eq!(client.call_raw("test.echo", Value::Null).await.unwrap(), Value::Null);
     assert_eq!(
         client.call_raw("test.echo", json!([1, "é"])).await.unwrap(),
         json!([1, "é"])
@@ -91,12 +80,7 @@ async fn calls_run_side_by_side_and_find_their_answers() {
     let client = Arc::new(Client::connect(&daemon.path).await.unwrap());
     let calls = (0..500).map(|number| {
         let client = Arc::clone(&client);
-        tokio::spawn(async move {
-            (
-                number,
-                client.call_raw("test.echo", json!([number])).await.unwrap(),
-            )
-        })
+        tokio::spawn(async move { (number, client.call_raw("test.echo", json!([number])).await.unwrap()) })
     });
     for call in calls.collect::<Vec<_>>() {
         let (number, answer) = within(call).await.unwrap();
@@ -137,10 +121,7 @@ async fn the_feed_is_a_stream() {
     for feed in [&mut second, &mut first] {
         for number in 1..=3 {
             let change = within(feed.next()).await.unwrap().unwrap();
-            assert_eq!(
-                (change.op, change.cursor),
-                (ChangeOp::Store, format!("c{number}"))
-            );
+            assert_eq!((change.op, change.cursor), (ChangeOp::Store, format!("c{number}")));
         }
     }
     assert!(client.unsubscribe(&first).await.unwrap());
@@ -162,13 +143,8 @@ async fn notifications_of_calls_are_seen() {
 #[tokio::test]
 async fn why_there_is_no_connection() {
     let directory = tempfile::tempdir().unwrap();
-    let missing = Client::connect(directory.path().join("none"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(missing, ClientError::NotRunning { .. }),
-        "{missing}"
-    );
+    let missing = Client::connect(directory.path().join("none")).await.unwrap_err();
+    assert!(matches!(missing, ClientError::NotRunning { .. }), "{missing}");
     assert!(missing.is_retryable());
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
@@ -193,14 +169,9 @@ async fn why_there_is_no_connection() {
 async fn why_a_connection_ended() {
     let daemon = Daemon::serving(quick(), Some(PeerPolicy::only([4_000_000_000])));
     let client = Client::connect(&daemon.path).await.unwrap();
-    let error = within(client.call_raw("test.echo", json!([])))
-        .await
-        .unwrap_err();
+    let error = within(client.call_raw("test.echo", json!([]))).await.unwrap_err();
     assert!(
-        error
-            .as_wire()
-            .is_some_and(|wire| wire.kind() == ErrorKind::Forbidden)
-            || matches!(error, ClientError::Closed),
+        error.as_wire().is_some_and(|wire| wire.kind() == ErrorKind::Forbidden) || matches!(error, ClientError::Closed),
         "{error:?}"
     );
     let crowded = Daemon::with(Limits {
@@ -231,8 +202,6 @@ async fn a_daemon_that_stops_answers_first() {
     daemon.rig.gate.add_permits(1);
     assert!(daemon.stop().await.is_clean());
     assert_eq!(within(calling).await.unwrap().unwrap(), json!(["x"]));
-    let error = within(client.call_raw("test.echo", json!([])))
-        .await
-        .unwrap_err();
+    let error = within(client.call_raw("test.echo", json!([]))).await.unwrap_err();
     assert!(matches!(error, ClientError::Closed), "{error:?}");
 }

@@ -62,10 +62,7 @@ fn a_directory_that_is_open_to_others_is_refused() {
     for open in [0o777, 0o755, 0o710, 0o701, 0o770, 0o1777] {
         fs::set_permissions(&place.run, fs::Permissions::from_mode(open)).unwrap();
         let error = endpoint::prepare_run_dir(&place.run, &BindOptions::default()).unwrap_err();
-        assert!(
-            matches!(error, EndpointError::RunDirIsOpen { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, EndpointError::RunDirIsOpen { .. }), "{error}");
         assert!(error.to_string().contains("chmod 700"), "{error}");
         assert_eq!(mode(&place.run), open);
     }
@@ -86,10 +83,7 @@ fn a_symbolic_link_is_refused() {
     fs::remove_file(&place.run).unwrap();
     fs::write(&place.run, "").unwrap();
     let error = endpoint::prepare_run_dir(&place.run, &BindOptions::default()).unwrap_err();
-    assert!(
-        matches!(error, EndpointError::RunDirIsNoDirectory(_)),
-        "{error}"
-    );
+    assert!(matches!(error, EndpointError::RunDirIsNoDirectory(_)), "{error}");
 }
 
 #[test]
@@ -130,10 +124,7 @@ fn a_shared_daemon_opens_the_door_to_its_group_only() {
         ..options
     };
     let error = endpoint::prepare_run_dir(&place.run, &other).unwrap_err();
-    assert!(
-        matches!(error, EndpointError::RunDirOfOtherGroup { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, EndpointError::RunDirOfOtherGroup { .. }), "{error}");
     fs::set_permissions(&place.run, fs::Permissions::from_mode(0o770)).unwrap();
     assert!(
         endpoint::prepare_run_dir(
@@ -219,13 +210,7 @@ fn a_daemon_that_hangs_is_alive() {
     loop {
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
         use std::os::fd::AsRawFd;
-        let client = socket(
-            AddressFamily::Unix,
-            SockType::Stream,
-            SockFlag::SOCK_NONBLOCK,
-            None,
-        )
-        .unwrap();
+        let client = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
         if connect(client.as_raw_fd(), &UnixAddr::new(&place.socket).unwrap()).is_err() {
             break;
         }
@@ -280,10 +265,7 @@ fn long_and_relative_paths_are_refused_with_the_limit() {
     let (place, lock) = prepared();
     let long = place.run.join("x".repeat(endpoint::SOCKET_PATH_MAX));
     let error = endpoint::bind(&long, &lock, &BindOptions::default()).unwrap_err();
-    assert!(
-        matches!(error, EndpointError::PathTooLong { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, EndpointError::PathTooLong { .. }), "{error}");
     assert!(
         error.to_string().contains("107") || cfg!(not(target_os = "linux")),
         "{error}"
@@ -292,12 +274,8 @@ fn long_and_relative_paths_are_refused_with_the_limit() {
     let longest = place.run.join("x".repeat(room));
     endpoint::bind(&longest, &lock, &BindOptions::default()).unwrap();
     for relative in ["ccod.sock", "", "/"] {
-        let error =
-            endpoint::bind(Path::new(relative), &lock, &BindOptions::default()).unwrap_err();
-        assert!(
-            matches!(error, EndpointError::PathNotAbsolute(_)),
-            "{error}"
-        );
+        let error = endpoint::bind(Path::new(relative), &lock, &BindOptions::default()).unwrap_err();
+        assert!(matches!(error, EndpointError::PathNotAbsolute(_)), "{error}");
     }
 }
 
@@ -352,24 +330,16 @@ fn of_two_that_start_at_once_one_serves() {
                 })
             })
             .collect();
-        let outcomes: Vec<Result<BoundSocket, EndpointError>> = starters
-            .into_iter()
-            .map(|starter| starter.join().unwrap())
-            .collect();
+        let outcomes: Vec<Result<BoundSocket, EndpointError>> =
+            starters.into_iter().map(|starter| starter.join().unwrap()).collect();
         assert_eq!(
             outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
             1,
             "{outcomes:?}"
         );
-        let loser = outcomes
-            .iter()
-            .find_map(|outcome| outcome.as_ref().err())
-            .unwrap();
+        let loser = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).unwrap();
         assert!(matches!(loser, EndpointError::Locked { .. }), "{loser}");
-        let winner = outcomes
-            .iter()
-            .find_map(|outcome| outcome.as_ref().ok())
-            .unwrap();
+        let winner = outcomes.iter().find_map(|outcome| outcome.as_ref().ok()).unwrap();
         assert!(winner.still_ours());
     }
 }
@@ -406,11 +376,7 @@ async fn a_socket_that_was_passed_on_is_served_and_left_alone() {
     let mut module = RpcModule::new(());
     module.register_method("test.one", |_, (), _| 1).unwrap();
     let shutdown = CancellationToken::new();
-    let serving = tokio::spawn(
-        Server::new(module)
-            .limits(quick())
-            .serve(socket, shutdown.clone()),
-    );
+    let serving = tokio::spawn(Server::new(module).limits(quick()).serve(socket, shutdown.clone()));
     let answer = Wire::connect(&path)
         .await
         .call(&request(1, "test.one", json!([])))

@@ -50,10 +50,7 @@ async fn half_close_waits_for_slow_calls() {
 #[tokio::test]
 async fn split_at_every_byte() {
     let daemon = Daemon::start();
-    let expected = [
-        result(1, json!(["é中😀"])),
-        result(2, json!({ "a": "b\n" })),
-    ];
+    let expected = [result(1, json!(["é中😀"])), result(2, json!({ "a": "b\n" }))];
     for cut in 0..=TWO.len() {
         let mut wire = daemon.connect().await;
         wire.send(&TWO.as_bytes()[..cut]).await;
@@ -91,9 +88,7 @@ async fn after_a_syntax_error_the_next_line_counts() {
         ("}\n", 1),
         ("{\"a\":[1}\n", 1),
     ] {
-        let answers = daemon
-            .ask(format!("{input}{}\n", echo(9, json!(["after"]))))
-            .await;
+        let answers = daemon.ask(format!("{input}{}\n", echo(9, json!(["after"])))).await;
         assert_eq!(answers.len(), errors + 1, "{input:?}: {answers:?}");
         for answer in &answers[..errors] {
             refused(answer, &Value::Null, -32700);
@@ -110,14 +105,9 @@ async fn after_a_syntax_error_the_next_line_counts() {
 #[tokio::test]
 async fn an_incomplete_request_at_the_end_is_an_error() {
     let daemon = Daemon::start();
-    let answers = daemon
-        .ask(format!("{}\n{{\"jsonrpc\":", echo(1, json!([]))))
-        .await;
+    let answers = daemon.ask(format!("{}\n{{\"jsonrpc\":", echo(1, json!([])))).await;
     assert_eq!(answers.len(), 2);
-    let error = answers
-        .iter()
-        .find(|answer| answer["error"].is_object())
-        .unwrap();
+    let error = answers.iter().find(|answer| answer["error"].is_object()).unwrap();
     refused(error, &Value::Null, -32700);
     assert!(daemon.ask("").await.is_empty());
     assert!(daemon.ask(" \n\r\n\t").await.is_empty());
@@ -142,12 +132,7 @@ async fn http_is_told_so_and_closed() {
         let answers = wire.rest().await;
         assert_eq!(answers.len(), 1);
         refused(&answers[0], &Value::Null, -32700);
-        assert!(
-            answers[0]["error"]["message"]
-                .as_str()
-                .unwrap()
-                .contains("HTTP")
-        );
+        assert!(answers[0]["error"]["message"].as_str().unwrap().contains("HTTP"));
     }
 }
 
@@ -156,11 +141,7 @@ async fn large_requests_go_through_and_come_back() {
     let daemon = Daemon::start();
     let text = "é".repeat(4 << 20);
     let answers = daemon
-        .ask(format!(
-            "{}\n{}",
-            echo(1, json!([text])),
-            echo(2, json!([2]))
-        ))
+        .ask(format!("{}\n{}", echo(1, json!([text])), echo(2, json!([2]))))
         .await;
     assert_eq!(answers.len(), 2);
     let large = answers.iter().find(|answer| answer["id"] == 1).unwrap();
@@ -180,11 +161,7 @@ async fn one_line_in_a_shell_works() {
     for (program, arguments) in [
         (
             "socat",
-            vec![
-                "-t30".to_owned(),
-                "-".to_owned(),
-                format!("UNIX-CONNECT:{path}"),
-            ],
+            vec!["-t30".to_owned(), "-".to_owned(), format!("UNIX-CONNECT:{path}")],
         ),
         ("nc", vec!["-N".to_owned(), "-U".to_owned(), path.clone()]),
         ("python3", vec!["-c".to_owned(), python]),

@@ -12,9 +12,7 @@ async fn an_oversized_request_and_then_a_valid_one() {
         ..quick()
     });
     let large = echo(1, json!(["x".repeat(100_000)]));
-    let answers = daemon
-        .ask(format!("{large}\n{}\n", echo(2, json!([]))))
-        .await;
+    let answers = daemon.ask(format!("{large}\n{}\n", echo(2, json!([])))).await;
     assert_eq!(answers.len(), 2);
     refused(&answers[0], &Value::Null, -32007);
     assert_eq!(answers[1], result(2, json!([])));
@@ -24,9 +22,7 @@ async fn an_oversized_request_and_then_a_valid_one() {
     refused(&wire.line().await.unwrap(), &Value::Null, -32007);
     daemon
         .rig
-        .until("nothing is kept", |_| {
-            daemon.stats.snapshot().bytes_buffered == 0
-        })
+        .until("nothing is kept", |_| daemon.stats.snapshot().bytes_buffered == 0)
         .await;
 }
 
@@ -35,9 +31,7 @@ async fn deep_nesting_and_then_a_valid_request() {
     let daemon = Daemon::start();
     for depth in [65, 100_000] {
         let deep = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        let answers = daemon
-            .ask(format!("{deep}\n{}\n", echo(2, json!([]))))
-            .await;
+        let answers = daemon.ask(format!("{deep}\n{}\n", echo(2, json!([])))).await;
         assert_eq!(answers.len(), 2);
         refused(&answers[0], &Value::Null, -32600);
         assert_eq!(answers[1], result(2, json!([])));
@@ -59,15 +53,11 @@ async fn an_oversized_response_is_an_error_with_its_id() {
     });
     let mut wire = daemon.connect().await;
     refused(
-        &wire
-            .call(&request(1, "test.big", json!({ "bytes": 5000 })))
-            .await,
+        &wire.call(&request(1, "test.big", json!({ "bytes": 5000 }))).await,
         &json!(1),
         -32008,
     );
-    let fits = wire
-        .call(&request(2, "test.big", json!({ "bytes": 3000 })))
-        .await;
+    let fits = wire.call(&request(2, "test.big", json!({ "bytes": 3000 }))).await;
     assert_eq!(fits["result"].as_str().unwrap().len(), 3000);
     // In a batch the others still get through.
     let batch = json!([
@@ -86,8 +76,7 @@ async fn the_33rd_request_in_flight_is_not_read() {
     let daemon = Daemon::start();
     let mut wire = daemon.connect().await;
     for id in 0..40 {
-        wire.send(format!("{}\n", request(id, "test.hold", json!([id]))))
-            .await;
+        wire.send(format!("{}\n", request(id, "test.hold", json!([id])))).await;
     }
     daemon.rig.begun(32).await;
     // Another connection is not affected, and by its answer the first has had its chance to start more.
@@ -128,8 +117,7 @@ async fn over_the_limit_of_all_connections_it_is_busy() {
     });
     let mut wire = daemon.connect().await;
     for id in 0..3 {
-        wire.send(format!("{}\n", request(id, "test.hold", json!([]))))
-            .await;
+        wire.send(format!("{}\n", request(id, "test.hold", json!([])))).await;
     }
     daemon.rig.begun(3).await;
     let mut other = daemon.connect().await;
@@ -167,9 +155,7 @@ async fn one_connection_too_many_is_told_so() {
     connections.pop();
     daemon
         .rig
-        .until("a place is free", |_| {
-            daemon.stats.snapshot().connections_open < 256
-        })
+        .until("a place is free", |_| daemon.stats.snapshot().connections_open < 256)
         .await;
     assert_eq!(
         daemon.connect().await.call(&echo(1, json!([]))).await,
@@ -186,11 +172,8 @@ async fn a_client_that_does_not_read_is_given_up() {
     });
     let mut slow = daemon.connect().await;
     for id in 0..8 {
-        slow.send(format!(
-            "{}\n",
-            request(id, "test.big", json!({ "bytes": 1_000_000 }))
-        ))
-        .await;
+        slow.send(format!("{}\n", request(id, "test.big", json!({ "bytes": 1_000_000 }))))
+            .await;
     }
     slow.send(format!("{}\n", request("held", "test.hold", json!([]))))
         .await;
@@ -198,15 +181,11 @@ async fn a_client_that_does_not_read_is_given_up() {
     // Its calls go with it, and others never notice.
     daemon
         .rig
-        .until("its call is dropped", |rig| {
-            rig.dropped.load(Ordering::SeqCst) == 1
-        })
+        .until("its call is dropped", |rig| rig.dropped.load(Ordering::SeqCst) == 1)
         .await;
     daemon
         .rig
-        .until("it is closed", |_| {
-            daemon.stats.snapshot().connections_open == 0
-        })
+        .until("it is closed", |_| daemon.stats.snapshot().connections_open == 0)
         .await;
     assert_eq!(
         daemon.connect().await.call(&echo(1, json!([]))).await,
@@ -219,11 +198,8 @@ async fn a_client_that_reads_slowly_gets_everything() {
     let daemon = Daemon::start();
     let mut slow = daemon.connect().await;
     for id in 0..50 {
-        slow.send(format!(
-            "{}\n",
-            request(id, "test.big", json!({ "bytes": 300_000 }))
-        ))
-        .await;
+        slow.send(format!("{}\n", request(id, "test.big", json!({ "bytes": 300_000 }))))
+            .await;
     }
     slow.end_input().await;
     let answers = slow.rest().await;
@@ -239,8 +215,7 @@ async fn a_client_that_reads_slowly_gets_everything() {
 async fn notifications_that_do_not_fit_are_refused() {
     let daemon = Daemon::start();
     let mut wire = daemon.connect().await;
-    wire.send(format!("{}\n", request(1, "test.flood", json!({}))))
-        .await;
+    wire.send(format!("{}\n", request(1, "test.flood", json!({})))).await;
     let mut flooded = 0;
     let answer = loop {
         let line = wire.line().await.unwrap();
@@ -251,12 +226,7 @@ async fn notifications_that_do_not_fit_are_refused() {
         }
     };
     assert_eq!(answer["result"]["sent"], flooded);
-    assert!(
-        answer["result"]["refused"]
-            .as_str()
-            .unwrap()
-            .contains("full")
-    );
+    assert!(answer["result"]["refused"].as_str().unwrap().contains("full"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -276,10 +246,7 @@ async fn subscriptions_are_limited() {
         .await;
     let batch = answers.iter().find_map(Value::as_array).unwrap();
     assert_eq!(
-        batch
-            .iter()
-            .filter(|answer| answer["error"]["code"] == -32009)
-            .count(),
+        batch.iter().filter(|answer| answer["error"]["code"] == -32009).count(),
         1
     );
 }
@@ -332,9 +299,7 @@ async fn many_large_requests_at_once_are_bounded_together() {
     drop(first);
     daemon
         .rig
-        .until("nothing is held", |_| {
-            daemon.stats.snapshot().bytes_buffered == 0
-        })
+        .until("nothing is held", |_| daemon.stats.snapshot().bytes_buffered == 0)
         .await;
 }
 

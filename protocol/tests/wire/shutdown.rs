@@ -13,8 +13,7 @@ async fn accepted_requests_are_answered_and_later_ones_refused() {
     let mut idle = daemon.connect().await;
     assert_eq!(idle.call(&echo(0, json!([]))).await, result(0, json!([])));
     for id in 0..5 {
-        wire.send(format!("{}\n", request(id, "test.hold", json!([id]))))
-            .await;
+        wire.send(format!("{}\n", request(id, "test.hold", json!([id])))).await;
     }
     daemon.rig.begun(5).await;
     let rig = Arc::clone(&daemon.rig);
@@ -36,22 +35,13 @@ async fn accepted_requests_are_answered_and_later_ones_refused() {
     assert!(report.is_clean(), "{report:?}");
     let answers = within(answering).await.unwrap();
     for id in 0..5 {
-        assert!(
-            answers.contains(&result(id, json!([id]))),
-            "{id}: {answers:?}"
-        );
+        assert!(answers.contains(&result(id, json!([id]))), "{id}: {answers:?}");
     }
     // Read before the end began, the late ones are answered; after it, refused. Never nothing.
-    let late = answers
-        .iter()
-        .find(|answer| answer["id"] == "late")
-        .expect("an answer");
+    let late = answers.iter().find(|answer| answer["id"] == "late").expect("an answer");
     assert!(late["result"].is_array() || code(late) == -32053, "{late}");
     let later = answers.iter().find_map(Value::as_array).expect("a batch");
-    assert!(
-        later[0]["result"].is_array() || code(&later[0]) == -32053,
-        "{later:?}"
-    );
+    assert!(later[0]["result"].is_array() || code(&later[0]) == -32053, "{later:?}");
     assert_eq!(answers.len(), 7);
     assert!(idle.rest().await.is_empty());
     assert!(!path.exists());
@@ -65,8 +55,7 @@ async fn requests_that_wait_for_a_place_are_refused() {
     });
     let mut wire = daemon.connect().await;
     for id in 0..6 {
-        wire.send(format!("{}\n", request(id, "test.hold", json!([id]))))
-            .await;
+        wire.send(format!("{}\n", request(id, "test.hold", json!([id])))).await;
     }
     daemon.rig.begun(2).await;
     let rig = Arc::clone(&daemon.rig);
@@ -88,11 +77,7 @@ async fn requests_that_wait_for_a_place_are_refused() {
         assert_eq!(code(answer), -32053);
         assert_eq!(answer["error"]["data"]["executed"], false);
     }
-    assert!(
-        answers[4..]
-            .iter()
-            .all(|answer| answer["result"].is_array())
-    );
+    assert!(answers[4..].iter().all(|answer| answer["result"].is_array()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -102,8 +87,7 @@ async fn what_does_not_finish_is_cut_off() {
         ..quick()
     });
     let mut wire = daemon.connect().await;
-    wire.send(format!("{}\n", request(1, "test.hold", json!([]))))
-        .await;
+    wire.send(format!("{}\n", request(1, "test.hold", json!([])))).await;
     daemon.rig.begun(1).await;
     let report = daemon.stop().await;
     assert_eq!(report.cut_off, 1);
@@ -116,14 +100,8 @@ async fn a_removed_socket_is_bound_again() {
     let daemon = Daemon::start();
     let mut before = daemon.connect().await;
     std::fs::remove_file(&daemon.path).unwrap();
-    daemon
-        .rig
-        .until("the socket is back", |_| daemon.path.exists())
-        .await;
-    assert_eq!(
-        std::fs::symlink_metadata(&daemon.path).unwrap().mode() & 0o777,
-        0o600
-    );
+    daemon.rig.until("the socket is back", |_| daemon.path.exists()).await;
+    assert_eq!(std::fs::symlink_metadata(&daemon.path).unwrap().mode() & 0o777, 0o600);
     daemon
         .rig
         .until("it is counted", |_| daemon.stats.snapshot().rebinds == 1)
@@ -135,15 +113,10 @@ async fn a_removed_socket_is_bound_again() {
     assert_eq!(before.call(&echo(2, json!([]))).await, result(2, json!([])));
     // The whole directory, as when a runtime directory is cleaned up.
     std::fs::remove_dir_all(daemon.path.parent().unwrap()).unwrap();
+    daemon.rig.until("it is back again", |_| daemon.path.exists()).await;
     daemon
         .rig
-        .until("it is back again", |_| daemon.path.exists())
-        .await;
-    daemon
-        .rig
-        .until("it is counted again", |_| {
-            daemon.stats.snapshot().rebinds == 2
-        })
+        .until("it is counted again", |_| daemon.stats.snapshot().rebinds == 2)
         .await;
     assert_eq!(
         daemon.connect().await.call(&echo(3, json!([]))).await,
@@ -165,10 +138,7 @@ async fn what_took_the_sockets_place_is_left_alone() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
     // Removing it lets the daemon come back.
     std::fs::remove_file(&path).unwrap();
-    daemon
-        .rig
-        .until("the socket is back", |_| path.exists())
-        .await;
+    daemon.rig.until("the socket is back", |_| path.exists()).await;
     daemon
         .rig
         .until("it is counted", |_| daemon.stats.snapshot().rebinds == 1)

@@ -65,10 +65,8 @@ impl Rig {
     }
 
     pub(super) async fn begun(&self, count: u64) {
-        self.until("calls begin", |rig| {
-            rig.begun.load(Ordering::SeqCst) >= count
-        })
-        .await;
+        self.until("calls begin", |rig| rig.begun.load(Ordering::SeqCst) >= count)
+            .await;
     }
 }
 
@@ -94,18 +92,16 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
             .map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
     };
     module
-        .register_async_method("test.echo", move |params, _, _| async move {
-            Answer::Ok(parsed(&params))
-        })
+        .register_async_method(
+            "test.echo",
+            move |params, _, _| async move { Answer::Ok(parsed(&params)) },
+        )
         .unwrap();
     module
         .register_async_method("test.hold", move |params, rig, _| async move {
             rig.begun.fetch_add(1, Ordering::SeqCst);
             rig.changed.notify_waiters();
-            let mut held = Held {
-                rig: &rig,
-                done: false,
-            };
+            let mut held = Held { rig: &rig, done: false };
             rig.gate.acquire().await.unwrap().forget();
             held.done = true;
             Answer::Ok(parsed(&params))
@@ -134,9 +130,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
         })
         .unwrap();
     module
-        .register_method("test.sync", |params, _, _| {
-            Answer::Ok(json!(params.as_str()))
-        })
+        .register_method("test.sync", |params, _, _| Answer::Ok(json!(params.as_str())))
         .unwrap();
     module
         .register_async_method("test.big", move |params, _, _| async move {
@@ -146,9 +140,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
         .unwrap();
     module
         .register_async_method("test.pretty", |_, _, _| async move {
-            let raw =
-                serde_json::value::RawValue::from_string("{\n  \"a\": [\r\n 1 ]\n}".to_owned())
-                    .unwrap();
+            let raw = serde_json::value::RawValue::from_string("{\n  \"a\": [\r\n 1 ]\n}".to_owned()).unwrap();
             Result::<_, ErrorObjectOwned>::Ok(raw)
         })
         .unwrap();
@@ -177,10 +169,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
         .unwrap();
     module
         .register_async_method("test.progress", |_, _, extensions| async move {
-            extensions
-                .get::<CallContext>()
-                .unwrap()
-                .progress(1, Some(2), "half");
+            extensions.get::<CallContext>().unwrap().progress(1, Some(2), "half");
             Answer::Ok(Value::Null)
         })
         .unwrap();
@@ -202,10 +191,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
     for name in [api::Stats::NAME, api::Undelete::NAME] {
         module
             .register_async_method(name, |_, rig, _| async move {
-                let _held = Held {
-                    rig: &rig,
-                    done: false,
-                };
+                let _held = Held { rig: &rig, done: false };
                 std::future::pending::<Answer>().await
             })
             .unwrap();
@@ -230,8 +216,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
                 subscription: id.clone(),
                 cursor: "c0".to_owned(),
             };
-            let (payload, answered) =
-                jsonrpsee::ResponsePayload::success(result).notify_on_completion();
+            let (payload, answered) = jsonrpsee::ResponsePayload::success(result).notify_on_completion();
             tokio::spawn(async move {
                 if answered.await.is_err() {
                     return;
@@ -253,10 +238,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
                         subscription: id.clone(),
                         result: change,
                     };
-                    context
-                        .notifier
-                        .notify(api::KNOWLEDGE_CHANGED, &params)
-                        .unwrap();
+                    context.notifier.notify(api::KNOWLEDGE_CHANGED, &params).unwrap();
                 }
                 ended.cancelled().await;
             });
@@ -267,9 +249,7 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
         .register_async_method(api::Unsubscribe::NAME, |params, _, extensions| async move {
             let decoded = params::decode_params::<api::Unsubscribe>(&params)?;
             let context = extensions.get::<CallContext>().unwrap();
-            Answer::Ok(json!(
-                context.subscriptions.close(&decoded.params.subscription)
-            ))
+            Answer::Ok(json!(context.subscriptions.close(&decoded.params.subscription)))
         })
         .unwrap();
     module
@@ -368,9 +348,7 @@ impl Wire {
                 match UnixStream::connect(path).await {
                     Ok(stream) => return stream,
                     // The queue of new connections is full for a moment.
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                        tokio::task::yield_now().await
-                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -410,8 +388,7 @@ impl Wire {
         })
         .await?;
         Some(
-            serde_json::from_slice(&line)
-                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&line))),
+            serde_json::from_slice(&line).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&line))),
         )
     }
 
@@ -453,10 +430,7 @@ pub(super) fn refused(answer: &Value, id: &Value, expected: i64) {
     assert_eq!(code(answer), expected, "{answer}");
     assert_eq!(&answer["id"], id, "{answer}");
     assert!(answer["error"]["data"]["kind"].is_string(), "{answer}");
-    assert!(
-        answer["error"]["data"]["retryable"].is_boolean(),
-        "{answer}"
-    );
+    assert!(answer["error"]["data"]["retryable"].is_boolean(), "{answer}");
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(!message.is_empty() && !message.contains('\n'), "{answer}");
 }
