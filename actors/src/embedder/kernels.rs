@@ -55,18 +55,25 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 #[inline(always)]
 fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value: f32| simd.splat_f32s(value);
-    let z = simd.abs_f32s(simd.mul_f32s(x, splat(std::f32::consts::FRAC_1_SQRT_2)));
-    let t = simd.div_f32s(splat(1.0), simd.mul_add_e_f32s(z, splat(0.327_591_1), splat(1.0)));
+    let zero = splat(0.0);
+    let magnitude = simd.max_f32s(x, simd.sub_f32s(zero, x));
+    let z = simd.mul_f32s(magnitude, splat(std::f32::consts::FRAC_1_SQRT_2));
+    let t = simd.div_f32s(
+        splat(1.0),
+        simd.mul_add_e_f32s(z, splat(0.327_591_1), splat(1.0)),
+    );
     let mut poly = splat(1.061_405_4);
     for coefficient in [-1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
         poly = simd.mul_add_e_f32s(poly, t, splat(coefficient));
     }
-    let tail = simd.mul_f32s(simd.mul_f32s(poly, t), exp(simd, simd.neg_f32s(simd.mul_f32s(z, z))));
-    // For x >= 0: x/2 (2 - tail); for x < 0: x/2 tail.
-    let half = simd.mul_f32s(x, splat(0.5));
-    let positive = simd.mul_f32s(half, simd.sub_f32s(splat(2.0), tail));
-    let negative = simd.mul_f32s(half, tail);
-    simd.select_f32s(simd.less_than_f32s(x, splat(0.0)), negative, positive)
+    // 1 - erf(z)
+    let tail = simd.mul_f32s(
+        simd.mul_f32s(poly, t),
+        exp(simd, simd.mul_f32s(simd.sub_f32s(zero, z), z)),
+    );
+    // x/2 (2 - tail) for positive x and x/2 tail for negative x, in one expression.
+    let half = simd.mul_f32s(magnitude, splat(-0.5));
+    simd.mul_add_e_f32s(half, tail, simd.max_f32s(x, zero))
 }
 
 struct BiasGelu<'a> {
