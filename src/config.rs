@@ -123,6 +123,32 @@ impl Default for StoreConfig {
     }
 }
 
+/// Who may use the socket, besides the user that the daemon runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessConfig {
+    /// Numeric user ids that are served, separated by commas. Root needs to be named like any other.
+    pub allowed_uids: String,
+    /// A group that may open the socket file: it gets mode 0660, its directory 0750. The users of the group
+    /// are served only if `allowed_uids` names them.
+    pub socket_group: String,
+}
+
+impl AccessConfig {
+    /// The user ids of `allowed_uids`.
+    ///
+    /// # Errors
+    /// The part that is no number.
+    pub fn uids(&self) -> Result<Vec<u32>, String> {
+        self.allowed_uids
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| part.parse().map_err(|_| part.to_owned()))
+            .collect()
+    }
+}
+
 /// What counts as found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -289,6 +315,8 @@ pub struct Config {
     pub items: ItemsConfig,
     /// The store.
     pub store: StoreConfig,
+    /// Who may use the socket.
+    pub access: AccessConfig,
     /// What counts as found.
     pub search: SearchConfig,
     /// The readers.
@@ -433,6 +461,7 @@ impl Config {
             limits: Limits::default(),
             items: ItemsConfig::default(),
             store: StoreConfig::default(),
+            access: AccessConfig::default(),
             search: SearchConfig::default(),
             readers: ReadersConfig::default(),
             writer: WriterConfig::default(),
@@ -568,6 +597,12 @@ impl Config {
     fn check(&self) -> Result<(), Problem> {
         if !self.home.is_absolute() {
             return Err(Problem::new("home", "must be an absolute directory"));
+        }
+        if let Err(part) = self.access.uids() {
+            return Err(Problem::new(
+                "access.allowed_uids",
+                format!("must be numeric user ids separated by commas, `{part}` is none"),
+            ));
         }
         if !(0.0..=1.0).contains(&self.search.min_similarity) {
             return Err(Problem::new("search.min_similarity", "must be from 0 to 1"));

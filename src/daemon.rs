@@ -1,7 +1,9 @@
 //! The daemon, put together: lock, store, model, actors, socket; and taken apart in the other order.
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,9 +13,11 @@ use ccod_actors::restart::RestartPolicy;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig};
 use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
 use ccod_actors::writer::WriterConfig;
-use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
+use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointLock};
 use ccod_protocol::limits::ServerStats;
+use ccod_protocol::peer::PeerPolicy;
 use ccod_protocol::server::Server;
+use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +57,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
 
     // Nothing is read, changed or unlinked before the lock is held.
     let socket_path = config.socket_path();
-    let options = BindOptions::default();
+    let options = bind_options(&config.access)?;
     endpoint::check_socket_path(&socket_path)?;
     endpoint::prepare_run_dir(&config.run_dir(), &options)?;
     let lock = EndpointLock::acquire(&config.lock_path())?;
@@ -62,7 +66,10 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     {
         endpoint::prepare_run_dir(directory, &options)?;
     }
-    let socket = endpoint::bind(&socket_path, &lock, &options)?;
+    let socket = match inherited_socket()? {
+        Some(descriptor) => BoundSocket::from_fd(descriptor)?.with_policy(options.policy.clone()),
+        None => endpoint::bind(&socket_path, &lock, &options)?,
+    };
     create_private_directory(&config.knowledge_dir())?;
 
     let model = Arc::new(load_model(&config)?);
@@ -102,6 +109,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         started,
     })
     .context("the methods cannot be registered")?;
+    notify_manager(NotifyState::Ready);
     tracing::info!(
         socket = %socket_path.display(),
         started_in_ms = started.elapsed().as_millis() as u64,
@@ -130,6 +138,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         tracing::error!(%error, "the socket cannot be served");
         stop.cancel();
     }
+    notify_manager(NotifyState::Stopping);
     let stopping = Instant::now();
     let actor_grace = grace.saturating_sub(stopping.elapsed()).max(LEAST_ACTOR_GRACE);
     let (reply, answer) = oneshot::channel();
@@ -141,6 +150,43 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     drop(lock);
     tracing::info!(drained, ?report, "stopped");
     Ok(drained && supervised && report.is_clean())
+}
+
+fn bind_options(access: &config::AccessConfig) -> Result<BindOptions, StartError> {
+    let uids = access
+        .uids()
+        .map_err(|part| anyhow::anyhow!("access.allowed_uids: `{part}` is no user id"))?;
+    let socket_group = match access.socket_group.as_str() {
+        "" => None,
+        name => Some(endpoint::group_id(name)?),
+    };
+    Ok(BindOptions {
+        socket_group,
+        policy: PeerPolicy::own_user_and(uids),
+    })
+}
+
+/// The listening socket that a service manager passed on (systemd's `LISTEN_FDS`), if it did.
+fn inherited_socket() -> Result<Option<OwnedFd>, StartError> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let mut descriptors = sd_notify::listen_fds().context("the socket of the service manager cannot be taken over")?;
+    if descriptors.len() > 1 {
+        return Err(anyhow::anyhow!("the service manager passed on {} sockets; one is served", descriptors.len()).into());
+    }
+    let Some(raw) = descriptors.next().filter(|_| !TAKEN.swap(true, Ordering::SeqCst)) else {
+        return Ok(None);
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: `listen_fds` has checked that the descriptor was passed to this very process and is open, and
+    // `TAKEN` that it gets one owner.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) }))
+}
+
+/// Tells the service manager, where there is one.
+fn notify_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
 }
 
 /// Creates a directory for its owner alone, with its parents; tightens one of ours that is too open.

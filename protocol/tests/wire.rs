@@ -7,6 +7,7 @@ mod wire {
     mod client;
     mod endpoint;
     mod framing;
+    mod fuzz_corpus;
     mod limits;
     mod requests;
     mod shutdown;

@@ -146,7 +146,7 @@ fn wire_error(error: &WireError) -> CliError {
         exit: Exit::from_rpc(error.code, error.data.retryable),
         message: error.message.clone(),
         fix: error.data.fix.clone().or(retry),
-        rpc: serde_json::to_value(error).ok(),
+        rpc: serde_json::to_value(error).ok().map(Box::new),
     }
 }
 

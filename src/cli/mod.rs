@@ -171,7 +171,8 @@ fn report(error: &CliError, json: bool) {
     if json {
         let object = error
             .rpc
-            .clone()
+            .as_deref()
+            .cloned()
             .unwrap_or_else(|| serde_json::json!({ "message": error.message, "data": { "fix": error.fix } }));
         output::message(serde_json::json!({ "error": object, "exit": error.exit as u8 }));
     } else {

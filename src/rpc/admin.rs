@@ -194,10 +194,10 @@ pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api
             engine: "candle, cpu".to_owned(),
             loaded: embedder_stats.get("loaded").and_then(Value::as_bool).unwrap_or(false),
             load_ms: embedder_stats.get("load_ms").and_then(Value::as_f64),
-            max_tokens: routes
-                .embedder
-                .as_ref()
-                .and_then(|embedder| u32::try_from(embedder.shared().model().max_tokens()).ok())
+            max_tokens: embedder_stats
+                .get("max_tokens")
+                .and_then(Value::as_u64)
+                .and_then(|tokens| u32::try_from(tokens).ok())
                 .unwrap_or(0),
         },
         memory: memory(),
@@ -226,14 +226,9 @@ fn numbers_of(map: &serde_json::Map<String, Value>) -> BTreeMap<String, u64> {
 fn spread(actor: &mut api::ActorStatus, numbers: &serde_json::Map<String, Value>) {
     for (name, value) in numbers {
         match (name.as_str(), value) {
-            ("batches", Value::Object(causes)) => actor.flush_causes = numbers_of(causes),
-            ("interactive_queue" | "bulk_queue", Value::Object(depth)) => {
-                let depths = numbers_of(depth).into_iter();
-                actor
-                    .queue_depth
-                    .extend(depths.map(|(unit, depth)| (format!("{name}_{unit}"), depth)));
-            }
-            ("queued_items" | "requests" | "busy_lanes", Value::Number(number)) => {
+            ("flush_causes", Value::Object(causes)) => actor.flush_causes = numbers_of(causes),
+            ("queue_depth", Value::Object(depths)) => actor.queue_depth.extend(numbers_of(depths)),
+            ("queued_items" | "waiting" | "busy_lanes", Value::Number(number)) => {
                 actor.queue_depth.insert(name.clone(), number.as_u64().unwrap_or(0));
             }
             ("forward_passes" | "commits", Value::Number(number)) => {

@@ -126,7 +126,7 @@ where
     F: Future<Output = Result<M::Result, WireError>> + Send + 'static,
 {
     for name in std::iter::once(&M::NAME).chain(M::OTHER_NAMES) {
-        module.register_async_method(*name, move |raw, app, extensions| async move {
+        module.register_async_method(name, move |raw, app, extensions| async move {
             let call = decode::<M>(&raw, extensions.get::<CallContext>()).map_err(ErrorObjectOwned::from)?;
             handler(app, call).await.map_err(ErrorObjectOwned::from)
         })?;

@@ -9,6 +9,7 @@ use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::{ProjectStats, Projects};
 use ccod_actors::store::filter::Moment;
+use ccod_actors::store::fusion::VECTOR_WEIGHT;
 use ccod_actors::store::view::{ListRequest, SearchRequest};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
@@ -167,7 +168,7 @@ fn search_hit(hit: domain::SearchHit, explain: bool) -> api::SearchHit {
         json!({
             "vector_rank": hit.vector_rank,
             "text_rank": hit.text_rank,
-            "fusion": "reciprocal rank fusion, k = 60, divided by the best possible sum",
+            "fusion": format!("{VECTOR_WEIGHT} * similarity + {} * bm25 / best bm25 of this search", 1.0 - VECTOR_WEIGHT),
             "revision": hit.item.revision,
         })
     });

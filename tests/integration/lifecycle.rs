@@ -202,3 +202,65 @@ fn the_executable_is_the_daemon_under_its_other_name() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(child.wait().unwrap().success());
 }
+
+/// Two daemons started at the same moment, again and again: exactly one serves, the other says why it does not.
+#[test]
+fn of_two_daemons_started_at_once_exactly_one_serves() {
+    let home = Home::new();
+    for round in 0..100 {
+        let start = || {
+            home.command(&["daemon", "run"])
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let mut contenders = [start(), start()];
+        let begun = std::time::Instant::now();
+        // One ends by itself, with the reason; the other one answers.
+        let loser = loop {
+            let ended = contenders.iter_mut().position(|child| child.try_wait().unwrap().is_some());
+            if let Some(ended) = ended {
+                break ended;
+            }
+            assert!(begun.elapsed() < crate::support::PATIENCE, "round {round}: both run");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
+        let mut connection = loop {
+            if let Ok(stream) = std::os::unix::net::UnixStream::connect(home.socket()) {
+                drop(stream);
+                break crate::support::Connection::open(&home.socket());
+            }
+            assert!(begun.elapsed() < crate::support::PATIENCE, "round {round}: nobody serves");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
+        assert_eq!(connection.call("admin.health", json!({}))["status"], "ok", "round {round}");
+        let [first, second] = contenders;
+        let (lost, mut won) = if loser == 0 { (first, second) } else { (second, first) };
+        let lost = lost.wait_with_output().unwrap();
+        assert_eq!(lost.status.code(), Some(75), "round {round}");
+        assert!(String::from_utf8_lossy(&lost.stderr).contains("another daemon"));
+        connection.call("admin.shutdown", json!({}));
+        assert_eq!(won.wait().unwrap().code(), Some(0), "round {round}");
+    }
+}
+
+/// What expires while it waits is answered so, and never executed.
+#[test]
+fn what_expires_in_a_queue_is_never_executed() {
+    let daemon = Daemon::start();
+    daemon.store("warm up");
+    let mut busy = daemon.connect();
+    // Enough work before it that a deadline of a millisecond passes in the queue.
+    let items: Vec<_> = (0..200).map(|n| json!({"text": format!("{n} {}", "many words to embed ".repeat(40))})).collect();
+    busy.send(format!("{}\n", json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store_batch", "params": {"items": items}})));
+    let mut late = daemon.connect();
+    let error = late.call_error("knowledge.store", json!({"text": "too late", "timeout_ms": 1}));
+    assert_eq!((&error["code"], &error["data"]["kind"]), (&json!(-32050), &json!("deadline_exceeded")), "{error}");
+    assert_eq!(error["data"]["retryable"], true);
+    assert!(busy.receive().unwrap().get("result").is_some());
+    if error["data"]["executed"] == false {
+        assert!(!all_texts(&daemon).contains(&"too late".to_owned()));
+    }
+    assert_eq!(daemon.call("knowledge.store", json!({"text": "too late"}))["status"], "stored");
+}

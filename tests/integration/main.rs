@@ -4,6 +4,8 @@
 mod bad_input;
 mod command_line;
 mod concurrency;
+mod discovery;
+mod feed;
 mod knowledge;
 mod lifecycle;
 mod support;

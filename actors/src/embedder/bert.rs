@@ -80,7 +80,6 @@ impl BertConfig {
 /// `x W^T + b`; the weight lies as `[out, in]`, as checkpoints have it.
 struct Linear {
     weight: Tensor,
-    weight_t: Tensor,
     bias: Tensor,
     /// The bias again, for the fused kernels.
     bias_values: Vec<f32>,
@@ -97,7 +96,6 @@ impl Linear {
     fn new(weight: Tensor, bias: Tensor) -> Result<Self, EngineError> {
         Ok(Self {
             bias_values: bias.to_vec1()?,
-            weight_t: weight.t()?.contiguous()?,
             weight,
             bias,
         })
@@ -117,7 +115,7 @@ impl Linear {
 
     /// The same without the bias, which the fused kernels add as they go.
     fn product(&self, input: &Tensor) -> candle_core::Result<Tensor> {
-        input.matmul(&self.weight_t)
+        input.matmul(&self.weight.t()?)
     }
 }
 

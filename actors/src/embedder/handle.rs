@@ -39,11 +39,13 @@ const TOKENIZING_TASKS: usize = 2;
 /// The actor answers for its statistics between two messages, in microseconds; this is for one that hangs.
 const STATS_TIMEOUT: Duration = Duration::from_secs(1);
 
+type Entries = LruCache<Box<str>, Arc<[f32]>>;
+
 /// Vectors of recent queries, by text. Bounded by number of entries.
 #[derive(Debug)]
 pub struct QueryCache {
     /// None when the cache is switched off.
-    entries: Option<Mutex<LruCache<Box<str>, Arc<[f32]>>>>,
+    entries: Option<Mutex<Entries>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -91,7 +93,7 @@ impl QueryCache {
         self.len() == 0
     }
 
-    fn lock(&self) -> Option<MutexGuard<'_, LruCache<Box<str>, Arc<[f32]>>>> {
+    fn lock(&self) -> Option<MutexGuard<'_, Entries>> {
         // Its entries are whole at any moment, so a poisoned lock is taken all the same.
         self.entries
             .as_ref()

@@ -285,7 +285,7 @@ pub struct ReaderStats {
     /// Readers that wait for work.
     pub idle: usize,
     /// Requests that wait or run.
-    pub requests: u32,
+    pub waiting: u32,
     /// Requests that may.
     pub capacity: u32,
 }
@@ -316,7 +316,7 @@ impl ReaderPool {
     pub fn stats(&self) -> ReaderStats {
         ReaderStats {
             idle: self.idle.available.available_permits(),
-            requests: self.admission.in_use(),
+            waiting: self.admission.in_use(),
             capacity: self.admission.capacity(),
         }
     }

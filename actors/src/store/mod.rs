@@ -215,8 +215,12 @@ impl Store {
     /// The present view of a project; nothing where the project does not exist. Opens it on first use.
     pub async fn view(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         match self.known(name)? {
-            None => Ok(None),
             Some(project) => project.view().await,
+            // Copied in while the daemon runs, as a migration does it.
+            None if table_directory(&self.config.knowledge_dir.join(name.as_str())).is_dir() => {
+                self.register(name)?.view().await
+            }
+            None => Ok(None),
         }
     }
 

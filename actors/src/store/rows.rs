@@ -76,6 +76,7 @@ pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'
     let mut updated = TimestampMillisecondBuilder::new().with_timezone("UTC");
     let mut valid_froms = Int64Builder::new();
     let mut valid_tos = Int64Builder::new();
+    let mut closed = TimestampMillisecondBuilder::new().with_timezone("UTC");
     let mut hashes = StringBuilder::new();
     let mut keys = StringBuilder::new();
     let mut vectors = FixedSizeListBuilder::new(Float32Builder::new(), dimensions);
@@ -113,6 +114,7 @@ pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'
             updated.append_value(revision.updated_at.timestamp_millis());
             valid_froms.append_value(revision.valid_from);
             valid_tos.append_null();
+            closed.append_null();
             hashes.append_value(revision.content_hash);
             keys.append_option(item.idempotency_key.as_deref());
             vectors.values().append_slice(&passage.vector);
@@ -140,6 +142,7 @@ pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'
         Arc::new(updated.finish()),
         Arc::new(valid_froms.finish()),
         Arc::new(valid_tos.finish()),
+        Arc::new(closed.finish()),
         Arc::new(hashes.finish()),
         Arc::new(keys.finish()),
         Arc::new(vectors.finish()),

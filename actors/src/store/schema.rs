@@ -57,6 +57,8 @@ pub mod column {
     pub const VALID_FROM: &str = "valid_from";
     /// The commit that closed it; null while it is live.
     pub const VALID_TO: &str = "valid_to";
+    /// When it was closed; null while it is live.
+    pub const CLOSED_AT: &str = "closed_at";
     /// SHA-256 of type, agent and text.
     pub const CONTENT_HASH: &str = "content_hash";
     /// The caller's key for retries.
@@ -99,6 +101,7 @@ pub fn table_schema(dimensions: usize, model: &str) -> SchemaRef {
         required(UPDATED_AT, timestamp_type()),
         required(VALID_FROM, DataType::Int64),
         optional(VALID_TO, DataType::Int64),
+        optional(CLOSED_AT, timestamp_type()),
         required(CONTENT_HASH, DataType::Utf8),
         optional(IDEMPOTENCY_KEY, DataType::Utf8),
         required(

@@ -30,7 +30,7 @@ use crate::store::schema::{TableShape, column};
 /// into one result, and fusion needs depth to see that both legs agree.
 const OVERFETCH: usize = 3;
 /// Least number of passages that each leg fetches.
-const MIN_CANDIDATES: usize = 50;
+const MIN_CANDIDATES: usize = 100;
 /// Column of the cosine distance (1 - cosine) in the vector leg's results.
 const DISTANCE: &str = "_distance";
 /// Column of BM25 in the keyword leg's results.
@@ -157,10 +157,6 @@ impl ProjectView {
         self.dataset.count_rows(None).await.map_err(read_error)
     }
 
-    pub(crate) fn dataset(&self) -> &Arc<Dataset> {
-        &self.dataset
-    }
-
     /// Refuses a table of another shape.
     pub fn check_shape(&self) -> KnowledgeResult<()> {
         match &self.shape {
@@ -238,7 +234,7 @@ impl ProjectView {
         min_similarity: f32,
         source: usize,
     ) -> KnowledgeResult<Vec<LegHit>> {
-        let mut scanner = self.scan(&[column::ID], predicate)?;
+        let mut scanner = self.scan(&[column::ID, DISTANCE], predicate)?;
         let key = Float32Array::from(vector.to_vec());
         scanner
             .nearest(column::VECTOR, &key, candidates)
@@ -285,8 +281,8 @@ impl ProjectView {
             return Ok(Vec::new());
         }
         let columns: &[&str] = match vector {
-            Some(_) => &[column::ID, column::VECTOR],
-            None => &[column::ID],
+            Some(_) => &[column::ID, column::VECTOR, BM25],
+            None => &[column::ID, BM25],
         };
         let mut scanner = self.scan(columns, predicate)?;
         let search = FullTextSearchQuery::new(query.to_owned())

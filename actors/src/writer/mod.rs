@@ -222,10 +222,16 @@ impl WriterHandle {
         deadline: Deadline,
     ) -> KnowledgeResult<WriteReply> {
         let total_bytes: usize = items.iter().map(item_bytes).sum();
-        let permits = [
-            self.requests.try_acquire(1)?,
-            self.bytes.try_acquire(u32::try_from(total_bytes).unwrap_or(u32::MAX))?,
-        ];
+        let total_bytes = u32::try_from(total_bytes).unwrap_or(u32::MAX);
+        let permits = if items.len() > 1 {
+            // A bulk store has been embedded by now, which is the dear part: it waits for room, within its time.
+            [
+                self.requests.acquire(1, deadline).await?,
+                self.bytes.acquire(total_bytes, deadline).await?,
+            ]
+        } else {
+            [self.requests.try_acquire(1)?, self.bytes.try_acquire(total_bytes)?]
+        };
         let (reply, answer) = oneshot::channel();
         let pending = Arc::new(PendingWrite {
             deadline,

@@ -1,0 +1,111 @@
+//! The change feed.
+
+use serde_json::{Value, json};
+
+use crate::support::{Connection, Daemon};
+
+fn subscribe(connection: &mut Connection, params: Value) -> (String, String) {
+    let result = connection.call("knowledge.subscribe", params);
+    (result["subscription"].as_str().unwrap().to_owned(), result["cursor"].as_str().unwrap().to_owned())
+}
+
+fn next_change(connection: &mut Connection, subscription: &str) -> Value {
+    let notification = connection.receive().expect("a change");
+    assert_eq!(notification["method"], "knowledge.changed", "{notification}");
+    assert!(notification.get("id").is_none());
+    assert_eq!(notification["params"]["subscription"], subscription);
+    notification["params"]["result"].clone()
+}
+
+#[test]
+fn changes_arrive_in_order_and_can_be_resumed_after_a_restart() {
+    let daemon = Daemon::start();
+    daemon.store("before the subscription");
+    let mut subscriber = daemon.connect();
+    let (subscription, start) = subscribe(&mut subscriber, json!({}));
+    let mut expected = Vec::new();
+    for number in 0..5 {
+        expected.push(daemon.store(&format!("change number {number}")));
+    }
+    daemon.call("knowledge.store", json!({"text": "elsewhere", "project_id": "other"}));
+    let mut cursors = Vec::new();
+    for (number, id) in expected.iter().enumerate() {
+        let change = next_change(&mut subscriber, &subscription);
+        assert_eq!((&change["op"], &change["id"], &change["project_id"]), (&json!("store"), &json!(id), &json!("default")));
+        assert_eq!(change["text"], format!("change number {number}"));
+        assert_eq!(change["version"], number as u64 + 2);
+        cursors.push(change["cursor"].as_str().unwrap().to_owned());
+    }
+
+    // From the middle, and from the very start, on another day of the daemon's life.
+    let daemon = daemon.kill_and_restart();
+    let mut resumed = daemon.connect();
+    let (subscription, _) = subscribe(&mut resumed, json!({"cursor": cursors[2], "with_text": false}));
+    for id in &expected[3..] {
+        let change = next_change(&mut resumed, &subscription);
+        assert_eq!(change["id"], json!(id));
+        assert!(change.get("text").is_none());
+    }
+    let after = daemon.store("after the restart");
+    assert_eq!(next_change(&mut resumed, &subscription)["id"], json!(after));
+    let mut again = daemon.connect();
+    let (subscription, _) = subscribe(&mut again, json!({"cursor": start}));
+    for id in &expected {
+        assert_eq!(next_change(&mut again, &subscription)["id"], json!(id));
+    }
+}
+
+#[test]
+fn every_project_can_be_followed_and_a_feed_can_be_ended() {
+    let daemon = Daemon::start();
+    let mut subscriber = daemon.connect();
+    let (subscription, _) = subscribe(&mut subscriber, json!({"project_id": "*"}));
+    // A project that did not exist when the feed began is part of "every".
+    for project in ["one", "two"] {
+        let stored = daemon.call("knowledge.store", json!({"text": "news", "project_id": project}));
+        let change = next_change(&mut subscriber, &subscription);
+        assert_eq!((&change["project_id"], &change["id"]), (&json!(project), &stored["id"]));
+    }
+    assert_eq!(subscriber.call("knowledge.unsubscribe", json!({"subscription": subscription})), true);
+    let error = subscriber.call_error("knowledge.unsubscribe", json!({"subscription": subscription}));
+    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("subscription")));
+    daemon.call("knowledge.store", json!({"text": "unheard", "project_id": "one"}));
+    assert_eq!(subscriber.call("admin.health", json!({}))["status"], "ok", "nothing came in between");
+    let error = subscriber.call_error("knowledge.subscribe", json!({"cursor": "nonsense"}));
+    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("cursor")));
+}
+
+/// A subscriber that does not read slows nobody, is told that it lags, and misses nothing when it resumes.
+#[test]
+fn a_subscriber_that_stops_reading_is_told_where_to_resume() {
+    let daemon = Daemon::start();
+    let mut slow = daemon.connect();
+    let (subscription, _) = subscribe(&mut slow, json!({}));
+    let mut expected = Vec::new();
+    // One word each, so that they are quick to embed, and too long for the buffers in between.
+    for number in 0..150 {
+        expected.push(daemon.store(&format!("{number}{}", "x".repeat(40_000))));
+    }
+    // Longer than the patience of the feed (5 s), shorter than the write timeout of the connection (10 s).
+    std::thread::sleep(std::time::Duration::from_secs(7));
+    let mut seen = Vec::new();
+    let cursor = loop {
+        let change = next_change(&mut slow, &subscription);
+        if change["op"] == "lagged" {
+            assert!(change.get("resync").is_none(), "{change}");
+            break change["cursor"].as_str().unwrap().to_owned();
+        }
+        seen.push(change["id"].as_str().unwrap().to_owned());
+        assert!(seen.len() < expected.len(), "it never lagged");
+    };
+    let mut resumed = daemon.connect();
+    let (subscription, _) = subscribe(&mut resumed, json!({"cursor": cursor, "with_text": false}));
+    // A group is resumed from its beginning, so some may come again; none may be left out.
+    while seen.last() != expected.last() {
+        let id = next_change(&mut resumed, &subscription)["id"].as_str().unwrap().to_owned();
+        if !seen.contains(&id) {
+            seen.push(id);
+        }
+    }
+    assert_eq!(seen, expected);
+}
