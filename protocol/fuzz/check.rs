@@ -201,15 +201,6 @@ enum Line {
     Batch(Vec<Answer>),
 }
 
-impl Line {
-    fn answers(&self) -> &[Answer] {
-        match self {
-            Self::Single(answer) => std::slice::from_ref(answer),
-            Self::Batch(answers) => answers,
-        }
-    }
-}
-
 /// The lines that an input must be answered with, in any order.
 #[derive(Debug, Default)]
 struct Expected {
@@ -308,23 +299,70 @@ impl Expected {
     fn compare(mut self, output: &[u8]) {
         let output = std::str::from_utf8(output).expect("the output is UTF-8");
         assert!(output.is_empty() || output.ends_with('\n'), "half a line: {output:?}");
-        let mut interrupted = Vec::new();
+        let mut found = Vec::new();
         for line in output.lines() {
             assert!(!line.contains('\r'), "more than one line: {line:?}");
-            if self.is_progress(line) {
+            if !self.is_progress(line) {
+                found.push(read_line(line));
+            }
+        }
+        // A line may be the answer to several requests of the same id, so this is a matching.
+        let mut answers = vec![None; self.lines.len()];
+        for place in 0..found.len() {
+            let fits = self.find_place(&found, place, &mut answers, &mut vec![false; self.lines.len()]);
+            assert!(
+                fits,
+                "not expected: {:?}\nfound: {found:?}\nexpected: {:?}",
+                found[place], self.lines
+            );
+        }
+        let missing: Vec<&Line> = (0..answers.len())
+            .filter(|place| answers[*place].is_none())
+            .map(|place| &self.lines[place])
+            .collect();
+        assert!(missing.is_empty(), "not answered: {missing:?}\nfound: {found:?}");
+    }
+
+    /// Finds an expected line for `found[which]`, moving those that were placed before where they can go
+    /// elsewhere.
+    fn find_place(&self, found: &[Line], which: usize, answers: &mut [Option<usize>], tried: &mut [bool]) -> bool {
+        for place in 0..answers.len() {
+            if tried[place] || !self.fits(&self.lines[place], &found[which]) {
                 continue;
             }
-            let answer = read_line(line);
-            if answer.answers().iter().any(|answer| self.is_interrupted(answer)) {
-                interrupted.push(answer);
-            } else {
-                self.strike(&answer);
+            tried[place] = true;
+            if answers[place].is_none_or(|other| self.find_place(found, other, answers, tried)) {
+                answers[place] = Some(which);
+                return true;
             }
         }
-        for answer in interrupted {
-            self.strike(&answer);
+        false
+    }
+
+    fn fits(&self, expected: &Line, found: &Line) -> bool {
+        match (expected, found) {
+            (Line::Single(expected), Line::Single(found)) => self.may_be(expected, found),
+            (Line::Batch(expected), Line::Batch(found)) => {
+                expected.len() == found.len()
+                    && expected
+                        .iter()
+                        .zip(found)
+                        .all(|(expected, found)| self.may_be(expected, found))
+            }
+            _ => false,
         }
-        assert!(self.lines.is_empty(), "not answered: {:?}", self.lines);
+    }
+
+    fn may_be(&self, expected: &Answer, found: &Answer) -> bool {
+        let usual = match (&expected.outcome, &found.outcome) {
+            (Outcome::AnyResultOr(_), Outcome::Result(_)) => true,
+            (Outcome::AnyResultOr(code), Outcome::Code(found)) => code == found,
+            (expected, found) => expected == found,
+        };
+        expected.id == found.id
+            && (usual
+                || expected.hurried && found.outcome == Outcome::Code(-32_050)
+                || self.cancels && found.outcome == Outcome::Code(-32_027))
     }
 
     fn is_progress(&mut self, line: &str) -> bool {
@@ -350,46 +388,6 @@ impl Expected {
         self.progress
             .swap_remove(place.expect("progress of a call that was made"));
         true
-    }
-
-    /// Whether a call was ended by its deadline, or by `rpc.cancel`.
-    fn is_interrupted(&self, answer: &Answer) -> bool {
-        answer.outcome == Outcome::Code(-32_050) || self.cancels && answer.outcome == Outcome::Code(-32_027)
-    }
-
-    /// Takes an expected line that `found` may be. Those that may be nothing else go first.
-    fn strike(&mut self, found: &Line) {
-        let fits = |line: &Line| {
-            let same_kind = matches!(
-                (line, found),
-                (Line::Single(_), Line::Single(_)) | (Line::Batch(_), Line::Batch(_))
-            );
-            let pairs = || line.answers().iter().zip(found.answers());
-            same_kind
-                && line.answers().len() == found.answers().len()
-                && pairs().all(|(expected, found)| expected.id == found.id && self.may_be(expected, &found.outcome))
-        };
-        let patient = |line: &Line| !line.answers().iter().any(|answer| answer.hurried);
-        let place = self
-            .lines
-            .iter()
-            .position(|line| fits(line) && patient(line))
-            .or_else(|| self.lines.iter().position(fits));
-        let Some(place) = place else {
-            panic!("not expected: {found:?}; expected: {:?}", self.lines);
-        };
-        self.lines.swap_remove(place);
-    }
-
-    fn may_be(&self, expected: &Answer, found: &Outcome) -> bool {
-        let usual = match (&expected.outcome, found) {
-            (Outcome::AnyResultOr(_), Outcome::Result(_)) => true,
-            (Outcome::AnyResultOr(code), Outcome::Code(found)) => code == found,
-            (expected, found) => expected == found,
-        };
-        usual
-            || expected.hurried && *found == Outcome::Code(-32_050)
-            || self.cancels && *found == Outcome::Code(-32_027)
     }
 }
 

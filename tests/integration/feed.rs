@@ -83,11 +83,16 @@ fn a_subscriber_that_stops_reading_is_told_where_to_resume() {
     let (subscription, _) = subscribe(&mut slow, json!({}));
     let mut expected = Vec::new();
     // One word each, so that they are quick to embed, and too long for the buffers in between.
-    for number in 0..150 {
-        expected.push(daemon.store(&format!("{number}{}", "x".repeat(40_000))));
+    for batch in 0..5 {
+        let items: Vec<Value> = (0..30)
+            .map(|number| json!({"id": format!("{batch}-{number:02}"), "text": format!("{batch}-{number}-{}", "x".repeat(40_000))}))
+            .collect();
+        let stored = daemon.call("knowledge.store_batch", json!({"items": items}));
+        let ids = stored["ids"].as_array().unwrap();
+        expected.extend(ids.iter().map(|id| id.as_str().unwrap().to_owned()));
     }
     // Longer than the patience of the feed (5 s), shorter than the write timeout of the connection (10 s).
-    std::thread::sleep(std::time::Duration::from_secs(7));
+    std::thread::sleep(std::time::Duration::from_millis(6_500));
     let mut seen = Vec::new();
     let cursor = loop {
         let change = next_change(&mut slow, &subscription);

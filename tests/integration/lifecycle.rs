@@ -160,7 +160,7 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
             assert_eq!(texts.iter().filter(|stored| *stored == text).count(), 1, "{text}");
         }
         let probe = acknowledged.last().unwrap();
-        let found = daemon.call("knowledge.search", json!({"query": probe, "limit": 1}));
+        let found = daemon.call("knowledge.search", json!({"query": probe, "limit": 1, "mode": "vector"}));
         assert_eq!(found["results"][0]["text"], probe.as_str());
     }
 }
