@@ -20,12 +20,17 @@ const MEASURE: Duration = Duration::from_secs(15);
 const ITEMS: usize = 2_000;
 
 fn main() {
-    println!("profile: {}", if cfg!(debug_assertions) { "dev" } else { "release/dist" });
+    println!(
+        "profile: {}",
+        if cfg!(debug_assertions) { "dev" } else { "release/dist" }
+    );
     println!("cores: {}", std::thread::available_parallelism().map_or(0, usize::from));
     let daemon = Daemon::start();
     let mut connection = daemon.connect();
     for start in (0..ITEMS).step_by(500) {
-        let items: Vec<Value> = (start..start + 500).map(|n| json!({"text": format!("fact number {n} about the service")})).collect();
+        let items: Vec<Value> = (start..start + 500)
+            .map(|n| json!({"text": format!("fact number {n} about the service")}))
+            .collect();
         connection.call("knowledge.store_batch", json!({"items": items}));
     }
     let idle = searches(&daemon, 0);
@@ -37,7 +42,8 @@ fn main() {
     let loaded = std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut flood = Connection::open(&daemon.home.socket());
-            let words = "the deployment of the service was rolled back because of an error in the configuration ".repeat(6);
+            let words =
+                "the deployment of the service was rolled back because of an error in the configuration ".repeat(6);
             let mut number = 0_u64;
             while !stop.load(Ordering::Relaxed) {
                 let items: Vec<Value> = (0..100)
@@ -78,7 +84,10 @@ fn searches(daemon: &Daemon, offset: u64) -> Histogram<u64> {
     while begun.elapsed() < MEASURE {
         number += 1;
         let one = Instant::now();
-        connection.call("knowledge.search", json!({"query": format!("what is known about fact {number}")}));
+        connection.call(
+            "knowledge.search",
+            json!({"query": format!("what is known about fact {number}")}),
+        );
         histogram.record(one.elapsed().as_micros() as u64).unwrap();
     }
     histogram

@@ -45,6 +45,10 @@ const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 103 } else {
 /// would then wait at the head of its queue forever.
 const MODEL_MAX_TOKENS: u32 = 256;
 
+/// Below this, bulk work would go to the model in batches of one short text each. A passage longer than the quantum
+/// still runs, alone.
+const LEAST_BULK_QUANTUM_TOKENS: u32 = 16;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -248,9 +252,9 @@ impl Default for EmbedderConfig {
             warm: false,
             interactive_queue_tokens: 16_384,
             bulk_queue_tokens: 262_144,
-            batch_tokens: 2_048,
+            batch_tokens: 512,
             max_batch: 32,
-            bulk_quantum_tokens: 512,
+            bulk_quantum_tokens: 128,
             query_cache: 1_024,
         }
     }
@@ -659,7 +663,7 @@ impl Config {
             (
                 "embedder.bulk_quantum_tokens",
                 self.embedder.bulk_quantum_tokens.into(),
-                MODEL_MAX_TOKENS.into(),
+                LEAST_BULK_QUANTUM_TOKENS.into(),
                 1_000_000,
             ),
             ("embedder.query_cache", self.embedder.query_cache.into(), 0, 10_000_000),
@@ -1332,7 +1336,7 @@ mod tests {
         for (assignment, key) in [
             ("readers.queue=0", "readers.queue"),
             ("embedder.batch_tokens=100", "embedder.batch_tokens"),
-            ("embedder.bulk_queue_tokens=1000", "embedder.bulk_queue_tokens"),
+            ("embedder.bulk_queue_tokens=400", "embedder.bulk_queue_tokens"),
             ("embedder.bulk_quantum_tokens=4096", "embedder.bulk_quantum_tokens"),
             ("writer.queue_bytes=4194304", "writer.max_group_bytes"),
             ("items.max_text_bytes=999999999", "items.max_text_bytes"),

@@ -17,6 +17,7 @@ use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointLock};
 use ccod_protocol::limits::ServerStats;
 use ccod_protocol::peer::PeerPolicy;
 use ccod_protocol::server::Server;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,8 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     // Lance creates its files with the modes of the process: owner only, for all of them.
     endpoint::restrict_umask();
     create_private_directory(&config.home)?;
+
+    raise_open_files();
 
     // Nothing is read, changed or unlinked before the lock is held.
     let socket_path = config.socket_path();
@@ -171,7 +174,11 @@ fn inherited_socket() -> Result<Option<OwnedFd>, StartError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let mut descriptors = sd_notify::listen_fds().context("the socket of the service manager cannot be taken over")?;
     if descriptors.len() > 1 {
-        return Err(anyhow::anyhow!("the service manager passed on {} sockets; one is served", descriptors.len()).into());
+        return Err(anyhow::anyhow!(
+            "the service manager passed on {} sockets; one is served",
+            descriptors.len()
+        )
+        .into());
     }
     let Some(raw) = descriptors.next().filter(|_| !TAKEN.swap(true, Ordering::SeqCst)) else {
         return Ok(None);
@@ -186,6 +193,23 @@ fn inherited_socket() -> Result<Option<OwnedFd>, StartError> {
 fn notify_manager(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "the service manager could not be told");
+    }
+}
+
+/// Descriptors that the daemon asks for: 256 connections take two each, and a query opens a file of every fragment.
+const OPEN_FILES: u64 = 16_384;
+
+/// Raises the soft limit of open files as far as the hard one lets it. What it stays at is still enough to
+/// begin with, so a refusal is told and no more.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft >= OPEN_FILES {
+            return Ok(());
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard)
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
     }
 }
 

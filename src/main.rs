@@ -7,6 +7,11 @@ mod cli;
 
 use std::process::ExitCode;
 
+/// Gives memory back to the system. The daemon lives for weeks on many threads with large buffers that come and
+/// go (texts, batches, query results), of which the C library's allocator keeps most.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::main(std::env::args_os().collect())
 }

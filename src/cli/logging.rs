@@ -44,5 +44,7 @@ fn directives(level: &str) -> String {
     if !plain {
         return level.to_owned();
     }
-    LIBRARIES.iter().fold(level.to_owned(), |all, library| format!("{all},{library}=warn"))
+    LIBRARIES
+        .iter()
+        .fold(level.to_owned(), |all, library| format!("{all},{library}=warn"))
 }

@@ -4,6 +4,30 @@ use serde_json::{Value, json};
 
 use crate::support::Daemon;
 
+fn many_keys(count: usize) -> Value {
+    (0..count)
+        .map(|number| (format!("key{number}"), json!(number)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+#[test]
+fn the_largest_filters_that_are_allowed_are_answered() {
+    let daemon = Daemon::start();
+    daemon.call(
+        "knowledge.store",
+        json!({"text": "x", "metadata": many_keys(32), "agent": "a7"}),
+    );
+    let agents: Vec<String> = (0..256).map(|number| format!("a{number}")).collect();
+    let filters = json!({"query": "x", "metadata": many_keys(32), "agent": agents, "session_id": [], "mode": "text"});
+    assert_eq!(daemon.call("knowledge.search", filters)["count"], 1);
+    let query = "word ".repeat(3_200);
+    assert_eq!(
+        daemon.call("knowledge.search", json!({"query": query}))["mode"],
+        "hybrid"
+    );
+}
+
 #[test]
 fn bad_parameters_are_named() {
     let daemon = Daemon::start();
@@ -20,28 +44,77 @@ fn bad_parameters_are_named() {
         ("knowledge.store", json!({"text": "x", "type": "bug"}), "type"),
         ("knowledge.store", json!({"text": "x", "typ": "issue"}), "typ"),
         ("knowledge.store", json!({"text": "x", "metadata": []}), "metadata"),
-        ("knowledge.store", json!({"text": "x", "metadata": {"x": "y".repeat(70_000)}}), "metadata"),
+        (
+            "knowledge.store",
+            json!({"text": "x", "metadata": {"x": "y".repeat(70_000)}}),
+            "metadata",
+        ),
         ("knowledge.store", json!({"text": "x", "id": ""}), "id"),
         ("knowledge.store", json!({"text": "x", "id": long_key}), "id"),
         ("knowledge.store", json!({"text": "x", "agent": "a\u{0}b"}), "agent"),
-        ("knowledge.store", json!({"text": "x", "project_id": "../x"}), "project_id"),
+        (
+            "knowledge.store",
+            json!({"text": "x", "project_id": "../x"}),
+            "project_id",
+        ),
         ("knowledge.store", json!({"text": "x", "project_id": ""}), "project_id"),
-        ("knowledge.store", json!({"text": "x", "project_id": "a/b"}), "project_id"),
+        (
+            "knowledge.store",
+            json!({"text": "x", "project_id": "a/b"}),
+            "project_id",
+        ),
         ("knowledge.store", json!({"text": "x", "timeout_ms": 0}), "timeout_ms"),
-        ("knowledge.store", json!({"text": "x", "on_duplicate": "maybe"}), "on_duplicate"),
+        (
+            "knowledge.store",
+            json!({"text": "x", "on_duplicate": "maybe"}),
+            "on_duplicate",
+        ),
         ("knowledge.store_batch", json!({"items": {}}), "items"),
-        ("knowledge.store_batch", json!({"items": vec![json!({"text": "x"}); 1_001]}), "items"),
+        (
+            "knowledge.store_batch",
+            json!({"items": vec![json!({"text": "x"}); 1_001]}),
+            "items",
+        ),
         ("knowledge.search", json!({"query": ""}), "query"),
         ("knowledge.search", json!({"query": "x", "limit": 0}), "limit"),
         ("knowledge.search", json!({"query": "x", "limit": 101}), "limit"),
         ("knowledge.search", json!({"query": "x", "limit": 1e30}), "limit"),
         ("knowledge.search", json!({"query": "x", "limit": -1}), "limit"),
-        ("knowledge.search", json!({"query": "x", "offset": 4_000_000_000_u32}), "offset"),
+        (
+            "knowledge.search",
+            json!({"query": "x", "offset": 4_000_000_000_u32}),
+            "offset",
+        ),
         ("knowledge.search", json!({"query": "x", "mode": "magic"}), "mode"),
         ("knowledge.search", json!({"query": "x", "threshold": 2}), "threshold"),
         ("knowledge.search", json!({"query": "x", "since": "yesterday"}), "since"),
-        ("knowledge.search", json!({"query": "x", "projects": ["a", "../b"]}), "projects"),
-        ("knowledge.search", json!({"query": "x", "projects": [], "limit": 3}), "projects"),
+        (
+            "knowledge.search",
+            json!({"query": "x", "projects": ["a", "../b"]}),
+            "projects",
+        ),
+        (
+            "knowledge.search",
+            json!({"query": "x", "projects": [], "limit": 3}),
+            "projects",
+        ),
+        ("knowledge.search", json!({"query": "long ".repeat(4_000)}), "query"),
+        (
+            "knowledge.search",
+            json!({"query": "x", "agent": vec!["a"; 257]}),
+            "agent",
+        ),
+        (
+            "knowledge.search",
+            json!({"query": "x", "projects": vec!["a"; 257]}),
+            "projects",
+        ),
+        (
+            "knowledge.search",
+            json!({"query": "x", "metadata": many_keys(33)}),
+            "metadata",
+        ),
+        ("knowledge.list", json!({"metadata": many_keys(5_000)}), "metadata"),
         ("knowledge.list", json!({"limit": 1001}), "limit"),
         ("knowledge.list", json!({"order": "random"}), "order"),
         ("knowledge.get", json!({}), "id"),
@@ -59,20 +132,36 @@ fn bad_parameters_are_named() {
     }
     let error = connection.call_error("knowledge.store", json!({"text": "x", "type": "bug"}));
     for kind in ["decision", "architecture", "system"] {
-        assert!(error["message"].as_str().unwrap().contains(kind), "the valid values are named: {error}");
+        assert!(
+            error["message"].as_str().unwrap().contains(kind),
+            "the valid values are named: {error}"
+        );
     }
     let error = connection.call_error("knowledge.store", json!({"text": "x", "agnet": "a"}));
-    assert!(error["message"].as_str().unwrap().contains("agent"), "the nearest name is given: {error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("agent"),
+        "the nearest name is given: {error}"
+    );
     assert_eq!(connection.call_error("knowledge.stroe", json!({}))["code"], -32601);
-    assert_eq!(connection.call_error("knowledge.delete", json!({"id": "x"}))["code"], -32601);
+    assert_eq!(
+        connection.call_error("knowledge.delete", json!({"id": "x"}))["code"],
+        -32601
+    );
 
     // Deeper than the limit: an error without an id, for the id may be too deep as well.
     let mut other = daemon.connect();
-    other.send(format!("{}\n", json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store", "params": {"text": "x", "metadata": deep}})));
+    other.send(format!(
+        "{}\n",
+        json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store", "params": {"text": "x", "metadata": deep}})
+    ));
     let refused = other.receive().unwrap();
     assert!(refused["error"]["code"].as_i64().unwrap() < 0, "{refused}");
 
-    assert_eq!(connection.call("knowledge.stats", json!({}))["total"], 0, "nothing of all that was stored");
+    assert_eq!(
+        connection.call("knowledge.stats", json!({}))["total"],
+        0,
+        "nothing of all that was stored"
+    );
     assert_eq!(connection.call("admin.health", json!({}))["status"], "ok");
 }
 
@@ -82,8 +171,14 @@ fn broken_lines_get_an_error_and_the_connection_goes_on() {
     let ping = r#"{"jsonrpc":"2.0","id":"ping","method":"admin.health"}"#;
     for (line, code) in [
         ("this is not json", -32700),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"knowledge.store","params":{"text":NaN}}"#, -32700),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"knowledge.store","params":{"text":"\ud800"}}"#, -32602),
+        (
+            r#"{"jsonrpc":"2.0","id":1,"method":"knowledge.store","params":{"text":NaN}}"#,
+            -32700,
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":1,"method":"knowledge.store","params":{"text":"\ud800"}}"#,
+            -32602,
+        ),
         (r#"{"jsonrpc":"2.0","id":{},"method":"admin.health"}"#, -32600),
         (r#"{"id":1,"method":"admin.health"}"#, -32600),
         ("[]", -32600),
@@ -94,7 +189,10 @@ fn broken_lines_get_an_error_and_the_connection_goes_on() {
         let refused = connection.receive().unwrap();
         let got = refused["error"]["code"].as_i64().unwrap();
         // A lone surrogate may be refused by the syntax or by the parameter.
-        assert!(got == code || (line.contains("ud800") && got == -32700), "{line}: {refused}");
+        assert!(
+            got == code || (line.contains("ud800") && got == -32700),
+            "{line}: {refused}"
+        );
         connection.send(format!("{ping}\n"));
         assert_eq!(connection.receive().unwrap()["id"], "ping", "after {line}");
     }

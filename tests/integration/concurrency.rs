@@ -21,7 +21,10 @@ fn sixty_four_connections_are_answered_correctly_in_fewer_passes_and_commits() {
             let (daemon, gate) = (Arc::clone(&daemon), Arc::clone(&gate));
             std::thread::spawn(move || {
                 let mut connection = daemon.connect();
-                let text = format!("client {client} learned that service number {client} listens on port {}", 9_000 + client);
+                let text = format!(
+                    "client {client} learned that service number {client} listens on port {}",
+                    9_000 + client
+                );
                 gate.wait();
                 let stored = connection.call("knowledge.store", json!({"text": text}));
                 let found = connection.call("knowledge.search", json!({"query": text, "limit": 1}));
@@ -35,7 +38,11 @@ fn sixty_four_connections_are_answered_correctly_in_fewer_passes_and_commits() {
     }
     let passes = daemon.status_number("/actors/embedder/counters/forward_passes") - passes_before;
     let commits = daemon.status_number("/actors/writer/counters/commits") - commits_before;
-    assert!(passes < CLIENTS as u64, "{passes} forward passes for {} requests", 2 * CLIENTS);
+    assert!(
+        passes < CLIENTS as u64,
+        "{passes} forward passes for {} requests",
+        2 * CLIENTS
+    );
     assert!(commits < CLIENTS as u64, "{commits} commits for {CLIENTS} stores");
     assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], CLIENTS as u64 + 1);
 }
@@ -54,12 +61,18 @@ fn pipelined_requests_are_matched_by_id() {
             1 => ("knowledge.stats", json!({})),
             _ => ("admin.health", json!({})),
         };
-        connection.send(format!("{}\n", json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params})));
+        connection.send(format!(
+            "{}\n",
+            json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+        ));
     }
     connection.finish_writing();
     while let Some(response) = connection.receive() {
         assert!(response.get("error").is_none(), "{response}");
-        assert!(expected.remove(&response["id"].as_i64().unwrap()), "answered twice: {response}");
+        assert!(
+            expected.remove(&response["id"].as_i64().unwrap()),
+            "answered twice: {response}"
+        );
     }
     assert!(expected.is_empty(), "unanswered: {expected:?}");
 }

@@ -31,7 +31,10 @@ fn every_method_of_the_openrpc_document_answers_and_every_method_is_in_it() {
         assert_ne!(response["error"]["code"], -32601, "{name} is described and not served");
     }
     for method in document["methods"].as_array().unwrap() {
-        assert!(method["summary"].as_str().is_some_and(|text| !text.is_empty()), "{method}");
+        assert!(
+            method["summary"].as_str().is_some_and(|text| !text.is_empty()),
+            "{method}"
+        );
         assert!(method["params"].is_array() && method["result"].is_object(), "{method}");
     }
 }
@@ -42,7 +45,14 @@ fn version_names_the_limits_and_both_sides_versions_can_be_compared() {
     let version = daemon.call("rpc.version", json!({}));
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(version["api"], "1");
-    for limit in ["max_connections", "max_message_bytes", "max_response_bytes", "max_batch_requests", "max_depth", "max_text_bytes"] {
+    for limit in [
+        "max_connections",
+        "max_message_bytes",
+        "max_response_bytes",
+        "max_batch_requests",
+        "max_depth",
+        "max_text_bytes",
+    ] {
         assert!(version["limits"][limit].as_u64().is_some(), "{limit}: {version}");
     }
     assert_eq!(version["limits"]["max_message_bytes"], 16 * 1024 * 1024);

@@ -6,7 +6,10 @@ use crate::support::{Connection, Daemon};
 
 fn subscribe(connection: &mut Connection, params: Value) -> (String, String) {
     let result = connection.call("knowledge.subscribe", params);
-    (result["subscription"].as_str().unwrap().to_owned(), result["cursor"].as_str().unwrap().to_owned())
+    (
+        result["subscription"].as_str().unwrap().to_owned(),
+        result["cursor"].as_str().unwrap().to_owned(),
+    )
 }
 
 fn next_change(connection: &mut Connection, subscription: &str) -> Value {
@@ -31,7 +34,10 @@ fn changes_arrive_in_order_and_can_be_resumed_after_a_restart() {
     let mut cursors = Vec::new();
     for (number, id) in expected.iter().enumerate() {
         let change = next_change(&mut subscriber, &subscription);
-        assert_eq!((&change["op"], &change["id"], &change["project_id"]), (&json!("store"), &json!(id), &json!("default")));
+        assert_eq!(
+            (&change["op"], &change["id"], &change["project_id"]),
+            (&json!("store"), &json!(id), &json!("default"))
+        );
         assert_eq!(change["text"], format!("change number {number}"));
         assert_eq!(change["version"], number as u64 + 2);
         cursors.push(change["cursor"].as_str().unwrap().to_owned());
@@ -66,13 +72,26 @@ fn every_project_can_be_followed_and_a_feed_can_be_ended() {
         let change = next_change(&mut subscriber, &subscription);
         assert_eq!((&change["project_id"], &change["id"]), (&json!(project), &stored["id"]));
     }
-    assert_eq!(subscriber.call("knowledge.unsubscribe", json!({"subscription": subscription})), true);
+    assert_eq!(
+        subscriber.call("knowledge.unsubscribe", json!({"subscription": subscription})),
+        true
+    );
     let error = subscriber.call_error("knowledge.unsubscribe", json!({"subscription": subscription}));
-    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("subscription")));
+    assert_eq!(
+        (&error["code"], &error["data"]["parameter"]),
+        (&json!(-32602), &json!("subscription"))
+    );
     daemon.call("knowledge.store", json!({"text": "unheard", "project_id": "one"}));
-    assert_eq!(subscriber.call("admin.health", json!({}))["status"], "ok", "nothing came in between");
+    assert_eq!(
+        subscriber.call("admin.health", json!({}))["status"],
+        "ok",
+        "nothing came in between"
+    );
     let error = subscriber.call_error("knowledge.subscribe", json!({"cursor": "nonsense"}));
-    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("cursor")));
+    assert_eq!(
+        (&error["code"], &error["data"]["parameter"]),
+        (&json!(-32602), &json!("cursor"))
+    );
 }
 
 /// A subscriber that does not read slows nobody, is told that it lags, and misses nothing when it resumes.
@@ -107,7 +126,10 @@ fn a_subscriber_that_stops_reading_is_told_where_to_resume() {
     let (subscription, _) = subscribe(&mut resumed, json!({"cursor": cursor, "with_text": false}));
     // A group is resumed from its beginning, so some may come again; none may be left out.
     while seen.last() != expected.last() {
-        let id = next_change(&mut resumed, &subscription)["id"].as_str().unwrap().to_owned();
+        let id = next_change(&mut resumed, &subscription)["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         if !seen.contains(&id) {
             seen.push(id);
         }

@@ -45,7 +45,10 @@ fn modes_report_their_scores_apart_and_nothing_matches_nothing() {
     let best = &hybrid["results"][0];
     assert_eq!(best["id"], id.as_str());
     let (score, similarity) = (best["score"].as_f64().unwrap(), best["similarity"].as_f64().unwrap());
-    assert!((score - (0.7 * similarity + 0.3)).abs() < 1e-3, "the best of both legs: {best}");
+    assert!(
+        (score - (0.7 * similarity + 0.3)).abs() < 1e-3,
+        "the best of both legs: {best}"
+    );
     assert!(best["similarity"].as_f64().unwrap() > 0.3);
     assert!(best["bm25"].as_f64().unwrap() > 0.0);
     assert_eq!(best["passage"]["index"], 0);
@@ -57,17 +60,35 @@ fn modes_report_their_scores_apart_and_nothing_matches_nothing() {
     assert_eq!(text["results"][0]["similarity"], Value::Null);
 
     for identifier in ["fooBarWheel", "foobarwheel", "E0277", "e0277"] {
-        assert_eq!(daemon.search_ids(json!({"query": identifier, "mode": "text"})), [id.as_str()], "{identifier}");
+        assert_eq!(
+            daemon.search_ids(json!({"query": identifier, "mode": "text"})),
+            [id.as_str()],
+            "{identifier}"
+        );
     }
     // No word and no meaning in common; stop words alone; punctuation alone.
     for query in ["zxqv wvutsrq qqqq", "xylophone"] {
-        assert_eq!(daemon.search_ids(json!({"query": query, "mode": "text"})), Vec::<String>::new());
-        assert_eq!(daemon.search_ids(json!({"query": query})), Vec::<String>::new(), "{query}");
+        assert_eq!(
+            daemon.search_ids(json!({"query": query, "mode": "text"})),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            daemon.search_ids(json!({"query": query})),
+            Vec::<String>::new(),
+            "{query}"
+        );
     }
     for query in ["the of and", "?!...", "🚀"] {
-        assert_eq!(daemon.search_ids(json!({"query": query, "mode": "text"})), Vec::<String>::new(), "{query}");
+        assert_eq!(
+            daemon.search_ids(json!({"query": query, "mode": "text"})),
+            Vec::<String>::new(),
+            "{query}"
+        );
     }
-    let high = daemon.call("knowledge.search", json!({"query": "timing wheel", "threshold": 0.99, "mode": "vector"}));
+    let high = daemon.call(
+        "knowledge.search",
+        json!({"query": "timing wheel", "threshold": 0.99, "mode": "vector"}),
+    );
     assert_eq!(high["count"], 0);
 }
 
@@ -76,7 +97,9 @@ fn filters_are_applied_before_the_best_are_taken() {
     let daemon = Daemon::start();
     let mut items = Vec::new();
     for index in 0..60 {
-        items.push(json!({"text": format!("Cache invalidation note number {index} about the cache."), "agent": "noise"}));
+        items.push(
+            json!({"text": format!("Cache invalidation note number {index} about the cache."), "agent": "noise"}),
+        );
     }
     let wanted = json!({
         "text": "Something about caches that ranks low, with many other words that have nothing to do with it at all.",
@@ -89,7 +112,10 @@ fn filters_are_applied_before_the_best_are_taken() {
 
     let only = |filter: Value| {
         let mut params = json!({"query": "cache invalidation", "limit": 5});
-        params.as_object_mut().unwrap().extend(filter.as_object().unwrap().clone());
+        params
+            .as_object_mut()
+            .unwrap()
+            .extend(filter.as_object().unwrap().clone());
         daemon.search_ids(params)
     };
     for filter in [
@@ -115,7 +141,9 @@ fn filters_are_applied_before_the_best_are_taken() {
 #[test]
 fn lists_page_without_gaps_or_repeats() {
     let daemon = Daemon::start();
-    let items: Vec<Value> = (0..25).map(|index| json!({"text": format!("fact {index}"), "id": format!("fact-{index:02}")})).collect();
+    let items: Vec<Value> = (0..25)
+        .map(|index| json!({"text": format!("fact {index}"), "id": format!("fact-{index:02}")}))
+        .collect();
     daemon.call("knowledge.store_batch", json!({"items": items}));
     for order in ["newest", "oldest"] {
         let mut seen = Vec::new();
@@ -138,7 +166,10 @@ fn lists_page_without_gaps_or_repeats() {
         assert_eq!((seen.len(), unique.len()), (25, 25), "{order}");
     }
     let error = daemon.call_error("knowledge.list", json!({"cursor": "zz"}));
-    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("cursor")));
+    assert_eq!(
+        (&error["code"], &error["data"]["parameter"]),
+        (&json!(-32602), &json!("cursor"))
+    );
 }
 
 #[test]
@@ -150,26 +181,45 @@ fn retries_are_harmless_and_duplicates_are_told() {
     assert_eq!((&again["status"], &again["id"]), (&json!("duplicate"), &first["id"]));
     assert_eq!(again["timestamp"], first["timestamp"]);
     assert_eq!(store(json!({"text": "same words", "agent": "b"}))["status"], "stored");
-    assert_eq!(store(json!({"text": "same words", "agent": "a", "type": "issue"}))["status"], "stored");
-    assert_eq!(store(json!({"text": "same words", "agent": "a", "on_duplicate": "store"}))["status"], "stored");
+    assert_eq!(
+        store(json!({"text": "same words", "agent": "a", "type": "issue"}))["status"],
+        "stored"
+    );
+    assert_eq!(
+        store(json!({"text": "same words", "agent": "a", "on_duplicate": "store"}))["status"],
+        "stored"
+    );
 
     let keyed = store(json!({"text": "keyed", "idempotency_key": "k1"}));
     let retried = store(json!({"text": "keyed", "idempotency_key": "k1"}));
-    assert_eq!((&retried["status"], &retried["id"]), (&json!("duplicate"), &keyed["id"]));
+    assert_eq!(
+        (&retried["status"], &retried["id"]),
+        (&json!("duplicate"), &keyed["id"])
+    );
     let error = daemon.call_error("knowledge.store", json!({"text": "other", "idempotency_key": "k1"}));
-    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("idempotency_key")));
+    assert_eq!(
+        (&error["code"], &error["data"]["parameter"]),
+        (&json!(-32602), &json!("idempotency_key"))
+    );
 
     assert_eq!(store(json!({"text": "named", "id": "my-id"}))["id"], "my-id");
     assert_eq!(store(json!({"text": "named", "id": "my-id"}))["status"], "duplicate");
     let error = daemon.call_error("knowledge.store", json!({"text": "other", "id": "my-id"}));
-    assert_eq!((&error["code"], &error["data"]["kind"]), (&json!(-32021), &json!("already_exists")));
+    assert_eq!(
+        (&error["code"], &error["data"]["kind"]),
+        (&json!(-32021), &json!("already_exists"))
+    );
 
     // Within one batch as between requests.
     let batch = daemon.call(
         "knowledge.store_batch",
         json!({"items": [{"text": "twin"}, {"text": "twin"}, {"text": " "}, {"text": "x", "id": "my-id"}, {"text": "fine", "type": "bug"}]}),
     );
-    assert_eq!((&batch["stored"], &batch["duplicates"], &batch["failed"]), (&json!(1), &json!(1), &json!(3)), "{batch:#}");
+    assert_eq!(
+        (&batch["stored"], &batch["duplicates"], &batch["failed"]),
+        (&json!(1), &json!(1), &json!(3)),
+        "{batch:#}"
+    );
     assert_eq!(batch["ids"][0], batch["ids"][1]);
     let errors: Vec<(u64, i64)> = batch["errors"]
         .as_array()
@@ -182,14 +232,22 @@ fn retries_are_harmless_and_duplicates_are_told() {
     // And after a restart.
     let daemon = daemon.kill_and_restart();
     let retried = daemon.call("knowledge.store", json!({"text": "keyed", "idempotency_key": "k1"}));
-    assert_eq!((&retried["status"], &retried["id"]), (&json!("duplicate"), &keyed["id"]));
-    assert_eq!(daemon.call_error("knowledge.store", json!({"text": "other", "id": "my-id"}))["code"], -32021);
+    assert_eq!(
+        (&retried["status"], &retried["id"]),
+        (&json!("duplicate"), &keyed["id"])
+    );
+    assert_eq!(
+        daemon.call_error("knowledge.store", json!({"text": "other", "id": "my-id"}))["code"],
+        -32021
+    );
 }
 
 #[test]
 fn long_texts_are_found_by_any_of_their_passages() {
     let daemon = Daemon::start();
-    let filler = |topic: &str| format!("This part of the handbook is about {topic} and says again what the team agreed on. ").repeat(40);
+    let filler = |topic: &str| {
+        format!("This part of the handbook is about {topic} and says again what the team agreed on. ").repeat(40)
+    };
     let text = format!(
         "{}The emergency phone number of the data centre is written on the blue door. {}",
         filler("vacation days"),
@@ -199,7 +257,10 @@ fn long_texts_are_found_by_any_of_their_passages() {
     assert!(stored["passages"].as_u64().unwrap() > 3, "{stored}");
     daemon.store("A short note about something else.");
 
-    let found = daemon.call("knowledge.search", json!({"query": "emergency phone number of the data centre", "limit": 3}));
+    let found = daemon.call(
+        "knowledge.search",
+        json!({"query": "emergency phone number of the data centre", "limit": 3}),
+    );
     let hits = found["results"].as_array().unwrap();
     let same = hits.iter().filter(|hit| hit["id"] == stored["id"]).count();
     assert_eq!(same, 1, "an item is one result, whatever its passages");
@@ -207,51 +268,87 @@ fn long_texts_are_found_by_any_of_their_passages() {
     assert_eq!(best["text"], text);
     let passage = &best["passage"];
     assert!(passage["text"].as_str().unwrap().contains("emergency phone number"));
-    let (start, end) = (passage["start"].as_u64().unwrap() as usize, passage["end"].as_u64().unwrap() as usize);
+    let (start, end) = (
+        passage["start"].as_u64().unwrap() as usize,
+        passage["end"].as_u64().unwrap() as usize,
+    );
     let cut: String = text.chars().skip(start).take(end - start).collect();
     assert_eq!(cut, passage["text"].as_str().unwrap());
 
     let stats = daemon.call("knowledge.stats", json!({}));
     assert_eq!(stats["total"], 2);
-    assert_eq!(stats["passages"].as_u64().unwrap(), stored["passages"].as_u64().unwrap() + 1);
+    assert_eq!(
+        stats["passages"].as_u64().unwrap(),
+        stored["passages"].as_u64().unwrap() + 1
+    );
 }
 
 #[test]
 fn projects_are_apart_unless_asked_for_together() {
     let daemon = Daemon::start();
     for project in ["alpha", "beta"] {
-        let stored = daemon.call("knowledge.store", json!({"text": format!("the secret plan of {project}"), "project_id": project}));
+        let stored = daemon.call(
+            "knowledge.store",
+            json!({"text": format!("the secret plan of {project}"), "project_id": project}),
+        );
         assert_eq!(stored["project_id"], project);
     }
-    let found = daemon.call("knowledge.search", json!({"query": "secret plan", "project_id": "alpha"}));
+    let found = daemon.call(
+        "knowledge.search",
+        json!({"query": "secret plan", "project_id": "alpha"}),
+    );
     assert_eq!(found["count"], 1);
     assert_eq!(found["results"][0]["project_id"], "alpha");
-    assert_eq!(daemon.call("knowledge.search", json!({"query": "secret plan"}))["count"], 0);
+    assert_eq!(
+        daemon.call("knowledge.search", json!({"query": "secret plan"}))["count"],
+        0
+    );
     for projects in [json!("*"), json!(["alpha", "beta"])] {
-        let found = daemon.call("knowledge.search", json!({"query": "secret plan", "projects": projects}));
+        let found = daemon.call(
+            "knowledge.search",
+            json!({"query": "secret plan", "projects": projects}),
+        );
         assert_eq!(found["count"], 2);
         assert_eq!(found["versions"], json!({"alpha": 1, "beta": 1}));
     }
 
     // Reading creates nothing.
-    assert_eq!(daemon.call("knowledge.list", json!({"project_id": "gamma"}))["total"], 0);
-    assert_eq!(daemon.call("knowledge.stats", json!({"project_id": "gamma"}))["total"], 0);
-    assert_eq!(daemon.call_error("knowledge.get", json!({"id": "x", "project_id": "gamma"}))["code"], -32020);
+    assert_eq!(
+        daemon.call("knowledge.list", json!({"project_id": "gamma"}))["total"],
+        0
+    );
+    assert_eq!(
+        daemon.call("knowledge.stats", json!({"project_id": "gamma"}))["total"],
+        0
+    );
+    assert_eq!(
+        daemon.call_error("knowledge.get", json!({"id": "x", "project_id": "gamma"}))["code"],
+        -32020
+    );
     assert!(!daemon.home.path().join("knowledge/gamma").exists());
     let projects = daemon.call("knowledge.projects", json!({}));
-    let names: Vec<&str> = projects["projects"].as_array().unwrap().iter().map(|p| p["project_id"].as_str().unwrap()).collect();
+    let names: Vec<&str> = projects["projects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["project_id"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["alpha", "beta"]);
     let stats = daemon.call("knowledge.stats", json!({}));
     assert_eq!(stats["by_project"], json!({"alpha": 1, "beta": 1}));
 
     let error = daemon.call_error("knowledge.store", json!({"text": "x", "project_id": "ALPHA"}));
-    assert_eq!((&error["code"], &error["data"]["parameter"]), (&json!(-32602), &json!("project_id")));
+    assert_eq!(
+        (&error["code"], &error["data"]["parameter"]),
+        (&json!(-32602), &json!("project_id"))
+    );
 }
 
 #[test]
 fn get_returns_items_as_they_were_stored() {
     let daemon = Daemon::start();
-    let metadata = json!({"number": 0.1, "big": 9007199254740993_u64, "nested": {"list": [1, null, "ü🚀"]}, "empty": ""});
+    let metadata =
+        json!({"number": 0.1, "big": 9007199254740993_u64, "nested": {"list": [1, null, "ü🚀"]}, "empty": ""});
     let stored = daemon.call(
         "knowledge.store",
         json!({"text": "Grüße\n\t\"quoted\" 世界 🚀\u{0000}", "type": "pattern", "agent": "ana", "session_id": "s", "metadata": metadata}),
@@ -259,7 +356,10 @@ fn get_returns_items_as_they_were_stored() {
     let item = daemon.call("knowledge.get", json!({"id": stored["id"]}));
     assert_eq!(item["text"], "Grüße\n\t\"quoted\" 世界 🚀\u{0000}");
     assert_eq!(item["metadata"], metadata);
-    assert_eq!((&item["type"], &item["agent"], &item["session_id"]), (&json!("pattern"), &json!("ana"), &json!("s")));
+    assert_eq!(
+        (&item["type"], &item["agent"], &item["session_id"]),
+        (&json!("pattern"), &json!("ana"), &json!("s"))
+    );
     assert_eq!(item["timestamp"], stored["timestamp"]);
     let several = daemon.call("knowledge.get", json!({"ids": ["nope", stored["id"]]}));
     assert_eq!(several["missing"], json!(["nope"]));
@@ -282,20 +382,35 @@ fn data_of_the_old_tool_is_shown_and_never_touched() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|project| (project["project_id"].as_str().unwrap(), project["state"].as_str().unwrap()))
+        .map(|project| {
+            (
+                project["project_id"].as_str().unwrap(),
+                project["state"].as_str().unwrap(),
+            )
+        })
         .collect();
-    assert_eq!(states, [("cc-orchestra", "needs_migration"), ("statushub", "needs_migration")]);
+    assert_eq!(
+        states,
+        [("cc-orchestra", "needs_migration"), ("statushub", "needs_migration")]
+    );
     for (method, params) in [
         ("knowledge.search", json!({"query": "x", "project_id": "statushub"})),
         ("knowledge.list", json!({"project_id": "statushub"})),
         ("knowledge.store", json!({"text": "x", "project_id": "statushub"})),
     ] {
         let error = daemon.call_error(method, params);
-        assert_eq!((&error["code"], &error["data"]["kind"]), (&json!(-32029), &json!("needs_migration")), "{method}");
+        assert_eq!(
+            (&error["code"], &error["data"]["kind"]),
+            (&json!(-32029), &json!("needs_migration")),
+            "{method}"
+        );
     }
     // The others go on, across all projects too.
     daemon.store("hello there");
-    assert_eq!(daemon.call("knowledge.search", json!({"query": "hello there", "projects": "*"}))["count"], 1);
+    assert_eq!(
+        daemon.call("knowledge.search", json!({"query": "hello there", "projects": "*"}))["count"],
+        1
+    );
     let mut after = tree_bytes(&daemon.home.path().join("knowledge"));
     after.retain(|path, _| !path.starts_with("default"));
     assert_eq!(before, after);
@@ -327,13 +442,21 @@ fn tree_bytes(root: &std::path::Path) -> std::collections::BTreeMap<std::path::P
 #[test]
 fn budget_and_threshold_limit_what_comes_back() {
     let daemon = Daemon::start();
-    let items: Vec<Value> = (0..5).map(|n| json!({"text": format!("Release checklist step {n}: {}", "tag the build ".repeat(20))})).collect();
+    let items: Vec<Value> = (0..5)
+        .map(|n| json!({"text": format!("Release checklist step {n}: {}", "tag the build ".repeat(20))}))
+        .collect();
     daemon.call("knowledge.store_batch", json!({"items": items}));
     let all = daemon.call("knowledge.search", json!({"query": "release checklist"}));
     assert_eq!((&all["count"], &all["omitted"]), (&json!(5), &json!(0)));
-    let some = daemon.call("knowledge.search", json!({"query": "release checklist", "budget_tokens": 170}));
+    let some = daemon.call(
+        "knowledge.search",
+        json!({"query": "release checklist", "budget_tokens": 170}),
+    );
     assert_eq!((&some["count"], &some["omitted"]), (&json!(2), &json!(3)), "{some:#}");
-    let one = daemon.call("knowledge.search", json!({"query": "release checklist", "budget_tokens": 1}));
+    let one = daemon.call(
+        "knowledge.search",
+        json!({"query": "release checklist", "budget_tokens": 1}),
+    );
     assert_eq!((&one["count"], &one["omitted"]), (&json!(1), &json!(4)));
     let paged: Vec<String> = (0..5)
         .flat_map(|offset| daemon.search_ids(json!({"query": "release checklist", "limit": 1, "offset": offset})))

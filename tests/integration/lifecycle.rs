@@ -12,7 +12,10 @@ use crate::support::{Daemon, Home, executable, modes};
 fn the_model_loads_when_it_is_needed_and_keywords_work_before() {
     let daemon = Daemon::start();
     assert_eq!(daemon.call("admin.health", json!({}))["status"], "ok");
-    assert_eq!(daemon.call("knowledge.search", json!({"query": "x", "mode": "text"}))["count"], 0);
+    assert_eq!(
+        daemon.call("knowledge.search", json!({"query": "x", "mode": "text"}))["count"],
+        0
+    );
     assert_eq!(daemon.call("admin.status", json!({}))["model"]["loaded"], false);
     daemon.store("now it is needed");
     let status = daemon.call("admin.status", json!({}));
@@ -20,7 +23,11 @@ fn the_model_loads_when_it_is_needed_and_keywords_work_before() {
     assert_eq!(status["model"]["dimensions"], 384);
     assert_eq!(daemon.call("admin.health", json!({"deep": true}))["status"], "ok");
     let projects = daemon.call("knowledge.projects", json!({}));
-    assert_eq!(projects["projects"].as_array().unwrap().len(), 1, "the probe leaves nothing: {projects}");
+    assert_eq!(
+        projects["projects"].as_array().unwrap().len(),
+        1,
+        "the probe leaves nothing: {projects}"
+    );
 }
 
 #[test]
@@ -28,7 +35,11 @@ fn everything_under_the_home_is_the_owners_alone() {
     let daemon = Daemon::start();
     daemon.store("private");
     let listed = modes(&daemon.home.path());
-    assert!(listed.iter().any(|(path, _, _)| path.extension().is_some_and(|end| end == "lance")));
+    assert!(
+        listed
+            .iter()
+            .any(|(path, _, _)| path.extension().is_some_and(|end| end == "lance"))
+    );
     for (path, is_directory, mode) in listed {
         let expected = if is_directory { 0o700 } else { 0o600 };
         assert_eq!(mode, expected, "{} has mode {mode:o}", path.display());
@@ -73,15 +84,19 @@ fn sigterm_under_load_answers_what_was_accepted_and_exits_cleanly() {
     let threads: Vec<_> = (0..8)
         .map(|client| {
             let socket = daemon.home.socket();
-            let (stopping, acknowledged, in_flight) = (Arc::clone(&stopping), Arc::clone(&acknowledged), Arc::clone(&in_flight));
+            let (stopping, acknowledged, in_flight) =
+                (Arc::clone(&stopping), Arc::clone(&acknowledged), Arc::clone(&in_flight));
             std::thread::spawn(move || {
                 let mut connection = crate::support::Connection::open(&socket);
                 for round in 0.. {
                     let text = format!("client {client} round {round}");
-                    let request = json!({"jsonrpc": "2.0", "id": round, "method": "knowledge.store", "params": {"text": text}});
+                    let request =
+                        json!({"jsonrpc": "2.0", "id": round, "method": "knowledge.store", "params": {"text": text}});
                     // The daemon may have closed the connection by now: then this request was not accepted.
                     let line = format!("{request}\n");
-                    let Ok(()) = connection.try_send(line.as_bytes()) else { break };
+                    let Ok(()) = connection.try_send(line.as_bytes()) else {
+                        break;
+                    };
                     in_flight.fetch_add(1, Ordering::SeqCst);
                     match connection.try_receive() {
                         Some(response) if response.get("result").is_some() => {
@@ -135,7 +150,8 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
                     let mut connection = crate::support::Connection::open(&socket);
                     for item in 0.. {
                         let text = format!("round {round} client {client} item {item}");
-                        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store", "params": {"text": text}});
+                        let request =
+                            json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store", "params": {"text": text}});
                         if connection.try_send(format!("{request}\n").as_bytes()).is_err() {
                             break;
                         }
@@ -160,7 +176,10 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
             assert_eq!(texts.iter().filter(|stored| *stored == text).count(), 1, "{text}");
         }
         let probe = acknowledged.last().unwrap();
-        let found = daemon.call("knowledge.search", json!({"query": probe, "limit": 1, "mode": "vector"}));
+        let found = daemon.call(
+            "knowledge.search",
+            json!({"query": probe, "limit": 1, "mode": "vector"}),
+        );
         assert_eq!(found["results"][0]["text"], probe.as_str());
     }
 }
@@ -174,7 +193,13 @@ fn all_texts(daemon: &Daemon) -> Vec<String> {
             params["cursor"] = cursor;
         }
         let page = daemon.call("knowledge.list", params);
-        texts.extend(page["results"].as_array().unwrap().iter().map(|item| item["text"].as_str().unwrap().to_owned()));
+        texts.extend(
+            page["results"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|item| item["text"].as_str().unwrap().to_owned()),
+        );
         cursor = page["next_cursor"].clone();
         if cursor.is_null() {
             return texts;
@@ -219,7 +244,9 @@ fn of_two_daemons_started_at_once_exactly_one_serves() {
         let begun = std::time::Instant::now();
         // One ends by itself, with the reason; the other one answers.
         let loser = loop {
-            let ended = contenders.iter_mut().position(|child| child.try_wait().unwrap().is_some());
+            let ended = contenders
+                .iter_mut()
+                .position(|child| child.try_wait().unwrap().is_some());
             if let Some(ended) = ended {
                 break ended;
             }
@@ -231,10 +258,17 @@ fn of_two_daemons_started_at_once_exactly_one_serves() {
                 drop(stream);
                 break crate::support::Connection::open(&home.socket());
             }
-            assert!(begun.elapsed() < crate::support::PATIENCE, "round {round}: nobody serves");
+            assert!(
+                begun.elapsed() < crate::support::PATIENCE,
+                "round {round}: nobody serves"
+            );
             std::thread::sleep(std::time::Duration::from_millis(1));
         };
-        assert_eq!(connection.call("admin.health", json!({}))["status"], "ok", "round {round}");
+        assert_eq!(
+            connection.call("admin.health", json!({}))["status"],
+            "ok",
+            "round {round}"
+        );
         let [first, second] = contenders;
         let (lost, mut won) = if loser == 0 { (first, second) } else { (second, first) };
         let lost = lost.wait_with_output().unwrap();
@@ -252,15 +286,108 @@ fn what_expires_in_a_queue_is_never_executed() {
     daemon.store("warm up");
     let mut busy = daemon.connect();
     // Enough work before it that a deadline of a millisecond passes in the queue.
-    let items: Vec<_> = (0..200).map(|n| json!({"text": format!("{n} {}", "many words to embed ".repeat(40))})).collect();
-    busy.send(format!("{}\n", json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store_batch", "params": {"items": items}})));
+    let items: Vec<_> = (0..200)
+        .map(|n| json!({"text": format!("{n} {}", "many words to embed ".repeat(40))}))
+        .collect();
+    busy.send(format!(
+        "{}\n",
+        json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.store_batch", "params": {"items": items}})
+    ));
     let mut late = daemon.connect();
     let error = late.call_error("knowledge.store", json!({"text": "too late", "timeout_ms": 1}));
-    assert_eq!((&error["code"], &error["data"]["kind"]), (&json!(-32050), &json!("deadline_exceeded")), "{error}");
+    assert_eq!(
+        (&error["code"], &error["data"]["kind"]),
+        (&json!(-32050), &json!("deadline_exceeded")),
+        "{error}"
+    );
     assert_eq!(error["data"]["retryable"], true);
     assert!(busy.receive().unwrap().get("result").is_some());
     if error["data"]["executed"] == false {
         assert!(!all_texts(&daemon).contains(&"too late".to_owned()));
     }
-    assert_eq!(daemon.call("knowledge.store", json!({"text": "too late"}))["status"], "stored");
+    assert_eq!(
+        daemon.call("knowledge.store", json!({"text": "too late"}))["status"],
+        "stored"
+    );
+}
+
+/// A service manager holds the socket (systemd's `LISTEN_FDS`) and waits to be told that the daemon is ready.
+#[test]
+fn a_socket_of_the_service_manager_is_taken_over_and_told_of() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+    use std::os::unix::process::CommandExt;
+
+    /// The first descriptor that is passed on, by systemd's convention.
+    const FIRST: i32 = 3;
+
+    let home = Home::new();
+    std::fs::create_dir_all(home.path()).unwrap();
+    let path = home.path().join("given.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let notified = home.path().join("notify.sock");
+    let manager = UnixDatagram::bind(&notified).unwrap();
+    manager.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+
+    // `LISTEN_PID` must be the process that serves, which the shell becomes.
+    let mut command = std::process::Command::new("/bin/sh");
+    command
+        .args(["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" daemon run", executable()])
+        .env("CCO_HOME", home.path())
+        .env("CCO_SOCKET", &path)
+        .env("NOTIFY_SOCKET", &notified)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let descriptor = listener.as_raw_fd();
+    // SAFETY: between fork and exec only dup2 and fcntl are called, which are async-signal-safe.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            if descriptor == FIRST {
+                // dup2 onto itself would leave close-on-exec set.
+                let moved = nix::libc::dup(descriptor);
+                nix::libc::dup2(moved, FIRST);
+            } else {
+                nix::libc::dup2(descriptor, FIRST);
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    let told = |wanted: &str| {
+        let mut buffer = [0; 256];
+        loop {
+            let length = manager.recv(&mut buffer).unwrap();
+            if String::from_utf8_lossy(&buffer[..length]).contains(wanted) {
+                return;
+            }
+        }
+    };
+    told("READY=1");
+    let mut connection = crate::support::Connection::open(&path);
+    assert_eq!(connection.call("admin.health", json!({}))["status"], "ok");
+    connection.call("admin.shutdown", json!({}));
+    told("STOPPING=1");
+    assert!(child.wait().unwrap().success());
+    assert!(path.exists(), "the socket is the manager's");
+}
+
+/// The daemon notices that its socket was removed and binds it again; clients get in as before.
+#[test]
+fn a_removed_socket_comes_back() {
+    let daemon = Daemon::start();
+    let id = daemon.store("still here");
+    std::fs::remove_file(daemon.home.socket()).unwrap();
+    let begun = std::time::Instant::now();
+    while std::os::unix::net::UnixStream::connect(daemon.home.socket()).is_err() {
+        assert!(
+            begun.elapsed() < crate::support::PATIENCE,
+            "the socket does not come back"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(daemon.home.socket()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    assert_eq!(daemon.call("knowledge.get", json!({"id": id}))["text"], "still here");
 }

@@ -168,6 +168,7 @@ impl Drop for Daemon {
     }
 }
 
+#[allow(dead_code)]
 pub fn ids(result: &Value) -> Vec<String> {
     let results = result["results"].as_array().unwrap();
     results

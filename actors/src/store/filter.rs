@@ -35,9 +35,11 @@ pub fn live(at: Option<Moment>) -> Expr {
                 .is_null()
                 .or(col(column::VALID_TO).gt(lit(version))),
         ),
-        Some(Moment::Time(time)) => col(column::UPDATED_AT)
-            .lt_eq(time_literal(time))
-            .and(col(column::CLOSED_AT).is_null().or(col(column::CLOSED_AT).gt(time_literal(time)))),
+        Some(Moment::Time(time)) => col(column::UPDATED_AT).lt_eq(time_literal(time)).and(
+            col(column::CLOSED_AT)
+                .is_null()
+                .or(col(column::CLOSED_AT).gt(time_literal(time))),
+        ),
     }
 }
 

@@ -140,10 +140,7 @@ mod tests {
     #[test]
     fn meaning_and_words_add_up() {
         let vector = [hit("a", 1, Some(0.9), None), hit("b", 2, Some(0.8), None)];
-        let text = [
-            hit("a", 1, Some(0.9), Some(8.0)),
-            hit("c", 3, Some(0.1), Some(4.0)),
-        ];
+        let text = [hit("a", 1, Some(0.9), Some(8.0)), hit("c", 3, Some(0.1), Some(4.0))];
         let fused = fuse(&vector, &text, SearchMode::Hybrid);
         let order: Vec<&str> = fused.iter().map(|item| item.id.as_str()).collect();
         assert_eq!(order, ["a", "b", "c"]);

@@ -13,6 +13,12 @@ use crate::error::WireError;
 /// Free-form facts about an item: a JSON object.
 pub type Metadata = serde_json::Map<String, serde_json::Value>;
 
+/// Values that one list of a filter, and the list of projects, may have: each is compared with every row.
+pub const FILTER_VALUES_MAX: usize = 256;
+
+/// Metadata keys that one filter may have: each is a condition of its own in the query's plan.
+pub const METADATA_FILTERS_MAX: usize = 32;
+
 /// The project of a call that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
@@ -298,6 +304,20 @@ impl Filters {
     /// # Errors
     /// -32602 naming `since` or `until`.
     pub fn check(&self) -> Result<(), WireError> {
+        let lists = [
+            ("type", self.types().len(), FILTER_VALUES_MAX),
+            ("agent", self.agents().len(), FILTER_VALUES_MAX),
+            ("session_id", self.session_ids().len(), FILTER_VALUES_MAX),
+            ("metadata", self.metadata.len(), METADATA_FILTERS_MAX),
+        ];
+        for (name, count, max) in lists {
+            if count > max {
+                return Err(out_of_range(
+                    name,
+                    format!("at most {max} values, this filter has {count}"),
+                ));
+            }
+        }
         for (name, value) in [("since", &self.since), ("until", &self.until)] {
             if let Some(text) = value {
                 parse_time(name, text)?;

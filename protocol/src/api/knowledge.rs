@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 
 use super::common::{is_false, out_of_range, yes};
 use super::{
-    AsOf, Durability, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params, SearchMode,
-    check_project_name, parse_time,
+    AsOf, Durability, FILTER_VALUES_MAX, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params,
+    SearchMode, check_project_name, parse_time,
 };
 use crate::error::WireError;
 
+/// The longest query in bytes. The model reads its first 256 tokens (about 1 KB); the rest are keywords, and
+/// each costs a look into the index.
+pub const QUERY_BYTES_MAX: usize = 16 << 10;
 /// The most hits that one search gives.
 pub const SEARCH_LIMIT_MAX: u32 = 100;
 /// The most items that one page of a listing holds.
@@ -290,6 +293,19 @@ impl Default for SearchParams {
 impl Params for SearchParams {
     fn check(&self) -> Result<(), WireError> {
         check_text("query", &self.query)?;
+        if self.query.len() > QUERY_BYTES_MAX {
+            return Err(out_of_range(
+                "query",
+                format!("at most {QUERY_BYTES_MAX} bytes, this one has {}", self.query.len()),
+            ));
+        }
+        let projects = self.projects.as_ref().map_or(0, |projects| projects.as_slice().len());
+        if projects > FILTER_VALUES_MAX {
+            return Err(out_of_range(
+                "projects",
+                format!("at most {FILTER_VALUES_MAX} projects, or \"*\""),
+            ));
+        }
         check_limit(self.limit, SEARCH_LIMIT_MAX)?;
         if self
             .threshold
