@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench embed`. Prints its setting and its numbers; nothing is asserted.
 
+#![recursion_limit = "256"]
+
 use std::time::{Duration, Instant};
 
 use ccod_actors::embedder::ModelCell;

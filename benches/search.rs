@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench search [-- ROWS]`, and with `--profile dist` for the shipped one.
 
+#![recursion_limit = "256"]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

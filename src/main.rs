@@ -3,6 +3,9 @@
 //! What it does is chosen by the name it is called by (`ccod` runs the daemon, `knowledge-manager` is the drop-in
 //! for the old tool) and by the command. Everything else is in [`cli`].
 
+// The optimised build lays out the futures of a whole query here.
+#![recursion_limit = "256"]
+
 mod cli;
 
 use std::process::ExitCode;
