@@ -609,7 +609,12 @@ impl LaneTurn {
             Ok(outcome) => {
                 fail::fail_point!("writer::after_commit");
                 // Published before it is acknowledged: the very next search sees it.
-                guard.publish().await?;
+                if let Err(error) = guard.publish().await {
+                    // It is on disk and cannot be shown: to call it failed would be as wrong as to call it done.
+                    tracing::error!(project = %self.project.name(), %error, "a commit could not be published");
+                    guard.forget();
+                    return Err(KnowledgeError::OutcomeUnknown);
+                }
                 Ok(outcome)
             }
             Err(error) => {
