@@ -113,6 +113,7 @@ async fn main() {
                 name: "random@0".to_owned(),
                 dimensions: DIMENSIONS,
             },
+            retention: chrono::TimeDelta::days(7),
         };
         let (store, access) = Store::open(config).unwrap();
         let project = ProjectName::default();

@@ -249,6 +249,7 @@ fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {
         index_cache_bytes: config.store.session_index_cache_bytes as usize,
         metadata_cache_bytes: config.store.session_metadata_cache_bytes as usize,
         model,
+        retention: chrono::TimeDelta::days(i64::from(config.store.retention_days)),
     }
 }
 

@@ -228,6 +228,69 @@ pub fn hex(bytes: &[u8]) -> String {
         })
 }
 
+/// What changes in an item; what is absent stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct ItemPatch {
+    /// The new text.
+    pub text: Option<String>,
+    /// The new kind.
+    pub kind: Option<KnowledgeKind>,
+    /// The new agent.
+    pub agent: Option<String>,
+    /// The new session.
+    pub session_id: Option<String>,
+    /// The new metadata, as a whole.
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// Names one deletion, so that it can be undone: the commit that closed the items, and when. The time tells a
+/// deletion from one of another history that had the same number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deletion {
+    /// The project.
+    pub project: ProjectName,
+    /// The commit.
+    pub sequence: i64,
+    /// Its time.
+    pub at: DateTime<Utc>,
+}
+
+impl Deletion {
+    /// The undo token; opaque to callers: hexadecimal of `<project>/<commit>/<milliseconds>`.
+    pub fn token(&self) -> String {
+        hex(format!("{}/{}/{}", self.project, self.sequence, self.at.timestamp_millis()).as_bytes())
+    }
+
+    /// Reads an undo token.
+    pub fn parse(token: &str) -> KnowledgeResult<Self> {
+        let parse = || {
+            let plain = String::from_utf8(unhex(token)?).ok()?;
+            let mut parts = plain.split('/');
+            let deletion = Self {
+                project: ProjectName::parse(parts.next()?, "undo_token").ok()?,
+                sequence: parts.next()?.parse().ok()?,
+                at: DateTime::from_timestamp_millis(parts.next()?.parse().ok()?)?,
+            };
+            parts.next().is_none().then_some(deletion)
+        };
+        parse().ok_or_else(|| {
+            KnowledgeError::invalid("undo_token", "undo_token must be one that a delete or cleanup answered")
+        })
+    }
+}
+
+/// The inverse of [`hex`].
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    digits
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
 /// Checks a key (`id`, `agent`, ...): not blank, not too long, no control characters.
 pub fn check_key(value: &str, parameter: &str) -> KnowledgeResult<()> {
     if value.trim().is_empty() {
@@ -357,6 +420,13 @@ pub struct StoredItem {
     pub valid_to: Option<i64>,
 }
 
+impl StoredItem {
+    /// Whether this is what a purge leaves: an id without anything else, so that feeds can tell of it.
+    pub fn is_tombstone(&self) -> bool {
+        self.passages == 0
+    }
+}
+
 /// The passage of an item that matched.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatchedPassage {
@@ -439,6 +509,19 @@ mod tests {
         assert_eq!(hash(Some("ab"), "c"), hash(Some("ab"), "c"));
         assert_ne!(hash(Some("ab"), "c"), hash(Some("a"), "bc"));
         assert_eq!(hash(None, "c"), hash(Some(""), "c"));
+    }
+
+    #[test]
+    fn undo_tokens_survive_the_wire() {
+        let deletion = Deletion {
+            project: ProjectName::parse("a.b-c", "project_id").unwrap(),
+            sequence: 42,
+            at: now_ms(),
+        };
+        assert_eq!(Deletion::parse(&deletion.token()).unwrap(), deletion);
+        for bad in ["", "zz", "616", "ä", "612f31"] {
+            assert!(Deletion::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

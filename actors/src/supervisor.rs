@@ -210,12 +210,14 @@ impl SupervisorState {
         let supervisor = myself.get_cell();
         let (cell, task) = match part {
             Part::Writer => {
+                let announcements = Arc::default();
                 let arguments = WriterArguments {
                     config: self.writer_config.clone(),
                     access: Arc::clone(&self.access),
+                    announcements: Arc::clone(&announcements),
                 };
                 let (actor, task) = Actor::spawn_linked(None, Writer, arguments, supervisor).await?;
-                self.routes.writer = Some(WriterHandle::new(actor.clone(), &self.writer_config));
+                self.routes.writer = Some(WriterHandle::new(actor.clone(), &self.writer_config, announcements));
                 (actor.get_cell(), task)
             }
             Part::Embedder => {

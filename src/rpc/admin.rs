@@ -10,6 +10,7 @@ use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::Projects;
 use ccod_actors::routes::{PartState, Routes};
 use ccod_actors::store::view::SearchRequest;
+use ccod_actors::writer::ExclusiveTask;
 use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
@@ -81,7 +82,7 @@ async fn probe(app: &App, call: &Call<api::Health>) -> Result<(), KnowledgeError
         timestamp: now_ms(),
     };
     let prepared = store::prepare(embedder, item, Lane::Interactive, deadline, call.origin()).await?;
-    let reply = writer.write(project.clone(), vec![prepared], deadline).await?;
+    let reply = writer.store(project.clone(), vec![prepared], None, deadline).await?;
     let stored = match reply.items.into_iter().next() {
         Some(item) => item?,
         None => return Err(KnowledgeError::internal("the writer gave no answer")),
@@ -283,6 +284,63 @@ fn limits(app: &App) -> serde_json::Map<String, Value> {
     let mut limits = to_object(&app.config.limits);
     limits.extend(to_object(&app.config.items));
     limits
+}
+
+/// Runs all the upkeep there is, project by project.
+pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result<api::OptimizeResult, WireError> {
+    let projects: Vec<ProjectName> = match &call.project {
+        Some(project) => vec![project.clone()],
+        None => app
+            .store
+            .projects()
+            .iter()
+            .map(|project| project.name().clone())
+            .collect(),
+    };
+    let mut result = api::OptimizeResult::default();
+    let total = projects.len() as u64;
+    for (done, project) in projects.into_iter().enumerate() {
+        if call.context.is_over() {
+            return Err(WireError::cancelled(ccod_protocol::error::Executed::Unknown));
+        }
+        call.context
+            .progress(done as u64, Some(total), &format!("optimizing {project}"));
+        let (freed, steps) = match reclaim(&app, &project, call.deadline()).await {
+            Ok(done) => done,
+            // Shown by `projects`; with all projects asked for it is not an error.
+            Err(KnowledgeError::NeedsMigration { .. }) if call.project.is_none() => continue,
+            Err(error) => return Err(wire_error(error)),
+        };
+        result.freed_bytes += freed;
+        for (step, count) in steps {
+            *result.steps.entry(step).or_default() += count;
+        }
+        result.projects.push(project.to_string());
+    }
+    Ok(result)
+}
+
+/// Runs all the upkeep of one project. Gives back the bytes that it freed on disk and the steps it took.
+pub(crate) async fn reclaim(
+    app: &App,
+    project: &ProjectName,
+    deadline: ccod_actors::deadline::Deadline,
+) -> Result<(u64, BTreeMap<String, u64>), KnowledgeError> {
+    let before = bytes_on_disk(app, project).await?;
+    let routes = app.routes();
+    let outcome = routes
+        .writer()?
+        .exclusive(project.clone(), ExclusiveTask::Optimize, deadline)
+        .await?;
+    let after = bytes_on_disk(app, project).await?;
+    Ok((before.saturating_sub(after), outcome.steps))
+}
+
+async fn bytes_on_disk(app: &App, project: &ProjectName) -> Result<u64, KnowledgeError> {
+    match app.store.projects().iter().find(|known| known.name() == project) {
+        Some(known) => known.bytes_on_disk().await,
+        None => Ok(0),
+    }
 }
 
 /// Begins the shutdown; the answer comes first.

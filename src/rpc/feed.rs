@@ -230,6 +230,11 @@ impl Feed {
                         continue;
                     }
                 };
+                if page.forgotten.is_some_and(|forgotten| after < forgotten) {
+                    // What happened between was closed, and is no longer kept.
+                    self.cursor.advance(&project, page.newest);
+                    return Err(End::Lagged { resync: true });
+                }
                 if after > page.newest {
                     // The cursor knows more than the project: it is of another history (restored, made anew).
                     self.cursor.advance(&project, page.newest);
@@ -254,18 +259,21 @@ impl Feed {
     }
 
     fn wire_change(&self, project: &ProjectName, change: Change) -> api::Change {
+        let gone = change.kind == ChangeKind::Purge;
         api::Change {
             cursor: self.cursor.encode(),
             op: match change.kind {
                 ChangeKind::Store => ChangeOp::Store,
                 ChangeKind::Update => ChangeOp::Update,
                 ChangeKind::Delete => ChangeOp::Delete,
+                ChangeKind::Undelete => ChangeOp::Undelete,
+                ChangeKind::Purge => ChangeOp::Purge,
             },
             id: Some(change.item.id),
             project_id: Some(project.to_string()),
-            knowledge_type: Some(convert::knowledge_type(&change.item.kind)),
+            knowledge_type: (!gone).then(|| convert::knowledge_type(&change.item.kind)),
             agent: change.item.agent,
-            text: (self.with_text && change.kind != ChangeKind::Delete).then_some(change.item.text),
+            text: (self.with_text && !gone && change.kind != ChangeKind::Delete).then_some(change.item.text),
             version: Some(convert::version(change.sequence)),
             timestamp: Some(format_time(change.item.updated_at)),
             resync: false,

@@ -5,6 +5,7 @@ mod admin;
 mod convert;
 mod errors;
 mod feed;
+mod life;
 mod read;
 mod store;
 
@@ -87,6 +88,13 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Search, _, _>(&mut module, read::search)?;
     register::<api::List, _, _>(&mut module, read::list)?;
     register::<api::Get, _, _>(&mut module, read::get)?;
+    register::<api::Update, _, _>(&mut module, life::update)?;
+    register::<api::History, _, _>(&mut module, life::history)?;
+    register::<api::Delete, _, _>(&mut module, life::delete)?;
+    register::<api::Undelete, _, _>(&mut module, life::undelete)?;
+    register::<api::Purge, _, _>(&mut module, life::purge)?;
+    register::<api::Cleanup, _, _>(&mut module, life::cleanup)?;
+    register::<api::Similar, _, _>(&mut module, read::similar)?;
     register::<api::Stats, _, _>(&mut module, read::stats)?;
     register::<api::Projects, _, _>(&mut module, read::projects)?;
     register::<api::Subscribe, _, _>(&mut module, feed::subscribe)?;
@@ -94,6 +102,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Embed, _, _>(&mut module, read::embed)?;
     register::<api::Health, _, _>(&mut module, admin::health)?;
     register::<api::Status, _, _>(&mut module, admin::status)?;
+    register::<api::Optimize, _, _>(&mut module, admin::optimize)?;
     register::<api::Shutdown, _, _>(&mut module, admin::shutdown)?;
     register::<api::Version, _, _>(&mut module, admin::version)?;
     register::<api::Discover, _, _>(&mut module, admin::discover)?;
@@ -101,12 +110,19 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
 }
 
 /// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
-pub(crate) const SERVED: [&str; 15] = [
+pub(crate) const SERVED: [&str; 23] = [
     api::Store::NAME,
     api::StoreBatch::NAME,
     api::Search::NAME,
     api::List::NAME,
     api::Get::NAME,
+    api::Update::NAME,
+    api::History::NAME,
+    api::Delete::NAME,
+    api::Undelete::NAME,
+    api::Purge::NAME,
+    api::Cleanup::NAME,
+    api::Similar::NAME,
     api::Stats::NAME,
     api::Projects::NAME,
     api::Subscribe::NAME,
@@ -114,6 +130,7 @@ pub(crate) const SERVED: [&str; 15] = [
     api::Embed::NAME,
     api::Health::NAME,
     api::Status::NAME,
+    api::Optimize::NAME,
     api::Shutdown::NAME,
     api::Version::NAME,
     api::Discover::NAME,

@@ -117,6 +117,36 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
     })
 }
 
+/// Finds what resembles an item.
+pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<api::SearchResult, WireError> {
+    let begun = Instant::now();
+    let outcome = app
+        .routes()
+        .readers
+        .similar(
+            call.project(),
+            call.params.id.clone(),
+            call.params.limit as usize,
+            call.deadline(),
+        )
+        .await
+        .map_err(wire_error)?;
+    let results: Vec<api::SearchHit> = outcome.hits.into_iter().map(|hit| search_hit(hit, false)).collect();
+    Ok(api::SearchResult {
+        count: results.len() as u64,
+        results,
+        omitted: 0,
+        mode: api::SearchMode::Vector,
+        degraded: outcome.degraded,
+        version: outcome
+            .versions
+            .first()
+            .map_or(0, |(_, sequence)| convert::version(*sequence)),
+        versions: BTreeMap::new(),
+        took_ms: begun.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
 fn searched_projects(call: &Call<api::Search>) -> Result<Projects, WireError> {
     let Some(named) = &call.params.projects else {
         return Ok(Projects::Named(vec![call.project()]));

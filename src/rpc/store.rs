@@ -16,6 +16,9 @@ use serde_json::Value;
 use super::{App, Call, convert, wire_error};
 use crate::config::ItemsConfig;
 
+/// Longest text whose store the writer may hold a group open for: some four passages.
+const ANNOUNCED_BYTES: usize = 4 * 1024;
+
 /// Stores one item.
 pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::StoreResult, WireError> {
     let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
@@ -23,12 +26,14 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
     let embedder = routes.embedder().map_err(wire_error)?;
-    // A single store rides the interactive lane: the writer's groups form of what is embedded together.
+    // A single store rides the interactive lane: the writer's groups form of what is embedded together. A text
+    // that takes long to embed is not waited for.
+    let announced = (item.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
     let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
         .await
         .map_err(wire_error)?;
     let reply = writer
-        .write(project.clone(), vec![prepared], deadline)
+        .store(project.clone(), vec![prepared], announced, deadline)
         .await
         .map_err(wire_error)?;
     let version = convert::version(reply.version);
@@ -104,7 +109,7 @@ pub(crate) async fn store_batch(
     }
     let mut version = 0;
     if !writable.is_empty() {
-        match writer.write(project.clone(), writable, deadline).await {
+        match writer.store(project.clone(), writable, None, deadline).await {
             Ok(reply) => {
                 version = convert::version(reply.version);
                 for (index, item) in places.into_iter().zip(reply.items) {
@@ -156,26 +161,8 @@ pub(crate) async fn store_batch(
 
 /// Checks an item against the limits.
 fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<NewItem> {
-    let text_bytes = params.text.len() as u64;
-    if text_bytes > limits.max_text_bytes {
-        return Err(KnowledgeError::invalid(
-            "text",
-            format!(
-                "text must be at most {} bytes, this one has {text_bytes}; store it in parts",
-                limits.max_text_bytes
-            ),
-        ));
-    }
-    let metadata_bytes = Value::Object(params.metadata.clone()).to_string().len() as u64;
-    if metadata_bytes > limits.max_metadata_bytes {
-        return Err(KnowledgeError::invalid(
-            "metadata",
-            format!(
-                "metadata must be at most {} bytes as JSON, this one has {metadata_bytes}",
-                limits.max_metadata_bytes
-            ),
-        ));
-    }
+    check_text(&params.text, limits)?;
+    check_metadata(&params.metadata, limits)?;
     let keys = [
         ("agent", &params.agent),
         ("session_id", &params.session_id),
@@ -203,6 +190,36 @@ fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<N
     })
 }
 
+/// Refuses a text over the limit.
+pub(crate) fn check_text(text: &str, limits: &ItemsConfig) -> KnowledgeResult<()> {
+    let bytes = text.len() as u64;
+    if bytes > limits.max_text_bytes {
+        return Err(KnowledgeError::invalid(
+            "text",
+            format!(
+                "text must be at most {} bytes, this one has {bytes}; store it in parts",
+                limits.max_text_bytes
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses metadata over the limit.
+pub(crate) fn check_metadata(metadata: &serde_json::Map<String, Value>, limits: &ItemsConfig) -> KnowledgeResult<()> {
+    let bytes = Value::Object(metadata.clone()).to_string().len() as u64;
+    if bytes > limits.max_metadata_bytes {
+        return Err(KnowledgeError::invalid(
+            "metadata",
+            format!(
+                "metadata must be at most {} bytes as JSON, this one has {bytes}",
+                limits.max_metadata_bytes
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// Splits an item into passages and embeds them.
 pub(crate) async fn prepare(
     embedder: &EmbedderHandle,
@@ -211,22 +228,33 @@ pub(crate) async fn prepare(
     deadline: Deadline,
     origin: u64,
 ) -> KnowledgeResult<PreparedItem> {
-    let passages = embedder.passages(&item.text).await?;
-    let tokens = passages.iter().map(|passage| passage.tokens.clone()).collect();
-    let vectors = embedder.embed_passages(tokens, lane, deadline, origin).await?;
-    let passages = passages
-        .into_iter()
-        .zip(vectors)
-        .map(|(passage, vector)| EmbeddedPassage {
-            start: passage.start,
-            end: passage.end,
-            text: item.text[passage.bytes.clone()].to_owned(),
-            vector,
-        })
-        .collect();
+    let passages = embed_text(embedder, &item.text, lane, deadline, origin).await?;
     Ok(PreparedItem {
         content_hash: item.content_hash(),
         item,
         passages,
     })
+}
+
+/// Splits a text into passages and embeds them.
+pub(crate) async fn embed_text(
+    embedder: &EmbedderHandle,
+    text: &str,
+    lane: Lane,
+    deadline: Deadline,
+    origin: u64,
+) -> KnowledgeResult<Vec<EmbeddedPassage>> {
+    let passages = embedder.passages(text).await?;
+    let tokens = passages.iter().map(|passage| passage.tokens.clone()).collect();
+    let vectors = embedder.embed_passages(tokens, lane, deadline, origin).await?;
+    Ok(passages
+        .into_iter()
+        .zip(vectors)
+        .map(|(passage, vector)| EmbeddedPassage {
+            start: passage.start,
+            end: passage.end,
+            text: text[passage.bytes.clone()].to_owned(),
+            vector,
+        })
+        .collect())
 }

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
-use crate::domain::{ItemStats, ProjectName, StoredItem};
+use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::Store;
 use crate::store::changes::Change;
@@ -74,6 +74,17 @@ pub struct FoundItems {
     pub version: i64,
 }
 
+/// Items that match a filter.
+#[derive(Clone, Debug, Default)]
+pub struct MatchingItems {
+    /// Their ids.
+    pub ids: Vec<String>,
+    /// Bytes of their texts and vectors.
+    pub bytes: u64,
+    /// The project's newest commit.
+    pub version: i64,
+}
+
 /// A part of a project's changes.
 #[derive(Clone, Debug, Default)]
 pub struct ChangePage {
@@ -83,6 +94,8 @@ pub struct ChangePage {
     pub until: i64,
     /// The project's newest commit.
     pub newest: i64,
+    /// The last commit of which something is no longer kept: changes before it may be missing.
+    pub forgotten: Option<i64>,
 }
 
 /// What a reader is asked.
@@ -93,6 +106,12 @@ pub enum ReaderMessage {
     List(ReadJob<(ProjectName, ListRequest), ListPage>),
     /// Get items by id.
     Get(ReadJob<(ProjectName, Vec<String>), FoundItems>),
+    /// The revisions of an item, newest first.
+    History(ReadJob<(ProjectName, String), Vec<StoredItem>>),
+    /// Which items match.
+    Matching(ReadJob<(ProjectName, ItemFilter), MatchingItems>),
+    /// What resembles an item.
+    Similar(ReadJob<(ProjectName, String, usize), SearchOutcome>),
     /// What changed in a project after a commit, a part of it at a time.
     Changes(ReadJob<(ProjectName, i64), ChangePage>),
     /// Count the items of one project, or of each.
@@ -105,6 +124,9 @@ impl std::fmt::Debug for ReaderMessage {
             Self::Search(_) => "Search",
             Self::List(_) => "List",
             Self::Get(_) => "Get",
+            Self::History(_) => "History",
+            Self::Matching(_) => "Matching",
+            Self::Similar(_) => "Similar",
             Self::Changes(_) => "Changes",
             Self::Stats(_) => "Stats",
         })
@@ -164,6 +186,33 @@ impl Actor for Reader {
                 })
                 .await;
             }
+            ReaderMessage::History(job) => {
+                run(job, async |(project, id)| match store.view(&project).await? {
+                    Some(view) => view.history(&id).await,
+                    None => Ok(Vec::new()),
+                })
+                .await;
+            }
+            ReaderMessage::Matching(job) => {
+                run(job, async |(project, filter)| match store.view(&project).await? {
+                    Some(view) => {
+                        let (ids, bytes) = view.matching_ids(&filter).await?;
+                        Ok(MatchingItems {
+                            ids,
+                            bytes,
+                            version: view.sequence(),
+                        })
+                    }
+                    None => Ok(MatchingItems::default()),
+                })
+                .await;
+            }
+            ReaderMessage::Similar(job) => {
+                run(job, async |(project, id, limit)| {
+                    similar(store, &project, &id, limit).await
+                })
+                .await;
+            }
             ReaderMessage::Changes(job) => {
                 run(job, async |(project, after)| change_page(store, &project, after).await).await;
             }
@@ -218,6 +267,35 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
     Ok(views)
 }
 
+async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -> KnowledgeResult<SearchOutcome> {
+    let not_found = || KnowledgeError::NotFound {
+        what: format!("item {id}"),
+    };
+    let view = store.view(project).await?.ok_or_else(not_found)?;
+    let vector = view.item_vector(id).await?.ok_or_else(not_found)?;
+    let request = SearchRequest {
+        query: String::new(),
+        vector: Some(vector),
+        mode: SearchMode::Vector,
+        filter: ItemFilter::default(),
+        // The item itself is the nearest of all.
+        limit: limit + 1,
+        offset: 0,
+        threshold: None,
+        min_similarity: -1.0,
+        at: None,
+    };
+    // Vectors of one table come from one model, whichever that is.
+    let model = match view.shape() {
+        crate::store::schema::TableShape::Current { model } => model.clone(),
+        crate::store::schema::TableShape::Foreign { .. } => String::new(),
+    };
+    let mut outcome = search(&[view], &request, &model).await?;
+    outcome.hits.retain(|hit| hit.item.id != id);
+    outcome.hits.truncate(limit);
+    Ok(outcome)
+}
+
 /// Commits that one page of changes covers at most: with full groups, some ten thousand items.
 const COMMITS_PER_PAGE: i64 = 16;
 
@@ -232,7 +310,12 @@ async fn change_page(store: &Store, project: &ProjectName, after: i64) -> Knowle
     } else {
         Vec::new()
     };
-    Ok(ChangePage { changes, until, newest })
+    Ok(ChangePage {
+        changes,
+        until,
+        newest,
+        forgotten: view.horizon().map(|horizon| horizon.sequence),
+    })
 }
 
 async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<Vec<ProjectStats>> {
@@ -350,6 +433,37 @@ impl ReaderPool {
     /// Gets items by id.
     pub async fn get(&self, project: ProjectName, ids: Vec<String>, deadline: Deadline) -> KnowledgeResult<FoundItems> {
         self.ask((project, ids), deadline, ReaderMessage::Get).await
+    }
+
+    /// The revisions of an item, newest first.
+    pub async fn history(
+        &self,
+        project: ProjectName,
+        id: String,
+        deadline: Deadline,
+    ) -> KnowledgeResult<Vec<StoredItem>> {
+        self.ask((project, id), deadline, ReaderMessage::History).await
+    }
+
+    /// Which items match a filter.
+    pub async fn matching(
+        &self,
+        project: ProjectName,
+        filter: ItemFilter,
+        deadline: Deadline,
+    ) -> KnowledgeResult<MatchingItems> {
+        self.ask((project, filter), deadline, ReaderMessage::Matching).await
+    }
+
+    /// What resembles an item, most alike first.
+    pub async fn similar(
+        &self,
+        project: ProjectName,
+        id: String,
+        limit: usize,
+        deadline: Deadline,
+    ) -> KnowledgeResult<SearchOutcome> {
+        self.ask((project, id, limit), deadline, ReaderMessage::Similar).await
     }
 
     /// What changed in a project after a commit: the next part of it.

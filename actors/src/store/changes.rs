@@ -14,7 +14,7 @@ use crate::domain::StoredItem;
 use crate::error::KnowledgeResult;
 use crate::store::error::read_error;
 use crate::store::filter;
-use crate::store::rows::{ITEM_COLUMNS, RowReader};
+use crate::store::rows::{ITEM_COLUMNS, RowReader, row_key};
 use crate::store::schema::column;
 use crate::store::view::ProjectView;
 
@@ -27,6 +27,10 @@ pub enum ChangeKind {
     Update,
     /// It was deleted.
     Delete,
+    /// It came back as it was.
+    Undelete,
+    /// Every trace of it was removed.
+    Purge,
 }
 
 /// One change.
@@ -55,7 +59,31 @@ impl ProjectView {
                 rows.push(RowReader(&batch).item(row)?);
             }
         }
-        Ok(changes_of(rows, after, until))
+        let mut changes = changes_of(rows, after, until);
+        self.tell_undeletes(&mut changes).await?;
+        Ok(changes)
+    }
+
+    /// A revision after the first that replaces no other is an item that came back: as it was, or stored anew
+    /// under its old id. The revision before tells which.
+    async fn tell_undeletes(&self, changes: &mut [Change]) -> KnowledgeResult<()> {
+        let came_back = |change: &Change| change.kind == ChangeKind::Store && change.item.revision > 1;
+        let before = |change: &Change| row_key(&change.item.id, change.item.revision - 1, 0);
+        let keys: Vec<String> = changes.iter().filter(|change| came_back(change)).map(before).collect();
+        let Some(predicate) = filter::any_of(column::ROW_KEY, &keys) else {
+            return Ok(());
+        };
+        let mut contents = HashMap::new();
+        self.for_each_identity(predicate, |row| {
+            contents.insert(row_key(&row.id, row.revision, 0), row.content_hash);
+        })
+        .await?;
+        for change in changes.iter_mut().filter(|change| came_back(change)) {
+            if contents.get(&before(change)) == Some(&change.item.content_hash) {
+                change.kind = ChangeKind::Undelete;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -73,6 +101,17 @@ fn changes_of(rows: Vec<StoredItem>, after: i64, until: i64) -> Vec<Change> {
     }
     let mut changes = Vec::with_capacity(rows.len());
     for row in rows {
+        if row.is_tombstone() {
+            // It may also be here for its end alone.
+            if within(row.valid_from) {
+                changes.push(Change {
+                    sequence: row.valid_from,
+                    kind: ChangeKind::Purge,
+                    item: row,
+                });
+            }
+            continue;
+        }
         if let Some(sequence) = row.valid_to.filter(|sequence| within(*sequence))
             && !opened.contains_key(&(row.id.clone(), sequence))
         {

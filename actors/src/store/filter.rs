@@ -43,6 +43,13 @@ pub fn live(at: Option<Moment>) -> Expr {
     }
 }
 
+/// The rows that one commit closed.
+pub fn closed_by(sequence: i64, at: DateTime<Utc>) -> Expr {
+    col(column::VALID_TO)
+        .eq(lit(sequence))
+        .and(col(column::CLOSED_AT).eq(time_literal(at)))
+}
+
 /// Only passage 0: one row for each item.
 pub fn first_passage() -> Expr {
     col(column::PASSAGE).eq(lit(0_i32))

@@ -1,7 +1,11 @@
-//! Upkeep of a table, in steps: fold new rows into the keyword index, merge small fragments, remove versions
-//! that nobody reads. What to do is decided by debt, not by a clock; one step is small, and the writer runs it
-//! between commits, so that a store waits for at most one.
+//! Upkeep of a table, in steps: forget closed rows that are older than they are kept, fold new rows into the
+//! keyword index, merge small fragments, rewrite worn ones, remove versions that nobody reads. What to do is
+//! decided by debt, not by a clock; one step is small, and the writer runs it between commits, so that a store
+//! waits for at most one.
 
+use std::collections::BTreeMap;
+
+use lance::Dataset;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::CompactionOptions;
 use lance_index::optimize::OptimizeOptions;
@@ -24,6 +28,10 @@ const FRAGMENTS_PER_TIER: usize = 16;
 const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
 /// Versions on disk from which on the unread ones are removed.
 const VERSIONS: usize = 64;
+/// Part of a fragment's rows that may be deleted (closed and moved, or forgotten) before it is rewritten.
+const DELETED_PART: f32 = 0.1;
+/// Fragments below this many rows are left to the merging of small ones.
+const REWRITTEN_ROWS: usize = 64;
 
 /// How much upkeep a table is behind with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -32,18 +40,39 @@ pub struct Debt {
     pub unindexed_rows: usize,
     /// Segments of the keyword index.
     pub index_segments: usize,
-    /// Rows of each fragment, in the table's order.
+    /// Each fragment, in the table's order.
     #[serde(skip)]
-    pub fragment_rows: Vec<usize>,
+    pub fragment_rows: Vec<FragmentRows>,
     /// Fragments.
     pub fragments: usize,
+    /// Rows that are deleted and still in their fragments.
+    pub deleted_rows: usize,
     /// Versions on disk.
     pub versions: usize,
+    /// Whether closed rows are older than they are kept.
+    pub expired: bool,
+}
+
+/// Rows of one fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentRows {
+    /// Rows in its files.
+    pub physical: usize,
+    /// Rows of these that are deleted.
+    pub deleted: usize,
+}
+
+impl FragmentRows {
+    fn is_mostly_kept(self, deleted_part: f32) -> bool {
+        self.deleted as f32 <= self.physical as f32 * deleted_part
+    }
 }
 
 /// One step of upkeep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Remove closed rows that are older than they are kept.
+    Forget,
     /// Make a segment of the keyword index from the rows outside it.
     AppendIndex,
     /// Merge the segments of the keyword index.
@@ -53,12 +82,20 @@ pub enum Step {
         /// The class's bound.
         target_rows: usize,
     },
+    /// Rewrite fragments without their deleted rows.
+    Rewrite {
+        /// Every fragment with deleted rows, not only those that are worn.
+        thorough: bool,
+    },
     /// Remove versions that nobody reads.
     Prune,
 }
 
 /// Decides the next step; none when there is no debt worth one. Pure.
 pub fn next_step(debt: &Debt) -> Option<Step> {
+    if debt.expired {
+        return Some(Step::Forget);
+    }
     if debt.unindexed_rows >= UNINDEXED_ROWS {
         return Some(Step::AppendIndex);
     }
@@ -67,7 +104,7 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
     }
     let crowded = TIERS
         .into_iter()
-        .find(|target| debt.fragment_rows.iter().filter(|rows| **rows < *target).count() >= FRAGMENTS_PER_TIER);
+        .find(|target| debt.small_fragments(*target) >= FRAGMENTS_PER_TIER);
     if let Some(target_rows) = crowded {
         // Lance never merges indexed with unindexed fragments: what is small and outside goes in first.
         return Some(if debt.unindexed_rows > 0 {
@@ -76,18 +113,56 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
             Step::Compact { target_rows }
         });
     }
+    let worn = |rows: &FragmentRows| rows.physical >= REWRITTEN_ROWS && !rows.is_mostly_kept(DELETED_PART);
+    if debt.fragment_rows.iter().any(worn) {
+        return Some(Step::Rewrite { thorough: false });
+    }
     (debt.versions >= VERSIONS).then_some(Step::Prune)
+}
+
+/// The next step of a thorough upkeep, which leaves nothing undone that can be done. Pure.
+pub fn next_thorough_step(debt: &Debt) -> Option<Step> {
+    let largest = TIERS[TIERS.len() - 1];
+    if debt.expired {
+        Some(Step::Forget)
+    } else if debt.unindexed_rows > 0 {
+        Some(Step::AppendIndex)
+    } else if debt.index_segments > 1 {
+        Some(Step::MergeIndex)
+    } else if debt.small_fragments(largest) > 1 {
+        Some(Step::Compact { target_rows: largest })
+    } else if debt.deleted_rows > 0 {
+        Some(Step::Rewrite { thorough: true })
+    } else {
+        (debt.versions > 1).then_some(Step::Prune)
+    }
+}
+
+impl Step {
+    /// Its name, for `status` and the answer of `admin.optimize`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forget => "forget",
+            Self::AppendIndex => "append_index",
+            Self::MergeIndex => "merge_index",
+            Self::Compact { .. } => "compact",
+            Self::Rewrite { .. } => "rewrite",
+            Self::Prune => "prune",
+        }
+    }
+}
+
+impl Debt {
+    fn small_fragments(&self, target: usize) -> usize {
+        self.fragment_rows.iter().filter(|rows| rows.physical < target).count()
+    }
 }
 
 impl WriteTable {
     /// Measures the debt. Reads the manifest and one directory.
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
         let dataset = current_dataset(self.lancedb()).await?;
-        let fragment_rows: Vec<usize> = dataset
-            .get_fragments()
-            .iter()
-            .map(|fragment| fragment.metadata().num_rows().unwrap_or(0))
-            .collect();
+        let fragment_rows = fragment_rows(&dataset);
         let index = self.lancedb().index_stats(TEXT_INDEX).await.map_err(read_error)?;
         let uri = self.lancedb().uri().await.map_err(read_error)?;
         let versions =
@@ -96,30 +171,91 @@ impl WriteTable {
             unindexed_rows: index.as_ref().map_or(0, |stats| stats.num_unindexed_rows),
             index_segments: index.and_then(|stats| stats.num_indices).unwrap_or(0) as usize,
             fragments: fragment_rows.len(),
+            deleted_rows: fragment_rows.iter().map(|rows| rows.deleted).sum(),
             fragment_rows,
             versions,
+            expired: self.holds_closed_before(self.retention_cutoff()),
         })
+    }
+
+    /// Runs every step of a thorough upkeep and counts them by name. Old versions stay: they can be pruned once
+    /// what was done is published.
+    pub(crate) async fn maintain_thoroughly(&mut self) -> KnowledgeResult<BTreeMap<String, u64>> {
+        let mut steps = BTreeMap::new();
+        // Fragments that Lance does not merge (indexed and unindexed ones) are left after one try.
+        let mut mergeable = true;
+        loop {
+            let mut debt = self.debt().await?;
+            if !mergeable {
+                debt.fragment_rows.clear();
+            }
+            let Some(step) = next_thorough_step(&debt).filter(|step| *step != Step::Prune) else {
+                return Ok(steps);
+            };
+            let before = self.lance_version().await?;
+            self.maintain(step).await?;
+            let changed = self.lance_version().await? > before;
+            match step {
+                Step::Compact { .. } => mergeable = changed,
+                _ if !changed => return Ok(steps),
+                _ => {}
+            }
+            if changed {
+                *steps.entry(step.name().to_owned()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Lance's own version, which also counts maintenance.
+    pub async fn lance_version(&self) -> KnowledgeResult<u64> {
+        Ok(current_dataset(self.lancedb()).await?.version().version)
     }
 
     /// Runs one step.
     pub async fn maintain(&mut self, step: Step) -> KnowledgeResult<()> {
         match step {
+            Step::Forget => self.forget_before(self.retention_cutoff()).await,
+            Step::Rewrite { thorough } => self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART }).await,
             Step::AppendIndex => self.optimize_index(OptimizeOptions::append()).await,
             Step::MergeIndex => self.optimize_index(OptimizeOptions::merge(INDEX_SEGMENTS * 2)).await,
             Step::Compact { target_rows } => {
                 let options = CompactionOptions {
                     target_rows_per_fragment: target_rows,
+                    // A large fragment with deletions would be cut into pieces of the target's size.
+                    materialize_deletions: false,
                     num_threads: Some(1),
                     ..CompactionOptions::default()
                 };
-                let action = OptimizeAction::Compact {
-                    options,
-                    remap_options: None,
-                };
-                self.lancedb().optimize(action).await.map(drop).map_err(write_error)
+                self.compact(options).await
             }
             Step::Prune => self.prune().await,
         }
+    }
+
+    /// Rewrites the fragments of which more than `deleted_part` is deleted, and no others.
+    pub(crate) async fn rewrite_deletions(&self, deleted_part: f32) -> KnowledgeResult<()> {
+        let dataset = current_dataset(self.lancedb()).await?;
+        let kept = dataset.get_fragments().into_iter().zip(fragment_rows(&dataset));
+        let excluded_fragment_ids: Vec<u32> = kept
+            .filter(|(_, rows)| rows.is_mostly_kept(deleted_part))
+            .filter_map(|(fragment, _)| u32::try_from(fragment.id()).ok())
+            .collect();
+        let options = CompactionOptions {
+            target_rows_per_fragment: TIERS[TIERS.len() - 1],
+            materialize_deletions_threshold: deleted_part,
+            excluded_fragment_ids,
+            num_threads: Some(1),
+            ..CompactionOptions::default()
+        };
+        self.compact(options).await
+    }
+
+    async fn compact(&self, options: CompactionOptions) -> KnowledgeResult<()> {
+        let action = OptimizeAction::Compact {
+            options,
+            remap_options: None,
+        };
+        self.lancedb().optimize(action).await.map(drop).map_err(write_error)
     }
 
     async fn optimize_index(&self, options: OptimizeOptions) -> KnowledgeResult<()> {
@@ -133,11 +269,22 @@ impl WriteTable {
 
     /// Removes every version before the oldest that a reader holds, with the files only they use. Files that
     /// no version names are removed as well: the caller holds the project's lock, so no write is in flight.
-    async fn prune(&self) -> KnowledgeResult<()> {
+    pub(crate) async fn prune(&self) -> KnowledgeResult<()> {
+        let current = current_dataset(self.lancedb()).await?.version().version;
+        self.prune_before(self.oldest_held_version().unwrap_or(current).min(current))
+            .await
+    }
+
+    /// Removes every version but the present one, whoever reads it.
+    pub(crate) async fn prune_all(&self) -> KnowledgeResult<()> {
+        let current = current_dataset(self.lancedb()).await?.version().version;
+        self.prune_before(current).await
+    }
+
+    async fn prune_before(&self, version: u64) -> KnowledgeResult<()> {
         let dataset = current_dataset(self.lancedb()).await?;
-        let current = dataset.version().version;
         let policy = CleanupPolicy {
-            before_version: Some(self.oldest_held_version().unwrap_or(current).min(current)),
+            before_version: Some(version),
             delete_unverified: true,
             error_if_tagged_old_versions: false,
             ..CleanupPolicy::default()
@@ -146,9 +293,65 @@ impl WriteTable {
     }
 }
 
+fn fragment_rows(dataset: &Dataset) -> Vec<FragmentRows> {
+    dataset
+        .get_fragments()
+        .iter()
+        .map(|fragment| {
+            let metadata = fragment.metadata();
+            let physical = metadata.physical_rows.unwrap_or(0);
+            FragmentRows {
+                physical,
+                deleted: physical.saturating_sub(metadata.num_rows().unwrap_or(physical)),
+            }
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn whole(rows: &[usize]) -> Vec<FragmentRows> {
+        rows.iter()
+            .map(|physical| FragmentRows {
+                physical: *physical,
+                deleted: 0,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn worn_fragments_are_rewritten_small_ones_are_merged() {
+        let fragment = |physical, deleted| FragmentRows { physical, deleted };
+        let debt = |fragments: &[FragmentRows]| Debt {
+            fragment_rows: fragments.to_vec(),
+            deleted_rows: fragments.iter().map(|rows| rows.deleted).sum(),
+            ..Debt::default()
+        };
+        assert_eq!(next_step(&debt(&[fragment(1_000, 100)])), None);
+        assert_eq!(
+            next_step(&debt(&[fragment(1_000, 101)])),
+            Some(Step::Rewrite { thorough: false })
+        );
+        assert_eq!(next_step(&debt(&[fragment(63, 62)])), None);
+        assert_eq!(
+            next_thorough_step(&debt(&[fragment(63, 1)])),
+            Some(Step::Rewrite { thorough: true })
+        );
+        assert_eq!(next_thorough_step(&debt(&[fragment(63, 0)])), None);
+    }
+
+    #[test]
+    fn what_has_expired_is_forgotten_first() {
+        let debt = Debt {
+            expired: true,
+            unindexed_rows: 1_000,
+            ..Debt::default()
+        };
+        assert_eq!(next_step(&debt), Some(Step::Forget));
+        assert_eq!(next_thorough_step(&debt), Some(Step::Forget));
+    }
 
     #[test]
     fn nothing_to_do_is_no_step() {
@@ -156,9 +359,10 @@ mod tests {
         let small = Debt {
             unindexed_rows: 255,
             index_segments: 7,
-            fragment_rows: vec![1; 15],
+            fragment_rows: whole(&[1; 15]),
             fragments: 15,
             versions: 63,
+            ..Debt::default()
         };
         assert_eq!(next_step(&small), None);
     }
@@ -166,18 +370,18 @@ mod tests {
     #[test]
     fn small_fragments_are_indexed_then_merged_class_by_class() {
         let mut debt = Debt {
-            fragment_rows: vec![1; 16],
+            fragment_rows: whole(&[1; 16]),
             unindexed_rows: 16,
             ..Debt::default()
         };
         assert_eq!(next_step(&debt), Some(Step::AppendIndex));
         debt.unindexed_rows = 0;
         assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 64 }));
-        debt.fragment_rows = vec![64; 16];
+        debt.fragment_rows = whole(&[64; 16]);
         assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 1_024 }));
-        debt.fragment_rows = [vec![1_024; 15], vec![64; 15]].concat();
+        debt.fragment_rows = [whole(&[1_024; 15]), whole(&[64; 15])].concat();
         assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 16_384 }));
-        debt.fragment_rows = vec![20_000; 15];
+        debt.fragment_rows = whole(&[20_000; 15]);
         assert_eq!(next_step(&debt), None);
     }
 

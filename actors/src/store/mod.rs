@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use chrono::TimeDelta;
 use lance::Dataset;
 use lance::dataset::ReadParams;
 use lance::session::Session;
@@ -60,6 +61,8 @@ pub struct StoreConfig {
     pub metadata_cache_bytes: usize,
     /// The model that embeds.
     pub model: ModelIdentity,
+    /// How long closed rows (replaced revisions, deleted items) are kept.
+    pub retention: TimeDelta,
 }
 
 /// All projects. See the module.
@@ -83,6 +86,7 @@ pub struct Project {
     directory: PathBuf,
     durability: Durability,
     model: ModelIdentity,
+    retention: TimeDelta,
     session: Arc<Session>,
     published: Arc<watch::Sender<u64>>,
     /// What readers see; none until the project is opened. A std lock: held for a pointer's copy, never
@@ -183,6 +187,7 @@ impl Store {
             directory: self.config.knowledge_dir.join(name.as_str()),
             durability: self.config.durability,
             model: self.config.model.clone(),
+            retention: self.config.retention,
             session: Arc::clone(&self.session),
             published: Arc::clone(&self.published),
             view: RwLock::new(None),
@@ -401,7 +406,9 @@ impl Project {
         })
         .await;
         match opened {
-            Ok(Ok(table)) => WriteTable::opened(self.name.clone(), table).await.map(Some),
+            Ok(Ok(table)) => WriteTable::opened(self.name.clone(), table, self.retention)
+                .await
+                .map(Some),
             Ok(Err(lancedb::Error::TableNotFound { .. })) => Ok(None),
             Ok(Err(error)) => Err(read_error(error)),
             Err(panic) => Err(KnowledgeError::internal(format!(

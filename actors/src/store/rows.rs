@@ -1,5 +1,6 @@
 //! Items to rows and back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow_array::builder::{
@@ -8,12 +9,12 @@ use arrow_array::builder::{
 };
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type, TimestampMillisecondType};
-use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::domain::{MatchedPassage, NewItem, StoredItem, metadata_terms};
+use crate::domain::{KnowledgeKind, MatchedPassage, NewItem, OnDuplicate, StoredItem, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::schema::column;
 
@@ -150,6 +151,117 @@ pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'
     RecordBatch::try_new(Arc::clone(schema), columns).map_err(KnowledgeError::internal)
 }
 
+/// What a purge leaves of an item: one closed row with its id, so that a feed can tell of the purge later. It is
+/// valid in no version, and holds none of the item's content.
+pub fn tombstone_batch(
+    schema: &SchemaRef,
+    project: &str,
+    ids: &[(String, i64)],
+    sequence: i64,
+    at: DateTime<Utc>,
+) -> KnowledgeResult<RecordBatch> {
+    let nothing = NewItem {
+        text: String::new(),
+        kind: KnowledgeKind::General,
+        agent: None,
+        session_id: None,
+        metadata: Map::new(),
+        id: None,
+        idempotency_key: None,
+        on_duplicate: OnDuplicate::Store,
+        timestamp: at,
+    };
+    let passage = [EmbeddedPassage {
+        start: 0,
+        end: 0,
+        text: String::new(),
+        vector: vec![0.0; vector_dimensions(schema)? as usize].into(),
+    }];
+    let revisions: Vec<NewRevision<'_>> = ids
+        .iter()
+        .map(|(id, revision)| NewRevision {
+            id,
+            revision: *revision,
+            item: &nothing,
+            content_hash: "",
+            passages: &passage,
+            updated_at: at,
+            valid_from: sequence,
+        })
+        .collect();
+    let batch = build_batch(schema, project, &revisions)?;
+    let none = Arc::new(Int32Array::from(vec![0; batch.num_rows()]));
+    let batch = with_column(&batch, column::PASSAGES, none)?;
+    close_rows(&batch, sequence, at)
+}
+
+/// The same rows, closed by commit `sequence`.
+pub fn close_rows(batch: &RecordBatch, sequence: i64, at: DateTime<Utc>) -> KnowledgeResult<RecordBatch> {
+    let rows = batch.num_rows();
+    let valid_to = Arc::new(Int64Array::from(vec![sequence; rows]));
+    let closed_at = TimestampMillisecondArray::from(vec![at.timestamp_millis(); rows]).with_timezone("UTC");
+    let batch = with_column(batch, column::VALID_TO, valid_to)?;
+    with_column(&batch, column::CLOSED_AT, Arc::new(closed_at))
+}
+
+fn with_column(batch: &RecordBatch, name: &str, values: ArrayRef) -> KnowledgeResult<RecordBatch> {
+    let index = batch.schema().index_of(name).map_err(KnowledgeError::internal)?;
+    let mut columns = batch.columns().to_vec();
+    columns[index] = values;
+    RecordBatch::try_new(batch.schema(), columns).map_err(KnowledgeError::internal)
+}
+
+/// One revision of an item with all of its passages, as read from its rows.
+#[derive(Clone, Debug)]
+pub struct StoredRevision {
+    /// The item, as in passage 0.
+    pub item: StoredItem,
+    /// The key that it was stored with.
+    pub idempotency_key: Option<String>,
+    /// Its passages, in order.
+    pub passages: Vec<EmbeddedPassage>,
+    /// Its rows in the batch that was read.
+    pub rows: Vec<u32>,
+}
+
+/// Gathers the revisions in a batch of whole rows, by id and number.
+pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64), StoredRevision>> {
+    let reader = RowReader(batch);
+    let mut found: BTreeMap<(String, i64), (Option<StoredRevision>, BTreeMap<i32, (u32, EmbeddedPassage)>)> =
+        BTreeMap::new();
+    for row in 0..batch.num_rows() {
+        let id = reader.required_text(column::ID, row)?.to_owned();
+        let revision = reader.int(column::REVISION, row)?.unwrap_or(1);
+        let entry = found.entry((id, revision)).or_default();
+        let passage = reader.passage(row)?;
+        if passage.index == 0 {
+            entry.0 = Some(StoredRevision {
+                item: reader.item(row)?,
+                idempotency_key: reader.text(column::IDEMPOTENCY_KEY, row)?.map(str::to_owned),
+                passages: Vec::new(),
+                rows: Vec::new(),
+            });
+        }
+        let embedded = EmbeddedPassage {
+            start: usize::try_from(passage.start).unwrap_or(0),
+            end: usize::try_from(passage.end).unwrap_or(0),
+            text: passage.text,
+            vector: reader.vector(row)?.into(),
+        };
+        let number = u32::try_from(row).map_err(KnowledgeError::internal)?;
+        entry.1.insert(passage.index, (number, embedded));
+    }
+    found
+        .into_iter()
+        .map(|((id, number), (revision, passages))| {
+            let mut revision =
+                revision.ok_or_else(|| KnowledgeError::internal(format!("item {id} has lost its first passage")))?;
+            (revision.rows, revision.passages) = passages.into_values().unzip();
+            Ok(((id, number), revision))
+        })
+        .collect()
+}
+
 fn vector_dimensions(schema: &SchemaRef) -> KnowledgeResult<i32> {
     match schema
         .field_with_name(column::VECTOR)
@@ -234,14 +346,23 @@ impl RowReader<'_> {
         (!array.is_null(row)).then(|| array.value(row))
     }
 
-    /// A time.
+    /// A time that is never null.
     pub fn time(&self, name: &str, row: usize) -> KnowledgeResult<DateTime<Utc>> {
-        let milliseconds = self
+        self.optional_time(name, row)?
+            .ok_or_else(|| KnowledgeError::internal(format!("column {name} is null")))
+    }
+
+    /// A time, or nothing where it is null.
+    pub fn optional_time(&self, name: &str, row: usize) -> KnowledgeResult<Option<DateTime<Utc>>> {
+        let array = self
             .column(name)?
             .as_primitive_opt::<TimestampMillisecondType>()
-            .map(|array| array.value(row))
             .ok_or_else(|| KnowledgeError::internal(format!("column {name} is not a timestamp")))?;
-        DateTime::from_timestamp_millis(milliseconds)
+        if array.is_null(row) {
+            return Ok(None);
+        }
+        DateTime::from_timestamp_millis(array.value(row))
+            .map(Some)
             .ok_or_else(|| KnowledgeError::internal(format!("column {name} holds an impossible time")))
     }
 

@@ -95,6 +95,36 @@ pub struct ListPage {
     pub more: bool,
 }
 
+/// Where a project's history begins: rows that were closed up to here have been removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    /// The commit.
+    pub sequence: i64,
+    /// Its time.
+    pub at: DateTime<Utc>,
+}
+
+impl Horizon {
+    const SEQUENCE_KEY: &str = "ccod.horizon_sequence";
+    const TIME_KEY: &str = "ccod.horizon_ms";
+
+    /// As the table's configuration tells.
+    pub(crate) fn of(config: &HashMap<String, String>) -> Option<Self> {
+        Some(Self {
+            sequence: config.get(Self::SEQUENCE_KEY)?.parse().ok()?,
+            at: DateTime::from_timestamp_millis(config.get(Self::TIME_KEY)?.parse().ok()?)?,
+        })
+    }
+
+    /// For the table's configuration.
+    pub(crate) fn entries(self) -> [(String, String); 2] {
+        [
+            (Self::SEQUENCE_KEY.to_owned(), self.sequence.to_string()),
+            (Self::TIME_KEY.to_owned(), self.at.timestamp_millis().to_string()),
+        ]
+    }
+}
+
 /// The live item that holds an identity. See [`ProjectView::identities`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct IdentityRow {
@@ -114,6 +144,8 @@ pub struct IdentityRow {
     pub valid_from: i64,
     /// The commit that closed it, if it was; a closed item's id keeps its revision numbers.
     pub valid_to: Option<i64>,
+    /// When it was closed.
+    pub closed_at: Option<DateTime<Utc>>,
 }
 
 impl ProjectView {
@@ -200,6 +232,7 @@ impl ProjectView {
         source: usize,
     ) -> KnowledgeResult<(Vec<LegHit>, Vec<LegHit>)> {
         self.check_shape()?;
+        self.check_moment(request.at)?;
         let wanted = request.offset + request.limit;
         let candidates = (wanted * OVERFETCH).max(MIN_CANDIDATES);
         let predicate = filter::matching(&request.filter, request.at);
@@ -443,6 +476,114 @@ impl ProjectView {
         Ok(items)
     }
 
+    /// All revisions of an item that are kept, newest first; none if it is unknown or purged.
+    pub async fn history(&self, id: &str) -> KnowledgeResult<Vec<StoredItem>> {
+        self.check_shape()?;
+        let predicate = col(column::ID).eq(lit(id)).and(filter::first_passage());
+        let mut revisions = Vec::new();
+        for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
+            for row in 0..batch.num_rows() {
+                revisions.push(RowReader(&batch).item(row)?);
+            }
+        }
+        revisions.retain(|item| !item.is_tombstone());
+        revisions.sort_by_key(|item| std::cmp::Reverse(item.revision));
+        Ok(revisions)
+    }
+
+    /// The ids of the live items that pass `filter`, and the bytes of their texts and vectors.
+    pub async fn matching_ids(&self, filter: &ItemFilter) -> KnowledgeResult<(Vec<String>, u64)> {
+        self.check_shape()?;
+        let columns = [column::ID, column::PASSAGE, column::PASSAGE_TEXT];
+        let vector_bytes = self.vector_bytes();
+        let scanner = self.scan(&columns, filter::matching(filter, None))?;
+        let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
+        let (mut ids, mut bytes) = (Vec::new(), 0);
+        while let Some(batch) = stream.try_next().await.map_err(read_error)? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                // A text stands in the row twice: whole, and in its passages.
+                bytes += 2 * rows.required_text(column::PASSAGE_TEXT, row)?.len() as u64 + vector_bytes;
+                if rows.small_int(column::PASSAGE, row)? == 0 {
+                    ids.push(rows.required_text(column::ID, row)?.to_owned());
+                }
+            }
+        }
+        Ok((ids, bytes))
+    }
+
+    fn vector_bytes(&self) -> u64 {
+        let dimensions = match self
+            .dataset
+            .schema()
+            .field(column::VECTOR)
+            .map(|field| field.data_type())
+        {
+            Some(arrow_schema::DataType::FixedSizeList(_, dimensions)) => dimensions,
+            _ => 0,
+        };
+        u64::try_from(dimensions).unwrap_or(0) * size_of::<f32>() as u64
+    }
+
+    /// The direction of a live item: the mean of its passages' vectors.
+    pub async fn item_vector(&self, id: &str) -> KnowledgeResult<Option<Arc<[f32]>>> {
+        self.check_shape()?;
+        let predicate = col(column::ID).eq(lit(id)).and(filter::live(None));
+        let mut sum: Vec<f32> = Vec::new();
+        for batch in Self::collect(&self.scan(&[column::VECTOR], predicate)?).await? {
+            for row in 0..batch.num_rows() {
+                let vector = RowReader(&batch).vector(row)?;
+                sum.resize(vector.len(), 0.0);
+                for (total, component) in sum.iter_mut().zip(vector) {
+                    *total += component;
+                }
+            }
+        }
+        // The cosine does not see the length, so the sum is as good as the mean.
+        Ok((!sum.is_empty()).then(|| sum.into()))
+    }
+
+    /// Whole rows, in the table's schema, as one batch.
+    pub(crate) async fn rows(&self, predicate: Expr) -> KnowledgeResult<RecordBatch> {
+        let schema: arrow_schema::Schema = self.dataset.schema().into();
+        let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        let batches = Self::collect(&self.scan(&columns, predicate)?).await?;
+        arrow_select::concat::concat_batches(&Arc::new(schema), &batches).map_err(KnowledgeError::internal)
+    }
+
+    /// The table's configuration.
+    pub(crate) fn config(&self) -> &HashMap<String, String> {
+        self.dataset.config()
+    }
+
+    /// What was forgotten: the last commit of which closed rows were removed, and when they were closed.
+    pub fn horizon(&self) -> Option<Horizon> {
+        Horizon::of(self.dataset.config())
+    }
+
+    /// Refuses a moment of which rows have been removed since.
+    pub(crate) fn check_moment(&self, at: Option<filter::Moment>) -> KnowledgeResult<()> {
+        let (Some(at), Some(horizon)) = (at, self.horizon()) else {
+            return Ok(());
+        };
+        let forgotten = match at {
+            filter::Moment::Commit(sequence) => sequence < horizon.sequence,
+            filter::Moment::Time(time) => time < horizon.at,
+        };
+        if forgotten {
+            Err(KnowledgeError::Expired {
+                what: format!(
+                    "the history of project {} before version {} ({}), which is older than retention_days,",
+                    self.project,
+                    horizon.sequence,
+                    crate::domain::format_time(horizon.at)
+                ),
+            })
+        } else {
+            Ok(())
+        }
+    }
+
     /// Counts the live items. Computed once for each view.
     pub async fn stats(&self) -> KnowledgeResult<Arc<ItemStats>> {
         self.stats
@@ -522,6 +663,7 @@ impl ProjectView {
             column::PASSAGES,
             column::VALID_FROM,
             column::VALID_TO,
+            column::CLOSED_AT,
         ];
         let scanner = self.scan(&columns, predicate)?;
         let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
@@ -537,6 +679,7 @@ impl ProjectView {
                     passages: u32::try_from(rows.small_int(column::PASSAGES, row)?).unwrap_or(1),
                     valid_from: rows.int(column::VALID_FROM, row)?.unwrap_or(0),
                     valid_to: rows.int(column::VALID_TO, row)?,
+                    closed_at: rows.optional_time(column::CLOSED_AT, row)?,
                 });
             }
         }

@@ -1,29 +1,38 @@
 //! The table as the writer holds it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, RecordBatchIterator};
 use arrow_schema::SchemaRef;
+use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::WriteParams;
 use lance::session::Session;
+use lancedb::datafusion::logical_expr::lit;
+use lancedb::expr::col;
 use lancedb::index::Index;
-use lancedb::table::WriteOptions;
+use lancedb::table::{NativeTable, WriteOptions};
 use lancedb::{Connection, Table};
 
-use crate::domain::ProjectName;
+use crate::domain::{ProjectName, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::identity::{IdentityKind, SeenIdentities};
-use crate::store::rows::{NewRevision, build_batch};
+use crate::store::rows::{NewRevision, build_batch, close_rows, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
-use crate::store::view::{IdentityRow, ProjectView};
+use crate::store::view::{Horizon, IdentityRow, ProjectView};
 use crate::store::{ModelIdentity, dataset_shape, filter, fulltext};
 
 /// Name of the keyword index.
 pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
+
+/// Key of the last commit's number in the table's configuration; written when rows are forgotten.
+const SEQUENCE_KEY: &str = "ccod.last_sequence";
+/// Pause between looks at whether a purge's readers are done.
+const READER_POLL: Duration = Duration::from_millis(20);
 
 /// A project's table, opened for writing. Only the holder of a project's lock has one.
 pub struct WriteTable {
@@ -33,6 +42,10 @@ pub struct WriteTable {
     shape: TableShape,
     last_sequence: i64,
     seen: SeenIdentities,
+    /// How long closed rows are kept.
+    retention: TimeDelta,
+    /// When the oldest of the closed rows was closed: from when on there is something to forget.
+    oldest_closed: Option<DateTime<Utc>>,
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
     published: VecDeque<(u64, Weak<ProjectView>)>,
 }
@@ -58,7 +71,7 @@ impl std::fmt::Debug for WriteTable {
 
 impl WriteTable {
     /// Takes over a table that was found on disk.
-    pub(crate) async fn opened(project: ProjectName, table: Table) -> KnowledgeResult<Self> {
+    pub(crate) async fn opened(project: ProjectName, table: Table, retention: TimeDelta) -> KnowledgeResult<Self> {
         let schema = table.schema().await.map_err(read_error)?;
         let dataset = current_dataset(&table).await?;
         let shape = dataset_shape(&dataset);
@@ -69,6 +82,8 @@ impl WriteTable {
             shape,
             last_sequence: 0,
             seen: SeenIdentities::default(),
+            retention,
+            oldest_closed: None,
             published: VecDeque::new(),
         };
         if let TableShape::Current { .. } = opened.shape {
@@ -82,15 +97,19 @@ impl WriteTable {
 
     async fn load_identities(&mut self, dataset: Arc<Dataset>) -> KnowledgeResult<()> {
         let view = ProjectView::new(self.project.clone(), dataset, self.shape.clone(), 0);
-        let mut last_sequence = 0;
+        // Rows that were forgotten no longer count, their commits do.
+        let mut last_sequence = sequence_in(view.config());
         let mut seen = SeenIdentities::default();
+        let mut oldest_closed = None;
         view.for_each_identity(filter::first_passage(), |row| {
             last_sequence = last_sequence.max(row.valid_from).max(row.valid_to.unwrap_or(0));
+            oldest_closed = oldest_closed.into_iter().chain(row.closed_at).min();
             remember(&mut seen, &row.id, &row.content_hash, row.idempotency_key.as_deref());
         })
         .await?;
         self.last_sequence = last_sequence;
         self.seen = seen;
+        self.oldest_closed = oldest_closed;
         Ok(())
     }
 
@@ -130,6 +149,11 @@ impl WriteTable {
             .map_err(write_error)
     }
 
+    /// The project.
+    pub fn project(&self) -> &ProjectName {
+        &self.project
+    }
+
     /// What the table is.
     pub fn shape(&self) -> &TableShape {
         &self.shape
@@ -163,6 +187,16 @@ impl WriteTable {
             .map(|(version, _)| *version)
     }
 
+    /// Waits until no reader holds a version before the present one, for `patience` at most.
+    pub(crate) async fn await_readers(&self, patience: Duration) -> KnowledgeResult<()> {
+        let current = current_dataset(&self.table).await?.version().version;
+        let begun = Instant::now();
+        while self.oldest_held_version().is_some_and(|held| held < current) && begun.elapsed() < patience {
+            tokio::time::sleep(READER_POLL).await;
+        }
+        Ok(())
+    }
+
     /// The rows that hold any of these identities. Those that were never seen cost nothing.
     pub async fn find_identities(
         &self,
@@ -183,9 +217,169 @@ impl WriteTable {
         if ids.is_empty() && hashes.is_empty() && keys.is_empty() {
             return Ok(Vec::new());
         }
+        self.snapshot().await?.identities(&ids, &hashes, &keys).await
+    }
+
+    /// The table as it stands, for the writer's own queries; not published.
+    pub(crate) async fn snapshot(&self) -> KnowledgeResult<ProjectView> {
         let dataset = current_dataset(&self.table).await?;
-        let view = ProjectView::new(self.project.clone(), dataset, self.shape.clone(), self.last_sequence);
-        view.identities(&ids, &hashes, &keys).await
+        Ok(ProjectView::new(
+            self.project.clone(),
+            dataset,
+            self.shape.clone(),
+            self.last_sequence,
+        ))
+    }
+
+    /// Closes whole rows and writes revisions, in one commit: all passages of all items change together or not
+    /// at all. `closing` holds the rows as they are; the commit's number must be
+    /// [`WriteTable::next_sequence`].
+    pub async fn change(
+        &mut self,
+        closing: &RecordBatch,
+        revisions: &[NewRevision<'_>],
+        at: DateTime<Utc>,
+    ) -> KnowledgeResult<Written> {
+        if closing.num_rows() == 0 {
+            return self.append(revisions).await;
+        }
+        let sequence = self.next_sequence();
+        debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
+        let closed = close_rows(closing, sequence, at)?;
+        let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
+        let rows = closed.num_rows() + opened.num_rows();
+        self.merge(vec![closed, opened]).await?;
+        self.committed(sequence, revisions);
+        self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
+        Ok(Written { sequence, rows })
+    }
+
+    /// Writes rows over those with the same key, and those without one beside them, as one version.
+    async fn merge(&self, batches: Vec<RecordBatch>) -> KnowledgeResult<()> {
+        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).map(|batch| {
+            // The schemas differ in their metadata at most.
+            RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec())
+        });
+        let source = RecordBatchIterator::new(batches.collect::<Vec<_>>(), Arc::clone(&self.schema));
+        let mut merge = self.table.merge_insert(&[column::ROW_KEY]);
+        merge.when_matched_update_all(None).when_not_matched_insert_all();
+        merge.execute(Box::new(source)).await.map(drop).map_err(write_error)
+    }
+
+    fn committed(&mut self, sequence: i64, revisions: &[NewRevision<'_>]) {
+        self.last_sequence = sequence;
+        for revision in revisions {
+            let key = revision.item.idempotency_key.as_deref();
+            remember(&mut self.seen, revision.id, revision.content_hash, key);
+        }
+    }
+
+    /// Rows that were closed before this are to be forgotten.
+    pub(crate) fn retention_cutoff(&self) -> DateTime<Utc> {
+        now_ms() - self.retention
+    }
+
+    /// Whether rows that were closed before `cutoff` are kept.
+    pub(crate) fn holds_closed_before(&self, cutoff: DateTime<Utc>) -> bool {
+        self.oldest_closed.is_some_and(|oldest| oldest < cutoff)
+    }
+
+    /// Forgets the rows that were closed before `cutoff`. What is known of them afterwards is where the history
+    /// begins, and that the commit numbers go on.
+    pub(crate) async fn forget_before(&mut self, cutoff: DateTime<Utc>) -> KnowledgeResult<()> {
+        let expired = col(column::CLOSED_AT).lt(filter::time_literal(cutoff));
+        let view = self.snapshot().await?;
+        let mut horizon: Option<Horizon> = view.horizon();
+        let mut oldest_kept = None;
+        let mut found = false;
+        let closed = filter::first_passage().and(col(column::VALID_TO).is_not_null());
+        view.for_each_identity(closed, |row| {
+            let (Some(sequence), Some(at)) = (row.valid_to, row.closed_at) else {
+                return;
+            };
+            if at < cutoff {
+                found = true;
+                horizon = Some(match horizon {
+                    None => Horizon { sequence, at },
+                    Some(before) => Horizon {
+                        sequence: before.sequence.max(sequence),
+                        at: before.at.max(at),
+                    },
+                });
+            } else {
+                oldest_kept = Some(oldest_kept.map_or(at, |oldest: DateTime<Utc>| oldest.min(at)));
+            }
+        })
+        .await?;
+        drop(view);
+        if let (true, Some(horizon)) = (found, horizon) {
+            let entries = horizon
+                .entries()
+                .into_iter()
+                .chain([(SEQUENCE_KEY.to_owned(), self.last_sequence.to_string())]);
+            // First the note, then the rows: a crash between the two forgets nothing that is not noted.
+            self.native()?.update_config(entries).await.map_err(write_error)?;
+            self.table.delete(&expired).await.map_err(write_error)?;
+        }
+        self.oldest_closed = oldest_kept;
+        Ok(())
+    }
+
+    /// Removes every row of these items and leaves a tombstone for each, then rewrites all that held them: the
+    /// data, the keyword index (whose dictionary keeps words), and, with [`WriteTable::prune`], the old
+    /// versions. Gives back the ids that were found.
+    pub(crate) async fn purge(&mut self, ids: &[String]) -> KnowledgeResult<Vec<String>> {
+        let Some(wanted) = filter::any_of(column::ID, ids) else {
+            return Ok(Vec::new());
+        };
+        let content = wanted.clone().and(col(column::PASSAGES).gt(lit(0_i32)));
+        let (mut last_revisions, mut tombstones) = (BTreeMap::<String, i64>::new(), BTreeSet::new());
+        self.snapshot()
+            .await?
+            .for_each_identity(wanted, |row| {
+                if row.passages == 0 {
+                    tombstones.insert(row.id);
+                } else {
+                    let last = last_revisions.entry(row.id).or_default();
+                    *last = row.revision.max(*last);
+                }
+            })
+            .await?;
+        if !last_revisions.is_empty() {
+            let sequence = self.next_sequence();
+            let at = now_ms();
+            let fresh: Vec<(String, i64)> = last_revisions
+                .iter()
+                .map(|(id, revision)| (id.clone(), revision + 1))
+                .collect();
+            let batch = tombstone_batch(&self.schema, self.project.as_str(), &fresh, sequence, at)?;
+            self.add(batch).await?;
+            self.last_sequence = sequence;
+            self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
+            self.table.delete(&content).await.map_err(write_error)?;
+        }
+        // A purge that was cut short left tombstones and maybe not more: asking again finishes it.
+        let purged: Vec<String> = tombstones.into_iter().chain(last_revisions.into_keys()).collect();
+        if !purged.is_empty() {
+            self.drop_text_index().await?;
+            self.rewrite_deletions(0.0).await?;
+            self.ensure_text_index().await?;
+        }
+        Ok(purged)
+    }
+
+    async fn drop_text_index(&self) -> KnowledgeResult<()> {
+        let indices = self.table.list_indices().await.map_err(read_error)?;
+        if indices.iter().any(|index| index.name == TEXT_INDEX) {
+            self.table.drop_index(TEXT_INDEX).await.map_err(write_error)?;
+        }
+        Ok(())
+    }
+
+    fn native(&self) -> KnowledgeResult<&NativeTable> {
+        self.table
+            .as_native()
+            .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))
     }
 
     /// Appends revisions as one batch, one fragment, one version. When it returns, they are as durable as the
@@ -196,11 +390,7 @@ impl WriteTable {
         let batch = build_batch(&self.schema, self.project.as_str(), revisions)?;
         let rows = batch.num_rows();
         self.add(batch).await?;
-        self.last_sequence = sequence;
-        for revision in revisions {
-            let key = revision.item.idempotency_key.as_deref();
-            remember(&mut self.seen, revision.id, revision.content_hash, key);
-        }
+        self.committed(sequence, revisions);
         Ok(Written { sequence, rows })
     }
 
@@ -217,6 +407,14 @@ impl WriteTable {
     pub(crate) fn lancedb(&self) -> &Table {
         &self.table
     }
+}
+
+/// The last commit before rows were forgotten, as the table's configuration tells.
+fn sequence_in(config: &HashMap<String, String>) -> i64 {
+    config
+        .get(SEQUENCE_KEY)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
 }
 
 fn remember(seen: &mut SeenIdentities, id: &str, content_hash: &str, key: Option<&str>) {

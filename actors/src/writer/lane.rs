@@ -3,8 +3,11 @@
 //! While a commit is in flight everything that arrives waits here; when it is done, what waits becomes the next
 //! group, up to the bounds. A store of one item goes before the rest of a bulk store, so that it waits for one
 //! group at most; a bulk store advances by at least [`BULK_SHARE`] of each group, so that it is never starved.
+//!
+//! A group is one commit, so two writes of one item cannot both be in it: the second begins the next group. What
+//! may concern any item (a delete by filter, a purge) is a group of its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 /// Part of a group (1/n of its rows) that waiting bulk stores are sure of.
 const BULK_SHARE: usize = 4;
@@ -15,6 +18,19 @@ pub trait Weighed {
     fn rows(&self) -> usize;
     /// Bytes that it brings.
     fn bytes(&self) -> usize;
+    /// Which items it concerns.
+    fn touches(&self) -> Touched<'_>;
+}
+
+/// Which items a write concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touched<'a> {
+    /// A new one.
+    New,
+    /// These.
+    Ids(&'a [String]),
+    /// Maybe any.
+    Any,
 }
 
 /// Bounds of a group. An item that alone exceeds them is a group of its own: items are never split.
@@ -74,6 +90,8 @@ impl<T: Weighed> Lane<T> {
             items: Vec::new(),
             rows: 0,
             bytes: 0,
+            ids: HashSet::new(),
+            closed: false,
         };
         let reserved_rows = if self.bulk.is_empty() {
             0
@@ -96,6 +114,10 @@ struct Group<T> {
     items: Vec<T>,
     rows: usize,
     bytes: usize,
+    /// The items that are concerned so far.
+    ids: HashSet<String>,
+    /// Whether it holds something that wants to be alone.
+    closed: bool,
 }
 
 impl<T: Weighed> Group<T> {
@@ -103,8 +125,18 @@ impl<T: Weighed> Group<T> {
         while let Some(next) = queue.front() {
             let (rows, bytes) = (next.rows(), next.bytes());
             let fits = self.rows + rows <= limits.max_rows && self.bytes + bytes <= limits.max_bytes;
-            if !fits && !self.items.is_empty() {
+            let joins = match next.touches() {
+                Touched::New => true,
+                Touched::Ids(ids) => !ids.iter().any(|id| self.ids.contains(id)),
+                Touched::Any => false,
+            };
+            if (!fits || !joins || self.closed) && !self.items.is_empty() {
                 return;
+            }
+            match next.touches() {
+                Touched::New => {}
+                Touched::Ids(ids) => self.ids.extend(ids.iter().cloned()),
+                Touched::Any => self.closed = true,
             }
             self.rows += rows;
             self.bytes += bytes;
@@ -119,11 +151,13 @@ mod tests {
 
     use super::*;
 
-    #[derive(Clone, Debug, PartialEq)]
+    #[derive(Clone, Debug, Default, PartialEq)]
     struct Entry {
         name: usize,
         rows: usize,
         bytes: usize,
+        ids: Vec<String>,
+        any: bool,
     }
 
     impl Weighed for Entry {
@@ -132,6 +166,13 @@ mod tests {
         }
         fn bytes(&self) -> usize {
             self.bytes
+        }
+        fn touches(&self) -> Touched<'_> {
+            match (self.any, self.ids.as_slice()) {
+                (true, _) => Touched::Any,
+                (false, []) => Touched::New,
+                (false, ids) => Touched::Ids(ids),
+            }
         }
     }
 
@@ -146,8 +187,51 @@ mod tests {
                 name,
                 rows: 1,
                 bytes: 1,
+                ..Entry::default()
             })
             .collect()
+    }
+
+    fn names(group: &[Entry]) -> Vec<usize> {
+        group.iter().map(|entry| entry.name).collect()
+    }
+
+    #[test]
+    fn two_writes_of_one_item_are_two_groups() {
+        let of = |name: usize, ids: &[&str]| Entry {
+            name,
+            rows: 1,
+            ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+            ..Entry::default()
+        };
+        let mut lane = Lane::default();
+        lane.push(
+            [
+                of(0, &["a"]),
+                of(1, &["b"]),
+                of(2, &[]),
+                of(3, &["c", "a"]),
+                of(4, &["d"]),
+            ],
+            false,
+        );
+        assert_eq!(names(&lane.next_group(LIMITS)), [0, 1, 2]);
+        assert_eq!(names(&lane.next_group(LIMITS)), [3, 4]);
+    }
+
+    #[test]
+    fn what_may_concern_any_item_is_alone() {
+        let mut lane = Lane::default();
+        let any = Entry {
+            name: 9,
+            rows: 1,
+            any: true,
+            ..Entry::default()
+        };
+        lane.push(entries(0..2).into_iter().chain([any]).chain(entries(2..4)), false);
+        assert_eq!(names(&lane.next_group(LIMITS)), [0, 1]);
+        assert_eq!(names(&lane.next_group(LIMITS)), [9]);
+        assert_eq!(names(&lane.next_group(LIMITS)), [2, 3]);
     }
 
     #[test]
@@ -184,7 +268,7 @@ mod tests {
             let mut lane = Lane::default();
             let make = |offset: usize, sizes: &[(usize, usize)]| -> Vec<Entry> {
                 sizes.iter().enumerate()
-                    .map(|(index, (rows, bytes))| Entry { name: offset + index, rows: *rows, bytes: *bytes })
+                    .map(|(index, (rows, bytes))| Entry { name: offset + index, rows: *rows, bytes: *bytes, ..Entry::default() })
                     .collect()
             };
             lane.push(make(0, &singles), false);

@@ -9,21 +9,25 @@
 //! forgotten and opened anew, and the actor fails, so that the supervisor counts the restart. Business errors
 //! never end it.
 
+mod announce;
 pub mod commit;
 pub mod lane;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+pub use announce::Announcement;
+use announce::Announcements;
 use commit::commit_group;
-pub use commit::{ItemOutcome, PreparedItem};
-use lane::{GroupLimits, Lane, Weighed};
+pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp};
+use lane::{GroupLimits, Lane, Touched, Weighed};
 
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
@@ -35,6 +39,15 @@ use crate::store::{Project, WriteAccess};
 /// Commits of a busy lane after which one step of upkeep may come between: often enough that debt stays
 /// bounded under load, rarely enough that measuring it costs little.
 const COMMITS_PER_UPKEEP: u32 = 16;
+/// Stores that make a group worth its commit without waiting for more: one version for 32 of them.
+const FULL_GROUP: usize = 32;
+/// How long a group waits for each store that is on its way (admitted, being embedded): about what one more
+/// commit would cost both.
+const HOLD_PER_STORE: Duration = Duration::from_millis(10);
+/// How long a group waits at most.
+const HOLD_MAX: Duration = Duration::from_millis(150);
+/// How long a purge waits for readers of older versions.
+const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Settings of the writer.
 #[derive(Clone, Debug)]
@@ -51,8 +64,12 @@ pub struct WriterConfig {
 
 /// What the writer is asked.
 pub enum WriterMessage {
-    /// Store these items.
+    /// Store, change or delete items.
     Write(WriteRequest),
+    /// Do something with the whole project, when it is its turn.
+    Exclusive(ExclusiveRequest),
+    /// Look at a lane again: what it waited for has come, or does not come.
+    Nudge(ProjectName),
     /// Remove this project and everything in it.
     DropProject(ProjectName, oneshot::Sender<KnowledgeResult<()>>),
     /// A lane's task has ended.
@@ -67,6 +84,8 @@ impl std::fmt::Debug for WriterMessage {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
             Self::Write(_) => "Write",
+            Self::Exclusive(_) => "Exclusive",
+            Self::Nudge(_) => "Nudge",
             Self::DropProject(..) => "DropProject",
             Self::LaneDone(_) => "LaneDone",
             Self::Drain(_) => "Drain",
@@ -75,20 +94,48 @@ impl std::fmt::Debug for WriterMessage {
     }
 }
 
-/// Items of one request, for one project.
+/// Writes of one request, for one project.
 pub struct WriteRequest {
     project: ProjectName,
-    items: Vec<PreparedItem>,
+    ops: Vec<WriteOp>,
     pending: Arc<PendingWrite>,
+    announcement: Option<Announcement>,
 }
 
-/// The answer to a write.
+/// The answer to writes.
 #[derive(Debug)]
-pub struct WriteReply {
-    /// One for each item, in the order of the request.
-    pub items: Vec<KnowledgeResult<ItemOutcome>>,
+pub struct WriteReply<T> {
+    /// One for each write, in the order of the request.
+    pub items: Vec<KnowledgeResult<T>>,
     /// The project's newest commit.
     pub version: i64,
+}
+
+/// Work on a project as a whole, which nothing else shares a turn with.
+#[derive(Clone, Debug)]
+pub enum ExclusiveTask {
+    /// Remove every trace of these items.
+    Purge(Vec<String>),
+    /// All the upkeep there is to do.
+    Optimize,
+}
+
+/// What came of an [`ExclusiveTask`].
+#[derive(Clone, Debug, Default)]
+pub struct ExclusiveOutcome {
+    /// The items that were purged.
+    pub purged: Vec<String>,
+    /// Steps of upkeep, by name.
+    pub steps: BTreeMap<String, u64>,
+}
+
+/// An [`ExclusiveTask`] and where its answer goes.
+pub struct ExclusiveRequest {
+    project: ProjectName,
+    task: ExclusiveTask,
+    deadline: Deadline,
+    reply: oneshot::Sender<KnowledgeResult<ExclusiveOutcome>>,
+    _permit: Permit,
 }
 
 /// Report of a lane's task.
@@ -139,14 +186,14 @@ struct PendingWrite {
 }
 
 struct Progress {
-    outcomes: Vec<Option<KnowledgeResult<ItemOutcome>>>,
+    outcomes: Vec<Option<KnowledgeResult<OpOutcome>>>,
     remaining: usize,
     version: i64,
-    reply: Option<oneshot::Sender<KnowledgeResult<WriteReply>>>,
+    reply: Option<oneshot::Sender<KnowledgeResult<WriteReply<OpOutcome>>>>,
 }
 
 impl PendingWrite {
-    fn record(&self, index: usize, outcome: KnowledgeResult<ItemOutcome>, version: i64) {
+    fn record(&self, index: usize, outcome: KnowledgeResult<OpOutcome>, version: i64) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         if progress.outcomes[index].replace(outcome).is_none() {
             progress.remaining -= 1;
@@ -169,31 +216,80 @@ impl PendingWrite {
     }
 }
 
-/// One item on its way through a lane.
-struct QueuedItem {
-    prepared: PreparedItem,
+/// One piece of work on its way through a lane.
+enum Queued {
+    Op(QueuedOp),
+    Exclusive(ExclusiveRequest),
+}
+
+/// One write of a request.
+struct QueuedOp {
+    op: WriteOp,
     index: usize,
     pending: Arc<PendingWrite>,
 }
 
-impl Weighed for QueuedItem {
+impl Weighed for Queued {
     fn rows(&self) -> usize {
-        self.prepared.passages.len()
+        match self {
+            Self::Op(queued) => op_rows(&queued.op),
+            Self::Exclusive(_) => 1,
+        }
     }
 
     fn bytes(&self) -> usize {
-        item_bytes(&self.prepared)
+        match self {
+            Self::Op(queued) => op_bytes(&queued.op),
+            Self::Exclusive(_) => 0,
+        }
+    }
+
+    fn touches(&self) -> Touched<'_> {
+        match self {
+            Self::Op(queued) => match &queued.op {
+                WriteOp::Store(prepared) => prepared
+                    .item
+                    .id
+                    .as_ref()
+                    .map_or(Touched::New, |id| Touched::Ids(std::slice::from_ref(id))),
+                WriteOp::Update(update) => Touched::Ids(&update.ids),
+                WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
+                    Touched::Ids(ids)
+                }
+                WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => {
+                    Touched::Any
+                }
+            },
+            Self::Exclusive(_) => Touched::Any,
+        }
     }
 }
 
-/// Bytes that an item brings: its text twice (whole and in passages) and its vectors.
-fn item_bytes(prepared: &PreparedItem) -> usize {
-    let vectors: usize = prepared
-        .passages
-        .iter()
-        .map(|passage| size_of_val(&*passage.vector))
-        .sum();
-    prepared.item.text.len() * 2 + vectors
+/// Rows that a write makes, as far as it is known before.
+fn op_rows(op: &WriteOp) -> usize {
+    match op {
+        WriteOp::Store(prepared) => prepared.passages.len(),
+        WriteOp::Update(update) => update.passages.as_ref().map_or(2, |passages| passages.len() + 1),
+        WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => ids.len(),
+        WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => 1,
+    }
+}
+
+/// Bytes that a write brings: its text twice (whole and in passages) and its vectors.
+fn op_bytes(op: &WriteOp) -> usize {
+    let vectors = |passages: &[crate::store::rows::EmbeddedPassage]| -> usize {
+        passages.iter().map(|passage| size_of_val(&*passage.vector)).sum()
+    };
+    match op {
+        WriteOp::Store(prepared) => prepared.item.text.len() * 2 + vectors(&prepared.passages),
+        WriteOp::Update(update) => {
+            update.patch.text.as_ref().map_or(0, String::len) * 2 + update.passages.as_deref().map_or(0, vectors)
+        }
+        WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
+            ids.iter().map(String::len).sum()
+        }
+        WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => 0,
+    }
 }
 
 /// Sends writes to the writer, within its bounds. Cheap to clone.
@@ -202,28 +298,73 @@ pub struct WriterHandle {
     actor: ActorRef<WriterMessage>,
     requests: Admission,
     bytes: Admission,
+    announcements: Arc<Announcements>,
 }
 
 impl WriterHandle {
-    /// A handle to a running writer.
-    pub fn new(actor: ActorRef<WriterMessage>, config: &WriterConfig) -> Self {
+    /// A handle to a running writer, which was started with the same `announcements`.
+    pub(crate) fn new(
+        actor: ActorRef<WriterMessage>,
+        config: &WriterConfig,
+        announcements: Arc<Announcements>,
+    ) -> Self {
         Self {
             actor,
             requests: Admission::new("the writer's queue", config.queue_requests, 100),
             bytes: Admission::new("the writer's buffer", config.queue_bytes, 250),
+            announcements,
         }
     }
 
+    /// Says that a store of one item is on its way: it is being embedded now. While one is, the writer may hold
+    /// a group open for it. Give it to [`WriterHandle::store`], or drop it if the store does not come.
+    pub fn announce(&self, project: &ProjectName) -> Announcement {
+        Announcement::new(Arc::clone(&self.announcements), project.clone(), self.actor.clone())
+    }
+
     /// Stores items and waits until they are durable. Errors of single items stand in the reply.
-    pub async fn write(
+    pub async fn store(
         &self,
         project: ProjectName,
         items: Vec<PreparedItem>,
+        announcement: Option<Announcement>,
         deadline: Deadline,
-    ) -> KnowledgeResult<WriteReply> {
-        let total_bytes: usize = items.iter().map(item_bytes).sum();
+    ) -> KnowledgeResult<WriteReply<ItemOutcome>> {
+        let ops = items.into_iter().map(WriteOp::Store).collect();
+        let reply = self.submit(project, ops, announcement, deadline).await?;
+        let items = reply.items.into_iter().map(|item| match item? {
+            OpOutcome::Stored(outcome) => Ok(outcome),
+            other => Err(KnowledgeError::internal(format!("a store became {other:?}"))),
+        });
+        Ok(WriteReply {
+            items: items.collect(),
+            version: reply.version,
+        })
+    }
+
+    /// Changes, deletes or undeletes, and waits until it is durable.
+    pub async fn change(
+        &self,
+        project: ProjectName,
+        op: WriteOp,
+        deadline: Deadline,
+    ) -> KnowledgeResult<(OpOutcome, i64)> {
+        let reply = self.submit(project, vec![op], None, deadline).await?;
+        let outcome = reply.items.into_iter().next();
+        let outcome = outcome.ok_or_else(|| KnowledgeError::internal("the writer gave no answer"))??;
+        Ok((outcome, reply.version))
+    }
+
+    async fn submit(
+        &self,
+        project: ProjectName,
+        ops: Vec<WriteOp>,
+        announcement: Option<Announcement>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<WriteReply<OpOutcome>> {
+        let total_bytes: usize = ops.iter().map(op_bytes).sum();
         let total_bytes = u32::try_from(total_bytes).unwrap_or(u32::MAX);
-        let permits = if items.len() > 1 {
+        let permits = if ops.len() > 1 {
             // A bulk store has been embedded by now, which is the dear part: it waits for room, within its time.
             [
                 self.requests.acquire(1, deadline).await?,
@@ -236,8 +377,8 @@ impl WriterHandle {
         let pending = Arc::new(PendingWrite {
             deadline,
             progress: Mutex::new(Progress {
-                outcomes: vec![None; items.len()],
-                remaining: items.len(),
+                outcomes: vec![None; ops.len()],
+                remaining: ops.len(),
                 version: 0,
                 reply: Some(reply),
             }),
@@ -245,15 +386,41 @@ impl WriterHandle {
         });
         let request = WriteRequest {
             project,
-            items,
+            ops,
             pending,
+            announcement,
         };
-        self.actor
-            .cast(WriterMessage::Write(request))
-            .map_err(|_| KnowledgeError::Unavailable {
-                part: "writer",
-                reason: "it is restarting, nothing was written".to_owned(),
-            })?;
+        self.send(WriterMessage::Write(request), answer, deadline).await
+    }
+
+    /// Does something with the whole project, after what waits before it.
+    pub async fn exclusive(
+        &self,
+        project: ProjectName,
+        task: ExclusiveTask,
+        deadline: Deadline,
+    ) -> KnowledgeResult<ExclusiveOutcome> {
+        let (reply, answer) = oneshot::channel();
+        let request = ExclusiveRequest {
+            project,
+            task,
+            deadline,
+            reply,
+            _permit: self.requests.try_acquire(1)?,
+        };
+        self.send(WriterMessage::Exclusive(request), answer, deadline).await
+    }
+
+    async fn send<T>(
+        &self,
+        message: WriterMessage,
+        answer: oneshot::Receiver<KnowledgeResult<T>>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<T> {
+        self.actor.cast(message).map_err(|_| KnowledgeError::Unavailable {
+            part: "writer",
+            reason: "it is restarting, nothing was changed".to_owned(),
+        })?;
         match tokio::time::timeout(deadline.remaining(), answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(KnowledgeError::OutcomeUnknown),
@@ -266,19 +433,8 @@ impl WriterHandle {
     /// Removes a project and everything in it.
     pub async fn drop_project(&self, project: ProjectName, deadline: Deadline) -> KnowledgeResult<()> {
         let (reply, answer) = oneshot::channel();
-        self.actor
-            .cast(WriterMessage::DropProject(project, reply))
-            .map_err(|_| KnowledgeError::Unavailable {
-                part: "writer",
-                reason: "it is restarting, nothing was removed".to_owned(),
-            })?;
-        match tokio::time::timeout(deadline.remaining(), answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(KnowledgeError::OutcomeUnknown),
-            Err(_) => Err(KnowledgeError::DeadlineExceeded {
-                executed: Executed::Unknown,
-            }),
-        }
+        self.send(WriterMessage::DropProject(project, reply), answer, deadline)
+            .await
     }
 
     /// The numbers; none while the writer is away.
@@ -309,18 +465,34 @@ pub struct WriterArguments {
     pub config: WriterConfig,
     /// The right to write.
     pub access: Arc<WriteAccess>,
+    /// Shared with the handle.
+    pub(crate) announcements: Arc<Announcements>,
 }
 
 struct LaneState {
-    waiting: Lane<QueuedItem>,
+    waiting: Lane<Queued>,
     busy: bool,
+    /// The group that is held open, if one is.
+    hold: Option<Hold>,
+    /// Whether something waits that no group is held open for.
+    urgent: bool,
     commits_since_upkeep: u32,
     /// Whether something was committed since the last time there was no debt.
     dirty: bool,
 }
 
+/// A group that waits for stores that are on their way.
+struct Hold {
+    /// Stores that were on their way when it began; later ones are not waited for.
+    expected: usize,
+    /// Those that have come since.
+    arrived: usize,
+    until: Instant,
+}
+
 /// State of the writer.
 pub struct WriterState {
+    announcements: Arc<Announcements>,
     config: WriterConfig,
     access: Arc<WriteAccess>,
     lanes: HashMap<ProjectName, LaneState>,
@@ -342,6 +514,7 @@ impl Actor for Writer {
     ) -> Result<Self::State, ActorProcessingErr> {
         fail::fail_point!("writer::pre_start", |_| Err("failpoint writer::pre_start".into()));
         Ok(WriterState {
+            announcements: arguments.announcements,
             config: arguments.config,
             access: arguments.access,
             lanes: HashMap::new(),
@@ -363,6 +536,8 @@ impl Actor for Writer {
                 fail::fail_point!("writer::handle");
                 state.accept(&myself, request);
             }
+            WriterMessage::Exclusive(request) => state.accept_exclusive(&myself, request),
+            WriterMessage::Nudge(project) => state.start(&myself, &project),
             WriterMessage::DropProject(project, reply) => {
                 let access = Arc::clone(&state.access);
                 // A lane that is left without its project makes itself a new one with the next store.
@@ -384,6 +559,11 @@ impl Actor for Writer {
             WriterMessage::Drain(reply) => {
                 state.draining = true;
                 state.drain = Some(reply);
+                // What is held open waits no longer.
+                let projects: Vec<ProjectName> = state.lanes.keys().cloned().collect();
+                for project in projects {
+                    state.start(&myself, &project);
+                }
                 state.finish_drain();
             }
         }
@@ -395,16 +575,20 @@ impl WriterState {
     fn accept(&mut self, myself: &ActorRef<WriterMessage>, request: WriteRequest) {
         let WriteRequest {
             project,
-            items,
+            ops,
             pending,
+            announcement,
         } = request;
+        if let Some(announcement) = announcement {
+            announcement.arrived();
+        }
         let refusal = if self.draining {
             Some(KnowledgeError::ShuttingDown)
         } else {
             self.ensure_lane(&project).err()
         };
         if let Some(error) = refusal {
-            for index in 0..items.len() {
+            for index in 0..ops.len() {
                 pending.record(index, Err(error.clone()), 0);
             }
             return;
@@ -412,14 +596,76 @@ impl WriterState {
         let Some(lane) = self.lanes.get_mut(&project) else {
             return;
         };
-        let bulk = items.len() > 1;
-        let queued = items.into_iter().enumerate().map(|(index, prepared)| QueuedItem {
-            prepared,
-            index,
-            pending: Arc::clone(&pending),
+        let bulk = ops.len() > 1;
+        match ops.as_slice() {
+            [WriteOp::Store(_)] => {
+                if let Some(hold) = &mut lane.hold {
+                    hold.arrived += 1;
+                }
+            }
+            // Only single stores wait for one another.
+            _ => lane.urgent = true,
+        }
+        let queued = ops.into_iter().enumerate().map(|(index, op)| {
+            Queued::Op(QueuedOp {
+                op,
+                index,
+                pending: Arc::clone(&pending),
+            })
         });
         lane.waiting.push(queued, bulk);
         self.start(myself, &project);
+    }
+
+    fn accept_exclusive(&mut self, myself: &ActorRef<WriterMessage>, request: ExclusiveRequest) {
+        let refusal = if self.draining {
+            Some(KnowledgeError::ShuttingDown)
+        } else {
+            self.ensure_lane(&request.project).err()
+        };
+        if let Some(error) = refusal {
+            request.reply.send(Err(error)).ok();
+            return;
+        }
+        let project = request.project.clone();
+        if let Some(lane) = self.lanes.get_mut(&project) {
+            lane.urgent = true;
+            lane.waiting.push([Queued::Exclusive(request)], false);
+        }
+        self.start(myself, &project);
+    }
+
+    /// Whether the waiting stores are held back a moment for those on their way. One client alone never waits:
+    /// its own store is no longer on its way.
+    fn hold(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName) -> bool {
+        let announced = self.announcements.of(project);
+        let draining = self.draining;
+        let Some(lane) = self.lanes.get_mut(project) else {
+            return false;
+        };
+        let now = Instant::now();
+        let waits_for_nothing =
+            lane.waiting.is_empty() || lane.urgent || draining || announced == 0 || lane.waiting.len() >= FULL_GROUP;
+        let held = match &lane.hold {
+            _ if waits_for_nothing => false,
+            Some(hold) => now < hold.until && hold.arrived < hold.expected,
+            None => {
+                let patience = HOLD_MAX.min(HOLD_PER_STORE * u32::try_from(announced).unwrap_or(u32::MAX));
+                lane.hold = Some(Hold {
+                    expected: announced,
+                    arrived: 0,
+                    until: now + patience,
+                });
+                let project = project.clone();
+                myself.send_after(patience, move || WriterMessage::Nudge(project));
+                true
+            }
+        };
+        if !held {
+            lane.hold = None;
+            lane.urgent = false;
+        }
+        held
     }
 
     fn ensure_lane(&mut self, project: &ProjectName) -> KnowledgeResult<()> {
@@ -428,6 +674,8 @@ impl WriterState {
             let lane = LaneState {
                 waiting: Lane::default(),
                 busy: false,
+                hold: None,
+                urgent: false,
                 commits_since_upkeep: 0,
                 dirty: false,
             };
@@ -450,6 +698,12 @@ impl WriterState {
             return;
         }
         lane.waiting.retain(still_wanted);
+        if self.hold(myself, project) {
+            return;
+        }
+        let Some(lane) = self.lanes.get_mut(project) else {
+            return;
+        };
         let group = lane.waiting.next_group(limits);
         let idle = group.is_empty();
         let upkeep = lane.dirty && !draining && (idle || lane.commits_since_upkeep >= COMMITS_PER_UPKEEP);
@@ -519,15 +773,20 @@ impl WriterState {
 
 /// Whether a waiting item is still to be written. What expired in the queue is answered and never executed;
 /// what nobody waits for any more frees its place.
-fn still_wanted(queued: &QueuedItem) -> bool {
-    if queued.pending.deadline.expired() {
-        let executed = Executed::No;
-        queued
-            .pending
-            .record(queued.index, Err(KnowledgeError::DeadlineExceeded { executed }), 0);
-        return false;
+fn still_wanted(queued: &Queued) -> bool {
+    match queued {
+        Queued::Op(op) => {
+            if op.pending.deadline.expired() {
+                let executed = Executed::No;
+                op.pending
+                    .record(op.index, Err(KnowledgeError::DeadlineExceeded { executed }), 0);
+                return false;
+            }
+            op.pending.awaited()
+        }
+        // Its caller's own clock answers it when it is dropped here.
+        Queued::Exclusive(request) => !request.deadline.expired() && !request.reply.is_closed(),
     }
-    queued.pending.awaited()
 }
 
 /// One task of a lane: a group, a step of upkeep, or both.
@@ -539,7 +798,7 @@ struct LaneTurn {
 }
 
 impl LaneTurn {
-    async fn run(self, group: Vec<QueuedItem>) -> LaneDone {
+    async fn run(self, mut group: Vec<Queued>) -> LaneDone {
         let mut done = LaneDone {
             project: self.project.name().clone(),
             items: group.len(),
@@ -548,10 +807,13 @@ impl LaneTurn {
             panicked: None,
         };
         let work = async {
-            let committed = if group.is_empty() {
-                false
-            } else {
-                self.commit(group).await
+            let committed = match group.pop() {
+                None => false,
+                Some(Queued::Exclusive(request)) => self.exclusive(request).await,
+                Some(last) => {
+                    group.push(last);
+                    self.commit(group).await
+                }
             };
             let upkeep = if self.upkeep { Some(self.upkeep().await) } else { None };
             (committed, upkeep)
@@ -572,13 +834,17 @@ impl LaneTurn {
         done
     }
 
-    /// Commits the group and answers its items. True if a version was written.
-    async fn commit(&self, group: Vec<QueuedItem>) -> bool {
-        let (prepared, places): (Vec<PreparedItem>, Vec<(usize, Arc<PendingWrite>)>) = group
+    /// Commits the group and answers its writes. True if a version was written.
+    async fn commit(&self, group: Vec<Queued>) -> bool {
+        let (ops, places): (Vec<WriteOp>, Vec<(usize, Arc<PendingWrite>)>) = group
             .into_iter()
-            .map(|queued| (queued.prepared, (queued.index, queued.pending)))
+            .filter_map(|queued| match queued {
+                Queued::Op(queued) => Some((queued.op, (queued.index, queued.pending))),
+                // Alone in its group, see `lane`.
+                Queued::Exclusive(_) => None,
+            })
             .unzip();
-        match self.try_commit(&prepared).await {
+        match self.try_commit(&ops).await {
             Ok(outcome) => {
                 for ((index, pending), item) in places.into_iter().zip(outcome.items) {
                     pending.record(index, item, outcome.version);
@@ -586,7 +852,7 @@ impl LaneTurn {
                 outcome.committed
             }
             Err(error) => {
-                tracing::error!(project = %self.project.name(), items = places.len(), %error, "a commit failed");
+                tracing::error!(project = %self.project.name(), writes = places.len(), %error, "a commit failed");
                 for (index, pending) in places {
                     pending.record(index, Err(error.clone()), 0);
                 }
@@ -595,7 +861,50 @@ impl LaneTurn {
         }
     }
 
-    async fn try_commit(&self, prepared: &[PreparedItem]) -> KnowledgeResult<commit::GroupOutcome> {
+    /// Runs an exclusive task and answers it. True if the project may have changed.
+    async fn exclusive(&self, request: ExclusiveRequest) -> bool {
+        let outcome = self.try_exclusive(&request.task).await;
+        if let Err(error) = &outcome {
+            tracing::error!(project = %self.project.name(), task = ?request.task, %error, "a task failed");
+        }
+        // A failed send only means that the caller has left.
+        request.reply.send(outcome).ok();
+        true
+    }
+
+    async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
+        let mut guard = self.access.lock(&self.project, false).await?;
+        let Some(table) = guard.table() else {
+            return Ok(ExclusiveOutcome::default());
+        };
+        table.snapshot().await?.check_shape()?;
+        let mut outcome = ExclusiveOutcome::default();
+        let done = match task {
+            ExclusiveTask::Purge(ids) => table.purge(ids).await.map(|purged| outcome.purged = purged),
+            ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
+        };
+        if let Err(error) = done {
+            guard.forget();
+            return Err(error);
+        }
+        guard.publish().await?;
+        if let Some(table) = guard.table() {
+            match task {
+                ExclusiveTask::Purge(_) if outcome.purged.is_empty() => {}
+                ExclusiveTask::Purge(_) => {
+                    table.await_readers(PURGE_PATIENCE).await?;
+                    table.prune_all().await?;
+                }
+                ExclusiveTask::Optimize => {
+                    table.prune().await?;
+                    outcome.steps.insert("prune".to_owned(), 1);
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn try_commit(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
         let mut guard = self.access.lock(&self.project, true).await?;
         let table = guard
             .table()
@@ -605,7 +914,7 @@ impl LaneTurn {
         view.check_model(&self.access.store().config().model.name)?;
         drop(view);
         fail::fail_point!("writer::before_commit");
-        match commit_group(table, prepared).await {
+        match commit_group(table, ops).await {
             Ok(outcome) => {
                 fail::fail_point!("writer::after_commit");
                 // Published before it is acknowledged: the very next search sees it.

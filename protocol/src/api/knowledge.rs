@@ -583,7 +583,7 @@ impl Params for HistoryParams {}
 /// One revision of an item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Revision {
-    /// Its number, from 0.
+    /// Its number, from 1.
     pub revision: u64,
     /// The text it had.
     pub text: String,
@@ -683,10 +683,17 @@ impl Params for UndeleteParams {
 }
 
 /// Result of `knowledge.undelete`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct UndeleteResult {
     /// How many items are back.
     pub restored: u64,
+    /// Which.
+    pub ids: Vec<String>,
+    /// Those that were asked for and are not back: never deleted, no longer kept, or there already.
+    pub missing: Vec<String>,
+    /// The project's version with them.
+    pub version: u64,
 }
 
 /// Parameters of `knowledge.purge`: `id`, `ids` or `secrets`, and `confirm`.
@@ -722,7 +729,7 @@ impl Params for PurgeParams {
 }
 
 /// Result of `knowledge.purge`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PurgeResult {
     /// How many items are gone for good.
     pub purged: u64,

@@ -1,0 +1,81 @@
+//! Stores on their way: admitted and being embedded, not yet with the writer.
+//!
+//! A single store spends most of its time in the embedder. If the writer committed each as it came out, 64
+//! clients would make a version for every few items. So a store is announced before it is embedded, and the
+//! writer holds a group open for a moment while others are on their way (see `WriterState::hold`). Nothing
+//! depends on an announcement: one that is dropped only wakes the lane.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ractor::ActorRef;
+
+use super::WriterMessage;
+use crate::domain::ProjectName;
+
+/// How many stores are on their way, by project.
+#[derive(Debug, Default)]
+pub(crate) struct Announcements(Mutex<HashMap<ProjectName, usize>>);
+
+impl Announcements {
+    /// Stores of this project on their way.
+    pub(crate) fn of(&self, project: &ProjectName) -> usize {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(project).copied().unwrap_or(0)
+    }
+
+    fn add(&self, project: &ProjectName) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(project.clone()).or_default() += 1;
+    }
+
+    fn remove(&self, project: &ProjectName) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(project) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(project);
+            }
+        }
+    }
+}
+
+/// One store on its way. See the module.
+#[derive(Debug)]
+pub struct Announcement {
+    announcements: Arc<Announcements>,
+    project: ProjectName,
+    writer: ActorRef<WriterMessage>,
+    arrived: bool,
+}
+
+impl Announcement {
+    pub(super) fn new(
+        announcements: Arc<Announcements>,
+        project: ProjectName,
+        writer: ActorRef<WriterMessage>,
+    ) -> Self {
+        announcements.add(&project);
+        Self {
+            announcements,
+            project,
+            writer,
+            arrived: false,
+        }
+    }
+
+    /// The store has reached the writer, which looks at the lane itself.
+    pub(super) fn arrived(mut self) {
+        self.arrived = true;
+    }
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        self.announcements.remove(&self.project);
+        if !self.arrived {
+            // Failed or abandoned: a group may be waiting for it. A writer that has ended waits for nothing.
+            self.writer.cast(WriterMessage::Nudge(self.project.clone())).ok();
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The life of an item: `knowledge.update`, `history`, `delete`, `undelete`, `cleanup` and `purge`.
+
+use std::sync::Arc;
+
+use ccod_actors::domain::{Deletion, ItemFilter, ItemPatch, ProjectName, check_key, format_time, now_ms};
+use ccod_actors::embedder::Lane;
+use ccod_actors::error::{KnowledgeError, KnowledgeResult};
+use ccod_actors::writer::{DeleteTarget, ExclusiveTask, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
+use ccod_protocol::api;
+use ccod_protocol::error::WireError;
+use chrono::TimeDelta;
+
+use super::{App, Call, admin, convert, store, wire_error};
+
+/// Ids that one request may name.
+const IDS_MAX: usize = api::LIST_LIMIT_MAX as usize;
+
+/// Changes an item.
+pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, WireError> {
+    let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
+    let params = call.params;
+    check_patch(&params, &app).map_err(wire_error)?;
+    let routes = app.routes();
+    let writer = routes.writer().map_err(wire_error)?;
+    // Before the embedding, which is the dear part; the writer looks again when it is its turn.
+    let found = routes
+        .readers
+        .get(project.clone(), vec![params.id.clone()], deadline)
+        .await
+        .map_err(wire_error)?;
+    let Some(current) = found.items.first() else {
+        return Err(WireError::not_found(&params.id));
+    };
+    let passages = match &params.text {
+        Some(text) if *text != current.text => {
+            let embedder = routes.embedder().map_err(wire_error)?;
+            Some(
+                store::embed_text(embedder, text, Lane::Interactive, deadline, origin)
+                    .await
+                    .map_err(wire_error)?,
+            )
+        }
+        _ => None,
+    };
+    let update = PreparedUpdate {
+        ids: [params.id],
+        patch: ItemPatch {
+            text: params.text,
+            kind: params.knowledge_type.map(convert::kind),
+            agent: params.agent,
+            session_id: params.session_id,
+            metadata: params.metadata,
+        },
+        passages,
+    };
+    let outcome = writer.change(project, WriteOp::Update(update), deadline).await;
+    let (outcome, version) = outcome.map_err(wire_error)?;
+    let OpOutcome::Updated { id, updated_at } = outcome else {
+        return Err(unexpected(&outcome));
+    };
+    Ok(api::UpdateResult {
+        id,
+        version: convert::version(version),
+        updated_at: format_time(updated_at),
+        durability: convert::durability(app.store.config().durability),
+    })
+}
+
+fn check_patch(params: &api::UpdateParams, app: &App) -> KnowledgeResult<()> {
+    let limits = &app.config.items;
+    if let Some(text) = &params.text {
+        store::check_text(text, limits)?;
+    }
+    if let Some(metadata) = &params.metadata {
+        store::check_metadata(metadata, limits)?;
+    }
+    for (parameter, value) in [("agent", &params.agent), ("session_id", &params.session_id)] {
+        if let Some(value) = value {
+            check_key(value, parameter)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lists the revisions of an item.
+pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<api::HistoryResult, WireError> {
+    let revisions = app
+        .routes()
+        .readers
+        .history(call.project(), call.params.id.clone(), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    if revisions.first().is_none_or(|newest| newest.valid_to.is_some()) {
+        return Err(WireError::not_found(&call.params.id));
+    }
+    Ok(api::HistoryResult {
+        revisions: revisions
+            .into_iter()
+            .map(|item| api::Revision {
+                revision: u64::try_from(item.revision).unwrap_or(0),
+                text: item.text,
+                knowledge_type: convert::knowledge_type(&item.kind),
+                agent: item.agent,
+                session_id: item.session_id,
+                metadata: item.metadata,
+                updated_at: format_time(item.updated_at),
+                valid_from: convert::version(item.valid_from),
+                valid_to: item.valid_to.map(convert::version),
+            })
+            .collect(),
+    })
+}
+
+/// Deletes items by id or filter.
+pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api::DeleteResult, WireError> {
+    let target = match (&call.params.id, &call.params.ids) {
+        (Some(id), _) => DeleteTarget::Ids(vec![id.clone()]),
+        (None, Some(ids)) => DeleteTarget::Ids(checked_ids(ids)?),
+        (None, None) => DeleteTarget::Matching(convert::filter(&call.params.filters)?),
+    };
+    let project = call.project();
+    if call.params.dry_run {
+        let (ids, version) = would_delete(&app, &call, target).await?;
+        return Ok(api::DeleteResult {
+            deleted: ids.len() as u64,
+            ids,
+            undo_token: None,
+            version,
+        });
+    }
+    let (ids, deletion, version) = delete_now(&app, project, target, &call).await?;
+    Ok(api::DeleteResult {
+        deleted: ids.len() as u64,
+        ids,
+        undo_token: deletion.map(|deletion| deletion.token()),
+        version: convert::version(version),
+    })
+}
+
+async fn would_delete(
+    app: &App,
+    call: &Call<api::Delete>,
+    target: DeleteTarget,
+) -> Result<(Vec<String>, u64), WireError> {
+    let readers = app.routes().readers;
+    match target {
+        DeleteTarget::Ids(ids) => {
+            let found = readers
+                .get(call.project(), ids, call.deadline())
+                .await
+                .map_err(wire_error)?;
+            let mut ids: Vec<String> = found.items.into_iter().map(|item| item.id).collect();
+            ids.sort();
+            Ok((ids, convert::version(found.version)))
+        }
+        DeleteTarget::Matching(filter) => {
+            let found = readers
+                .matching(call.project(), filter, call.deadline())
+                .await
+                .map_err(wire_error)?;
+            Ok((found.ids, convert::version(found.version)))
+        }
+    }
+}
+
+async fn delete_now<M: api::Method>(
+    app: &App,
+    project: ProjectName,
+    target: DeleteTarget,
+    call: &Call<M>,
+) -> Result<(Vec<String>, Option<Deletion>, i64), WireError> {
+    // A project comes to be with its first store, not with a delete.
+    if app.store.view(&project).await.map_err(wire_error)?.is_none() {
+        return Ok((Vec::new(), None, 0));
+    }
+    let routes = app.routes();
+    let writer = routes.writer().map_err(wire_error)?;
+    let (outcome, version) = writer
+        .change(project, WriteOp::Delete(target), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    let OpOutcome::Deleted { ids, deletion } = outcome else {
+        return Err(unexpected(&outcome));
+    };
+    Ok((ids, deletion, version))
+}
+
+/// Brings deleted items back.
+pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result<api::UndeleteResult, WireError> {
+    let (project, target) = match (&call.params.undo_token, &call.params.ids) {
+        (Some(token), _) => {
+            let deletion = Deletion::parse(token).map_err(wire_error)?;
+            // The token names its project, so the caller need not; what contradicts it is a mistake.
+            if call.project.as_ref().is_some_and(|named| *named != deletion.project) {
+                return Err(WireError::invalid_params(
+                    "undo_token",
+                    format!(
+                        "`undo_token` is of project {}; leave `project_id` out",
+                        deletion.project
+                    ),
+                ));
+            }
+            if now_ms() - deletion.at > app.store.config().retention {
+                return Err(WireError::expired("the undo token"));
+            }
+            (deletion.project.clone(), UndeleteTarget::Deletion(deletion))
+        }
+        (None, ids) => (
+            call.project(),
+            UndeleteTarget::Ids(checked_ids(ids.as_deref().unwrap_or_default())?),
+        ),
+    };
+    let Some(view) = app.store.view(&project).await.map_err(wire_error)? else {
+        return Ok(api::UndeleteResult::default());
+    };
+    if let UndeleteTarget::Deletion(deletion) = &target
+        && view
+            .horizon()
+            .is_some_and(|horizon| deletion.sequence <= horizon.sequence)
+    {
+        return Err(WireError::expired("the undo token"));
+    }
+    drop(view);
+    let routes = app.routes();
+    let writer = routes.writer().map_err(wire_error)?;
+    let (outcome, version) = writer
+        .change(project, WriteOp::Undelete(target), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    let OpOutcome::Undeleted { restored, missing } = outcome else {
+        return Err(unexpected(&outcome));
+    };
+    Ok(api::UndeleteResult {
+        restored: restored.len() as u64,
+        ids: restored,
+        missing,
+        version: convert::version(version),
+    })
+}
+
+/// Deletes what is older than a number of days, then frees what can be freed.
+pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<api::CleanupResult, WireError> {
+    let project = call.project();
+    let mut filter: ItemFilter = convert::filter(&call.params.filters)?;
+    let cutoff = now_ms() - TimeDelta::days(i64::from(call.params.older_than_days));
+    filter.until = Some(filter.until.map_or(cutoff, |until| until.min(cutoff)));
+    let found = app
+        .routes()
+        .readers
+        .matching(project.clone(), filter.clone(), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    if call.params.dry_run {
+        return Ok(api::CleanupResult {
+            deleted: found.ids.len() as u64,
+            freed_bytes: found.bytes,
+            dry_run: true,
+            undo_token: None,
+        });
+    }
+    let (ids, deletion, _) = delete_now(&app, project.clone(), DeleteTarget::Matching(filter), &call).await?;
+    let (freed_bytes, _) = admin::reclaim(&app, &project, call.deadline())
+        .await
+        .map_err(wire_error)?;
+    Ok(api::CleanupResult {
+        deleted: ids.len() as u64,
+        freed_bytes,
+        dry_run: false,
+        undo_token: deletion.map(|deletion| deletion.token()),
+    })
+}
+
+/// Removes every trace of items.
+pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::PurgeResult, WireError> {
+    if call.params.secrets {
+        return Err(WireError::invalid_params(
+            "secrets",
+            "this version cannot find secrets yet; name the items by `id` or `ids`",
+        ));
+    }
+    let ids = match (&call.params.id, &call.params.ids) {
+        (Some(id), _) => vec![id.clone()],
+        (None, ids) => checked_ids(ids.as_deref().unwrap_or_default())?,
+    };
+    let project = call.project();
+    if app.store.view(&project).await.map_err(wire_error)?.is_none() {
+        return Ok(api::PurgeResult::default());
+    }
+    let routes = app.routes();
+    let writer = routes.writer().map_err(wire_error)?;
+    let outcome = writer
+        .exclusive(project, ExclusiveTask::Purge(ids), call.deadline())
+        .await
+        .map_err(wire_error)?;
+    Ok(api::PurgeResult {
+        purged: outcome.purged.len() as u64,
+        ids: outcome.purged,
+        backups: Vec::new(),
+    })
+}
+
+fn checked_ids(ids: &[String]) -> Result<Vec<String>, WireError> {
+    if ids.len() > IDS_MAX {
+        return Err(WireError::invalid_params(
+            "ids",
+            format!("`ids` must be at most {IDS_MAX} ids, this list has {}", ids.len()),
+        ));
+    }
+    Ok(ids.to_vec())
+}
+
+fn unexpected(outcome: &OpOutcome) -> WireError {
+    wire_error(KnowledgeError::internal(format!("the writer answered {outcome:?}")))
+}
