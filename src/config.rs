@@ -112,7 +112,8 @@ pub struct StoreConfig {
     pub session_index_cache_bytes: u64,
     /// Cache of table metadata, shared by all projects (LanceDB's default: 1 GiB).
     pub session_metadata_cache_bytes: u64,
-    /// Days for which replaced and deleted revisions stay, for `history`, `undelete` and `as_of`.
+    /// Days for which replaced and deleted revisions stay, for `history`, `undelete` and `as_of`. With 0 they go
+    /// with the next upkeep, and a deletion cannot be undone.
     pub retention_days: u32,
 }
 
@@ -646,7 +647,7 @@ impl Config {
                 1024 * 1024,
                 1024 * GIB,
             ),
-            ("store.retention_days", self.store.retention_days.into(), 1, 36_500),
+            ("store.retention_days", self.store.retention_days.into(), 0, 36_500),
             ("readers.workers", self.readers.workers.into(), 0, 256),
             ("readers.queue", self.readers.queue.into(), 1, 1_000_000),
             ("writer.max_group_rows", self.writer.max_group_rows.into(), 1, 1_000_000),
@@ -1344,7 +1345,7 @@ mod tests {
             ("shutdown.grace_ms=1000", "limits.shutdown_grace_ms"),
             ("supervision.backoff_ms=6000", "supervision.backoff_ms"),
             ("limits.max_connections=0", "limits.max_connections"),
-            ("store.retention_days=0", "store.retention_days"),
+            ("store.retention_days=36501", "store.retention_days"),
         ] {
             let error = load(home.path(), set(&[assignment]), &[]).expect_err(assignment);
             assert!(

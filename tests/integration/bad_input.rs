@@ -144,8 +144,8 @@ fn bad_parameters_are_named() {
     );
     assert_eq!(connection.call_error("knowledge.stroe", json!({}))["code"], -32601);
     assert_eq!(
-        connection.call_error("knowledge.delete", json!({"id": "x"}))["code"],
-        -32601
+        connection.call_error("knowledge.delete", json!({"id": "x", "type": "issue"}))["code"],
+        -32602
     );
 
     // Deeper than the limit: an error without an id, for the id may be too deep as well.

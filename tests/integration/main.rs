@@ -7,5 +7,6 @@ mod concurrency;
 mod discovery;
 mod feed;
 mod knowledge;
+mod life;
 mod lifecycle;
 mod support;

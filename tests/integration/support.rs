@@ -230,7 +230,14 @@ impl Connection {
         self.next_id += 1;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
         self.send(format!("{request}\n"));
-        let response = self.receive().expect("an answer");
+        let response = loop {
+            let message = self.receive().expect("an answer");
+            // Progress of this very call may come first.
+            if message["method"] != "rpc.progress" {
+                break message;
+            }
+            assert_eq!(message["params"]["request_id"], id, "{message}");
+        };
         assert_eq!(response["id"], id, "{response}");
         assert_eq!(response["jsonrpc"], "2.0");
         response

@@ -35,12 +35,22 @@ pub fn live(at: Option<Moment>) -> Expr {
                 .is_null()
                 .or(col(column::VALID_TO).gt(lit(version))),
         ),
-        Some(Moment::Time(time)) => col(column::UPDATED_AT).lt_eq(time_literal(time)).and(
+        // A first revision counts from its creation, which is what its caller was told; its commit came
+        // milliseconds later.
+        Some(Moment::Time(time)) => written_by(time).and(
             col(column::CLOSED_AT)
                 .is_null()
                 .or(col(column::CLOSED_AT).gt(time_literal(time))),
         ),
     }
+}
+
+/// The rows that were written by a time.
+fn written_by(time: DateTime<Utc>) -> Expr {
+    let created = col(column::REVISION)
+        .eq(lit(1_i64))
+        .and(col(column::TIMESTAMP).lt_eq(time_literal(time)));
+    created.or(col(column::UPDATED_AT).lt_eq(time_literal(time)))
 }
 
 /// The rows that one commit closed.
