@@ -14,6 +14,10 @@ use serde_json::{Value, json};
 #[allow(dead_code)]
 mod support;
 
+#[path = "common/facts.rs"]
+mod facts;
+
+use facts::fact;
 use support::{Connection, Daemon};
 
 /// Items that the searches run over.
@@ -21,49 +25,6 @@ const ITEMS: usize = 10_000;
 /// Time for each measurement.
 const MEASURE: Duration = Duration::from_secs(8);
 const CLIENTS: [usize; 3] = [1, 16, 64];
-
-/// Sentences of about 40 tokens that differ from each other.
-fn fact(number: usize) -> String {
-    const SUBJECTS: [&str; 8] = [
-        "billing",
-        "search",
-        "login",
-        "export",
-        "deployment",
-        "metrics",
-        "billing API",
-        "cache",
-    ];
-    const VERBS: [&str; 7] = [
-        "retries",
-        "rejects",
-        "queues",
-        "encrypts",
-        "logs",
-        "compresses",
-        "validates",
-    ];
-    const OBJECTS: [&str; 9] = [
-        "requests", "events", "sessions", "uploads", "records", "tokens", "backups", "jobs", "webhooks",
-    ];
-    const REASONS: [&str; 5] = [
-        "because the previous release lost data under load",
-        "so that an operator can replay them after an outage",
-        "as agreed with the security team in the last review",
-        "to keep the p99 latency of the public endpoint low",
-        "since the upstream provider limits the request rate",
-    ];
-    format!(
-        "The {} service {} {} number {number} {}; see ticket OPS-{} and the function handle{}V{} for the details of it.",
-        SUBJECTS[number % 8],
-        VERBS[number % 7],
-        OBJECTS[number % 9],
-        REASONS[number % 5],
-        number * 7 % 10_007,
-        OBJECTS[number % 9],
-        number % 13,
-    )
-}
 
 fn main() {
     let items = std::env::args()
@@ -124,6 +85,11 @@ fn main() {
         report("search hybrid, same query", clients, &histogram);
     }
     for clients in CLIENTS {
+        let embedded = measure(&daemon.home.socket(), clients, |connection| {
+            let number = counter.fetch_add(1, Ordering::Relaxed) as usize;
+            connection.call("embedding.embed", json!({"texts": [fact(2_000_000 + number)]}));
+        });
+        report("embed the same, for comparison", clients, &embedded);
         let commits = daemon.status_number("/actors/writer/counters/commits");
         let histogram = measure(&daemon.home.socket(), clients, |connection| {
             let number = counter.fetch_add(1, Ordering::Relaxed) as usize;
@@ -134,7 +100,12 @@ fn main() {
         });
         report("store single", clients, &histogram);
         let commits = daemon.status_number("/actors/writer/counters/commits") - commits;
-        println!("    versions per item: {:.3}", commits as f64 / histogram.len() as f64);
+        println!(
+            "    versions per item: {:.3} (1/{:.1}); {:.0} % of what the embedder does alone",
+            commits as f64 / histogram.len() as f64,
+            histogram.len() as f64 / commits as f64,
+            100.0 * histogram.len() as f64 / embedded.len() as f64
+        );
     }
     let status = daemon.call("admin.status", json!({}));
     println!(

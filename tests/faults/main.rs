@@ -315,44 +315,99 @@ fn without_an_embedder_keywords_still_work_and_the_caller_is_told() {
     daemon.wait_for_health("ok");
 }
 
-/// Clients store while parts fall at random places; each request is answered exactly once, and what was
-/// acknowledged is there, once, also after a shutdown and a new start.
+/// A part falls, and falls again each time it is started anew: whoever asks meanwhile is answered once, with an
+/// error that says to retry, and in the end all is well.
+#[test]
+fn a_part_that_falls_while_it_starts_is_started_again() {
+    for (part, fall, start, method) in [
+        ("writer", "writer::handle", "writer::pre_start", "knowledge.store"),
+        ("embedder", "engine::forward", "embedder::pre_start", "knowledge.store"),
+        ("readers", "reader::handle", "reader::pre_start", "knowledge.search"),
+    ] {
+        let daemon = Inside::start();
+        daemon.call("knowledge.store", json!({"text": "there before"}));
+        // The engine's thread survives one panic; two in a row end its actor.
+        let falls = if part == "embedder" { 2 } else { 1 };
+        fail::cfg(start, "2*return").unwrap();
+        fail::cfg(fall, &format!("{falls}*panic(injected)")).unwrap();
+        let asking: Vec<_> = (0..8)
+            .map(|client| {
+                let socket = daemon.socket();
+                std::thread::spawn(move || {
+                    let begun = std::time::Instant::now();
+                    loop {
+                        let params = match method {
+                            "knowledge.store" => json!({"text": format!("item of client {client}")}),
+                            _ => json!({"query": "there before", "mode": "text"}),
+                        };
+                        let mut connection = Connection::open(&socket);
+                        let response = connection.request(method, params);
+                        // Answered once: nothing more comes before the end of input.
+                        connection.finish_writing();
+                        assert!(connection.receive().is_none());
+                        match response.get("error") {
+                            None => return,
+                            Some(error) => assert_eq!(error["data"]["retryable"], true, "{part}: {error}"),
+                        }
+                        assert!(begun.elapsed() < support::PATIENCE);
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                })
+            })
+            .collect();
+        for client in asking {
+            client.join().unwrap();
+        }
+        daemon.wait_for_health("ok");
+        assert_eq!(daemon.actor(part)["restarts"], 3, "{part}");
+        let stored = if method == "knowledge.store" { 9 } else { 1 };
+        assert_eq!(
+            daemon.count(),
+            stored,
+            "{part}: each item once, whatever its retries met"
+        );
+    }
+}
+
+/// What the clients of the stress test have been promised.
+#[derive(Default)]
+struct Promises {
+    /// Texts whose store was acknowledged.
+    stored: Vec<String>,
+    /// Texts that were sent, answered or not.
+    sent: std::collections::BTreeSet<String>,
+    /// Requests that were answered by a result, by an error, and not at all (the daemon was shutting down, or the
+    /// client left first).
+    results: u64,
+    errors: u64,
+    unanswered: u64,
+}
+
+/// Clients store, search, cancel and leave while parts fall at random places and the daemon is shut down and
+/// started again in the middle. Each request is answered exactly once as long as its client stays, and what was
+/// acknowledged is there, once, in the end.
 #[test]
 fn random_faults_lose_and_double_nothing() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use rand::{Rng, SeedableRng};
     let seed: u64 = std::env::var("CCOD_TEST_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
         .unwrap_or_else(rand::random);
     println!("CCOD_TEST_SEED={seed}");
-    use rand::{Rng, SeedableRng};
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
     let mut daemon = Inside::start();
     daemon.call("knowledge.store", json!({"text": "warm up"}));
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let clients: Vec<_> = (0..6)
+    let stop = Arc::new(AtomicBool::new(false));
+    // Odd while the daemon is down.
+    let epoch = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..6_u64)
         .map(|client| {
-            let (socket, stop) = (daemon.socket(), std::sync::Arc::clone(&stop));
-            std::thread::spawn(move || {
-                let mut acknowledged = Vec::new();
-                for item in 0.. {
-                    if stop.load(std::sync::atomic::Ordering::SeqCst) {
-                        break;
-                    }
-                    let text = format!("client {client} item {item}");
-                    let mut connection = Connection::open(&socket);
-                    let response = if item % 3 == 2 {
-                        connection.request("knowledge.search", json!({"query": text, "limit": 3}))
-                    } else {
-                        connection.request("knowledge.store", json!({"text": text, "idempotency_key": text}))
-                    };
-                    if response.get("result").is_some() && item % 3 != 2 {
-                        acknowledged.push(text);
-                    } else if let Some(error) = response.get("error") {
-                        assert_eq!(error["data"]["retryable"], true, "{error}");
-                    }
-                }
-                acknowledged
-            })
+            let (socket, stop, epoch) = (daemon.socket(), Arc::clone(&stop), Arc::clone(&epoch));
+            let random = rand::rngs::StdRng::seed_from_u64(seed ^ (client + 1));
+            std::thread::spawn(move || stress_client(client, &socket, &stop, &epoch, random))
         })
         .collect();
     let points = [
@@ -361,34 +416,144 @@ fn random_faults_lose_and_double_nothing() {
         "writer::before_commit",
         "writer::after_commit",
     ];
-    for _ in 0..12 {
-        std::thread::sleep(Duration::from_millis(random.random_range(50..400)));
+    for round in 0..16 {
+        std::thread::sleep(Duration::from_millis(random.random_range(50..300)));
         let point = points[random.random_range(0..points.len())];
         fail::cfg(point, "1*panic(injected)").unwrap();
+        if round == 8 {
+            epoch.fetch_add(1, Ordering::SeqCst);
+            assert!(
+                daemon.shut_down(),
+                "everything that was accepted is finished (seed {seed})"
+            );
+            daemon.boot();
+            epoch.fetch_add(1, Ordering::SeqCst);
+        }
     }
     std::thread::sleep(Duration::from_millis(300));
     for point in points {
         fail::remove(point);
     }
-    stop.store(true, std::sync::atomic::Ordering::SeqCst);
-    let acknowledged: Vec<String> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-    assert!(daemon.shut_down(), "everything that was accepted is finished");
+    stop.store(true, Ordering::SeqCst);
+    let mut promises = Promises::default();
+    for client in clients {
+        let one = client.join().unwrap();
+        promises.stored.extend(one.stored);
+        promises.sent.extend(one.sent);
+        promises.results += one.results;
+        promises.errors += one.errors;
+        promises.unanswered += one.unanswered;
+    }
+    daemon.wait_for_health("ok");
+    assert!(
+        daemon.shut_down(),
+        "everything that was accepted is finished (seed {seed})"
+    );
     daemon.boot();
 
     let listed = daemon.call("knowledge.list", json!({"limit": 1000}));
+    assert_eq!(listed["next_cursor"], Value::Null);
     let texts: Vec<&str> = listed["results"]
         .as_array()
         .unwrap()
         .iter()
         .map(|item| item["text"].as_str().unwrap())
+        .filter(|text| *text != "warm up")
         .collect();
     let unique: std::collections::BTreeSet<&&str> = texts.iter().collect();
     assert_eq!(unique.len(), texts.len(), "nothing is doubled (seed {seed})");
-    for text in &acknowledged {
+    for text in &promises.stored {
         assert!(
             texts.contains(&text.as_str()),
             "{text} was acknowledged and is gone (seed {seed})"
         );
     }
-    assert!(!acknowledged.is_empty());
+    for text in &texts {
+        assert!(promises.sent.contains(*text), "nobody stored {text} (seed {seed})");
+    }
+    println!(
+        "{} results, {} errors, {} unanswered; {} items acknowledged, {} there",
+        promises.results,
+        promises.errors,
+        promises.unanswered,
+        promises.stored.len(),
+        texts.len()
+    );
+    assert!(promises.stored.len() > 10 && promises.errors > 0, "seed {seed}");
+}
+
+fn stress_client(
+    client: u64,
+    socket: &std::path::Path,
+    stop: &std::sync::atomic::AtomicBool,
+    epoch: &std::sync::atomic::AtomicU64,
+    mut random: rand::rngs::StdRng,
+) -> Promises {
+    use std::sync::atomic::Ordering;
+
+    use rand::Rng;
+    let mut promises = Promises::default();
+    for round in 0_u64.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let before = epoch.load(Ordering::SeqCst);
+        // Down for a moment: the next round finds it up again.
+        if std::os::unix::net::UnixStream::connect(socket).is_err() {
+            assert!(before != 0, "the daemon is down and should not be");
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        }
+        let Some(mut connection) = Connection::try_open(socket) else {
+            continue;
+        };
+        // A few requests at once, then the end of input: every answer comes before the end of output.
+        let mut waiting: std::collections::BTreeMap<u64, Option<String>> = std::collections::BTreeMap::new();
+        let mut lines = String::new();
+        for id in 0..random.random_range(1..4_u64) {
+            let text = format!("client {client} round {round} item {id}");
+            let request = if random.random_ratio(1, 3) {
+                waiting.insert(id, None);
+                json!({"jsonrpc": "2.0", "id": id, "method": "knowledge.search", "params": {"query": text}})
+            } else {
+                promises.sent.insert(text.clone());
+                waiting.insert(id, Some(text.clone()));
+                let params = json!({"text": text, "idempotency_key": text});
+                json!({"jsonrpc": "2.0", "id": id, "method": "knowledge.store", "params": params})
+            };
+            lines.push_str(&format!("{request}\n"));
+            if random.random_ratio(1, 4) {
+                waiting.insert(100 + id, None);
+                let cancel = json!({"jsonrpc": "2.0", "id": 100 + id, "method": "rpc.cancel", "params": {"id": id}});
+                lines.push_str(&format!("{cancel}\n"));
+            }
+        }
+        let sent = connection.try_send(lines.as_bytes()).is_ok();
+        if !sent || random.random_ratio(1, 8) {
+            promises.unanswered += waiting.len() as u64;
+            continue; // Leaves without waiting.
+        }
+        connection.finish_writing_if_open();
+        while let Some(response) = connection.try_receive() {
+            let id = response["id"].as_u64().expect("an id of ours");
+            let text = waiting
+                .remove(&id)
+                .expect("an answer to something that was asked, and only one");
+            match response.get("error") {
+                None => {
+                    promises.results += 1;
+                    promises.stored.extend(text);
+                }
+                Some(error) => {
+                    promises.errors += 1;
+                    // A cancel that comes too late finds nothing to cancel.
+                    assert!(id >= 100 || error["data"]["retryable"] == true, "{error}");
+                }
+            }
+        }
+        promises.unanswered += waiting.len() as u64;
+        let undisturbed = before % 2 == 0 && before == epoch.load(Ordering::SeqCst);
+        assert!(!undisturbed || waiting.is_empty(), "unanswered: {waiting:?}");
+    }
+    promises
 }

@@ -196,6 +196,25 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::open`], for a daemon that may be gone.
+    #[allow(dead_code)]
+    pub fn try_open(socket: &Path) -> Option<Self> {
+        let writer = UnixStream::connect(socket).ok()?;
+        writer.set_read_timeout(Some(PATIENCE)).ok()?;
+        let reader = BufReader::new(writer.try_clone().ok()?);
+        Some(Self {
+            writer,
+            reader,
+            next_id: 1,
+        })
+    }
+
+    /// As [`Connection::finish_writing`], for a daemon that may be gone.
+    #[allow(dead_code)]
+    pub fn finish_writing_if_open(&self) {
+        self.writer.shutdown(std::net::Shutdown::Write).ok();
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.writer.write_all(bytes.as_ref()).unwrap();
     }

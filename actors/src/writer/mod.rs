@@ -45,7 +45,7 @@ const FULL_GROUP: usize = 32;
 /// commit would cost both.
 const HOLD_PER_STORE: Duration = Duration::from_millis(10);
 /// How long a group waits at most.
-const HOLD_MAX: Duration = Duration::from_millis(150);
+const HOLD_MAX: Duration = Duration::from_millis(250);
 /// How long a purge waits for readers of older versions.
 const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
