@@ -255,7 +255,7 @@ impl Default for EmbedderConfig {
             bulk_queue_tokens: 262_144,
             batch_tokens: 512,
             max_batch: 32,
-            bulk_quantum_tokens: 128,
+            bulk_quantum_tokens: 64,
             query_cache: 1_024,
         }
     }

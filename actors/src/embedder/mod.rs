@@ -62,9 +62,11 @@ pub struct EmbedderConfig {
     /// Cost of a forward pass at most, in tokens. It bounds how long queries that arrive together wait for each
     /// other, and the memory of a pass. A CPU does as many tokens a second at 256 as at 1,000, and fewer beyond.
     pub batch_tokens: usize,
-    /// Cost of a bulk pass at most, in tokens: the delay that a query meets when it arrives during one. At 128 a
-    /// CPU has nearly its full throughput, and three texts of 40 tokens fit; at 40 it lacks a quarter of it.
+    /// Cost of a bulk pass at most while somebody asks, in tokens: the delay that a query meets when it arrives
+    /// during one. At 64 a CPU lacks a fifth of its throughput at 128, and a query waits for half as long.
     pub bulk_quantum_tokens: usize,
+    /// Time without interactive texts after which bulk gets whole batches.
+    pub quiet: Duration,
     /// Tokens of interactive requests that may be queued or running; more is refused as busy. Some seconds of
     /// work: what would wait longer is better refused at once.
     pub interactive_queue_tokens: u32,
@@ -91,7 +93,8 @@ impl Default for EmbedderConfig {
             warm: false,
             max_batch: 32,
             batch_tokens: 512,
-            bulk_quantum_tokens: 128,
+            bulk_quantum_tokens: 64,
+            quiet: Duration::from_secs(10),
             interactive_queue_tokens: 16 * 1024,
             bulk_queue_tokens: 256 * 1024,
             bulk_slice_tokens: 8 * 1024,
@@ -315,6 +318,7 @@ impl Actor for Embedder {
                 max_batch_texts: config.max_batch,
                 max_batch_tokens: config.batch_tokens,
                 bulk_quantum_tokens: config.bulk_quantum_tokens,
+                quiet: config.quiet,
                 bucket_tokens: 32,
                 max_bulk_skips: config.max_bulk_skips,
                 max_bulk_wait: config.max_bulk_wait,

@@ -7,7 +7,8 @@
 //! * **Two lanes.** Interactive texts go first, earliest deadline first. A batch with room is topped up with
 //!   bulk texts, up to the bulk quantum in all.
 //! * **Small bulk batches.** A forward pass cannot be interrupted, so a bulk batch is the delay that a query
-//!   meets; it is held to a quantum that costs about one idle query.
+//!   meets; it is held to a quantum that costs about one idle query, unless nobody has asked anything for a
+//!   while.
 //! * **No starvation.** After some batches without bulk, or some seconds in which bulk waited unserved, half of
 //!   the next batch is bulk's.
 //! * **Fair bulk.** Origins (connections) share the bulk lane by deficit round-robin over tokens, so one agent
@@ -54,6 +55,8 @@ pub struct PlannerConfig {
     pub max_batch_tokens: usize,
     /// Cost of a batch without interactive texts at most, and of a topped-up one; a single text may cost more.
     pub bulk_quantum_tokens: usize,
+    /// Time without interactive texts after which bulk gets whole batches instead of the quantum.
+    pub quiet: Duration,
     /// Width of a length bucket, in tokens (with [`CostModel::Padded`]).
     pub bucket_tokens: usize,
     /// Batches without bulk, while bulk waits, after which bulk is served.
@@ -182,6 +185,8 @@ pub struct Planner<T> {
     bulk_skips: u32,
     /// Since when bulk waits unserved.
     bulk_waits_since: Option<Instant>,
+    /// When an interactive text was last queued.
+    last_interactive: Option<Instant>,
     draining: bool,
 }
 
@@ -244,6 +249,7 @@ impl<T> Planner<T> {
             bulk_depth: LaneDepth::default(),
             bulk_skips: 0,
             bulk_waits_since: None,
+            last_interactive: None,
             draining: false,
         }
     }
@@ -257,6 +263,9 @@ impl<T> Planner<T> {
             origin,
             deadline,
         } = queued;
+        if lane == Lane::Interactive {
+            self.last_interactive = Some(now);
+        }
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let item = Item {
@@ -365,7 +374,11 @@ impl<T> Planner<T> {
         self.take_interactive(&mut builder, budget, &mut gone, &mut dropped);
         let interactive = builder.items.len() - num_reserved;
         if !bulk_due {
-            let quantum = self.config.bulk_quantum_tokens.min(budget);
+            let quantum = if self.is_quiet(now) {
+                budget
+            } else {
+                self.config.bulk_quantum_tokens.min(budget)
+            };
             self.take_bulk(&mut builder, quantum, &mut gone, &mut dropped);
         }
         let num_bulk = builder.items.len() - interactive;
@@ -401,6 +414,12 @@ impl<T> Planner<T> {
             CostModel::Packed => 0,
             CostModel::Padded => tokens.div_ceil(self.config.bucket_tokens),
         }
+    }
+
+    /// Whether nobody is likely to wait for a large bulk batch. The first search after a quiet time may, once.
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.last_interactive
+            .is_none_or(|last| now.saturating_duration_since(last) >= self.config.quiet)
     }
 
     /// Whether bulk waited long enough to be served beside, or before, interactive texts.
@@ -567,6 +586,8 @@ mod tests {
     use super::*;
 
     const LONGEST: usize = 256;
+    /// Longer than any test but that of the quiet time pretends to last.
+    const QUIET: Duration = Duration::from_secs(100_000);
 
     fn config(cost: CostModel) -> PlannerConfig {
         PlannerConfig {
@@ -574,6 +595,7 @@ mod tests {
             max_batch_texts: 8,
             max_batch_tokens: 1024,
             bulk_quantum_tokens: 128,
+            quiet: QUIET,
             bucket_tokens: 32,
             max_bulk_skips: 4,
             max_bulk_wait: Duration::from_secs(2),
@@ -597,9 +619,12 @@ mod tests {
 
     impl Harness {
         fn new(cost: CostModel) -> Self {
+            let start = Instant::now();
+            let mut planner = Planner::new(config(cost));
+            planner.last_interactive = Some(start);
             Self {
-                planner: Planner::new(config(cost)),
-                start: Instant::now(),
+                planner,
+                start,
                 pushed: 0,
             }
         }
@@ -656,6 +681,21 @@ mod tests {
         let rest = harness.batch();
         assert_eq!(numbers(&rest), [2, 3]);
         assert_eq!(rest.cause, FlushCause::EngineIdle);
+    }
+
+    #[test]
+    fn bulk_gets_whole_batches_when_nobody_asks() {
+        let mut harness = Harness::new(CostModel::Packed);
+        for _ in 0..16 {
+            harness.push_at(Lane::Bulk, 1, 100, harness.start, QUIET * 2);
+        }
+        assert_eq!(harness.batch().items.len(), 1, "somebody has just asked");
+        let quiet = harness.start + QUIET;
+        let batch = harness.planner.next_batch(quiet, |_| false).batch.unwrap();
+        assert_eq!((batch.items.len(), batch.cause), (8, FlushCause::TextsFull));
+        harness.push_at(Lane::Interactive, 2, 10, quiet, Duration::from_secs(3600));
+        let batch = harness.planner.next_batch(quiet, |_| false).batch.unwrap();
+        assert_eq!((batch.interactive, batch.items.len()), (1, 2));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use lance::Dataset;
 use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::CompactionOptions;
+use lance::index::DatasetIndexExt;
 use lance_index::optimize::OptimizeOptions;
+use lance_table::format::IndexMetadata;
 use lancedb::table::OptimizeAction;
 use serde::Serialize;
 
@@ -19,10 +21,17 @@ use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
 /// Rows outside the keyword index from which on they are folded in: each is read and tokenised by every
 /// keyword search until then (about 10 microseconds a row).
 const UNINDEXED_ROWS: usize = 256;
-/// Segments of the keyword index from which on they are merged into one: each search visits all of them.
-const INDEX_SEGMENTS: usize = 8;
-/// Fragments of one size class from which on they are merged.
-const FRAGMENTS_PER_TIER: usize = 16;
+/// Fragments outside the keyword index from which on they are folded in: Lance merges fragments only if the same
+/// segment of the index covers them.
+const UNINDEXED_FRAGMENTS: usize = 12;
+/// New rows are folded in together with the segments behind them that have at most this many times as many rows,
+/// so that segments grow by more than this factor from one to the next: there are few (each search visits all of
+/// them), and a row is indexed again a few times for each power of it, not with every step.
+const SEGMENT_GROWTH: usize = 3;
+/// Segments of the keyword index from which on all of them are merged, whatever their sizes.
+const INDEX_SEGMENTS: usize = 12;
+/// Fragments of one size class, and of one segment of the index, from which on they are merged.
+const FRAGMENTS_PER_TIER: usize = 12;
 /// Size classes of fragments, in rows. A merge of the smallest class that is full makes fragments of the next,
 /// so a row is rewritten once for each class, not once for each merge.
 const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
@@ -40,6 +49,9 @@ pub struct Debt {
     pub unindexed_rows: usize,
     /// Segments of the keyword index.
     pub index_segments: usize,
+    /// Rows of each segment, in the order in which Lance keeps them: it merges from the end.
+    #[serde(skip)]
+    pub segment_rows: Vec<usize>,
     /// Each fragment, in the table's order.
     #[serde(skip)]
     pub fragment_rows: Vec<FragmentRows>,
@@ -60,6 +72,8 @@ pub struct FragmentRows {
     pub physical: usize,
     /// Rows of these that are deleted.
     pub deleted: usize,
+    /// The segment of the keyword index that covers it, if one does.
+    pub segment: Option<usize>,
 }
 
 impl FragmentRows {
@@ -73,10 +87,11 @@ impl FragmentRows {
 pub enum Step {
     /// Remove closed rows that are older than they are kept.
     Forget,
-    /// Make a segment of the keyword index from the rows outside it.
-    AppendIndex,
-    /// Merge the segments of the keyword index.
-    MergeIndex,
+    /// Make a segment of the keyword index from the rows outside it and the last segments.
+    Index {
+        /// How many of the last segments.
+        merged: usize,
+    },
     /// Merge fragments below this many rows.
     Compact {
         /// The class's bound.
@@ -96,22 +111,23 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
     if debt.expired {
         return Some(Step::Forget);
     }
-    if debt.unindexed_rows >= UNINDEXED_ROWS {
-        return Some(Step::AppendIndex);
-    }
     if debt.index_segments >= INDEX_SEGMENTS {
-        return Some(Step::MergeIndex);
-    }
-    let crowded = TIERS
-        .into_iter()
-        .find(|target| debt.small_fragments(*target) >= FRAGMENTS_PER_TIER);
-    if let Some(target_rows) = crowded {
-        // Lance never merges indexed with unindexed fragments: what is small and outside goes in first.
-        return Some(if debt.unindexed_rows > 0 {
-            Step::AppendIndex
-        } else {
-            Step::Compact { target_rows }
+        return Some(Step::Index {
+            merged: debt.index_segments,
         });
+    }
+    if debt.unindexed_rows >= UNINDEXED_ROWS || debt.largest_bin(usize::MAX, None) >= UNINDEXED_FRAGMENTS {
+        return Some(Step::Index {
+            merged: segments_to_merge(&debt.segment_rows, debt.unindexed_rows),
+        });
+    }
+    let segments = 0..debt.segment_rows.len();
+    let crowded = |target: &usize| {
+        let largest = segments.clone().map(|segment| debt.largest_bin(*target, Some(segment)));
+        largest.max().unwrap_or(0) >= FRAGMENTS_PER_TIER
+    };
+    if let Some(target_rows) = TIERS.into_iter().find(crowded) {
+        return Some(Step::Compact { target_rows });
     }
     let worn = |rows: &FragmentRows| rows.physical >= REWRITTEN_ROWS && !rows.is_mostly_kept(DELETED_PART);
     if debt.fragment_rows.iter().any(worn) {
@@ -120,15 +136,26 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
     (debt.versions >= VERSIONS).then_some(Step::Prune)
 }
 
+/// How many of the last segments are merged with `new` rows. Pure.
+fn segments_to_merge(segment_rows: &[usize], new: usize) -> usize {
+    let mut gathered = new;
+    let behind = segment_rows.iter().rev().take_while(|rows| {
+        let joins = **rows <= gathered * SEGMENT_GROWTH;
+        gathered += **rows;
+        joins
+    });
+    behind.count()
+}
+
 /// The next step of a thorough upkeep, which leaves nothing undone that can be done. Pure.
 pub fn next_thorough_step(debt: &Debt) -> Option<Step> {
     let largest = TIERS[TIERS.len() - 1];
     if debt.expired {
         Some(Step::Forget)
-    } else if debt.unindexed_rows > 0 {
-        Some(Step::AppendIndex)
-    } else if debt.index_segments > 1 {
-        Some(Step::MergeIndex)
+    } else if debt.unindexed_rows > 0 || debt.index_segments > 1 {
+        Some(Step::Index {
+            merged: debt.index_segments,
+        })
     } else if debt.small_fragments(largest) > 1 {
         Some(Step::Compact { target_rows: largest })
     } else if debt.deleted_rows > 0 {
@@ -143,8 +170,7 @@ impl Step {
     pub fn name(self) -> &'static str {
         match self {
             Self::Forget => "forget",
-            Self::AppendIndex => "append_index",
-            Self::MergeIndex => "merge_index",
+            Self::Index { .. } => "index",
             Self::Compact { .. } => "compact",
             Self::Rewrite { .. } => "rewrite",
             Self::Prune => "prune",
@@ -156,20 +182,41 @@ impl Debt {
     fn small_fragments(&self, target: usize) -> usize {
         self.fragment_rows.iter().filter(|rows| rows.physical < target).count()
     }
+
+    /// Most fragments below `target` rows that stand side by side and are covered by `segment` (or by none): what
+    /// Lance would merge.
+    fn largest_bin(&self, target: usize, segment: Option<usize>) -> usize {
+        let mergeable = |rows: &FragmentRows| rows.physical < target && rows.segment == segment;
+        let bins = self.fragment_rows.chunk_by(|a, b| mergeable(a) == mergeable(b));
+        bins.filter(|bin| bin.first().is_some_and(mergeable))
+            .map(<[FragmentRows]>::len)
+            .max()
+            .unwrap_or(0)
+    }
 }
 
 impl WriteTable {
     /// Measures the debt. Reads the manifest and one directory.
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
         let dataset = current_dataset(self.lancedb()).await?;
-        let fragment_rows = fragment_rows(&dataset);
-        let index = self.lancedb().index_stats(TEXT_INDEX).await.map_err(read_error)?;
+        let segments = dataset.load_indices_by_name(TEXT_INDEX).await.map_err(read_error)?;
+        let fragment_rows = fragment_rows(&dataset, &segments);
+        let mut segment_rows = vec![0; segments.len()];
+        let mut unindexed_rows = 0;
+        for rows in &fragment_rows {
+            let live = rows.physical - rows.deleted;
+            match rows.segment {
+                Some(segment) => segment_rows[segment] += live,
+                None => unindexed_rows += live,
+            }
+        }
         let uri = self.lancedb().uri().await.map_err(read_error)?;
         let versions =
             std::fs::read_dir(std::path::Path::new(&uri).join("_versions")).map_or(0, |entries| entries.count());
         Ok(Debt {
-            unindexed_rows: index.as_ref().map_or(0, |stats| stats.num_unindexed_rows),
-            index_segments: index.and_then(|stats| stats.num_indices).unwrap_or(0) as usize,
+            unindexed_rows,
+            index_segments: segments.len(),
+            segment_rows,
             fragments: fragment_rows.len(),
             deleted_rows: fragment_rows.iter().map(|rows| rows.deleted).sum(),
             fragment_rows,
@@ -216,8 +263,8 @@ impl WriteTable {
         match step {
             Step::Forget => self.forget_before(self.retention_cutoff()).await,
             Step::Rewrite { thorough } => self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART }).await,
-            Step::AppendIndex => self.optimize_index(OptimizeOptions::append()).await,
-            Step::MergeIndex => self.optimize_index(OptimizeOptions::merge(INDEX_SEGMENTS * 2)).await,
+            // Of no segment is to append one.
+            Step::Index { merged } => self.optimize_index(OptimizeOptions::merge(merged)).await,
             Step::Compact { target_rows } => {
                 let options = CompactionOptions {
                     target_rows_per_fragment: target_rows,
@@ -235,7 +282,7 @@ impl WriteTable {
     /// Rewrites the fragments of which more than `deleted_part` is deleted, and no others.
     pub(crate) async fn rewrite_deletions(&self, deleted_part: f32) -> KnowledgeResult<()> {
         let dataset = current_dataset(self.lancedb()).await?;
-        let kept = dataset.get_fragments().into_iter().zip(fragment_rows(&dataset));
+        let kept = dataset.get_fragments().into_iter().zip(fragment_rows(&dataset, &[]));
         let excluded_fragment_ids: Vec<u32> = kept
             .filter(|(_, rows)| rows.is_mostly_kept(deleted_part))
             .filter_map(|(fragment, _)| u32::try_from(fragment.id()).ok())
@@ -293,16 +340,22 @@ impl WriteTable {
     }
 }
 
-fn fragment_rows(dataset: &Dataset) -> Vec<FragmentRows> {
+/// The fragments of a table whose keyword index has these segments.
+fn fragment_rows(dataset: &Dataset, segments: &[IndexMetadata]) -> Vec<FragmentRows> {
     dataset
         .get_fragments()
         .iter()
         .map(|fragment| {
             let metadata = fragment.metadata();
             let physical = metadata.physical_rows.unwrap_or(0);
+            let covers = |segment: &IndexMetadata| {
+                let fragments = segment.fragment_bitmap.as_ref();
+                fragments.is_some_and(|fragments| fragments.contains(metadata.id as u32))
+            };
             FragmentRows {
                 physical,
                 deleted: physical.saturating_sub(metadata.num_rows().unwrap_or(physical)),
+                segment: segments.iter().position(covers),
             }
         })
         .collect()
@@ -312,34 +365,77 @@ fn fragment_rows(dataset: &Dataset) -> Vec<FragmentRows> {
 mod tests {
     use super::*;
 
+    /// Fragments without deletions, all in the first segment.
     fn whole(rows: &[usize]) -> Vec<FragmentRows> {
         rows.iter()
             .map(|physical| FragmentRows {
                 physical: *physical,
                 deleted: 0,
+                segment: Some(0),
             })
             .collect()
     }
 
+    fn unindexed(count: usize) -> Vec<FragmentRows> {
+        let fragment = FragmentRows {
+            physical: 1,
+            deleted: 0,
+            segment: None,
+        };
+        vec![fragment; count]
+    }
+
+    /// A debt of these fragments, with as many segments as they name.
+    fn debt_of(fragment_rows: Vec<FragmentRows>) -> Debt {
+        let segments = fragment_rows.iter().filter_map(|rows| rows.segment).max();
+        let mut segment_rows = vec![0; segments.map_or(0, |last| last + 1)];
+        let mut unindexed_rows = 0;
+        for rows in &fragment_rows {
+            match rows.segment {
+                Some(segment) => segment_rows[segment] += rows.physical - rows.deleted,
+                None => unindexed_rows += rows.physical - rows.deleted,
+            }
+        }
+        Debt {
+            unindexed_rows,
+            index_segments: segment_rows.len(),
+            segment_rows,
+            fragments: fragment_rows.len(),
+            deleted_rows: fragment_rows.iter().map(|rows| rows.deleted).sum(),
+            fragment_rows,
+            ..Debt::default()
+        }
+    }
+
+    #[test]
+    fn nothing_to_do_is_no_step() {
+        assert_eq!(next_step(&Debt::default()), None);
+        let small = Debt {
+            versions: 63,
+            ..debt_of([whole(&[1; 11]), unindexed(11)].concat())
+        };
+        assert_eq!(next_step(&small), None);
+    }
+
     #[test]
     fn worn_fragments_are_rewritten_small_ones_are_merged() {
-        let fragment = |physical, deleted| FragmentRows { physical, deleted };
-        let debt = |fragments: &[FragmentRows]| Debt {
-            fragment_rows: fragments.to_vec(),
-            deleted_rows: fragments.iter().map(|rows| rows.deleted).sum(),
-            ..Debt::default()
+        let fragment = |physical, deleted| FragmentRows {
+            physical,
+            deleted,
+            segment: Some(0),
         };
-        assert_eq!(next_step(&debt(&[fragment(1_000, 100)])), None);
+        let debt = |rows: FragmentRows| debt_of(vec![rows]);
+        assert_eq!(next_step(&debt(fragment(1_000, 100))), None);
         assert_eq!(
-            next_step(&debt(&[fragment(1_000, 101)])),
+            next_step(&debt(fragment(1_000, 101))),
             Some(Step::Rewrite { thorough: false })
         );
-        assert_eq!(next_step(&debt(&[fragment(63, 62)])), None);
+        assert_eq!(next_step(&debt(fragment(63, 62))), None);
         assert_eq!(
-            next_thorough_step(&debt(&[fragment(63, 1)])),
+            next_thorough_step(&debt(fragment(63, 1))),
             Some(Step::Rewrite { thorough: true })
         );
-        assert_eq!(next_thorough_step(&debt(&[fragment(63, 0)])), None);
+        assert_eq!(next_thorough_step(&debt(fragment(63, 0))), None);
     }
 
     #[test]
@@ -354,35 +450,38 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_is_no_step() {
-        assert_eq!(next_step(&Debt::default()), None);
-        let small = Debt {
-            unindexed_rows: 255,
-            index_segments: 7,
-            fragment_rows: whole(&[1; 15]),
-            fragments: 15,
-            versions: 63,
-            ..Debt::default()
-        };
-        assert_eq!(next_step(&small), None);
+    fn small_fragments_are_indexed_then_merged_class_by_class() {
+        assert_eq!(next_step(&debt_of(unindexed(12))), Some(Step::Index { merged: 0 }));
+        // A store that comes between two steps does not keep the merge from being done.
+        let debt = debt_of([whole(&[1; 12]), unindexed(1)].concat());
+        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 64 }));
+        assert_eq!(
+            next_step(&debt_of(whole(&[64; 12]))),
+            Some(Step::Compact { target_rows: 1_024 })
+        );
+        let debt = debt_of([whole(&[1_024; 11]), whole(&[64; 11])].concat());
+        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 16_384 }));
+        assert_eq!(next_step(&debt_of(whole(&[20_000; 11]))), None);
+        // What is covered by different segments cannot be merged, so it does not count together.
+        let mut apart = whole(&[1; 12]);
+        apart[6..].iter_mut().for_each(|rows| rows.segment = Some(1));
+        assert_eq!(next_step(&debt_of(apart)), None);
     }
 
     #[test]
-    fn small_fragments_are_indexed_then_merged_class_by_class() {
-        let mut debt = Debt {
-            fragment_rows: whole(&[1; 16]),
-            unindexed_rows: 16,
-            ..Debt::default()
-        };
-        assert_eq!(next_step(&debt), Some(Step::AppendIndex));
-        debt.unindexed_rows = 0;
-        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 64 }));
-        debt.fragment_rows = whole(&[64; 16]);
-        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 1_024 }));
-        debt.fragment_rows = [whole(&[1_024; 15]), whole(&[64; 15])].concat();
-        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 16_384 }));
-        debt.fragment_rows = whole(&[20_000; 15]);
-        assert_eq!(next_step(&debt), None);
+    fn segments_stay_few_and_rows_are_rarely_indexed_again() {
+        let (mut segments, mut indexed, mut most) = (Vec::<usize>::new(), 0, 0);
+        const ROWS: usize = 100_000;
+        for _ in 0..ROWS / UNINDEXED_FRAGMENTS {
+            let merged = segments_to_merge(&segments, UNINDEXED_FRAGMENTS);
+            let kept = segments.len() - merged;
+            let rows = segments.drain(kept..).sum::<usize>() + UNINDEXED_FRAGMENTS;
+            indexed += rows;
+            segments.push(rows);
+            most = most.max(segments.len());
+        }
+        assert!(most < INDEX_SEGMENTS, "{most} segments");
+        assert!(indexed < ROWS * 20, "each row was indexed {} times", indexed / ROWS);
     }
 
     #[test]
