@@ -6,7 +6,7 @@ use clap::Args;
 
 use ccod_protocol::api::{
     self, CleanupParams, CleanupResult, DeleteParams, DeleteResult, Filters, HistoryParams, KnowledgeType, PurgeParams,
-    PurgeResult, Revision, SimilarParams, UndeleteParams, UpdateParams,
+    PurgeResult, Revision, SimilarParams, UndeleteParams, UndeleteResult, UpdateParams,
 };
 
 use super::confirm::{self, Consent};
@@ -364,38 +364,37 @@ pub(crate) async fn undelete(context: &Context, arguments: UndeleteArgs) -> CliR
         None if by_ids => Some(context.project(None)),
         named => named,
     };
-    let mut ids = arguments.ids;
-    ids.sort_unstable();
-    ids.dedup();
-    let asked = ids.len() as u64;
     let parameters = UndeleteParams {
         undo_token: arguments.undo,
-        ids: by_ids.then_some(ids),
+        ids: by_ids.then_some(arguments.ids),
     };
     let daemon = Daemon::open(context).await?;
     let undeleted = daemon
         .call::<api::Undelete>(Scope::of(project.as_deref()), &parameters)
         .await?;
-    let missing = if by_ids {
-        asked.saturating_sub(undeleted.restored)
-    } else {
-        0
-    };
+    // Of a token, what was purged since or stored anew is no failure: the rest is back, which is what undo means.
+    let missing = if by_ids { undeleted.missing.as_slice() } else { &[] };
     if context.output.json {
         context.output.print_json(&undeleted)?;
     } else {
-        output::message(format_args!(
-            "restored {}",
-            output::counted(undeleted.restored, "item", "items")
-        ));
-        if missing > 0 {
-            output::message(format_args!(
-                "{missing} of {asked} not: never deleted here, there already, or deleted longer ago than deletions are \
-                 kept"
-            ));
+        if !undeleted.ids.is_empty() {
+            context.output.print(&lines(&undeleted.ids))?;
         }
+        output::message(undelete_summary(&undeleted));
     }
-    Ok(if missing == 0 { Exit::Ok } else { Exit::Failed })
+    Ok(if missing.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+fn undelete_summary(undeleted: &UndeleteResult) -> String {
+    let items = output::counted(undeleted.restored, "item", "items");
+    let mut summary = format!("restored {items}");
+    if !undeleted.missing.is_empty() {
+        summary.push_str(&format!(
+            "\nnot restored: {} (never deleted, no longer kept, or there already)",
+            undeleted.missing.join(", ")
+        ));
+    }
+    summary
 }
 
 /// `ccoctl purge`.
@@ -659,6 +658,20 @@ mod tests {
     }
 
     #[test]
+    fn an_undo_says_what_it_could_not_restore() {
+        let undeleted = UndeleteResult {
+            restored: 1,
+            ids: ids(&["a"]),
+            missing: ids(&["x"]),
+            version: 9,
+        };
+        assert_eq!(
+            undelete_summary(&undeleted),
+            "restored 1 item\nnot restored: x (never deleted, no longer kept, or there already)"
+        );
+    }
+
+    #[test]
     fn a_purge_names_the_backups_that_still_hold_it() {
         let purged = PurgeResult {
             purged: 1,
@@ -689,10 +702,10 @@ mod tests {
             valid_to,
         };
         assert_eq!(
-            render_revisions(&Output::plain(), &[revision(1, None), revision(0, Some(6))], now),
+            render_revisions(&Output::plain(), &[revision(2, None), revision(1, Some(7))], now),
             "revision  written  from  until  type   agent  text\n       \
-             1  3d ago      6    now  issue  -      text 1\n       \
-             0  3d ago      5      6  issue  -      text 0\n"
+             2  3d ago      7    now  issue  -      text 2\n       \
+             1  3d ago      6      7  issue  -      text 1\n"
         );
     }
 }
