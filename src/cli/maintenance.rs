@@ -44,9 +44,9 @@ pub(crate) struct RestoreArgs {
 pub(crate) struct ExportArgs {
     /// Where to
     path: PathBuf,
-    /// jsonl (one item a line, for import) or markdown (to read)
-    #[arg(long, value_name = "FORMAT", default_value = "jsonl", value_parser = ["jsonl", "markdown"])]
-    format: String,
+    /// jsonl (one item a line) or markdown (to read) [default: by the name of the file, else jsonl]
+    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "markdown"])]
+    format: Option<String>,
     /// The project; that of the current repository if absent
     #[arg(long, value_name = "P")]
     project: Option<String>,
@@ -172,7 +172,7 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
     let project = context.project(arguments.project.as_deref());
     let parameters = ExportParams {
         path: absolute(&arguments.path)?,
-        format: Some(arguments.format),
+        format: arguments.format,
     };
     let daemon = Daemon::open(context).await?;
     let written = daemon
