@@ -55,7 +55,7 @@ pub(crate) struct ExportArgs {
 /// Arguments of `import`.
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// Where from: an export, or a store of the old tool
+    /// Where from: an export, in either format
     path: PathBuf,
     /// Count; import nothing
     #[arg(long)]

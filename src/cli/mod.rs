@@ -119,7 +119,7 @@ enum Command {
     Restore(maintenance::RestoreArgs),
     /// Write a project's items to a file
     Export(maintenance::ExportArgs),
-    /// Store the items of an export or of the old tool's store
+    /// Store the items of an export
     Import(maintenance::ImportArgs),
     /// Read all stored data and say what is wrong: 0 if nothing is, 1 if something is
     Verify(maintenance::ProjectsArgs),
