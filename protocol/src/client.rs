@@ -5,10 +5,13 @@
 //! refuses a whole connection, into the reason for which every call of the connection fails.
 
 use futures::Stream;
+use jsonrpsee::core::client::async_client::RpcService;
 use jsonrpsee::core::client::{
     Client as JsonrpseeClient, ClientBuilder, ClientT, Error as JsonrpseeError, ReceivedMessage, TransportReceiverT,
     TransportSenderT,
 };
+use jsonrpsee::core::middleware::layer::RpcLogger;
+use jsonrpsee::core::middleware::{Batch, Notification as RpcNotification, Request, RpcServiceBuilder, RpcServiceT};
 use jsonrpsee::core::traits::ToRpcParams;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -16,14 +19,17 @@ use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast;
 
-use crate::api::{self, Change, ChangedNotification, KNOWLEDGE_CHANGED, Method, SubscribeParams, UnsubscribeParams};
+use crate::api::{
+    self, Change, ChangedNotification, KNOWLEDGE_CHANGED, Method, ProgressNotification, RPC_PROGRESS, SubscribeParams,
+    UnsubscribeParams, method,
+};
 use crate::endpoint::SOCKET_PATH_MAX;
 use crate::error::WireError;
 use crate::params::TIMEOUT_MS_MAX;
@@ -33,6 +39,8 @@ use crate::params::TIMEOUT_MS_MAX;
 const MARGIN: Duration = Duration::from_secs(2);
 /// Notifications that wait for a reader before the oldest are lost (and the reader is told).
 const NOTIFICATIONS: usize = 1024;
+/// The most characters of a message that jsonrpsee logs (at level trace).
+const LOGGED_CHARS: u32 = 1024;
 
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +187,7 @@ pub struct Notification {
 /// cancels what is still in flight.
 #[derive(Debug)]
 pub struct Client {
-    rpc: JsonrpseeClient,
+    rpc: JsonrpseeClient<Service>,
     notifications: broadcast::Sender<Arc<Notification>>,
     path: PathBuf,
 }
@@ -212,6 +220,7 @@ impl Client {
             // Each call has its own deadline; this one only catches what has none.
             .request_timeout(Duration::from_millis(TIMEOUT_MS_MAX) + 2 * MARGIN)
             .max_concurrent_requests(1024)
+            .set_rpc_middleware(RpcServiceBuilder::new().rpc_logger(LOGGED_CHARS).layer_fn(NoteId))
             .build_with_tokio(Sender { writer }, receiver);
         Ok(Self {
             rpc,
@@ -246,6 +255,62 @@ impl Client {
         let patience = options.timeout.unwrap_or(Duration::from_millis(M::DEFAULT_TIMEOUT_MS)) + MARGIN;
         let result: Box<RawValue> = self.request(M::NAME, raw, patience).await?;
         serde_json::from_str(result.get()).map_err(|error| ClientError::Unexpected(error.to_string()))
+    }
+
+    /// Calls `M`, gives its progress to `progress` as it comes, and cancels it once `cancel` is ready.
+    ///
+    /// A cancelled call is answered like any other, and the answer decides: the daemon's error `cancelled`,
+    /// or the result if that was quicker. Progress may be lost where it comes faster than it is taken.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn call_watched<M: Method>(
+        &self,
+        params: &M::Params,
+        options: CallOptions,
+        cancel: impl Future<Output = ()>,
+        mut progress: impl FnMut(ProgressNotification),
+    ) -> Result<M::Result, ClientError> {
+        let id = Arc::new(OnceLock::new());
+        // Listens before it asks, as for a subscription.
+        let mut notifications = self.notifications.subscribe();
+        let mut tell = |notification: &Notification| {
+            if notification.method == RPC_PROGRESS
+                && let Ok(of_some_call) = serde_json::from_str::<ProgressNotification>(notification.params.get())
+                && id.get() == Some(&of_some_call.request_id)
+            {
+                progress(of_some_call);
+            }
+        };
+        let call = REQUEST_ID.scope(Arc::clone(&id), self.call::<M>(params, options));
+        tokio::pin!(call, cancel);
+        let mut cancelled = false;
+        let mut listening = true;
+        let answer = loop {
+            tokio::select! {
+                // The call first: it has no id, and is not on its way, before it was polled once.
+                biased;
+                answer = &mut call => break answer,
+                received = next_notification(&mut notifications), if listening => match received {
+                    Some(Ok(notification)) => tell(&notification),
+                    // Later progress says more than what was lost.
+                    Some(Err(_)) => {}
+                    None => listening = false,
+                },
+                () = &mut cancel, if !cancelled => {
+                    cancelled = true;
+                    if let Some(id) = id.get() {
+                        // Fails only with the connection, and then the call does, too.
+                        self.notify(method::RPC_CANCEL, serde_json::json!({ "id": id })).await.unwrap_or_default();
+                    }
+                }
+            }
+        };
+        // What came right before the answer.
+        while let Ok(notification) = notifications.try_recv() {
+            tell(&notification);
+        }
+        answer
     }
 
     /// Calls a method by name with parameters as they are: an object, an array, or null for none.
@@ -425,6 +490,43 @@ fn with_common<P: Serialize>(params: &P, options: &CallOptions) -> Result<Box<Ra
         timeout_ms,
     })
     .map_err(|error| ClientError::Unexpected(error.to_string()))
+}
+
+tokio::task_local! {
+    /// Where [`Client::call_watched`] wants the id of the request that it makes.
+    static REQUEST_ID: Arc<OnceLock<serde_json::Value>>;
+}
+
+/// What a request passes on its way to the transport.
+type Service = RpcLogger<NoteId<RpcService>>;
+
+/// Notes the id that jsonrpsee gave to a request where [`REQUEST_ID`] asks for it: jsonrpsee itself tells it
+/// to nobody.
+#[derive(Clone, Debug)]
+struct NoteId<S>(S);
+
+impl<S: RpcServiceT + Send + Sync + Clone + 'static> RpcServiceT for NoteId<S> {
+    type MethodResponse = S::MethodResponse;
+    type NotificationResponse = S::NotificationResponse;
+    type BatchResponse = S::BatchResponse;
+
+    fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = Self::MethodResponse> + Send + 'a {
+        if let (Ok(place), Ok(id)) = (REQUEST_ID.try_with(Arc::clone), serde_json::to_value(&request.id)) {
+            place.get_or_init(|| id);
+        }
+        self.0.call(request)
+    }
+
+    fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = Self::BatchResponse> + Send + 'a {
+        self.0.batch(batch)
+    }
+
+    fn notification<'a>(
+        &self,
+        notification: RpcNotification<'a>,
+    ) -> impl Future<Output = Self::NotificationResponse> + Send + 'a {
+        self.0.notification(notification)
+    }
 }
 
 struct RawParams(Option<Box<RawValue>>);

@@ -8,11 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use ccod_protocol::api::Method;
+use ccod_protocol::api::{self, Method};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
-use ccod_protocol::error::WireError;
+use ccod_protocol::error::{ErrorKind, WireError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::exit::{CliError, CliResult, Exit};
+use super::progress::Progress;
 use super::{Context, daemon, output};
 
 /// Which project a call is about.
@@ -36,6 +39,8 @@ impl<'a> Scope<'a> {
 pub(crate) struct Daemon {
     client: Client,
     timeout: Option<Duration>,
+    /// `--json`: a program reads along.
+    json: bool,
 }
 
 /// Why there is no connection.
@@ -77,33 +82,64 @@ impl Daemon {
                 launched.client
             }
         };
-        Ok(Self {
-            client,
-            timeout: context.timeout,
-        })
+        Ok(Self::over(client, context))
     }
 
-    /// The connection `client` with the time limit of `context`.
+    /// The connection `client` with the flags of `context`.
     pub(crate) fn over(client: Client, context: &Context) -> Self {
         Self {
             client,
             timeout: context.timeout,
+            json: context.output.json,
         }
     }
 
     /// Calls the method `M`.
     pub(crate) async fn call<M: Method>(&self, scope: Scope<'_>, parameters: &M::Params) -> CliResult<M::Result> {
-        let options = CallOptions {
+        self.client
+            .call::<M>(parameters, self.options(scope))
+            .await
+            .map_err(|error| call_error(M::NAME, &error))
+    }
+
+    /// Calls the method `M`, which may take long: shows its progress on a terminal, and has the daemon cancel it
+    /// on Ctrl-C. What the daemon then answers is the result; a second Ctrl-C does not wait for it.
+    pub(crate) async fn call_long<M: Method>(&self, scope: Scope<'_>, parameters: &M::Params) -> CliResult<M::Result> {
+        let line = Progress::detect(self.json);
+        let mut interrupts =
+            signal(SignalKind::interrupt()).map_err(|error| CliError::io("listen for Ctrl-C", &error))?;
+        let cancel = CancellationToken::new();
+        let call = self
+            .client
+            .call_watched::<M>(parameters, self.options(scope), cancel.cancelled(), |progress| {
+                line.show(&progress);
+            });
+        let impatient = async {
+            interrupts.recv().await;
+            if !self.json {
+                line.say("cancelling; Ctrl-C again does not wait for it");
+            }
+            cancel.cancel();
+            interrupts.recv().await;
+        };
+        tokio::select! {
+            biased;
+            answer = call => answer.map_err(|error| call_error(M::NAME, &error)),
+            () = impatient => Err(
+                CliError::new(Exit::Retry, "left before the daemon said what became of it")
+                    .fix("the daemon ends what it was doing; look at the result before you try again"),
+            ),
+        }
+    }
+
+    fn options(&self, scope: Scope<'_>) -> CallOptions {
+        CallOptions {
             project_id: match scope {
                 Scope::None => None,
                 Scope::Project(project) => Some(project.to_owned()),
             },
             timeout: self.timeout,
-        };
-        self.client
-            .call::<M>(parameters, options)
-            .await
-            .map_err(|error| client_error(&error))
+        }
     }
 
     /// Calls any method.
@@ -115,7 +151,24 @@ impl Daemon {
         self.client
             .call_raw(method, parameters)
             .await
-            .map_err(|error| client_error(&error))
+            .map_err(|error| call_error(method, &error))
+    }
+}
+
+/// What to say about an error of a call of `method`, and the exit code.
+fn call_error(method: &str, error: &ClientError) -> CliError {
+    match error {
+        // This command line knows the method, so what it does not know is the daemon.
+        ClientError::Rpc(error) if error.kind() == ErrorKind::MethodNotFound && api::method_info(method).is_some() => {
+            let mut error = error.clone().with_fix(
+                "run `ccoctl daemon stop`, then the command again, which starts the new daemon; one that systemd or \
+                 launchd runs is restarted there",
+            );
+            error.message =
+                format!("the daemon that is running does not know `{method}`: it is older than this ccoctl");
+            wire_error(&error)
+        }
+        other => client_error(other),
     }
 }
 
@@ -190,6 +243,34 @@ mod tests {
         for (error, exit) in cases {
             assert_eq!(client_error(&error).exit, exit, "{error}");
         }
+    }
+
+    #[test]
+    fn a_method_that_only_the_daemon_does_not_know_means_an_older_daemon() {
+        let unknown = |method| ClientError::Rpc(WireError::method_not_found(method, Some("knowledge.update")));
+        let older = call_error("knowledge.purge", &unknown("knowledge.purge"));
+        assert_eq!(older.exit, Exit::Usage);
+        assert!(older.message.contains("older"), "{older}");
+        assert!(
+            older
+                .fix
+                .as_deref()
+                .is_some_and(|fix| fix.contains("ccoctl daemon stop"))
+        );
+        let json = older.rpc.expect("kept for --json");
+        assert_eq!(json["code"], -32601);
+        assert!(
+            json["data"]["fix"]
+                .as_str()
+                .is_some_and(|fix| fix.contains("daemon stop"))
+        );
+        // A name that nobody knows is the caller's mistake.
+        let mistaken = call_error("knowledge.updaet", &unknown("knowledge.updaet"));
+        assert!(
+            mistaken.message.contains("did you mean `knowledge.update`?"),
+            "{mistaken}"
+        );
+        assert_eq!(mistaken.fix, None);
     }
 
     #[test]

@@ -5,12 +5,15 @@
 //! where the old tool printed distances.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use chrono::Utc;
 use clap::Subcommand;
 use serde::Serialize;
 
 use ccod_protocol::api::{
-    self, KnowledgeType, Metadata, OnDuplicate, SearchHit, SearchParams, StatsParams, StatsResult, StoreParams,
+    self, Filters, KnowledgeType, ListParams, Metadata, OnDuplicate, PurgeParams, SearchHit, SearchParams, StatsParams,
+    StatsResult, StoreParams,
 };
 
 use super::connect::{Daemon, Scope};
@@ -29,8 +32,8 @@ const TEST_TEXT: &str = "The knowledge manager keeps what agents learn and finds
 /// A question in other words than [`TEST_TEXT`].
 const TEST_QUERY: &str = "how do agents find again what they have learned before";
 
-/// The key under which `test` stores, so that repeated runs keep one item.
-const TEST_KEY: &str = "knowledge-manager-test";
+/// Age from which what lies in the project of `test` was left by a run that is over, not by one beside it.
+const TEST_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
 /// Commands of `knowledge-manager`.
 #[derive(Debug, Subcommand)]
@@ -58,7 +61,7 @@ pub(crate) enum KmCommand {
     },
     /// Count items; prints a JSON object
     Stats,
-    /// Store, search and count in a project of its own; prints what it found
+    /// Store, search, count and purge in a project of its own; prints what it found
     Test,
 }
 
@@ -141,6 +144,7 @@ struct TestReport {
     stored_id: String,
     found_first: bool,
     total_records: u64,
+    purged: u64,
     note: &'static str,
 }
 
@@ -208,8 +212,10 @@ async fn stats(daemon: &Daemon, project: &str) -> CliResult<Stats> {
     Ok(Stats::new(project, counted))
 }
 
-/// Stores a sentence and asks for it in other words. Its project stays: it holds this one item, however often
-/// the test runs.
+/// Stores a sentence, asks for it in other words, and purges it, whatever came out.
+///
+/// Each run has an item of its own, so that runs side by side do not purge each other's. All items of the project
+/// have the same text, so the best hit may be another run's.
 async fn test(context: &Context) -> CliResult {
     let project = project::TEST_PROJECT;
     let daemon = Daemon::open(context).await?;
@@ -217,21 +223,28 @@ async fn test(context: &Context) -> CliResult {
         text: TEST_TEXT.to_owned(),
         knowledge_type: KnowledgeType::System,
         agent: Some(DEFAULT_AGENT.to_owned()),
-        idempotency_key: Some(TEST_KEY.to_owned()),
-        on_duplicate: OnDuplicate::Return,
+        on_duplicate: OnDuplicate::Store,
         ..StoreParams::default()
     };
     let stored_id = store(&daemon, project, &parameters).await?;
-    let hits = search(&daemon, project, TEST_QUERY.to_owned(), 1).await?;
-    let counted = stats(&daemon, project).await?;
-    let found_first = hits.first().is_some_and(|hit| hit.id == stored_id);
+    let tried = async {
+        let hits = search(&daemon, project, TEST_QUERY.to_owned(), MAX_HITS).await?;
+        Ok::<_, CliError>((hits, stats(&daemon, project).await?))
+    }
+    .await;
+    let purged = purge_tests(&daemon, project, stored_id.clone()).await;
+    let (hits, counted) = tried?;
+    let purged = purged?;
+    let found_first =
+        hits.first().is_some_and(|hit| hit.text == TEST_TEXT) && hits.iter().any(|hit| hit.id == stored_id);
     let report = TestReport {
         success: found_first,
         project: project.to_owned(),
         stored_id,
         found_first,
         total_records: counted.total_records,
-        note: "this project holds one test item, which stays for the next run",
+        purged,
+        note: "what the test stored is purged",
     };
     print(context, &report)?;
     if found_first {
@@ -241,6 +254,30 @@ async fn test(context: &Context) -> CliResult {
         CliError::new(Exit::Failed, "the item that was just stored was not found by a search")
             .fix("run `ccoctl status` to see which part does not work"),
     )
+}
+
+/// Purges the item `stored_id` of a test, and what earlier tests have left; how many items that were.
+async fn purge_tests(daemon: &Daemon, project: &str, stored_id: String) -> CliResult<u64> {
+    let leftovers = ListParams {
+        filters: Filters {
+            until: Some(api::format_time(Utc::now() - TEST_LEFTOVER_AGE)),
+            ..Filters::default()
+        },
+        // Each run clears up, so there are few; more than that go with the next runs.
+        limit: 100,
+        ..ListParams::default()
+    };
+    let left = daemon.call::<api::List>(Scope::Project(project), &leftovers).await?;
+    let ids = std::iter::once(stored_id)
+        .chain(left.results.into_iter().map(|item| item.id))
+        .collect();
+    let parameters = PurgeParams {
+        ids: Some(ids),
+        confirm: true,
+        ..PurgeParams::default()
+    };
+    let purged = daemon.call::<api::Purge>(Scope::Project(project), &parameters).await?;
+    Ok(purged.purged)
 }
 
 #[cfg(test)]

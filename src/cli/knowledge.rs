@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use ccod_protocol::api::{
-    self, EmbedParams, Filters, GetParams, GetResult, Item, KnowledgeType, ListParams, Metadata, OnDuplicate,
+    self, AsOf, EmbedParams, Filters, GetParams, GetResult, Item, KnowledgeType, ListParams, Metadata, OnDuplicate,
     OneOrMany, Order, ProjectsParams, SearchHit, SearchMode, SearchParams, SearchResult, StatsParams, StatsResult,
     StoreParams, StoreResult, StoreStatus,
 };
@@ -56,7 +56,7 @@ pub(crate) struct StoreArgs {
     project: Option<String>,
 }
 
-/// Conditions that `search` and `list` share.
+/// Conditions that `search`, `list`, `delete` and `cleanup` share.
 #[derive(Debug, Default, Args)]
 pub(crate) struct FilterArgs {
     /// Only items of this type; may be repeated
@@ -74,20 +74,20 @@ pub(crate) struct FilterArgs {
     /// Only items created before this time
     #[arg(long, value_name = "D", value_parser = parse_moment)]
     until: Option<String>,
-    /// Only items whose metadata has this value under this key; may be repeated
-    #[arg(long = "meta", value_name = "KEY=VALUE", value_parser = parse_pair)]
-    metadata: Vec<(String, Value)>,
+    /// Only items whose metadata has this value under this key, or all of a JSON object; may be repeated
+    #[arg(long = "meta", alias = "metadata", value_name = "KEY=VALUE", value_parser = parse_conditions)]
+    metadata: Vec<Metadata>,
 }
 
 impl FilterArgs {
-    fn into_filters(self) -> Filters {
+    pub(crate) fn into_filters(self) -> Filters {
         Filters {
             knowledge_type: any_of(self.knowledge_type),
             agent: any_of(self.agent),
             session_id: any_of(self.session),
             since: self.since,
             until: self.until,
-            metadata: self.metadata.into_iter().collect(),
+            metadata: self.metadata.into_iter().flatten().collect(),
         }
     }
 }
@@ -121,6 +121,9 @@ pub(crate) struct SearchArgs {
     /// Search every project
     #[arg(long)]
     all_projects: bool,
+    /// Search what was known then: a version of the project, or a time (7d, a date, RFC 3339)
+    #[arg(long, value_name = "VERSION|TIME", value_parser = parse_as_of)]
+    as_of: Option<AsOf>,
     /// Show how each score came about
     #[arg(long)]
     explain: bool,
@@ -179,11 +182,23 @@ fn parse_moment(text: &str) -> Result<String, String> {
     when::parse(text, Utc::now())
 }
 
-/// `key=value`, where the value is JSON if it reads as such and a text if not.
-fn parse_pair(text: &str) -> Result<(String, Value), String> {
+/// A number is a version; anything else is a time.
+fn parse_as_of(text: &str) -> Result<AsOf, String> {
+    match text.trim().parse() {
+        Ok(version) => Ok(AsOf::Version(version)),
+        Err(_) => parse_moment(text).map(AsOf::Time),
+    }
+}
+
+/// `key=value`, where the value is JSON if it reads as such and a text if not; or several as a JSON object, as
+/// `store` takes them.
+fn parse_conditions(text: &str) -> Result<Metadata, String> {
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"));
+    }
     let (key, value) = text.split_once('=').ok_or("takes the form KEY=VALUE")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
-    Ok((key.to_owned(), value))
+    Ok(Metadata::from_iter([(key.to_owned(), value)]))
 }
 
 fn any_of<T>(mut values: Vec<T>) -> Option<OneOrMany<T>> {
@@ -210,7 +225,7 @@ pub(crate) fn text_or_stdin(text: String) -> CliResult<String> {
     Ok(input.strip_suffix('\n').map(str::to_owned).unwrap_or(input))
 }
 
-fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
+pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
     let Some(text) = text else {
         return Ok(Metadata::new());
     };
@@ -282,7 +297,7 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
         filters: arguments.filters.into_filters(),
         budget_tokens: arguments.budget_tokens,
         projects: arguments.all_projects.then(|| OneOrMany::One("*".to_owned())),
-        as_of: None,
+        as_of: arguments.as_of,
         explain: arguments.explain,
     };
     let daemon = Daemon::open(context).await?;
@@ -309,13 +324,23 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
 
 /// What to show of a hit.
 #[derive(Clone, Copy, Debug)]
-struct HitView {
+pub(crate) struct HitView {
     with_project: bool,
     explain: bool,
     first_rank: u64,
 }
 
-fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::DateTime<Utc>) -> String {
+impl Default for HitView {
+    fn default() -> Self {
+        Self {
+            with_project: false,
+            explain: false,
+            first_rank: 1,
+        }
+    }
+}
+
+pub(crate) fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::DateTime<Utc>) -> String {
     let type_width = hits
         .iter()
         .map(|hit| hit.knowledge_type.as_str().len())
@@ -356,7 +381,7 @@ fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::
     text
 }
 
-fn search_summary(found: &SearchResult, project: Option<&str>) -> String {
+pub(crate) fn search_summary(found: &SearchResult, project: Option<&str>) -> String {
     let place = project.map_or_else(|| "all projects".to_owned(), |name| format!("project {name}"));
     let mut summary = if found.results.is_empty() {
         format!("nothing found in {place}")
@@ -639,13 +664,8 @@ mod tests {
             hit("issue-1-aa", 0.9123, "first\nline"),
             hit("issue-2-bb", 0.5, "second"),
         ];
-        let view = HitView {
-            with_project: false,
-            explain: false,
-            first_rank: 1,
-        };
         assert_eq!(
-            render_hits(&Output::plain(), &hits, view, now()),
+            render_hits(&Output::plain(), &hits, HitView::default(), now()),
             "1. 0.912  issue  3d ago  issue-1-aa\n   first line\n2. 0.500  issue  3d ago  issue-2-bb\n   second\n"
         );
     }
@@ -713,9 +733,22 @@ mod tests {
 
     #[test]
     fn metadata_filters_take_json_or_text() {
-        assert_eq!(parse_pair("a=1"), Ok(("a".to_owned(), Value::from(1))));
-        assert_eq!(parse_pair("a=b=c"), Ok(("a".to_owned(), Value::from("b=c"))));
-        assert!(parse_pair("a").is_err());
+        let conditions = |text| parse_conditions(text).map(|metadata| Value::Object(metadata).to_string());
+        assert_eq!(conditions("a=1").as_deref(), Ok(r#"{"a":1}"#));
+        assert_eq!(conditions("a=b=c").as_deref(), Ok(r#"{"a":"b=c"}"#));
+        assert_eq!(conditions(r#"{"a":1,"b":"x"}"#).as_deref(), Ok(r#"{"a":1,"b":"x"}"#));
+        assert!(conditions("a").is_err() && conditions("{a}").is_err());
+    }
+
+    #[test]
+    fn the_past_is_a_version_or_a_time() {
+        assert_eq!(parse_as_of("12"), Ok(AsOf::Version(12)));
+        assert_eq!(
+            parse_as_of("2025-01-31"),
+            Ok(AsOf::Time("2025-01-31T00:00:00.000Z".to_owned()))
+        );
+        assert!(parse_as_of("7d").is_ok_and(|moment| matches!(moment, AsOf::Time(_))));
+        assert!(parse_as_of("-1").is_err() && parse_as_of("once").is_err());
     }
 
     #[test]

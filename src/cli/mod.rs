@@ -5,13 +5,17 @@
 //! carries the exit code.
 
 mod admin;
+mod confirm;
 mod connect;
 mod daemon;
 mod exit;
 mod km;
 mod knowledge;
+mod life;
 mod logging;
+mod maintenance;
 mod output;
+mod progress;
 mod project;
 mod when;
 
@@ -30,7 +34,7 @@ use output::Output;
 /// Shown below the help.
 const AFTER_HELP: &str = "\
 Exit codes: 0 ok, 1 failed or not found, 2 usage, 65 bad data, 69 daemon unavailable,
-75 retry later, 77 permission or sandbox, 78 configuration.
+75 retry later or cancelled, 77 permission or sandbox, 78 configuration.
 Data goes to standard output, messages to standard error.
 Commands start the daemon when none runs.";
 
@@ -89,12 +93,38 @@ enum Command {
     List(knowledge::ListArgs),
     /// Show items by id
     Get(knowledge::GetArgs),
+    /// Find items that resemble one
+    Similar(life::SimilarArgs),
+    /// Change an item; its history keeps what it was
+    Update(life::UpdateArgs),
+    /// Show what an item was, newest first
+    History(life::HistoryArgs),
+    /// Delete items by id or by filter; prints what undoes it
+    Delete(life::DeleteArgs),
+    /// Restore deleted items
+    Undelete(life::UndeleteArgs),
+    /// Remove items for good, from every revision and version on disk
+    Purge(life::PurgeArgs),
+    /// Delete items older than a number of days; a dry run without --apply
+    Cleanup(life::CleanupArgs),
     /// Count items
     Stats(knowledge::StatsArgs),
     /// List the projects
     Projects,
     /// Say whether the daemon works
     Health(admin::HealthArgs),
+    /// Write a consistent copy of all projects
+    Backup(maintenance::BackupArgs),
+    /// Replace projects by those of a backup; keeps the old ones aside
+    Restore(maintenance::RestoreArgs),
+    /// Write a project's items to a file
+    Export(maintenance::ExportArgs),
+    /// Store the items of an export
+    Import(maintenance::ImportArgs),
+    /// Read all stored data and say what is wrong: 0 if nothing is, 1 if something is
+    Verify(maintenance::ProjectsArgs),
+    /// Do the maintenance that is due
+    Optimize(maintenance::ProjectsArgs),
     /// Embed a text; prints its vector
     Embed(knowledge::EmbedArgs),
     /// Call any method; prints its result as it is
@@ -242,9 +272,22 @@ async fn dispatch(context: &Context, command: Command) -> CliResult {
         Command::Search(arguments) => knowledge::search(context, arguments).await,
         Command::List(arguments) => knowledge::list(context, arguments).await,
         Command::Get(arguments) => knowledge::get(context, arguments).await,
+        Command::Similar(arguments) => life::similar(context, arguments).await,
+        Command::Update(arguments) => life::update(context, arguments).await,
+        Command::History(arguments) => life::history(context, arguments).await,
+        Command::Delete(arguments) => life::delete(context, arguments).await,
+        Command::Undelete(arguments) => life::undelete(context, arguments).await,
+        Command::Purge(arguments) => life::purge(context, arguments).await,
+        Command::Cleanup(arguments) => life::cleanup(context, arguments).await,
         Command::Stats(arguments) => knowledge::stats(context, arguments).await,
         Command::Projects => knowledge::projects(context).await,
         Command::Health(arguments) => admin::health(context, &arguments).await,
+        Command::Backup(arguments) => maintenance::backup(context, arguments).await,
+        Command::Restore(arguments) => maintenance::restore(context, arguments).await,
+        Command::Export(arguments) => maintenance::export(context, arguments).await,
+        Command::Import(arguments) => maintenance::import(context, arguments).await,
+        Command::Verify(arguments) => maintenance::verify(context, arguments).await,
+        Command::Optimize(arguments) => maintenance::optimize(context, arguments).await,
         Command::Embed(arguments) => knowledge::embed(context, arguments).await,
         Command::Rpc(arguments) => admin::rpc(context, arguments).await,
         Command::Km(command) => km::run(context, command).await,
@@ -303,10 +346,81 @@ mod tests {
             &["ccoctl", "search", "q", "--timeout", "0"],
             &["ccoctl", "search", "q", "--since", "yesterday"],
             &["ccoctl", "store", "t", "--type", "idea"],
+            &["ccoctl", "search", "q", "--as-of", "yesterday"],
             &["ccoctl", "get"],
+            &["ccoctl", "update", "id"],
+            &["ccoctl", "update", "--text", "t"],
+            &["ccoctl", "history"],
+            &["ccoctl", "undelete"],
+            &["ccoctl", "undelete", "id", "--undo", "token"],
+            &["ccoctl", "purge"],
+            &["ccoctl", "purge", "--yes"],
+            &["ccoctl", "cleanup", "--older-than", "-1"],
+            &["ccoctl", "similar", "id", "--limit", "101"],
+            &["ccoctl", "backup"],
+            &["ccoctl", "restore"],
+            &["ccoctl", "export", "x", "--format", "pdf"],
+            &["ccoctl", "import"],
         ] {
             let error = parse(arguments).expect_err("refused");
             assert!(error.exit_code() == 2, "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_commands_of_an_items_life_are_read() {
+        for arguments in [
+            &[
+                "ccoctl",
+                "update",
+                "id",
+                "--type",
+                "issue",
+                "--metadata",
+                "{}",
+                "--project",
+                "p",
+            ][..],
+            &["ccoctl", "update", "id", "--text", "-"],
+            &["ccoctl", "update", "id", "--text", "- a list item"],
+            &["ccoctl", "delete", "a", "b"],
+            // What it is about is checked later: neither and both are errors with advice.
+            &["ccoctl", "delete"],
+            &[
+                "ccoctl", "delete", "--type", "issue", "--agent", "a", "--until", "7d", "--yes",
+            ],
+            &[
+                "ccoctl",
+                "delete",
+                "--meta",
+                "k=v",
+                "--metadata",
+                "{\"a\":1}",
+                "--dry-run",
+            ],
+            &["ccoctl", "undelete", "a", "b"],
+            &["ccoctl", "undelete", "--undo", "5f", "--project", "p"],
+            &["ccoctl", "purge", "a", "--yes"],
+            &[
+                "ccoctl",
+                "cleanup",
+                "--older-than",
+                "30",
+                "--session",
+                "s",
+                "--apply",
+                "--yes",
+            ],
+            &["ccoctl", "similar", "id", "--limit", "3", "--json"],
+            &["ccoctl", "search", "q", "--as-of", "12"],
+            &["ccoctl", "--timeout", "5", "backup", "dir"],
+            &["ccoctl", "restore", "dir", "--yes"],
+            &["ccoctl", "export", "out.md", "--format", "markdown", "--project", "p"],
+            &["ccoctl", "import", "in.jsonl", "--dry-run"],
+            &["ccoctl", "verify", "--project", "p"],
+            &["ccoctl", "optimize"],
+        ] {
+            parse(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
         }
     }
 

@@ -168,7 +168,8 @@ fn the_drop_in_prints_what_the_old_tool_printed() {
     for key in ["repository", "byProject", "oldestRecord", "newestRecord"] {
         assert!(stats.get(key).is_some(), "{key}: {stats}");
     }
-    assert!(run(&["test"]).status.success());
+    let test = json_of(&run(&["test"]));
+    assert_eq!((&test["success"], &test["purged"]), (&json!(true), &json!(1)), "{test}");
 }
 
 #[test]

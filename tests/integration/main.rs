@@ -8,5 +8,6 @@ mod discovery;
 mod feed;
 mod knowledge;
 mod life;
+mod life_commands;
 mod lifecycle;
 mod support;

@@ -140,6 +140,60 @@ async fn notifications_of_calls_are_seen() {
     client.notify("test.echo", json!([1])).await.unwrap();
 }
 
+/// A call of `admin.backup`: its result, and the progress that it was told.
+async fn watched_backup(client: Arc<Client>, path: &str) -> (api::BackupResult, Vec<(u64, Option<u64>, String)>) {
+    let params = api::BackupParams { path: path.to_owned() };
+    let mut told = Vec::new();
+    let result = client
+        .call_watched::<api::Backup>(&params, CallOptions::default(), std::future::pending(), |progress| {
+            told.push((progress.done, progress.total, progress.message));
+        })
+        .await
+        .unwrap();
+    (result, told)
+}
+
+#[tokio::test]
+async fn a_watched_call_sees_its_own_progress_and_no_other() {
+    let daemon = Daemon::start();
+    let client = Arc::new(Client::connect(&daemon.path).await.unwrap());
+    // Both are in flight before either says anything.
+    let calls = ["/a", "/b"].map(|path| tokio::spawn(watched_backup(Arc::clone(&client), path)));
+    daemon.rig.begun(2).await;
+    daemon.rig.gate.add_permits(2);
+    for (call, path) in calls.into_iter().zip(["/a", "/b"]) {
+        let (result, told) = within(call).await.unwrap();
+        assert_eq!(result.path, path);
+        assert_eq!(told, [1, 2, 3].map(|done| (done, Some(3), path.to_owned())));
+    }
+}
+
+#[tokio::test]
+async fn a_watched_call_can_be_cancelled() {
+    let daemon = Daemon::start();
+    let client = Client::connect(&daemon.path).await.unwrap();
+    let begun = tokio::sync::Notify::new();
+    let options = || CallOptions::default().timeout(Duration::from_secs(60));
+    let call = client.call_watched::<api::Optimize>(&api::OptimizeParams {}, options(), begun.notified(), |progress| {
+        assert_eq!((progress.total, progress.message.as_str()), (None, "waiting"));
+        begun.notify_one();
+    });
+    let error = within(call).await.unwrap_err();
+    assert_eq!(error.as_wire().unwrap().kind(), ErrorKind::Cancelled);
+    // Wanted from the beginning: the request is sent, and then its end.
+    let call = client.call_watched::<api::Optimize>(&api::OptimizeParams {}, options(), std::future::ready(()), |_| ());
+    let error = within(call).await.unwrap_err();
+    assert_eq!(error.as_wire().unwrap().kind(), ErrorKind::Cancelled);
+    assert_eq!(daemon.stats.snapshot().cancelled, 2);
+    // One that has its answer is not cancelled any more.
+    daemon.rig.gate.add_permits(1);
+    let params = api::BackupParams { path: "/c".to_owned() };
+    let done = tokio::sync::Notify::new();
+    let call = client.call_watched::<api::Backup>(&params, options(), done.notified(), |_| ());
+    assert_eq!(within(call).await.unwrap().path, "/c");
+    assert!(client.is_connected());
+}
+
 #[tokio::test]
 async fn why_there_is_no_connection() {
     let directory = tempfile::tempdir().unwrap();

@@ -173,6 +173,28 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
             Answer::Ok(Value::Null)
         })
         .unwrap();
+    // Two that take long by the table's word: one tells of itself and ends, one ends when it is cancelled.
+    module
+        .register_async_method(api::Backup::NAME, |params, rig, extensions| async move {
+            let path = params::decode_params::<api::Backup>(&params)?.params.path;
+            let context = extensions.get::<CallContext>().unwrap().clone();
+            rig.begun.fetch_add(1, Ordering::SeqCst);
+            rig.changed.notify_waiters();
+            rig.gate.acquire().await.unwrap().forget();
+            for done in 1..=3 {
+                context.progress(done, Some(3), &path);
+            }
+            Answer::Ok(json!({ "path": path }))
+        })
+        .unwrap();
+    module
+        .register_async_method(api::Optimize::NAME, |_, _, extensions| async move {
+            let context = extensions.get::<CallContext>().unwrap().clone();
+            context.progress(0, None, "waiting");
+            context.cancelled.cancelled().await;
+            Answer::Err(WireError::cancelled(Executed::Unknown).into())
+        })
+        .unwrap();
     module
         .register_async_method("test.flood", |_, _, extensions| async move {
             let context = extensions.get::<CallContext>().unwrap();
