@@ -10,3 +10,4 @@ mod knowledge;
 mod life;
 mod lifecycle;
 mod support;
+mod transfer;
