@@ -39,6 +39,44 @@ fn a_backup_that_is_cancelled_midway_leaves_nothing() {
 }
 
 #[test]
+fn a_purge_does_not_wait_for_a_backup_and_is_told_of_it() {
+    let daemon = Inside::start();
+    let id = daemon.call("knowledge.store", json!({"text": "to be removed"}))["id"].clone();
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("backup");
+    fail::cfg("backup::file", "pause").unwrap();
+    let mut connection = daemon.connect();
+    let backup = json!({"jsonrpc": "2.0", "id": 1, "method": "admin.backup", "params": {"path": path}});
+    connection.send(format!("{backup}\n"));
+    let begun = std::time::Instant::now();
+    while std::fs::read_dir(place.path()).unwrap().count() == 0 {
+        assert!(begun.elapsed() < support::PATIENCE);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let purged = daemon.call("knowledge.purge", json!({"id": id, "confirm": true}));
+    assert_eq!(purged["purged"], 1);
+    fail::remove("backup::file");
+    let answer = loop {
+        let line = connection.receive().unwrap();
+        if line["id"] == 1 {
+            break line;
+        }
+    };
+    assert_eq!(
+        (&answer["error"]["code"], &answer["error"]["data"]["retryable"]),
+        (&json!(-32051), &json!(true)),
+        "{answer}"
+    );
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    // The next one is without it, and known.
+    let backup = json!({"jsonrpc": "2.0", "id": 2, "method": "admin.backup", "params": {"path": path}});
+    connection.send(format!("{backup}\n"));
+    while connection.receive().unwrap()["id"] != 2 {}
+    let again = daemon.call("knowledge.purge", json!({"id": id, "confirm": true}));
+    assert_eq!(again["backups"], json!([path]));
+}
+
+#[test]
 fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
     let mut daemon = Inside::start();
     daemon.call("knowledge.store", json!({"text": "in the backup"}));

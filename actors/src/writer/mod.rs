@@ -445,7 +445,10 @@ impl WriterHandle {
     }
 
     /// Runs `work` with the right to write, to its end, whether or not the caller still waits then.
-    pub async fn with_access<T, F>(&self, work: impl FnOnce(Arc<WriteAccess>) -> F + Send + 'static) -> KnowledgeResult<T>
+    pub async fn with_access<T, F>(
+        &self,
+        work: impl FnOnce(Arc<WriteAccess>) -> F + Send + 'static,
+    ) -> KnowledgeResult<T>
     where
         T: Send + 'static,
         F: Future<Output = KnowledgeResult<T>> + Send + 'static,
