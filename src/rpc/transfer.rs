@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,8 +39,8 @@ const IMPORT_PROBLEMS: usize = 20;
 const ESCAPED_BYTES: u64 = 6;
 /// Bytes of an item in a file besides its text and metadata, at most.
 const ITEM_OVERHEAD_BYTES: u64 = 64 << 10;
-/// Bytes at the beginning of a file by which its format is known.
-const PEEKED_BYTES: usize = 8 << 10;
+/// Bytes of a file that are read at once; its format is known by the first of them.
+const READ_BYTES: usize = 64 << 10;
 /// Pause where the writer has no room for a single item.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -315,7 +315,7 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     let most_bytes = usize::try_from(most_bytes).unwrap_or(usize::MAX);
     let path = PathBuf::from(&call.params.path);
     let counter = Arc::clone(&watcher);
-    let (file, format, total) = blocking(move || count_entries(&path, most_bytes, counter.as_ref())).await?;
+    let (file, format, total) = blocking(move || count_entries(&path, most_bytes, counter)).await?;
 
     let (sender, mut batches) = mpsc::channel(1);
     let reader = tokio::task::spawn_blocking(move || read_batches(file, format, most_bytes, &sender));
@@ -341,15 +341,45 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     Ok(import.result)
 }
 
+/// A file that is read for as long as somebody waits for what is in it.
+struct WatchedFile {
+    file: File,
+    watcher: Arc<dyn Watcher>,
+}
+
+impl WatchedFile {
+    /// Why it could not be read on.
+    fn error(watcher: &dyn Watcher, error: &std::io::Error) -> KnowledgeError {
+        let unreadable = || bad_path(format!("the file cannot be read: {error}"));
+        watcher.check().err().unwrap_or_else(unreadable)
+    }
+}
+
+impl Read for WatchedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.watcher.check().map_err(std::io::Error::other)?;
+        self.file.read(buffer)
+    }
+}
+
 /// Opens a file of items, tells its format and how many items it has. It is at its beginning afterwards.
-fn count_entries(path: &Path, most_bytes: usize, watcher: &dyn Watcher) -> KnowledgeResult<(File, Format, u64)> {
+fn count_entries(
+    path: &Path,
+    most_bytes: usize,
+    watcher: Arc<dyn Watcher>,
+) -> KnowledgeResult<(WatchedFile, Format, u64)> {
     let unreadable = |error: std::io::Error| bad_path(format!("{} cannot be read: {error}", path.display()));
     // A pipe would be waited for, and a device has no end.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(bad_path(format!("{} must be a file", path.display())));
     }
-    let mut reader = BufReader::with_capacity(PEEKED_BYTES, File::open(path).map_err(unreadable)?);
-    let beginning = reader.fill_buf().map_err(unreadable)?;
+    let file = WatchedFile {
+        file: File::open(path).map_err(unreadable)?,
+        watcher: Arc::clone(&watcher),
+    };
+    let failed = |error: std::io::Error| WatchedFile::error(watcher.as_ref(), &error);
+    let mut reader = BufReader::with_capacity(READ_BYTES, file);
+    let beginning = reader.fill_buf().map_err(failed)?;
     let format = match Format::of_content(beginning) {
         Some(format) => format,
         None if beginning.trim_ascii().is_empty() => Format::of_path(path).unwrap_or(Format::Jsonl),
@@ -363,25 +393,25 @@ fn count_entries(path: &Path, most_bytes: usize, watcher: &dyn Watcher) -> Knowl
     };
     let mut total = 0;
     for entry in format.read(&mut reader, most_bytes) {
-        entry.map_err(unreadable)?;
-        watcher.check()?;
+        entry.map_err(failed)?;
         total += 1;
     }
-    let mut file = reader.into_inner();
-    file.rewind().map_err(unreadable)?;
-    Ok((file, format, total))
+    let mut watched = reader.into_inner();
+    watched.file.rewind().map_err(failed)?;
+    Ok((watched, format, total))
 }
 
 /// Reads a file in groups of items, one ahead of who takes them, until it ends or nobody takes them any more.
 fn read_batches(
-    file: File,
+    file: WatchedFile,
     format: Format,
     most_bytes: usize,
     sender: &mpsc::Sender<Vec<Entry>>,
 ) -> KnowledgeResult<()> {
+    let watcher = Arc::clone(&file.watcher);
     let (mut batch, mut bytes) = (Vec::new(), 0);
-    for entry in format.read(BufReader::new(file), most_bytes) {
-        let entry = entry.map_err(|error| bad_path(format!("the file cannot be read to its end: {error}")))?;
+    for entry in format.read(BufReader::with_capacity(READ_BYTES, file), most_bytes) {
+        let entry = entry.map_err(|error| WatchedFile::error(watcher.as_ref(), &error))?;
         bytes += entry.record.as_ref().map_or(0, |record| record.text.len());
         batch.push(entry);
         if batch.len() == IMPORT_ITEMS || bytes >= IMPORT_BYTES {
