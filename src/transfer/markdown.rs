@@ -87,6 +87,12 @@ pub(crate) struct Entries<R> {
     opened: Option<u64>,
 }
 
+/// What a file begins with, and on which line.
+enum First {
+    Item(u64),
+    Stray(u64),
+}
+
 impl<R: BufRead> Entries<R> {
     pub(super) fn new(lines: Lines<R>, max_bytes: usize) -> Self {
         Self {
@@ -100,8 +106,8 @@ impl<R: BufRead> Entries<R> {
         let line = match self.opened.take() {
             Some(line) => line,
             None => match self.find_first()? {
-                Some(Ok(line)) => line,
-                Some(Err(entry)) => return Ok(Some(entry)),
+                Some(First::Item(line)) => line,
+                Some(First::Stray(line)) => return Ok(Some(no_item(line))),
                 None => return Ok(None),
             },
         };
@@ -118,21 +124,21 @@ impl<R: BufRead> Entries<R> {
     }
 
     /// Finds the first `---`; what stands before it is no item.
-    fn find_first(&mut self) -> io::Result<Option<Result<u64, Entry>>> {
+    fn find_first(&mut self) -> io::Result<Option<First>> {
         let mut stray = None;
         while let Some(line) = self.lines.next()? {
             if is_fence(&line.bytes) {
                 let Some(stray) = stray else {
-                    return Ok(Some(Ok(line.number)));
+                    return Ok(Some(First::Item(line.number)));
                 };
                 self.opened = Some(line.number);
-                return Ok(Some(Err(no_item(stray))));
+                return Ok(Some(First::Stray(stray)));
             }
             if stray.is_none() && !line.bytes.trim_ascii().is_empty() {
                 stray = Some(line.number);
             }
         }
-        Ok(stray.map(|stray| Err(no_item(stray))))
+        Ok(stray.map(First::Stray))
     }
 
     /// Reads the fields up to and including the `---` that closes them. The file is read on behind them
