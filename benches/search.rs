@@ -42,6 +42,7 @@ fn item(random: &mut StdRng, number: usize) -> PreparedItem {
         idempotency_key: None,
         on_duplicate: OnDuplicate::Store,
         timestamp: now_ms(),
+        updated_at: None,
     };
     PreparedItem {
         content_hash: item.content_hash(),

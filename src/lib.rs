@@ -8,3 +8,4 @@ pub mod config;
 pub mod daemon;
 mod rpc;
 mod shutdown;
+mod transfer;

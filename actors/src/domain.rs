@@ -185,6 +185,8 @@ pub struct NewItem {
     pub on_duplicate: OnDuplicate,
     /// When it was created.
     pub timestamp: DateTime<Utc>,
+    /// When it was last changed, for what comes from elsewhere; the time of the commit if absent.
+    pub updated_at: Option<DateTime<Utc>>,
 }
 
 impl NewItem {

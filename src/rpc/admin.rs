@@ -80,6 +80,7 @@ async fn probe(app: &App, call: &Call<api::Health>) -> Result<(), KnowledgeError
         idempotency_key: None,
         on_duplicate: OnDuplicate::Store,
         timestamp: now_ms(),
+        updated_at: None,
     };
     let prepared = store::prepare(embedder, item, Lane::Interactive, deadline, call.origin()).await?;
     let reply = writer.store(project.clone(), vec![prepared], None, deadline).await?;

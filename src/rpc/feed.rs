@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{ProjectName, format_time, hex};
 use ccod_actors::error::KnowledgeError;
+use ccod_actors::store::Lineage;
 use ccod_actors::store::changes::{Change, ChangeKind};
 use ccod_protocol::api::{self, ChangeOp, ChangedNotification, KNOWLEDGE_CHANGED};
 use ccod_protocol::context::{Notifier, NotifyError};
@@ -33,15 +34,25 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a feed stands: the newest commit that was sent, of each project.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Cursor(BTreeMap<String, i64>);
+struct Cursor(BTreeMap<String, Position>);
+
+/// Where a feed stands in one project: at a commit of one of its histories ([`Lineage::epoch`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Position {
+    commit: i64,
+    epoch: i64,
+}
 
 impl Cursor {
-    /// Opaque to callers: hexadecimal of `<project>/<commit>` lines.
+    /// Opaque to callers: hexadecimal of `<project>/<commit>` lines, with `/<epoch>` where a project was restored.
     fn encode(&self) -> String {
         let plain: Vec<String> = self
             .0
             .iter()
-            .map(|(project, commit)| format!("{project}/{commit}"))
+            .map(|(project, position)| match position {
+                Position { commit, epoch: 0 } => format!("{project}/{commit}"),
+                Position { commit, epoch } => format!("{project}/{commit}/{epoch}"),
+            })
             .collect();
         hex(plain.join("\n").as_bytes())
     }
@@ -56,19 +67,28 @@ impl Cursor {
         plain
             .lines()
             .map(|line| {
-                let (project, commit) = line.split_once('/')?;
-                Some((project.to_owned(), commit.parse().ok()?))
+                let mut parts = line.split('/');
+                let project = parts.next()?.to_owned();
+                let position = Position {
+                    commit: parts.next()?.parse().ok()?,
+                    epoch: parts.next().map_or(Some(0), |epoch| epoch.parse().ok())?,
+                };
+                parts.next().is_none().then_some((project, position))
             })
             .collect::<Option<_>>()
             .map(Self)
     }
 
-    fn of(&self, project: &ProjectName) -> i64 {
-        self.0.get(project.as_str()).copied().unwrap_or(0)
+    fn of(&self, project: &ProjectName) -> Position {
+        self.0.get(project.as_str()).copied().unwrap_or_default()
     }
 
-    fn advance(&mut self, project: &ProjectName, commit: i64) {
-        self.0.insert(project.to_string(), commit);
+    fn advance(&mut self, project: &ProjectName, commit: i64, lineage: Lineage) {
+        let position = Position {
+            commit,
+            epoch: lineage.epoch,
+        };
+        self.0.insert(project.to_string(), position);
     }
 }
 
@@ -116,7 +136,8 @@ pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Resu
         None => {
             for project in scope.projects(&app) {
                 if let Some(view) = app.store.view(&project).await.map_err(wire_error)? {
-                    cursor.advance(&project, view.sequence());
+                    let lineage = app.store.lineage(&project).map_err(wire_error)?;
+                    cursor.advance(&project, view.sequence(), lineage);
                 }
             }
         }
@@ -215,7 +236,8 @@ impl Feed {
     async fn catch_up(&mut self) -> Result<(), End> {
         for project in self.scope.projects(&self.app) {
             loop {
-                let after = self.cursor.of(&project);
+                let position = self.cursor.of(&project);
+                let after = position.commit;
                 let readers = self.app.routes().readers;
                 let page = match readers
                     .changes(project.clone(), after, Deadline::after(QUERY_TIMEOUT))
@@ -232,24 +254,26 @@ impl Feed {
                 };
                 if page.forgotten.is_some_and(|forgotten| after < forgotten) {
                     // What happened between was closed, and is no longer kept.
-                    self.cursor.advance(&project, page.newest);
+                    self.cursor.advance(&project, page.newest, page.lineage);
                     return Err(End::Lagged { resync: true });
                 }
-                if after > page.newest {
-                    // The cursor knows more than the project: it is of another history (restored, made anew).
-                    self.cursor.advance(&project, page.newest);
+                // Whoever has seen nothing yet gets all of it, whatever the history.
+                let of_another_history = after > 0 && position.epoch != page.lineage.epoch;
+                if of_another_history || after > page.newest {
+                    // Restored, or made anew: what the subscriber has seen need not be there any more.
+                    self.cursor.advance(&project, page.newest, page.lineage);
                     return Err(End::Lagged { resync: true });
                 }
                 let mut changes = page.changes.into_iter().peekable();
                 while let Some(change) = changes.next() {
                     // A commit is passed when its last change is sent: resuming repeats, it never leaves out.
                     if changes.peek().is_none_or(|next| next.sequence > change.sequence) {
-                        self.cursor.advance(&project, change.sequence);
+                        self.cursor.advance(&project, change.sequence, page.lineage);
                     }
                     let change = self.wire_change(&project, change);
                     self.send(change, Some(LAG_PATIENCE)).await?;
                 }
-                self.cursor.advance(&project, page.until.max(after));
+                self.cursor.advance(&project, page.until.max(after), page.lineage);
                 if page.until >= page.newest {
                     break;
                 }
@@ -316,8 +340,17 @@ mod tests {
         let mut cursor = Cursor::default();
         assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor.clone()));
         for (project, commit) in [("default", 7), ("a.b-c_d", i64::MAX)] {
-            cursor.advance(&ProjectName::parse(project, "project_id").unwrap(), commit);
+            cursor.advance(
+                &ProjectName::parse(project, "project_id").unwrap(),
+                commit,
+                Lineage::default(),
+            );
         }
+        let restored = Lineage {
+            epoch: 1_795_362_864_593,
+            sequence: 3,
+        };
+        cursor.advance(&ProjectName::parse("web", "project_id").unwrap(), 9, restored);
         assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
         for bad in ["zz", "616", "ä", "6161"] {
             assert_eq!(Cursor::decode(bad), None, "{bad}");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ccod_actors::domain::{Deletion, ItemFilter, ItemPatch, ProjectName, check_key, format_time, now_ms};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
+use ccod_actors::store::backup::known_backups;
 use ccod_actors::writer::{DeleteTarget, ExclusiveTask, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
@@ -289,13 +290,13 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
     let outcome = writer
-        .exclusive(project, ExclusiveTask::Purge(ids), call.deadline())
+        .exclusive(project.clone(), ExclusiveTask::Purge(ids), call.deadline())
         .await
         .map_err(wire_error)?;
     Ok(api::PurgeResult {
         purged: outcome.purged.len() as u64,
         ids: outcome.purged,
-        backups: Vec::new(),
+        backups: known_backups(&app.config.home, project.as_str()),
     })
 }
 

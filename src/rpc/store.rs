@@ -160,7 +160,7 @@ pub(crate) async fn store_batch(
 }
 
 /// Checks an item against the limits.
-fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<NewItem> {
+pub(crate) fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<NewItem> {
     check_text(&params.text, limits)?;
     check_metadata(&params.metadata, limits)?;
     let keys = [
@@ -187,6 +187,7 @@ fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<N
             api::OnDuplicate::Store => OnDuplicate::Store,
         },
         timestamp: now_ms(),
+        updated_at: None,
     })
 }
 

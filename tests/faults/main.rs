@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 #[path = "../integration/support.rs"]
 #[allow(dead_code, unused_imports)]
 mod support;
+mod transfer;
 
 use support::Connection;
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home, ids};
+use crate::support::{Daemon, Home, copy_tree, ids};
 
 #[test]
 fn what_is_stored_is_found_by_the_next_search_on_any_connection() {
@@ -414,18 +414,6 @@ fn data_of_the_old_tool_is_shown_and_never_touched() {
     let mut after = tree_bytes(&daemon.home.path().join("knowledge"));
     after.retain(|path, _| !path.starts_with("default"));
     assert_eq!(before, after);
-}
-
-fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn tree_bytes(root: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {

@@ -11,3 +11,4 @@ mod life;
 mod life_commands;
 mod lifecycle;
 mod support;
+mod transfer;

@@ -15,10 +15,10 @@ use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
-use crate::store::Store;
 use crate::store::changes::Change;
 use crate::store::search::{SearchOutcome, search};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
+use crate::store::{Lineage, Store};
 
 /// Settings of the pool.
 #[derive(Clone, Debug)]
@@ -96,6 +96,8 @@ pub struct ChangePage {
     pub newest: i64,
     /// The last commit of which something is no longer kept: changes before it may be missing.
     pub forgotten: Option<i64>,
+    /// The history that these numbers are of.
+    pub lineage: Lineage,
 }
 
 /// What a reader is asked.
@@ -310,11 +312,14 @@ async fn change_page(store: &Store, project: &ProjectName, after: i64) -> Knowle
     } else {
         Vec::new()
     };
+    // After the view: a restore between the two then shows as the new history, which is the safe side.
+    let lineage = store.lineage(project)?;
     Ok(ChangePage {
         changes,
         until,
         newest,
         forgotten: view.horizon().map(|horizon| horizon.sequence),
+        lineage,
     })
 }
 

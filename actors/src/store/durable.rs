@@ -100,7 +100,7 @@ impl DurableCommitHandler {
 }
 
 /// Every file that a version consists of, as paths of this machine.
-fn referenced_files(manifest: &Manifest, indices: &[IndexMetadata], base_path: &Path) -> HashSet<PathBuf> {
+pub(crate) fn referenced_files(manifest: &Manifest, indices: &[IndexMetadata], base_path: &Path) -> HashSet<PathBuf> {
     let local = |path: Path| PathBuf::from(to_local_path(&path));
     let mut files = HashSet::new();
     for fragment in manifest.fragments.iter() {

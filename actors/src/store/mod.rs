@@ -4,14 +4,17 @@
 //! writes is [`WriteTable`], and it is reached through [`WriteAccess`] alone, of which [`Store::open`] gives
 //! exactly one: the supervisor keeps it for the writer. So exclusive write access holds by type.
 
+pub mod backup;
 pub mod changes;
 pub mod durable;
 pub mod error;
+pub mod export;
 pub mod filter;
 pub mod fulltext;
 pub mod fusion;
 mod identity;
 pub mod maintenance;
+pub mod restore;
 pub mod rows;
 pub mod schema;
 pub mod search;
@@ -30,6 +33,7 @@ use lancedb::Connection;
 use tokio::sync::{Mutex, watch};
 
 pub use durable::Durability;
+pub use restore::Lineage;
 pub use view::ProjectView;
 pub use write::{WriteTable, Written};
 
@@ -68,11 +72,52 @@ pub struct StoreConfig {
 /// All projects. See the module.
 pub struct Store {
     config: StoreConfig,
-    session: Arc<Session>,
+    session: Arc<SharedSession>,
     /// By the name folded to lower case, so that a collision is seen on every file system.
     projects: RwLock<BTreeMap<String, Arc<Project>>>,
     /// Counts the published views of all projects: what the change feed waits for.
     published: Arc<watch::Sender<u64>>,
+    /// Held shared to publish a view, and alone for the instant in which a backup takes the views of all
+    /// projects: so these are of one moment.
+    moment: Arc<RwLock<()>>,
+    /// Held shared by what reads one version for long (backups, exports), alone by a restore, which takes the
+    /// files of that version away.
+    transfers: Arc<tokio::sync::RwLock<()>>,
+}
+
+/// The caches that all projects share. Lance tells tables apart by place and version number alone, so what
+/// puts another table in the same place begins new ones; views of before keep those they were made with.
+struct SharedSession {
+    index_cache_bytes: usize,
+    metadata_cache_bytes: usize,
+    current: RwLock<Arc<Session>>,
+}
+
+impl SharedSession {
+    fn new(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Self {
+        Self {
+            index_cache_bytes,
+            metadata_cache_bytes,
+            current: RwLock::new(new_session(index_cache_bytes, metadata_cache_bytes)),
+        }
+    }
+
+    fn current(&self) -> Arc<Session> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn begin_anew(&self) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) =
+            new_session(self.index_cache_bytes, self.metadata_cache_bytes);
+    }
+}
+
+fn new_session(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Arc<Session> {
+    Arc::new(Session::new(
+        index_cache_bytes,
+        metadata_cache_bytes,
+        Arc::new(lancedb::ObjectStoreRegistry::default()),
+    ))
 }
 
 /// The right to write, of which there is one. See the module.
@@ -87,8 +132,11 @@ pub struct Project {
     durability: Durability,
     model: ModelIdentity,
     retention: TimeDelta,
-    session: Arc<Session>,
+    session: Arc<SharedSession>,
     published: Arc<watch::Sender<u64>>,
+    moment: Arc<RwLock<()>>,
+    /// Where its commit numbers come from; known once the project is opened.
+    lineage: RwLock<Lineage>,
     /// What readers see; none until the project is opened. A std lock: held for a pointer's copy, never
     /// across an await.
     view: RwLock<Option<Arc<ProjectView>>>,
@@ -118,16 +166,18 @@ impl std::fmt::Debug for Project {
 impl Store {
     /// Opens the store: lists the projects, opens none of them yet.
     pub fn open(config: StoreConfig) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
-        let session = Arc::new(Session::new(
+        let session = Arc::new(SharedSession::new(
             config.index_cache_bytes,
             config.metadata_cache_bytes,
-            Arc::new(lancedb::ObjectStoreRegistry::default()),
         ));
+        restore::finish_interrupted(&config.knowledge_dir)?;
         let store = Arc::new(Self {
             config,
             session,
             projects: RwLock::new(BTreeMap::new()),
             published: Arc::new(watch::Sender::new(0)),
+            moment: Arc::default(),
+            transfers: Arc::default(),
         });
         store.discover()?;
         let access = WriteAccess {
@@ -151,6 +201,9 @@ impl Store {
         for entry in entries.flatten() {
             let file_name = entry.file_name();
             let Some(name) = file_name.to_str() else { continue };
+            if name.starts_with('.') {
+                continue; // Of a restore; no project is named so.
+            }
             match ProjectName::parse(name, "project_id") {
                 Ok(project) if table_directory(&entry.path()).is_dir() => {
                     self.register(&project)?;
@@ -190,6 +243,8 @@ impl Store {
             retention: self.config.retention,
             session: Arc::clone(&self.session),
             published: Arc::clone(&self.published),
+            moment: Arc::clone(&self.moment),
+            lineage: RwLock::default(),
             view: RwLock::new(None),
             table: Mutex::new(None),
         });
@@ -236,7 +291,12 @@ impl Store {
 
     /// Bytes in use of the shared caches.
     pub fn cache_bytes(&self) -> u64 {
-        self.session.size_bytes()
+        self.session.current().size_bytes()
+    }
+
+    /// Where the commit numbers of a project come from, as far as it is open.
+    pub fn lineage(&self, name: &ProjectName) -> KnowledgeResult<Lineage> {
+        Ok(self.known(name)?.map(|project| project.lineage()).unwrap_or_default())
     }
 }
 
@@ -336,8 +396,13 @@ impl Project {
     }
 
     fn set_view(&self, view: Arc<ProjectView>) {
+        let _not_amid_a_backup = self.moment.read().unwrap_or_else(PoisonError::into_inner);
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
         self.published.send_modify(|count| *count += 1);
+    }
+
+    fn lineage(&self) -> Lineage {
+        *self.lineage.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn clear_view(&self) {
@@ -380,7 +445,7 @@ impl Project {
             .to_str()
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?;
         lancedb::connect(uri)
-            .session(Arc::clone(&self.session))
+            .session(self.session.current())
             .execute()
             .await
             .map_err(read_error)
@@ -393,7 +458,7 @@ impl Project {
         }
         let handler = Arc::new(DurableCommitHandler::new(self.durability));
         let mut read_params = ReadParams::default();
-        read_params.session(Arc::clone(&self.session));
+        read_params.session(self.session.current());
         read_params.commit_handler = Some(handler);
         let connection = self.connect().await?;
         // A torn manifest can make Lance panic on its bytes; in a task of its own that is an error like others.
@@ -406,9 +471,13 @@ impl Project {
         })
         .await;
         match opened {
-            Ok(Ok(table)) => WriteTable::opened(self.name.clone(), table, self.retention)
-                .await
-                .map(Some),
+            Ok(Ok(table)) => {
+                let lineage = Lineage::read(&self.directory);
+                *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = lineage;
+                let mut table = WriteTable::opened(self.name.clone(), table, self.retention).await?;
+                table.continue_after(lineage.sequence);
+                Ok(Some(table))
+            }
             Ok(Err(lancedb::Error::TableNotFound { .. })) => Ok(None),
             Ok(Err(error)) => Err(read_error(error)),
             Err(panic) => Err(KnowledgeError::internal(format!(
@@ -423,7 +492,7 @@ impl Project {
         std::fs::create_dir_all(&self.directory).map_err(write_error)?;
         let handler = Arc::new(DurableCommitHandler::new(self.durability));
         let connection = self.connect().await?;
-        WriteTable::create(&connection, &self.model, handler, Arc::clone(&self.session)).await?;
+        WriteTable::create(&connection, &self.model, handler, self.session.current()).await?;
         // Opened as any other table is: the index is made there.
         self.open_table()
             .await?

@@ -170,6 +170,7 @@ pub fn tombstone_batch(
         idempotency_key: None,
         on_duplicate: OnDuplicate::Store,
         timestamp: at,
+        updated_at: None,
     };
     let passage = [EmbeddedPassage {
         start: 0,

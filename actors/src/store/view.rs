@@ -2,7 +2,7 @@
 //!
 //! The writer publishes a new view before it answers a write, so an acknowledged write is in the view that
 //! the next request takes. All steps of one request read one view. A view can only be queried: nothing here
-//! writes, and the dataset inside is not given out.
+//! writes, and the dataset inside is not given out of the store.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -210,6 +210,11 @@ impl ProjectView {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// The version itself, for what copies its files.
+    pub(crate) fn dataset(&self) -> &Dataset {
+        &self.dataset
     }
 
     /// A scan of `columns` over the rows that pass `predicate`.
@@ -687,7 +692,7 @@ impl ProjectView {
     }
 }
 
-fn row_id(batch: &RecordBatch, row: usize) -> KnowledgeResult<u64> {
+pub(crate) fn row_id(batch: &RecordBatch, row: usize) -> KnowledgeResult<u64> {
     use arrow_array::cast::AsArray;
     batch
         .column_by_name(ROW_ID)

@@ -164,6 +164,11 @@ impl WriteTable {
         self.last_sequence + 1
     }
 
+    /// Numbers the next commits above `sequence`: a table that replaces another goes on where that one was.
+    pub(crate) fn continue_after(&mut self, sequence: i64) {
+        self.last_sequence = self.last_sequence.max(sequence);
+    }
+
     /// The table as it stands, for readers.
     pub(crate) async fn view(&mut self) -> KnowledgeResult<Arc<ProjectView>> {
         let dataset = current_dataset(&self.table).await?;

@@ -481,6 +481,7 @@ fn stored_as_new(revision: &StoredRevision) -> NewItem {
         idempotency_key: revision.idempotency_key.clone(),
         on_duplicate: OnDuplicate::Return,
         timestamp: item.timestamp,
+        updated_at: None,
     }
 }
 
@@ -560,7 +561,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         item: &prepared.item,
         content_hash: &prepared.content_hash,
         passages: &prepared.passages,
-        updated_at: at,
+        updated_at: prepared.item.updated_at.unwrap_or(at),
         valid_from: sequence,
     });
     let changed = plan.opening.iter().map(|revision| NewRevision {
@@ -606,6 +607,7 @@ mod tests {
             idempotency_key: key.map(str::to_owned),
             on_duplicate: OnDuplicate::Return,
             timestamp: now_ms(),
+            updated_at: None,
         };
         PreparedItem {
             content_hash: item.content_hash(),

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -72,6 +73,8 @@ pub enum WriterMessage {
     Nudge(ProjectName),
     /// Remove this project and everything in it.
     DropProject(ProjectName, oneshot::Sender<KnowledgeResult<()>>),
+    /// Run this with the right to write, beside the lanes; what it changes it locks.
+    WithAccess(AccessWork),
     /// A lane's task has ended.
     LaneDone(LaneDone),
     /// Finish what was accepted, take nothing more, then answer.
@@ -87,12 +90,16 @@ impl std::fmt::Debug for WriterMessage {
             Self::Exclusive(_) => "Exclusive",
             Self::Nudge(_) => "Nudge",
             Self::DropProject(..) => "DropProject",
+            Self::WithAccess(_) => "WithAccess",
             Self::LaneDone(_) => "LaneDone",
             Self::Drain(_) => "Drain",
             Self::Stats(_) => "Stats",
         })
     }
 }
+
+/// Work that needs the right to write; it gets an error instead where the writer takes nothing more.
+type AccessWork = Box<dyn FnOnce(KnowledgeResult<Arc<WriteAccess>>) -> BoxFuture<'static, ()> + Send>;
 
 /// Writes of one request, for one project.
 pub struct WriteRequest {
@@ -437,6 +444,34 @@ impl WriterHandle {
             .await
     }
 
+    /// Runs `work` with the right to write, to its end, whether or not the caller still waits then.
+    pub async fn with_access<T, F>(
+        &self,
+        work: impl FnOnce(Arc<WriteAccess>) -> F + Send + 'static,
+    ) -> KnowledgeResult<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = KnowledgeResult<T>> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let work: AccessWork = Box::new(move |access| {
+            Box::pin(async move {
+                let result = match access {
+                    Ok(access) => work(access).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            })
+        });
+        self.actor
+            .cast(WriterMessage::WithAccess(work))
+            .map_err(|_| KnowledgeError::Unavailable {
+                part: "writer",
+                reason: "it is restarting, nothing was changed".to_owned(),
+            })?;
+        answer.await.unwrap_or(Err(KnowledgeError::OutcomeUnknown))
+    }
+
     /// The numbers; none while the writer is away.
     pub async fn stats(&self) -> Option<WriterStats> {
         let (reply, answer) = oneshot::channel();
@@ -551,6 +586,14 @@ impl Actor for Writer {
                 tokio::spawn(async move {
                     reply.send(access.drop_project(&project).await).ok();
                 });
+            }
+            WriterMessage::WithAccess(work) => {
+                let access = if state.draining {
+                    Err(KnowledgeError::ShuttingDown)
+                } else {
+                    Ok(Arc::clone(&state.access))
+                };
+                tokio::spawn(work(access));
             }
             WriterMessage::LaneDone(done) => state.lane_done(&myself, done)?,
             WriterMessage::Stats(reply) => {

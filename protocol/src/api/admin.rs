@@ -251,6 +251,9 @@ pub struct BackupResult {
     pub items: u64,
     /// Its size.
     pub bytes: u64,
+    /// Projects that are not in it, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Parameters of `admin.restore`.
@@ -276,6 +279,9 @@ pub struct RestoreResult {
     pub items: u64,
     /// Where the old ones are kept.
     pub kept_aside: Vec<String>,
+    /// What has to be done before some of them can be used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Parameters of `admin.verify`: none; without `project_id` it means all projects.
@@ -335,10 +341,27 @@ pub struct ImportResult {
     pub imported: u64,
     /// Items that were there already.
     pub duplicates: u64,
-    /// Items that were left out, by reason.
+    /// Items that were left out, by reason: `unreadable`, or the `kind` of the error that `knowledge.store` would
+    /// have answered (`invalid_params`, `already_exists`, ...).
     pub skipped: BTreeMap<String, u64>,
+    /// The first of those that were left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<ImportProblem>,
     /// Whether it only counted.
     pub dry_run: bool,
+}
+
+/// An item that was not imported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ImportProblem {
+    /// Where it begins in the file, in lines from 1.
+    pub line: u64,
+    /// Its id, if it could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Why, and what to do.
+    pub message: String,
 }
 
 /// Parameters of `admin.export`.
@@ -346,14 +369,19 @@ pub struct ImportResult {
 pub struct ExportParams {
     /// Where to, absolute.
     pub path: String,
-    /// In which format; `jsonl` if absent.
+    /// In which format: `jsonl` or `markdown`. If absent, a path that ends in `.md` means `markdown`, any other
+    /// `jsonl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
 }
 
 impl Params for ExportParams {
     fn check(&self) -> Result<(), WireError> {
-        check_absolute(&self.path)
+        check_absolute(&self.path)?;
+        match self.format.as_deref() {
+            None | Some("jsonl" | "markdown") => Ok(()),
+            Some(_) => Err(out_of_range("format", "`jsonl` or `markdown`")),
+        }
     }
 }
 
@@ -363,6 +391,8 @@ impl Params for ExportParams {
 pub struct ExportResult {
     /// Where it is.
     pub path: String,
+    /// In which format it is.
+    pub format: String,
     /// Items in it.
     pub items: u64,
     /// Its size.

@@ -1,0 +1,351 @@
+//! Markdown with front matter: each item is a block of fields between two lines of `---`, and its text up to the
+//! next item.
+//!
+//! ```text
+//! ---
+//! id: "decision-1795362864593-3ddc93ff"
+//! type: decision
+//! timestamp: 2026-11-22T15:54:24.593Z
+//! ---
+//!
+//! Tokens of the login service expire after 15 minutes
+//!
+//! ---
+//! id: ...
+//! ```
+//!
+//! A line of a text that would read as `---` is written with a backslash before it, which Markdown shows as the
+//! same; a line that begins so already gets one more. The blank line after the fields, the newline after the
+//! text and the blank line before the next item are not part of the text, everything else is. Values are JSON,
+//! which is YAML too; a plain word needs no quotes when it is written by hand.
+
+use std::io::{self, BufRead, Write};
+
+use ccod_protocol::api::Item;
+use serde_json::{Map, Value};
+
+use super::{Entry, Lines, Record, shortened};
+
+/// Fields whose values are texts; they may stand without quotes.
+const TEXT_FIELDS: [&str; 8] = [
+    "id",
+    "type",
+    "knowledge_type",
+    "project_id",
+    "session_id",
+    "agent",
+    "timestamp",
+    "updated_at",
+];
+/// Fields whose values are JSON.
+const JSON_FIELDS: [&str; 2] = ["metadata", "passages"];
+
+pub(super) fn write(item: &Item, first: bool, out: &mut Vec<u8>) -> io::Result<()> {
+    if !first {
+        out.push(b'\n');
+    }
+    let quoted = |text: &str| Value::from(text).to_string();
+    writeln!(out, "---")?;
+    writeln!(out, "id: {}", quoted(&item.id))?;
+    writeln!(out, "type: {}", item.knowledge_type)?;
+    writeln!(out, "project_id: {}", quoted(&item.project_id))?;
+    for (name, value) in [("session_id", &item.session_id), ("agent", &item.agent)] {
+        if let Some(value) = value {
+            writeln!(out, "{name}: {}", quoted(value))?;
+        }
+    }
+    writeln!(out, "timestamp: {}", item.timestamp)?;
+    writeln!(out, "updated_at: {}", item.updated_at)?;
+    if !item.metadata.is_empty() {
+        write!(out, "metadata: ")?;
+        serde_json::to_writer(&mut *out, &item.metadata)?;
+        writeln!(out)?;
+    }
+    writeln!(out, "passages: {}", item.passages)?;
+    writeln!(out, "---\n")?;
+    for line in item.text.split_inclusive('\n') {
+        if is_fence(line.trim_start_matches('\\').as_bytes()) {
+            out.push(b'\\');
+        }
+        out.extend_from_slice(line.as_bytes());
+    }
+    out.push(b'\n');
+    Ok(())
+}
+
+/// Whether a line stands between a block of fields and a text. White space after it cannot be seen, so it
+/// makes no difference.
+fn is_fence(line: &[u8]) -> bool {
+    line.trim_ascii_end() == b"---"
+}
+
+/// The items of a file.
+pub(crate) struct Entries<R> {
+    lines: Lines<R>,
+    max_bytes: usize,
+    /// The line of the `---` that ended the last text and begins the next item.
+    opened: Option<u64>,
+}
+
+/// What a file begins with, and on which line.
+enum First {
+    Item(u64),
+    Stray(u64),
+}
+
+impl<R: BufRead> Entries<R> {
+    pub(super) fn new(lines: Lines<R>, max_bytes: usize) -> Self {
+        Self {
+            lines,
+            max_bytes,
+            opened: None,
+        }
+    }
+
+    fn read(&mut self) -> io::Result<Option<Entry>> {
+        let line = match self.opened.take() {
+            Some(line) => line,
+            None => match self.find_first()? {
+                Some(First::Item(line)) => line,
+                Some(First::Stray(line)) => return Ok(Some(no_item(line))),
+                None => return Ok(None),
+            },
+        };
+        let fields = self.fields()?;
+        let text = self.text()?;
+        let record = match (fields, text) {
+            (Err(reason), _) | (_, Err(reason)) => Err(reason),
+            (Ok(mut fields), Ok(text)) => {
+                fields.insert("text".to_owned(), Value::String(text));
+                serde_json::from_value::<Record>(Value::Object(fields)).map_err(|error| shortened(error.to_string()))
+            }
+        };
+        Ok(Some(Entry { line, record }))
+    }
+
+    /// Finds the first `---`; what stands before it is no item.
+    fn find_first(&mut self) -> io::Result<Option<First>> {
+        let mut stray = None;
+        while let Some(line) = self.lines.next()? {
+            if is_fence(&line.bytes) {
+                let Some(stray) = stray else {
+                    return Ok(Some(First::Item(line.number)));
+                };
+                self.opened = Some(line.number);
+                return Ok(Some(First::Stray(stray)));
+            }
+            if stray.is_none() && !line.bytes.trim_ascii().is_empty() {
+                stray = Some(line.number);
+            }
+        }
+        Ok(stray.map(First::Stray))
+    }
+
+    /// Reads the fields up to and including the `---` that closes them. The file is read on behind them
+    /// whatever they hold.
+    fn fields(&mut self) -> io::Result<Result<Map<String, Value>, String>> {
+        let mut fields = Map::new();
+        let mut problem = None;
+        while let Some(line) = self.lines.next()? {
+            if is_fence(&line.bytes) {
+                return Ok(problem.map_or(Ok(fields), Err));
+            }
+            let field = if line.too_long {
+                Err("is too long".to_owned())
+            } else {
+                field(&line.bytes)
+            };
+            let added = match field {
+                Ok(None) => Ok(()),
+                Ok(Some((name, _))) if fields.contains_key(&name) => Err(format!("gives `{name}` a second time")),
+                Ok(Some((name, value))) => {
+                    fields.insert(name, value);
+                    Ok(())
+                }
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = added
+                && problem.is_none()
+            {
+                problem = Some(shortened(format!("line {} {reason}", line.number)));
+            }
+        }
+        Ok(Err("the fields are not closed by a line of `---`".to_owned()))
+    }
+
+    /// Reads a text up to the next `---` or the end of the file.
+    fn text(&mut self) -> io::Result<Result<String, String>> {
+        let mut text = Vec::new();
+        let mut too_long = false;
+        while let Some(line) = self.lines.next()? {
+            if is_fence(&line.bytes) {
+                self.opened = Some(line.number);
+                break;
+            }
+            too_long |= line.too_long || text.len() + line.bytes.len() > self.max_bytes;
+            if too_long {
+                text.clear();
+                continue;
+            }
+            let escaped = line.bytes.first() == Some(&b'\\');
+            let backslashes = line.bytes.iter().take_while(|byte| **byte == b'\\').count();
+            let unescaped = usize::from(escaped && is_fence(&line.bytes[backslashes..]));
+            text.extend_from_slice(&line.bytes[unescaped..]);
+        }
+        if too_long {
+            return Ok(Err("the text is longer than any item can be".to_owned()));
+        }
+        let framed = text.as_slice();
+        let framed = framed
+            .strip_prefix(b"\n")
+            .or_else(|| framed.strip_prefix(b"\r\n"))
+            .unwrap_or(framed);
+        let mut framed = framed.strip_suffix(b"\n").unwrap_or(framed);
+        if self.opened.is_some() {
+            framed = framed.strip_suffix(b"\n").unwrap_or(framed);
+        }
+        Ok(std::str::from_utf8(framed)
+            .map(str::to_owned)
+            .map_err(|_| "the text is not UTF-8".to_owned()))
+    }
+}
+
+impl<R: BufRead> Iterator for Entries<R> {
+    type Item = io::Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
+}
+
+fn no_item(line: u64) -> Entry {
+    Entry {
+        line,
+        record: Err("an item begins with a line of `---`, its fields, and another such line".to_owned()),
+    }
+}
+
+/// Reads one line of the fields; nothing where it is blank or a comment.
+fn field(line: &[u8]) -> Result<Option<(String, Value)>, String> {
+    let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8".to_owned())?.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let (name, value) = line
+        .split_once(':')
+        .map(|(name, value)| (name.trim_end(), value.trim_start()))
+        .ok_or_else(|| "is no `name: value`".to_owned())?;
+    let json = || serde_json::from_str(value).map_err(|_| format!("has a `{name}` that is not JSON"));
+    let value = if TEXT_FIELDS.contains(&name) {
+        match value {
+            "" | "null" | "~" => Value::Null,
+            _ if value.starts_with('"') => json()?,
+            _ => Value::from(value),
+        }
+    } else if JSON_FIELDS.contains(&name) {
+        if value.is_empty() { Value::Null } else { json()? }
+    } else {
+        return Err(format!(
+            "has an unknown field `{name}`; put it into `metadata`, or use one of {}, {}",
+            TEXT_FIELDS.join(", "),
+            JSON_FIELDS.join(", ")
+        ));
+    };
+    Ok(Some((name.to_owned(), value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(text: &str) -> Vec<Entry> {
+        Entries::new(Lines::new(text.as_bytes(), 1_000), 1_000)
+            .map(Result::unwrap)
+            .collect()
+    }
+
+    fn texts(text: &str) -> Vec<String> {
+        entries(text)
+            .into_iter()
+            .map(|entry| entry.record.unwrap().text)
+            .collect()
+    }
+
+    fn reason(entry: &Entry) -> &str {
+        entry.record.as_ref().unwrap_err()
+    }
+
+    #[test]
+    fn an_item_is_pleasant_to_read() {
+        let item = Item {
+            id: "decision-1-ab".to_owned(),
+            text: "Use tabs\n---\nor not\n".to_owned(),
+            knowledge_type: ccod_protocol::api::KnowledgeType::Decision,
+            project_id: "web".to_owned(),
+            session_id: None,
+            agent: Some("cli".to_owned()),
+            timestamp: "2026-01-31T12:00:00.000Z".to_owned(),
+            updated_at: "2026-01-31T12:00:00.001Z".to_owned(),
+            metadata: serde_json::json!({"a": [1, "x"]}).as_object().unwrap().clone(),
+            passages: 1,
+        };
+        let mut out = Vec::new();
+        write(&item, true, &mut out).unwrap();
+        write(&item, false, &mut out).unwrap();
+        let block = "---\nid: \"decision-1-ab\"\ntype: decision\nproject_id: \"web\"\nagent: \"cli\"\n\
+                     timestamp: 2026-01-31T12:00:00.000Z\nupdated_at: 2026-01-31T12:00:00.001Z\n\
+                     metadata: {\"a\":[1,\"x\"]}\npassages: 1\n---\n\nUse tabs\n\\---\nor not\n\n";
+        assert_eq!(String::from_utf8(out).unwrap(), format!("{block}\n{block}"));
+    }
+
+    #[test]
+    fn what_people_write_by_hand_is_understood() {
+        let text = "\n---  \r\ntype: issue\nagent: me and you\nsession_id:\n# a comment\n\nmetadata: {}\n---\nOne\n---\n---\n\nTwo";
+        let found = entries(text);
+        let first = found[0].record.as_ref().unwrap();
+        assert_eq!(
+            (first.text.as_str(), first.agent.as_deref()),
+            ("One", Some("me and you"))
+        );
+        assert_eq!((first.session_id.as_deref(), first.id.as_deref()), (None, None));
+        assert_eq!(found[0].line, 2);
+        assert_eq!(found[1].record.as_ref().unwrap().text, "Two");
+    }
+
+    #[test]
+    fn a_broken_item_costs_itself_alone() {
+        let text = "stray\n---\ntype: bug\n---\na\n---\ncolour: red\n---\nb\n---\nid: 1\nid: 2\n---\nc\n---\nmetadata: {\n---\nd\n---\n---\ne\n---\nopen";
+        let found = entries(text);
+        let lines: Vec<(u64, bool)> = found.iter().map(|entry| (entry.line, entry.record.is_ok())).collect();
+        let expected = [
+            (1, false),
+            (2, false),
+            (6, false),
+            (10, false),
+            (15, false),
+            (19, true),
+            (22, false),
+        ];
+        assert_eq!(lines, expected);
+        assert!(reason(&found[2]).contains("line 7") && reason(&found[2]).contains("`colour`"));
+        assert!(reason(&found[3]).contains("second time"));
+        assert!(reason(&found[4]).contains("`metadata`"));
+        assert!(reason(&found[6]).contains("not closed"));
+    }
+
+    #[test]
+    fn texts_keep_their_own_newlines() {
+        assert_eq!(texts("---\n---\n\na\n"), ["a"]);
+        assert_eq!(texts("---\n---\n\na"), ["a"]);
+        assert_eq!(texts("---\n---\n\na\n\n\n"), ["a\n\n"]);
+        assert_eq!(texts("---\n---\n\n\na\n\n---\n---\n\n\\\\---\r\n"), ["\na", "\\---\r"]);
+    }
+
+    #[test]
+    fn a_text_without_end_takes_no_memory() {
+        let text = format!("---\n---\n{}---\n---\nb", "a\n".repeat(1_000));
+        let found = entries(&text);
+        assert!(reason(&found[0]).contains("longer"));
+        assert_eq!(found[1].record.as_ref().unwrap().text, "b");
+    }
+}

@@ -1,0 +1,374 @@
+//! Items as text: the formats of `admin.export` and `admin.import`. What is written is read back identically,
+//! byte for byte when it is written again.
+//!
+//! Reading is one item at a time, in bounded memory, and what cannot be read is told with its line and passed
+//! over.
+
+mod jsonl;
+mod markdown;
+
+use std::io::{self, BufRead};
+use std::path::Path;
+
+use ccod_protocol::api::{Item, KnowledgeType, Metadata};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// Longest message about an item that cannot be read, in bytes: it may quote the item.
+const MAX_MESSAGE_BYTES: usize = 300;
+
+/// A format of items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// One JSON object a line.
+    Jsonl,
+    /// Texts, each behind its front matter.
+    Markdown,
+}
+
+impl Format {
+    /// The name on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Jsonl => "jsonl",
+            Self::Markdown => "markdown",
+        }
+    }
+
+    /// The format of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Jsonl, Self::Markdown]
+            .into_iter()
+            .find(|format| format.as_str() == name)
+    }
+
+    /// The format that a file's name tells, if it tells one.
+    pub(crate) fn of_path(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "md" | "markdown" => Some(Self::Markdown),
+            "jsonl" | "ndjson" | "json" => Some(Self::Jsonl),
+            _ => None,
+        }
+    }
+
+    /// The format that the beginning of a file tells, if it tells one.
+    pub(crate) fn of_content(beginning: &[u8]) -> Option<Self> {
+        let beginning = beginning.strip_prefix(BYTE_ORDER_MARK).unwrap_or(beginning);
+        let beginning = beginning.trim_ascii_start();
+        if beginning.starts_with(b"{") {
+            Some(Self::Jsonl)
+        } else if beginning.starts_with(b"---") {
+            Some(Self::Markdown)
+        } else {
+            None
+        }
+    }
+
+    /// Appends an item to what is written; `first` for the first of a file.
+    pub(crate) fn write(self, item: &Item, first: bool, out: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Jsonl => jsonl::write(item, out),
+            Self::Markdown => markdown::write(item, first, out),
+        }
+    }
+
+    /// Reads items; one that takes more than `max_bytes` counts as unreadable.
+    pub(crate) fn read<R: BufRead>(self, reader: R, max_bytes: usize) -> Entries<R> {
+        let lines = Lines::new(reader, max_bytes);
+        match self {
+            Self::Jsonl => Entries::Jsonl(jsonl::Entries::new(lines)),
+            Self::Markdown => Entries::Markdown(markdown::Entries::new(lines, max_bytes)),
+        }
+    }
+}
+
+/// An item as a file says it. What is absent is made up as by `knowledge.store`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    pub(crate) text: String,
+    #[serde(default)]
+    pub(crate) id: Option<String>,
+    #[serde(default, rename = "type", alias = "knowledge_type")]
+    pub(crate) knowledge_type: Option<KnowledgeType>,
+    #[serde(default)]
+    pub(crate) session_id: Option<String>,
+    #[serde(default)]
+    pub(crate) agent: Option<String>,
+    #[serde(default)]
+    pub(crate) timestamp: Option<String>,
+    #[serde(default)]
+    pub(crate) updated_at: Option<String>,
+    #[serde(default)]
+    pub(crate) metadata: Option<Metadata>,
+    /// Where it was; where it goes is the caller's choice.
+    #[serde(default, rename = "project_id")]
+    _project_id: IgnoredAny,
+    /// How it was split; the model that it goes to decides anew.
+    #[serde(default, rename = "passages")]
+    _passages: IgnoredAny,
+}
+
+/// One item of a file, or why it is none.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// Where it begins, in lines from 1.
+    pub(crate) line: u64,
+    pub(crate) record: Result<Record, String>,
+}
+
+/// The items of a file.
+pub(crate) enum Entries<R> {
+    Jsonl(jsonl::Entries<R>),
+    Markdown(markdown::Entries<R>),
+}
+
+impl<R: BufRead> Iterator for Entries<R> {
+    type Item = io::Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Jsonl(entries) => entries.next(),
+            Self::Markdown(entries) => entries.next(),
+        }
+    }
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// The lines of a file, each in bounded memory.
+struct Lines<R> {
+    reader: R,
+    read: u64,
+    max_bytes: usize,
+}
+
+struct Line {
+    /// From 1.
+    number: u64,
+    /// With its newline, if it has one. The beginning only where it is too long.
+    bytes: Vec<u8>,
+    too_long: bool,
+}
+
+impl<R: BufRead> Lines<R> {
+    fn new(reader: R, max_bytes: usize) -> Self {
+        Self {
+            reader,
+            read: 0,
+            max_bytes,
+        }
+    }
+
+    fn next(&mut self) -> io::Result<Option<Line>> {
+        let mut line = Line {
+            number: self.read + 1,
+            bytes: Vec::new(),
+            too_long: false,
+        };
+        let mut any = false;
+        loop {
+            let available = match self.reader.fill_buf() {
+                Ok(available) => available,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if available.is_empty() {
+                break;
+            }
+            any = true;
+            let end = available.iter().position(|byte| *byte == b'\n');
+            let part = &available[..end.map_or(available.len(), |end| end + 1)];
+            let room = self.max_bytes.saturating_sub(line.bytes.len());
+            line.too_long |= part.len() > room;
+            line.bytes.extend_from_slice(&part[..part.len().min(room)]);
+            let length = part.len();
+            self.reader.consume(length);
+            if end.is_some() {
+                break;
+            }
+        }
+        if !any {
+            return Ok(None);
+        }
+        self.read += 1;
+        if line.number == 1 && line.bytes.starts_with(BYTE_ORDER_MARK) {
+            line.bytes.drain(..BYTE_ORDER_MARK.len());
+        }
+        Ok(Some(line))
+    }
+}
+
+/// A message of a size that can be shown.
+fn shortened(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE_BYTES {
+        let end = (0..=MAX_MESSAGE_BYTES).rev().find(|end| message.is_char_boundary(*end));
+        message.truncate(end.unwrap_or(0));
+        message.push_str("...");
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const MAX_BYTES: usize = 1 << 20;
+
+    /// What the formats themselves use, and what editors and other systems do to texts.
+    fn hostile_text() -> impl Strategy<Value = String> {
+        let pieces = prop_oneof![
+            Just("---"),
+            Just("\\---"),
+            Just("\\\\---"),
+            Just("--- "),
+            Just("---\t\r"),
+            Just("----"),
+            Just("\n"),
+            Just("\r\n"),
+            Just("\r"),
+            Just("\n\n"),
+            Just(" "),
+            Just("id: \"x\""),
+            Just("# heading"),
+            Just("{\"text\":1}"),
+            Just("😀"),
+            Just("\u{feff}"),
+            Just("\u{2028}\u{85}"),
+            Just("\0\u{1b}"),
+            Just("é"),
+            Just("\"\\"),
+        ];
+        prop_oneof![
+            prop::collection::vec(pieces, 1..12).prop_map(|pieces| pieces.concat()),
+            any::<String>(),
+        ]
+    }
+
+    fn json_value() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(serde_json::Value::from),
+            any::<i64>().prop_map(serde_json::Value::from),
+            any::<u64>().prop_map(serde_json::Value::from),
+            (-1e300_f64..1e300).prop_map(serde_json::Value::from),
+            hostile_text().prop_map(serde_json::Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+                prop::collection::btree_map(hostile_text(), inner, 0..4)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    prop_compose! {
+        fn an_item()(
+            id in hostile_text(),
+            text in hostile_text(),
+            kind in prop::sample::select(KnowledgeType::ALL),
+            agent in prop::option::of(hostile_text()),
+            session_id in prop::option::of(hostile_text()),
+            metadata in prop::collection::btree_map(hostile_text(), json_value(), 0..3),
+            passages in 1..100_u32,
+        ) -> Item {
+            Item {
+                id, text, knowledge_type: kind, project_id: "p".to_owned(), session_id, agent,
+                timestamp: "2026-01-31T12:00:00.000Z".to_owned(),
+                updated_at: "2026-02-01T12:00:00.001Z".to_owned(),
+                metadata: metadata.into_iter().collect(),
+                passages,
+            }
+        }
+    }
+
+    fn item_of(record: Record, like: &Item) -> Item {
+        Item {
+            id: record.id.unwrap(),
+            text: record.text,
+            knowledge_type: record.knowledge_type.unwrap(),
+            project_id: like.project_id.clone(),
+            session_id: record.session_id,
+            agent: record.agent,
+            timestamp: record.timestamp.unwrap(),
+            updated_at: record.updated_at.unwrap(),
+            metadata: record.metadata.unwrap_or_default(),
+            passages: like.passages,
+        }
+    }
+
+    fn written(format: Format, items: &[Item]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            format.write(item, index == 0, &mut out).unwrap();
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back_identically(items in prop::collection::vec(an_item(), 0..5)) {
+            for format in [Format::Jsonl, Format::Markdown] {
+                let bytes = written(format, &items);
+                if !items.is_empty() {
+                    prop_assert_eq!(Format::of_content(&bytes), Some(format));
+                }
+                let mut read = Vec::new();
+                for (entry, item) in format.read(bytes.as_slice(), MAX_BYTES).zip(&items) {
+                    let record = entry.unwrap().record.map_err(TestCaseError::fail)?;
+                    read.push(item_of(record, item));
+                }
+                prop_assert_eq!(&read, &items);
+                prop_assert_eq!(format.read(bytes.as_slice(), MAX_BYTES).count(), items.len());
+                prop_assert_eq!(written(format, &read), bytes);
+            }
+        }
+
+        #[test]
+        fn nothing_that_is_read_ends_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            for format in [Format::Jsonl, Format::Markdown] {
+                for entry in format.read(bytes.as_slice(), 64) {
+                    entry.unwrap();
+                }
+            }
+        }
+
+        #[test]
+        fn the_size_of_the_buffer_does_not_matter(items in prop::collection::vec(an_item(), 1..3), size in 1..40_usize) {
+            for format in [Format::Jsonl, Format::Markdown] {
+                let bytes = written(format, &items);
+                let whole: Vec<Entry> = format.read(bytes.as_slice(), MAX_BYTES).map(Result::unwrap).collect();
+                let reader = io::BufReader::with_capacity(size, bytes.as_slice());
+                let parts: Vec<Entry> = format.read(reader, MAX_BYTES).map(Result::unwrap).collect();
+                prop_assert_eq!(whole, parts);
+            }
+        }
+    }
+
+    #[test]
+    fn formats_are_known_by_name_and_by_content() {
+        assert_eq!(Format::of_path(Path::new("/a/b.MD")), Some(Format::Markdown));
+        assert_eq!(Format::of_path(Path::new("/a/b.jsonl")), Some(Format::Jsonl));
+        assert_eq!(Format::of_path(Path::new("/a/b")), None);
+        assert_eq!(Format::of_content(b"\xEF\xBB\xBF\n {"), Some(Format::Jsonl));
+        assert_eq!(Format::of_content(b"---\nid: x"), Some(Format::Markdown));
+        assert_eq!(Format::of_content(b"SQLite format 3"), None);
+        assert_eq!(Format::named("markdown"), Some(Format::Markdown));
+        assert_eq!(Format::named("yaml"), None);
+    }
+
+    #[test]
+    fn what_an_item_must_not_hold_is_told() {
+        let read =
+            |value: serde_json::Value| serde_json::from_value::<Record>(value).map_err(|error| error.to_string());
+        assert!(read(json!({"text": "a", "project_id": "p", "passages": 3})).is_ok());
+        assert!(read(json!({"text": "a", "agent": null})).is_ok());
+        assert!(read(json!({"text": "a", "score": 1})).unwrap_err().contains("`score`"));
+        assert!(read(json!({"type": "issue"})).unwrap_err().contains("`text`"));
+        assert!(read(json!({"text": "a", "type": "bug"})).is_err());
+    }
+}
