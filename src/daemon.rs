@@ -218,7 +218,11 @@ fn raise_open_files() {
 /// synced even if the directory was there, for whoever made it may not have done that.
 fn create_private_directory(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    let missing = path.ancestors().skip(1).take_while(|ancestor| !ancestor.exists()).count();
+    let missing = path
+        .ancestors()
+        .skip(1)
+        .take_while(|ancestor| !ancestor.exists())
+        .count();
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)

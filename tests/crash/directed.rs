@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::proof::process::{Process, Workspace};
 use crate::proof::rows::{Vectors, table_path};
-use crate::proof::workload::{Client, Operation, REQUIRE_ALL, Shared, Step, capabilities, operation, served};
+use crate::proof::workload::{Client, Operation, Shared, Step, operation, operations, serves_restore};
 use crate::rounds::{Totals, check, runtime};
 use crate::support::{Connection, PATIENCE};
 
@@ -174,9 +174,8 @@ fn a_kill_at_any_step_of_a_projects_creation_leaves_a_project_or_none() {
 fn a_kill_at_any_step_of_any_write_leaves_it_whole_or_undone() {
     let mut scene = Scene::new("writes");
     let mut daemon = scene.start();
-    let operations = served(&mut daemon.connect());
     let mut unanswered = 0;
-    for operation in operations {
+    for operation in operations() {
         let changes = if operation.method == "knowledge.purge" {
             PURGE_CHANGES
         } else {
@@ -274,13 +273,7 @@ fn a_kill_during_an_index_build_or_a_merge_of_fragments_costs_nothing() {
 fn a_kill_at_any_step_of_a_restore_leaves_the_old_or_the_restored() {
     let mut scene = Scene::new("restore");
     let mut daemon = scene.start();
-    let served = capabilities(&mut daemon.connect());
-    if ["admin.backup", "admin.restore"]
-        .iter()
-        .any(|name| !served.iter().any(|there| there == name))
-    {
-        assert!(!REQUIRE_ALL, "backup and restore are not served");
-        eprintln!("left out, the daemon does not serve it: restore");
+    if !serves_restore(&mut daemon.connect()) {
         return;
     }
     let mut connection = daemon.connect();

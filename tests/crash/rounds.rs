@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::proof::journal::{Expectation, Found};
 use crate::proof::process::{Process, Workspace};
 use crate::proof::rows::{self, Vectors};
-use crate::proof::workload::{Client, Operation, Shared, Step, list, served};
+use crate::proof::workload::{Client, Operation, Shared, Step, list, operations};
 use crate::support::Connection;
 
 /// Rounds in all.
@@ -79,7 +79,7 @@ fn run_home(seed: u64, count: usize, totals: &mut Totals) {
     let mut dice = StdRng::seed_from_u64(seed);
     let mut vectors = Vectors::default();
     let mut daemon = Process::start(&workspace.home());
-    let operations = served(&mut daemon.connect());
+    let operations = operations();
     for round in 0..count {
         let writes = dice.random_range(WRITES);
         // Two projects for all, and one that is created while the load runs.
@@ -182,7 +182,7 @@ fn check_now(
         let rows = runtime().block_on(rows::read(daemon.home(), &project)).map_err(one)?;
         vectors.learn(connection, rows.iter().map(|row| row.passage_text.as_str()));
         violations.extend(rows::check(&rows, vectors));
-        violations.extend(rows::check_purged(&rows, &expectation));
+        violations.extend(rows::check_purged(daemon.home(), &project, &expectation));
         let mut live = rows::live(&project, &rows);
         let mut shown = listed.clone();
         live.sort_by(|a, b| a.id.cmp(&b.id));

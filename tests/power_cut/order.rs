@@ -321,13 +321,22 @@ async fn read_table(directory: &Path, files: &HashMap<PathBuf, Named>) -> Result
 async fn read_fragment(fragment: &FileFragment) -> Result<Vec<(u64, Option<u64>)>, String> {
     let text = |error: lance::Error| error.to_string();
     let mut scanner = fragment.scan();
-    scanner.project(&[column::METADATA, column::VALID_TO]).map_err(text)?;
+    scanner
+        .project(&[column::METADATA, column::PASSAGES, column::VALID_TO])
+        .map_err(text)?;
     let stream = scanner.try_into_stream().await.map_err(text)?;
     let batches: Vec<_> = stream.try_collect().await.map_err(text)?;
     let mut rows = Vec::new();
     for batch in &batches {
         let reader = RowReader(batch);
         for row in 0..batch.num_rows() {
+            if reader
+                .small_int(column::PASSAGES, row)
+                .map_err(|error| error.to_string())?
+                == 0
+            {
+                continue; // What a purge leaves in an item's place.
+            }
             let metadata = reader
                 .required_text(column::METADATA, row)
                 .map_err(|error| error.to_string())?;

@@ -272,7 +272,7 @@ fn check_state(
         let rows = runtime.block_on(rows::read(home, &project))?;
         vectors.learn(embedder, rows.iter().map(|row| row.passage_text.as_str()));
         violations.extend(rows::check(&rows, vectors));
-        violations.extend(rows::check_purged(&rows, &state.expectation));
+        violations.extend(rows::check_purged(home, &project, &state.expectation));
         let (mut live, mut listed) = (rows::live(&project, &rows), shown.clone());
         live.sort_by(|a, b| a.id.cmp(&b.id));
         listed.sort_by(|a, b| a.id.cmp(&b.id));

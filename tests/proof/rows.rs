@@ -86,13 +86,14 @@ pub async fn read(home: &Path, project: &str) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
     for batch in &batches {
         for row in 0..batch.num_rows() {
-            rows.push(decode(&RowReader(batch), row).map_err(|error| format!("{uri}: {error}"))?);
+            rows.extend(decode(&RowReader(batch), row).map_err(|error| format!("{uri}: {error}"))?);
         }
     }
     Ok(rows)
 }
 
-fn decode(reader: &RowReader<'_>, row: usize) -> Result<Row, String> {
+/// One row; none for what a purge leaves in an item's place, which has no passages and no content.
+fn decode(reader: &RowReader<'_>, row: usize) -> Result<Option<Row>, String> {
     let text = |name: &str| {
         reader
             .required_text(name, row)
@@ -104,18 +105,22 @@ fn decode(reader: &RowReader<'_>, row: usize) -> Result<Row, String> {
         value.ok_or_else(|| format!("{name} is null"))
     };
     let small = |name: &str| reader.small_int(name, row).map_err(|error| error.to_string());
+    let passages = small(column::PASSAGES)?;
+    if passages == 0 {
+        return Ok(None);
+    }
     let metadata: Value = serde_json::from_str(&text(column::METADATA)?).map_err(|error| error.to_string())?;
     let tag = |name: &str| {
         metadata[name]
             .as_u64()
             .ok_or_else(|| format!("metadata without {name}: {metadata}"))
     };
-    Ok(Row {
+    Ok(Some(Row {
         row_key: text(column::ROW_KEY)?,
         id: text(column::ID)?,
         revision: number(column::REVISION)?,
         passage: small(column::PASSAGE)?,
-        passages: small(column::PASSAGES)?,
+        passages,
         start: number(column::START)?,
         end: number(column::END)?,
         passage_text: text(column::PASSAGE_TEXT)?,
@@ -128,7 +133,7 @@ fn decode(reader: &RowReader<'_>, row: usize) -> Result<Row, String> {
         valid_from: number(column::VALID_FROM)?,
         valid_to: reader.int(column::VALID_TO, row).map_err(|error| error.to_string())?,
         vector: reader.vector(row).map_err(|error| error.to_string())?,
-    })
+    }))
 }
 
 /// The live items that the rows hold, as the socket should show them.
@@ -220,17 +225,61 @@ pub fn check(rows: &[Row], vectors: &Vectors) -> Vec<String> {
     violations
 }
 
-/// Purged items of which a row is still there.
-pub fn check_purged(rows: &[Row], expectation: &Expectation) -> Vec<String> {
-    let there: BTreeSet<u64> = rows.iter().map(|row| row.item).collect();
-    expectation
+/// Purged items of which a file of their project still holds rows, in whatever version; and a check that rows
+/// would be found, for a check that finds nothing checks nothing.
+pub fn check_purged(home: &Path, project: &str, expectation: &Expectation) -> Vec<String> {
+    let items: Vec<(&u64, &State)> = expectation
         .items
         .iter()
-        .filter(|(number, expected)| {
-            expected.settled == State::Purged && expected.possible.is_none() && there.contains(number)
+        .filter(|(_, expected)| expected.project == project && expected.possible.is_none())
+        .map(|(number, expected)| (number, &expected.settled))
+        .collect();
+    if !items.iter().any(|(_, state)| **state == State::Purged) {
+        return Vec::new();
+    }
+    let there = items_on_disk(home, project);
+    items
+        .into_iter()
+        .filter_map(|(number, state)| match state {
+            State::Purged if there.contains(number) => Some(format!("item {number} was purged and is in a file")),
+            State::Live(_) if !there.contains(number) => Some(format!("item {number} is live and in no file")),
+            _ => None,
         })
-        .map(|(number, _)| format!("item {number} was purged and has rows"))
         .collect()
+}
+
+/// The items of which a file holds rows. Metadata is kept as JSON text, and the small columns of a test are not
+/// compressed.
+pub fn items_in(data: &[u8]) -> BTreeSet<u64> {
+    const TAG: &[u8] = b"{\"item\":";
+    let mut items = BTreeSet::new();
+    let mut rest = data;
+    while let Some(at) = rest.windows(TAG.len()).position(|window| window == TAG) {
+        rest = &rest[at + TAG.len()..];
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        items.extend(
+            std::str::from_utf8(&rest[..digits])
+                .ok()
+                .and_then(|digits| digits.parse::<u64>().ok()),
+        );
+    }
+    items
+}
+
+/// The items of which any file below a project's directory holds rows: old versions and leftovers included.
+pub fn items_on_disk(home: &Path, project: &str) -> BTreeSet<u64> {
+    let mut items = BTreeSet::new();
+    let mut directories = vec![home.join("knowledge").join(project)];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                directories.push(entry.path());
+            } else {
+                items.extend(items_in(&std::fs::read(entry.path()).unwrap_or_default()));
+            }
+        }
+    }
+    items
 }
 
 /// The embeddings of texts, by the daemon's own model.

@@ -13,9 +13,8 @@ use serde_json::{Value, json};
 use super::journal::{Content, Found, Item, Journal, Outcome, Request, State, metadata};
 use crate::support::Connection;
 
-/// Whether every operation of the table must be served. Off only while the methods are being built: what the
-/// daemon does not name in its capabilities is then left out.
-pub const REQUIRE_ALL: bool = false;
+/// Whether backup and restore must be served. Off only while they are being built.
+pub const REQUIRE_RESTORE: bool = false;
 
 /// Items that share a session, so that a filter finds a handful of them.
 const SESSION_ITEMS: usize = 4;
@@ -133,34 +132,28 @@ pub const OPERATIONS: &[Operation] = &[
     },
 ];
 
-/// The operations that this daemon serves; all of them where [`REQUIRE_ALL`] says so.
-pub fn served(connection: &mut Connection) -> Vec<&'static Operation> {
-    let capabilities = capabilities(connection);
-    let missing: Vec<&str> = OPERATIONS
-        .iter()
-        .filter(|operation| {
-            let needed = match operation.name {
-                "store over a deleted id" => "knowledge.delete",
-                _ => operation.method,
-            };
-            !capabilities.iter().any(|name| name == needed)
-        })
-        .map(|operation| operation.name)
-        .collect();
-    assert!(!REQUIRE_ALL || missing.is_empty(), "not served: {missing:?}");
-    if !missing.is_empty() {
-        eprintln!("left out, the daemon does not serve them: {missing:?}");
-    }
-    OPERATIONS
-        .iter()
-        .filter(|operation| !missing.contains(&operation.name))
-        .collect()
+/// All operations.
+pub fn operations() -> Vec<&'static Operation> {
+    OPERATIONS.iter().collect()
 }
 
-/// The names of the methods that the daemon serves.
-pub fn capabilities(connection: &mut Connection) -> Vec<String> {
+/// Whether the daemon serves backup and restore.
+pub fn serves_restore(connection: &mut Connection) -> bool {
     let version = connection.call("rpc.version", json!({}));
-    serde_json::from_value(version["capabilities"].clone()).expect("a list of names")
+    let capabilities: Vec<&str> = version["capabilities"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let served = ["admin.backup", "admin.restore"]
+        .iter()
+        .all(|name| capabilities.contains(name));
+    assert!(served || !REQUIRE_RESTORE, "backup and restore are not served");
+    if !served {
+        eprintln!("left out, the daemon does not serve them: backup, restore");
+    }
+    served
 }
 
 /// Every live item of a project, page by page.
