@@ -385,7 +385,7 @@ pub fn check(operations: &[Operation], tables: &HashMap<Inode, Table>, journals:
     let mut requests: HashMap<String, (usize, &Request)> = HashMap::new();
     for (client, journal) in journals.iter().enumerate() {
         for request in &journal.requests {
-            requests.insert(format!("w{}", request.number), (client, request));
+            requests.insert(request.wire_id(), (client, request));
         }
     }
     // The version that held each client's last write to a table: its next one is in that or in a later one.

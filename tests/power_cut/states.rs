@@ -1,6 +1,6 @@
 //! Builds what a cut could leave and starts the daemon on it, as a user would after the power is back.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Mutex;
@@ -56,31 +56,39 @@ struct State {
 const FATES: [Fate; 4] = [Fate::Lost, Fate::Kept, Fate::NamesOnly, Fate::Random];
 
 /// The moments of the cuts: half of them just after an answer, where the most is promised and the least is
-/// known to be on disk, the others anywhere. In the order of the log.
-fn choose(operations: &[Operation], count: usize, dice: &mut StdRng) -> (usize, Vec<(usize, Fate)>) {
+/// known to be on disk, every kind of write as often as the others; the other half anywhere. In the order of
+/// the log.
+fn choose(log: &Log, journals: &[Journal], count: usize, dice: &mut StdRng) -> (usize, Vec<(usize, Fate)>) {
+    let operations = &log.operations;
     let moments: Vec<usize> = (0..operations.len())
         .filter(|index| operations[*index].changes_the_disk())
         .collect();
-    let answers: Vec<usize> = moments
+    let kinds: HashMap<String, &str> = journals
         .iter()
-        .copied()
-        .filter(|index| matches!(operations[*index], Operation::Acknowledged { .. }))
+        .flat_map(|journal| &journal.requests)
+        .map(|request| (request.wire_id(), request.operation))
         .collect();
+    let mut answers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for index in &moments {
+        if let Operation::Acknowledged { id } = &operations[*index]
+            && let Some(kind) = kinds.get(id)
+        {
+            answers.entry(kind).or_default().push(*index);
+        }
+    }
+    let answers: Vec<Vec<usize>> = answers.into_values().collect();
     let mut chosen = Vec::with_capacity(count);
     for number in 0..count {
         let (from, fates): (&[usize], &[Fate]) = if number % 2 == 0 && !answers.is_empty() {
             // With everything there, a moment after an answer is like any other.
-            (&answers, &[Fate::Lost, Fate::Lost, Fate::NamesOnly, Fate::Random])
+            let kind = &answers[(number / 2) % answers.len()];
+            (kind, &[Fate::Lost, Fate::Lost, Fate::NamesOnly, Fate::Random])
         } else {
-            (
-                &moments,
-                &[Fate::Lost, Fate::Kept, Fate::NamesOnly, Fate::Random, Fate::Random],
-            )
+            let fates = &[Fate::Lost, Fate::Kept, Fate::NamesOnly, Fate::Random, Fate::Random];
+            (&moments, fates)
         };
-        chosen.push((
-            from[dice.random_range(0..from.len())],
-            fates[dice.random_range(0..fates.len())],
-        ));
+        let fate = fates[dice.random_range(0..fates.len())];
+        chosen.push((from[dice.random_range(0..from.len())], fate));
     }
     chosen.sort_unstable_by_key(|(moment, _)| *moment);
     (moments.len(), chosen)
@@ -89,7 +97,7 @@ fn choose(operations: &[Operation], count: usize, dice: &mut StdRng) -> (usize, 
 /// Cuts the power `count` times and checks what is left. `embedder` is the socket of a daemon that only embeds.
 pub fn check(log: &Log, journals: &[Journal], count: usize, seed: u64, scratch: &Path, embedder: &Path) -> Report {
     let mut dice = StdRng::seed_from_u64(seed);
-    let (moments, chosen) = choose(&log.operations, count, &mut dice);
+    let (moments, chosen) = choose(log, journals, count, &mut dice);
     let report = Mutex::new(Report {
         moments,
         ..Report::default()
@@ -121,9 +129,11 @@ pub fn check(log: &Log, journals: &[Journal], count: usize, seed: u64, scratch: 
                 so_far.opened += 1;
                 let number = so_far.opened;
                 drop(so_far);
-                let expectation = Expectation::merge(journals.iter().map(|journal| {
-                    journal.expectation(|request| answered.contains(format!("w{}", request.number).as_str()))
-                }));
+                let expectation = Expectation::merge(
+                    journals
+                        .iter()
+                        .map(|journal| journal.expectation(|request| answered.contains(request.wire_id().as_str()))),
+                );
                 let state = State {
                     number,
                     label: format!("cut after step {now} of {}, {fate:?}", log.operations.len()),

@@ -69,7 +69,7 @@ pub enum Outcome {
 /// One write, as it was sent.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Its JSON-RPC id: `w<number>`.
+    /// Its number, of which no two clients use the same.
     pub number: u64,
     /// The kind of write, as the load names it.
     pub operation: &'static str,
@@ -85,6 +85,13 @@ pub struct Request {
     pub whole: bool,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+impl Request {
+    /// Its id in JSON-RPC.
+    pub fn wire_id(&self) -> String {
+        format!("w{}", self.number)
+    }
 }
 
 /// Everything that one client has asked.

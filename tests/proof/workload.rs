@@ -431,7 +431,7 @@ impl Client {
         let (project, name) = (request.project.clone(), request.operation);
         let line = json!({
             "jsonrpc": "2.0",
-            "id": format!("w{}", request.number),
+            "id": request.wire_id(),
             "method": request.method,
             "params": request.params,
         });
