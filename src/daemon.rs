@@ -213,9 +213,16 @@ fn raise_open_files() {
     }
 }
 
-/// Creates a directory for its owner alone, with its parents; tightens one of ours that is too open.
+/// Creates a directory for its owner alone, with its parents; tightens one of ours that is too open. Afterwards
+/// its name is on disk: what is acknowledged must not vanish with the directory that it lies in. The name is
+/// synced even if the directory was there, for whoever made it may not have done that.
 fn create_private_directory(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let missing = path
+        .ancestors()
+        .skip(1)
+        .take_while(|ancestor| !ancestor.exists())
+        .count();
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)
@@ -225,6 +232,12 @@ fn create_private_directory(path: &Path) -> anyhow::Result<()> {
     if metadata.permissions().mode() & 0o077 != 0 {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(DIRECTORY_MODE))
             .with_context(|| format!("{} is open to others and cannot be closed", path.display()))?;
+    }
+    for parent in path.ancestors().skip(1).take(missing + 1) {
+        // A parent of another user may not be readable; the directory can be used all the same.
+        if let Err(error) = std::fs::File::open(parent).and_then(|directory| directory.sync_all()) {
+            tracing::warn!(directory = %parent.display(), %error, "cannot be synced, a power cut could take what is in it");
+        }
     }
     Ok(())
 }

@@ -239,3 +239,14 @@ fn sync_ancestry(table: &std::path::Path) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+/// Syncs every directory of a table: names that were removed do not come back after a power cut.
+pub(crate) fn sync_directories(table: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(table)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    File::open(table)?.sync_all()
+}

@@ -14,7 +14,8 @@ use lance_table::format::IndexMetadata;
 use lancedb::table::OptimizeAction;
 use serde::Serialize;
 
-use crate::error::KnowledgeResult;
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::durable::sync_directories;
 use crate::store::error::{read_error, write_error};
 use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
 
@@ -322,10 +323,15 @@ impl WriteTable {
             .await
     }
 
-    /// Removes every version but the present one, whoever reads it.
+    /// Removes every version but the present one, whoever reads it, and for good: no power cut brings them back.
     pub(crate) async fn prune_all(&self) -> KnowledgeResult<()> {
         let current = current_dataset(self.lancedb()).await?.version().version;
-        self.prune_before(current).await
+        self.prune_before(current).await?;
+        let table = std::path::PathBuf::from(self.lancedb().uri().await.map_err(read_error)?);
+        tokio::task::spawn_blocking(move || sync_directories(&table))
+            .await
+            .map_err(KnowledgeError::internal)?
+            .map_err(write_error)
     }
 
     async fn prune_before(&self, version: u64) -> KnowledgeResult<()> {

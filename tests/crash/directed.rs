@@ -1,0 +1,304 @@
+//! kill -9 in the middle of what a random moment seldom meets. A watcher looks at the directories as fast as it
+//! can and kills when they have changed so many times; the number goes from one step of the work to the next.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lance::index::DatasetIndexExt;
+use serde_json::json;
+
+use crate::proof::process::{Process, Workspace};
+use crate::proof::rows::{Vectors, table_path};
+use crate::proof::workload::{Client, Operation, Shared, Step, operation, operations, serves_restore};
+use crate::rounds::{Totals, check, runtime};
+use crate::support::{Connection, PATIENCE};
+
+/// Changes of the directories after which a creation is killed, at most. A creation with its first store makes
+/// about 25, of which the watcher sees most.
+const CREATION_CHANGES: usize = 16;
+/// Changes after which every other write is killed, at most. One makes about 8, a purge more.
+const WRITE_CHANGES: usize = 4;
+const PURGE_CHANGES: usize = 12;
+/// Changes after which a restore is killed, at most.
+const RESTORE_CHANGES: usize = 16;
+/// Kills in the middle of an index build, and of a merge of fragments, that the test wants to see.
+const WANTED: usize = 2;
+/// Kills at most to get there.
+const UPKEEP_KILLS: usize = 60;
+/// Changes after which upkeep is killed, at most.
+const UPKEEP_CHANGES: usize = 14;
+/// Stores that make upkeep due (`FRAGMENTS_PER_TIER` in the store's `maintenance.rs`).
+const STORES: usize = 16;
+/// Nothing has changed for so long: what was to be watched is over.
+const REST: Duration = Duration::from_millis(500);
+
+/// Everything below `root`, by path.
+fn listing(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                directories.push(entry.path());
+            }
+            found.insert(entry.path());
+        }
+    }
+    found
+}
+
+/// Kills the daemon when what lies below `root` has changed `changes` times, or when `over` says that there will
+/// be no more changes.
+fn kill_after(daemon: Process, root: &Path, changes: usize, over: impl Fn(Instant) -> bool) {
+    let begun = Instant::now();
+    let mut before = listing(root);
+    let mut last_change = begun;
+    let mut seen = 0;
+    while seen < changes && !over(last_change) {
+        let now = listing(root);
+        if now != before {
+            seen += 1;
+            before = now;
+            last_change = Instant::now();
+        }
+        assert!(begun.elapsed() < PATIENCE, "the work does not end: {}", daemon.log());
+    }
+    daemon.kill();
+}
+
+/// One home with one client, for as many kills as a test needs.
+struct Scene {
+    workspace: Workspace,
+    client: Client,
+    vectors: Vectors,
+    totals: Totals,
+    name: &'static str,
+}
+
+impl Scene {
+    fn new(name: &'static str) -> Self {
+        let seed: u64 = rand::random();
+        println!("{name}: seed {seed}");
+        let workspace = Workspace::new(format!("{name}, seed {seed}"));
+        workspace.configure("[embedder]\nwarm = true\n");
+        Self {
+            workspace,
+            client: Client::new(0, seed, Arc::new(Shared::default())),
+            vectors: Vectors::default(),
+            totals: Totals::default(),
+            name,
+        }
+    }
+
+    fn start(&self) -> Process {
+        Process::start(&self.workspace.home())
+    }
+
+    fn knowledge(&self) -> PathBuf {
+        self.workspace.home().join("knowledge")
+    }
+
+    /// Runs one operation to its end.
+    fn run(&mut self, connection: &mut Connection, operation: &'static Operation, project: &str) {
+        match self.client.run(connection, operation, project) {
+            Ok(Step::Answered) => {}
+            Ok(step) => panic!("{} in {project}: {step:?}", operation.name),
+            Err(wrong) => panic!("{wrong}"),
+        }
+    }
+
+    /// Starts `work` and kills the daemon when the directories have changed `changes` times, or after the
+    /// answer. True if there was no answer.
+    fn kill_during(
+        &mut self,
+        daemon: Process,
+        changes: usize,
+        work: impl FnOnce(&mut Client, &mut Connection) -> Result<Step, String> + Send,
+    ) -> bool {
+        let root = self.knowledge();
+        let mut connection = daemon.connect();
+        let client = &mut self.client;
+        let step = std::thread::scope(|scope| {
+            let working = scope.spawn(move || work(client, &mut connection));
+            kill_after(daemon, &root, changes, |_| working.is_finished());
+            working.join().expect("a client")
+        });
+        self.totals.kills += 1;
+        match step {
+            Ok(step) => step == Step::Cut,
+            Err(wrong) => panic!("{wrong}"),
+        }
+    }
+
+    /// Restarts, checks everything, repeats what was not answered, checks again.
+    fn restart(&mut self) -> Process {
+        let daemon = self.start();
+        let clients = std::slice::from_mut(&mut self.client);
+        check(&daemon, clients, &mut self.vectors, &mut self.totals)
+            .unwrap_or_else(|violations| panic!("{}", violations.join("\n")));
+        daemon
+    }
+
+    fn report(&self, what: &str) {
+        println!(
+            "{}: {} kills, {what}, {} items checked after restarts, {} of unanswered writes had happened and {} had not",
+            self.name, self.totals.kills, self.totals.settled, self.totals.applied, self.totals.not_applied
+        );
+    }
+}
+
+#[test]
+fn a_kill_at_any_step_of_a_projects_creation_leaves_a_project_or_none() {
+    let mut scene = Scene::new("creation");
+    let mut daemon = scene.start();
+    let mut unanswered = 0;
+    for changes in 1..=CREATION_CHANGES {
+        let project = format!("new-{changes}");
+        let store = operation("store by id");
+        unanswered += usize::from(scene.kill_during(daemon, changes, |client, connection| {
+            client.run(connection, store, &project)
+        }));
+        daemon = scene.restart();
+    }
+    daemon.stop();
+    scene.report(&format!("{unanswered} before the answer"));
+    assert!(
+        unanswered >= CREATION_CHANGES / 2,
+        "too few kills came before the answer: {unanswered}"
+    );
+}
+
+#[test]
+fn a_kill_at_any_step_of_any_write_leaves_it_whole_or_undone() {
+    let mut scene = Scene::new("writes");
+    let mut daemon = scene.start();
+    let mut unanswered = 0;
+    for operation in operations() {
+        let changes = if operation.method == "knowledge.purge" {
+            PURGE_CHANGES
+        } else {
+            WRITE_CHANGES
+        };
+        if operation.name == "store again" {
+            continue; // Writes nothing.
+        }
+        for changes in 1..=changes {
+            let mut connection = daemon.connect();
+            // Something to change, whatever the operation is.
+            scene.run(&mut connection, self::operation("store a batch"), "alpha");
+            if operation.name.contains("deleted") || operation.name.contains("undelete") {
+                scene.run(&mut connection, self::operation("delete several"), "alpha");
+            }
+            drop(connection);
+            unanswered += usize::from(scene.kill_during(daemon, changes, |client, connection| {
+                client.run(connection, operation, "alpha")
+            }));
+            daemon = scene.restart();
+        }
+    }
+    daemon.stop();
+    scene.report(&format!("{unanswered} before the answer"));
+    assert!(
+        unanswered >= scene.totals.kills / 2,
+        "too few kills came before the answer: {unanswered}"
+    );
+}
+
+/// Files of a table that no version on disk names: index directories, and data files.
+async fn unnamed(table: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
+    let names = |directory: &str| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(table.join(directory)).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    };
+    let (mut indices, mut data) = (names("_indices"), names("data"));
+    let newest = lance::Dataset::open(table.to_str().expect("UTF-8"))
+        .await
+        .expect("a table");
+    for version in newest.versions().await.expect("the versions") {
+        let dataset = newest.checkout_version(version.version).await.expect("a version");
+        for index in dataset.load_indices().await.expect("the indices").iter() {
+            indices.remove(&index.uuid.to_string());
+        }
+        for fragment in dataset.manifest().fragments.iter() {
+            for file in &fragment.files {
+                data.remove(file.path.as_str());
+            }
+        }
+    }
+    (indices, data)
+}
+
+#[test]
+fn a_kill_during_an_index_build_or_a_merge_of_fragments_costs_nothing() {
+    let mut scene = Scene::new("upkeep");
+    let mut daemon = scene.start();
+    let (mut index_builds, mut merges) = (0, 0);
+    let (mut indices_before, mut data_before) = (BTreeSet::new(), BTreeSet::new());
+    for kill in 0..UPKEEP_KILLS {
+        let mut connection = daemon.connect();
+        for _ in 0..STORES {
+            scene.run(&mut connection, operation("store by id"), "alpha");
+        }
+        // The last store is answered, upkeep begins.
+        kill_after(daemon, &scene.knowledge(), 1 + kill % UPKEEP_CHANGES, |last_change| {
+            last_change.elapsed() > REST
+        });
+        scene.totals.kills += 1;
+        let table = table_path(&scene.workspace.home(), "alpha");
+        let (indices, data) = runtime().block_on(unnamed(&table));
+        index_builds += usize::from(!indices.is_subset(&indices_before));
+        // No store was under way: a data file that nothing names is a merge's.
+        merges += usize::from(!data.is_subset(&data_before));
+        (indices_before, data_before) = (indices, data);
+        daemon = scene.restart();
+        if index_builds >= WANTED && merges >= WANTED {
+            break;
+        }
+    }
+    daemon.stop();
+    scene.report(&format!(
+        "{index_builds} in an index build, {merges} in a merge of fragments"
+    ));
+    assert!(
+        index_builds >= WANTED && merges >= WANTED,
+        "the kills missed what they were for: {index_builds} index builds, {merges} merges"
+    );
+}
+
+#[test]
+fn a_kill_at_any_step_of_a_restore_leaves_the_old_or_the_restored() {
+    let mut scene = Scene::new("restore");
+    let mut daemon = scene.start();
+    if !serves_restore(&mut daemon.connect()) {
+        return;
+    }
+    let mut connection = daemon.connect();
+    for _ in 0..4 {
+        scene.run(&mut connection, operation("store a batch"), "vault");
+    }
+    let backup = scene.workspace.path().join("backup");
+    connection.call("admin.backup", json!({"path": backup}));
+    let snapshot = scene.client.snapshot("vault");
+    drop(connection);
+    let mut unanswered = 0;
+    for changes in 1..=RESTORE_CHANGES {
+        let mut connection = daemon.connect();
+        scene.run(&mut connection, operation("store by id"), "vault");
+        scene.run(&mut connection, operation("delete several"), "vault");
+        drop(connection);
+        unanswered += usize::from(scene.kill_during(daemon, changes, |client, connection| {
+            client.restore(connection, &backup, &snapshot)
+        }));
+        daemon = scene.restart();
+    }
+    daemon.stop();
+    scene.report(&format!("{unanswered} before the answer"));
+    assert!(
+        unanswered >= RESTORE_CHANGES / 2,
+        "too few kills came before the answer: {unanswered}"
+    );
+}

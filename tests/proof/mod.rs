@@ -1,0 +1,8 @@
+//! What the crash tests and the power cut test share: a load with every kind of write ([`workload`]), a record
+//! of what was asked and answered ([`journal`]), and the comparison of that record with what is there
+//! afterwards, through the socket ([`journal`]) and in the table itself ([`rows`]).
+
+pub mod journal;
+pub mod process;
+pub mod rows;
+pub mod workload;
