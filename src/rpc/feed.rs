@@ -235,8 +235,9 @@ impl Feed {
                     self.cursor.advance(&project, page.newest);
                     return Err(End::Lagged { resync: true });
                 }
-                if after > page.newest {
-                    // The cursor knows more than the project: it is of another history (restored, made anew).
+                if after > page.newest || page.lost {
+                    // The cursor knows more than the project: it is of another history (restored, made anew), or
+                    // of commits that a power cut or a damaged file has taken.
                     self.cursor.advance(&project, page.newest);
                     return Err(End::Lagged { resync: true });
                 }

@@ -8,6 +8,7 @@ mod feed;
 mod life;
 mod read;
 mod store;
+mod verify;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -103,6 +104,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Health, _, _>(&mut module, admin::health)?;
     register::<api::Status, _, _>(&mut module, admin::status)?;
     register::<api::Optimize, _, _>(&mut module, admin::optimize)?;
+    register::<api::Verify, _, _>(&mut module, verify::verify)?;
     register::<api::Shutdown, _, _>(&mut module, admin::shutdown)?;
     register::<api::Version, _, _>(&mut module, admin::version)?;
     register::<api::Discover, _, _>(&mut module, admin::discover)?;
@@ -110,7 +112,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
 }
 
 /// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
-pub(crate) const SERVED: [&str; 23] = [
+pub(crate) const SERVED: [&str; 24] = [
     api::Store::NAME,
     api::StoreBatch::NAME,
     api::Search::NAME,
@@ -131,6 +133,7 @@ pub(crate) const SERVED: [&str; 23] = [
     api::Health::NAME,
     api::Status::NAME,
     api::Optimize::NAME,
+    api::Verify::NAME,
     api::Shutdown::NAME,
     api::Version::NAME,
     api::Discover::NAME,

@@ -926,10 +926,7 @@ impl LaneTurn {
                 }
                 Ok(outcome)
             }
-            Err(error) => {
-                guard.forget();
-                Err(error)
-            }
+            Err(error) => Err(guard.failed(error)),
         }
     }
 
