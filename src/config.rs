@@ -652,7 +652,7 @@ impl Config {
                 1024 * GIB,
             ),
             ("store.retention_days", self.store.retention_days.into(), 0, 36_500),
-            ("store.min_free_bytes", self.store.min_free_bytes, 0, 1024 * GIB),
+            ("store.min_free_bytes", self.store.min_free_bytes, 0, 1024 * 1024 * GIB),
             ("readers.workers", self.readers.workers.into(), 0, 256),
             ("readers.queue", self.readers.queue.into(), 1, 1_000_000),
             ("writer.max_group_rows", self.writer.max_group_rows.into(), 1, 1_000_000),

@@ -9,4 +9,5 @@ mod feed;
 mod knowledge;
 mod life;
 mod lifecycle;
+mod recovery;
 mod support;

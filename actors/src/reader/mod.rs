@@ -199,23 +199,25 @@ impl Actor for Reader {
                 .await;
             }
             ReaderMessage::History(job) => {
-                run(job, async |(project, id)| match store.view(&project).await? {
-                    Some(view) => view.history(&id).await,
-                    None => Ok(Vec::new()),
+                run(job, async |(project, id)| {
+                    let id = &id;
+                    let found = on_view(store, &project, move |view| async move { view.history(id).await });
+                    Ok(found.await?.unwrap_or_default())
                 })
                 .await;
             }
             ReaderMessage::Matching(job) => {
-                run(job, async |(project, filter)| match store.view(&project).await? {
-                    Some(view) => {
-                        let (ids, bytes) = view.matching_ids(&filter).await?;
+                run(job, async |(project, filter)| {
+                    let filter = &filter;
+                    let found = on_view(store, &project, move |view| async move {
+                        let (ids, bytes) = view.matching_ids(filter).await?;
                         Ok(MatchingItems {
                             ids,
                             bytes,
                             version: view.sequence(),
                         })
-                    }
-                    None => Ok(MatchingItems::default()),
+                    });
+                    Ok(found.await?.unwrap_or_default())
                 })
                 .await;
             }
@@ -350,8 +352,15 @@ async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -
     let not_found = || KnowledgeError::NotFound {
         what: format!("item {id}"),
     };
-    let view = store.view(project).await?.ok_or_else(not_found)?;
-    let vector = view.item_vector(id).await?.ok_or_else(not_found)?;
+    let found = on_view(store, project, move |view| similar_in(view, id, limit));
+    found.await?.flatten().ok_or_else(not_found)
+}
+
+/// None where the view has no such item.
+async fn similar_in(view: Arc<ProjectView>, id: &str, limit: usize) -> KnowledgeResult<Option<SearchOutcome>> {
+    let Some(vector) = view.item_vector(id).await? else {
+        return Ok(None);
+    };
     let request = SearchRequest {
         query: String::new(),
         vector: Some(vector),
@@ -372,7 +381,7 @@ async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -
     let mut outcome = search(&[view], &request, &model).await?;
     outcome.hits.retain(|hit| hit.item.id != id);
     outcome.hits.truncate(limit);
-    Ok(outcome)
+    Ok(Some(outcome))
 }
 
 /// Commits that one page of changes covers at most: with full groups, some ten thousand items.

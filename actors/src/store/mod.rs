@@ -355,14 +355,24 @@ impl WriteAccess {
     }
 
     /// Takes a project's table for writing; waits for a commit that is under way. The table is opened on first
-    /// use and created where there is none and `create` is set, which is for what adds to the project: it is also
-    /// refused where the disk is nearly full. What of the table cannot be read is taken out of it first.
+    /// use and created where there is none and `create` is set. What of it cannot be read is taken out of it first.
     pub async fn lock<'a>(&self, project: &'a Project, create: bool) -> KnowledgeResult<WriteGuard<'a>> {
         let mut guard = project.table.lock().await;
         match project.prepare_to_write(&mut guard, create).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
             Err(error) => Err(project.writes.failed(&project.directory, error)),
         }
+    }
+
+    /// Why nothing may be added to a project now, if so: the disk is nearly full. Old versions that nobody reads are
+    /// given up first.
+    pub async fn shortage(&self, project: &Project) -> Option<KnowledgeError> {
+        let shortage = project.writes.shortage(&project.directory).await?;
+        if project.give_up_versions().await {
+            let left = project.writes.shortage(&project.directory).await?;
+            return Some(project.writes.failed(&project.directory, left));
+        }
+        Some(project.writes.failed(&project.directory, shortage))
     }
 }
 
@@ -394,6 +404,14 @@ impl WriteGuard<'_> {
         }
         self.project.set_view(Arc::clone(&view));
         Ok(view)
+    }
+
+    /// Removes what recovery has set aside of the project: after a purge nothing of it may stay.
+    pub async fn discard_set_aside(&self) -> KnowledgeResult<()> {
+        let directory = self.project.directory.clone();
+        tokio::task::spawn_blocking(move || recovery::discard_set_aside(&directory))
+            .await
+            .map_err(KnowledgeError::internal)?
     }
 
     /// Forgets the table after a failure whose effect is not known; the next user opens it from disk.
@@ -581,13 +599,10 @@ impl Project {
         Ok(())
     }
 
-    /// Opens or creates the table, makes room, and takes out of it what cannot be read.
+    /// Opens or creates the table, and takes out of it what cannot be read.
     async fn prepare_to_write(&self, table: &mut Option<WriteTable>, create: bool) -> KnowledgeResult<()> {
         if table.is_none() {
             *table = self.open_table().await?;
-        }
-        if create {
-            self.make_room(table.as_mut()).await?;
         }
         match table {
             None if create => *table = Some(self.create_table().await?),
@@ -613,25 +628,24 @@ impl Project {
         Ok(())
     }
 
-    /// Refuses to add anything where the disk is nearly full; old versions that nobody reads are given up first.
-    async fn make_room(&self, table: Option<&mut WriteTable>) -> KnowledgeResult<()> {
-        let Some(mut shortage) = self.writes.shortage(&self.directory).await else {
-            return Ok(());
-        };
-        if let Some(table) = table
-            && let TableShape::Current { .. } = table.shape()
-            && let Ok(debt) = table.debt().await
-            && debt.versions > 1
-        {
-            if let Err(error) = table.maintain(maintenance::Step::Prune).await {
-                tracing::warn!(project = %self.name, %error, "old versions could not be removed to make room");
-            }
-            match self.writes.shortage(&self.directory).await {
-                None => return Ok(()),
-                Some(left) => shortage = left,
-            }
+    /// Removes the versions that nobody reads, whatever their number. True if there were any.
+    async fn give_up_versions(&self) -> bool {
+        let mut guard = self.table.lock().await;
+        let Some(table) = guard.as_mut() else { return false };
+        if !matches!(table.shape(), TableShape::Current { .. }) {
+            return false;
         }
-        Err(shortage)
+        let given_up = async {
+            if table.debt().await?.versions <= 1 {
+                return Ok(false);
+            }
+            table.maintain(maintenance::Step::Prune).await?;
+            Ok::<bool, KnowledgeError>(true)
+        };
+        given_up.await.unwrap_or_else(|error| {
+            tracing::warn!(project = %self.name, %error, "old versions could not be removed to make room");
+            false
+        })
     }
 
     fn note(&self, notes: Vec<String>) {

@@ -737,6 +737,38 @@ pub(crate) fn set_aside_so_far(project_directory: &Path) -> Vec<String> {
     found.into_iter().map(|(_, told)| told).collect()
 }
 
+/// Removes the files in a project's [`SET_ASIDE`], for a purge: nobody knows what they still hold. The reports stay.
+/// Blocks.
+pub(crate) fn discard_set_aside(project_directory: &Path) -> KnowledgeResult<()> {
+    for directory in entries_of(&project_directory.join(SET_ASIDE)) {
+        let mut removed = false;
+        for path in entries_of(&directory) {
+            if path.file_name().is_some_and(|name| name == REPORT_FILE) {
+                continue;
+            }
+            let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+            let gone = if is_directory {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            gone.map_err(|error| file_error("removed", &path, error))?;
+            removed = true;
+        }
+        let path = directory.join(REPORT_FILE);
+        let report = fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Report>(&text).ok());
+        if let (true, Some(mut report)) = (removed, report) {
+            report.what.push_str("; a purge has removed the files");
+            let text = serde_json::to_vec_pretty(&report).map_err(KnowledgeError::internal)?;
+            write_durably(&path, &text)?;
+            sync_directory(&directory)?;
+        }
+    }
+    Ok(())
+}
+
 /// What [`GAPS_FILE`] holds.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct GapsFile {
@@ -957,6 +989,15 @@ mod tests {
             // The next start finds nothing to do, and still tells what was.
             numbers.recover().await.unwrap();
             assert_eq!(numbers.set_aside().len(), 1);
+            // A purge leaves no files there.
+            discard_set_aside(numbers.directory.path()).unwrap();
+            let told = numbers.set_aside();
+            assert!(
+                told[0].contains("version 3 was torn") && told[0].contains("purge"),
+                "{told:?}"
+            );
+            let left = entries_of(&entries_of(&numbers.directory.path().join(SET_ASIDE))[0]);
+            assert_eq!(left.len(), 1, "{left:?}");
         }
     }
 

@@ -356,7 +356,9 @@ impl Rows {
         if !self.keys.insert(fingerprint(key)) {
             problems.push("its key occurs twice".to_owned());
         }
-        if revision < 1 || passage < 0 || passage >= passages {
+        // What a purge leaves: an id, without content.
+        let tombstone = passages == 0 && passage == 0;
+        if revision < 1 || passage < 0 || (passage >= passages && !tombstone) {
             problems.push(format!(
                 "revision {revision}, passage {passage} of {passages} cannot be"
             ));
@@ -364,7 +366,7 @@ impl Rows {
 
         let valid_from = rows.int(column::VALID_FROM, row)?.unwrap_or(0);
         let valid_to = rows.int(column::VALID_TO, row)?;
-        if valid_from < 1 || valid_to.is_some_and(|valid_to| valid_to <= valid_from) {
+        if valid_from < 1 || valid_to.is_some_and(|valid_to| valid_to < valid_from) {
             problems.push(format!("it cannot be valid from commit {valid_from} to {valid_to:?}"));
         }
         let project = rows.required_text(column::PROJECT_ID, row)?;
@@ -373,6 +375,12 @@ impl Rows {
         }
         rows.time(column::TIMESTAMP, row)?;
         rows.time(column::UPDATED_AT, row)?;
+        if tombstone {
+            if valid_to.is_none() {
+                problems.push("it was purged and is live".to_owned());
+            }
+            return Ok(());
+        }
         check_metadata(&rows, row, problems)?;
         check_text(&rows, row, passage, problems)?;
         check_vector(batch, row, problems)?;
