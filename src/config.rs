@@ -115,6 +115,9 @@ pub struct StoreConfig {
     /// Days for which replaced and deleted revisions stay, for `history`, `undelete` and `as_of`. With 0 they go
     /// with the next upkeep, and a deletion cannot be undone.
     pub retention_days: u32,
+    /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep and
+    /// deleting still have room. 0 lets the disk fill up.
+    pub min_free_bytes: u64,
 }
 
 impl Default for StoreConfig {
@@ -124,6 +127,7 @@ impl Default for StoreConfig {
             session_index_cache_bytes: 64 * 1024 * 1024,
             session_metadata_cache_bytes: 64 * 1024 * 1024,
             retention_days: 7,
+            min_free_bytes: 64 * 1024 * 1024,
         }
     }
 }
@@ -648,6 +652,7 @@ impl Config {
                 1024 * GIB,
             ),
             ("store.retention_days", self.store.retention_days.into(), 0, 36_500),
+            ("store.min_free_bytes", self.store.min_free_bytes, 0, 1024 * 1024 * GIB),
             ("readers.workers", self.readers.workers.into(), 0, 256),
             ("readers.queue", self.readers.queue.into(), 1, 1_000_000),
             ("writer.max_group_rows", self.writer.max_group_rows.into(), 1, 1_000_000),

@@ -89,7 +89,7 @@ pub enum KnowledgeError {
     /// A part of the daemon is restarting or degraded.
     #[error("{part} is unavailable: {reason}; retry")]
     Unavailable {
-        /// `embedder`, `reader`, `writer`.
+        /// `embedder`, `reader`, `writer`, `keyword index`.
         part: &'static str,
         /// Why.
         reason: String,
@@ -107,6 +107,12 @@ pub enum KnowledgeError {
         queue: &'static str,
         /// When a retry makes sense, in milliseconds.
         retry_after_ms: u64,
+    },
+    /// A file of the store is missing or damaged, or cannot be read now.
+    #[error("{message}")]
+    Unreadable {
+        /// What happened.
+        message: String,
     },
     /// A defect or an error of the storage that has no better name.
     #[error("{message}")]

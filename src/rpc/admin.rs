@@ -8,7 +8,7 @@ use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, Proje
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::Projects;
-use ccod_actors::routes::{PartState, Routes};
+use ccod_actors::routes::PartState;
 use ccod_actors::store::view::SearchRequest;
 use ccod_actors::writer::ExclusiveTask;
 use ccod_protocol::api::{self, HealthStatus};
@@ -25,7 +25,7 @@ const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
 
 /// Says whether the daemon works.
 pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api::HealthResult, WireError> {
-    let (mut status, mut reasons) = health_of(&app.routes());
+    let (mut status, mut reasons) = health_of(&app).await;
     if call.params.deep
         && let Err(error) = probe(&app, &call).await
     {
@@ -39,8 +39,9 @@ pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api
     })
 }
 
-fn health_of(routes: &Routes) -> (HealthStatus, Vec<String>) {
-    let reasons: Vec<String> = routes
+async fn health_of(app: &App) -> (HealthStatus, Vec<String>) {
+    let routes = app.routes();
+    let mut reasons: Vec<String> = routes
         .parts
         .iter()
         .filter_map(|(part, status)| match &status.state {
@@ -50,6 +51,7 @@ fn health_of(routes: &Routes) -> (HealthStatus, Vec<String>) {
             PartState::Stopped => Some(format!("{part} stopped")),
         })
         .collect();
+    reasons.extend(app.store.troubles().await);
     let status = if routes.stopping {
         HealthStatus::Stopping
     } else if reasons.is_empty() {
@@ -122,7 +124,6 @@ fn rand_word() -> u32 {
 /// Describes the daemon.
 pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api::StatusResult, WireError> {
     let routes = app.routes();
-    let (status, reasons) = health_of(&routes);
     let model = &app.store.config().model;
     let embedder = match &routes.embedder {
         Some(embedder) => embedder.stats().await,
@@ -181,6 +182,9 @@ pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api
         });
     }
 
+    // Last, since the projects may have been opened only now.
+    let (status, reasons) = health_of(&app).await;
+    let recovery = app.store.recovery().await;
     Ok(api::StatusResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -207,7 +211,7 @@ pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api
         limits: limits(&app),
         server: to_object(app.server.snapshot()),
         projects,
-        recovery: Vec::new(),
+        recovery,
     })
 }
 

@@ -27,6 +27,11 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
         KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
         KnowledgeError::ShuttingDown => WireError::shutting_down(),
         KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(queue, retry_after_ms),
+        KnowledgeError::Unreadable { message } => {
+            tracing::error!(%message, "the store could not be read");
+            WireError::internal(message)
+                .with_fix("`recovery` in admin.status names what is damaged, admin.verify reads everything")
+        }
         KnowledgeError::Internal { message } => {
             // Logged here, where it leaves the daemon; the text of an item is never part of such a message.
             tracing::error!(%message, "internal error");

@@ -259,8 +259,9 @@ impl Feed {
                 }
                 // Whoever has seen nothing yet gets all of it, whatever the history.
                 let of_another_history = after > 0 && position.epoch != page.lineage.epoch;
-                if of_another_history || after > page.newest {
-                    // Restored, or made anew: what the subscriber has seen need not be there any more.
+                if of_another_history || after > page.newest || page.lost {
+                    // Restored, made anew, or of commits that a power cut or a damaged file has taken: what the
+                    // subscriber has seen need not be there any more.
                     self.cursor.advance(&project, page.newest, page.lineage);
                     return Err(End::Lagged { resync: true });
                 }

@@ -9,6 +9,7 @@ mod life;
 mod read;
 mod store;
 mod transfer;
+mod verify;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -108,6 +109,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Restore, _, _>(&mut module, transfer::restore)?;
     register::<api::Import, _, _>(&mut module, transfer::import)?;
     register::<api::Export, _, _>(&mut module, transfer::export)?;
+    register::<api::Verify, _, _>(&mut module, verify::verify)?;
     register::<api::Shutdown, _, _>(&mut module, admin::shutdown)?;
     register::<api::Version, _, _>(&mut module, admin::version)?;
     register::<api::Discover, _, _>(&mut module, admin::discover)?;
@@ -115,7 +117,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
 }
 
 /// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
-pub(crate) const SERVED: [&str; 27] = [
+pub(crate) const SERVED: [&str; 28] = [
     api::Store::NAME,
     api::StoreBatch::NAME,
     api::Search::NAME,
@@ -140,6 +142,7 @@ pub(crate) const SERVED: [&str; 27] = [
     api::Restore::NAME,
     api::Import::NAME,
     api::Export::NAME,
+    api::Verify::NAME,
     api::Shutdown::NAME,
     api::Version::NAME,
     api::Discover::NAME,

@@ -307,7 +307,10 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
     if let Some(id) = &call.params.id {
         return match by_id.remove(id) {
             Some(item) => Ok(api::GetResult::One(Box::new(convert::item(item)))),
-            None => Err(WireError::not_found(id)),
+            None => Err(match found.degraded {
+                Some(reason) => WireError::not_found(id).with_extra("degraded", reason),
+                None => WireError::not_found(id),
+            }),
         };
     }
     let mut results = Vec::with_capacity(wanted.len());

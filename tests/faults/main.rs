@@ -254,6 +254,57 @@ fn a_commit_that_fails_is_an_error_and_the_next_one_works() {
     assert_eq!(daemon.actor("writer")["restarts"], 0);
 }
 
+/// The system's errors for a disk without room or a directory without permission, where the commit meets them.
+#[test]
+fn a_commit_without_room_or_permission_is_read_only_and_heals() {
+    let daemon = Inside::start();
+    daemon.call("knowledge.store", json!({"text": "still readable"}));
+    let words = [
+        (nix::errno::Errno::ENOSPC, "disk is full"),
+        (nix::errno::Errno::EDQUOT, "quota"),
+        (nix::errno::Errno::EROFS, "mounted read-only"),
+        (nix::errno::Errno::EACCES, "writable"),
+        (nix::errno::Errno::EPERM, "writable"),
+    ];
+    for (errno, word) in words {
+        fail::cfg("commit::before", &format!("return({})", errno as i32)).unwrap();
+        for method in ["knowledge.store", "knowledge.store_batch"] {
+            let item = json!({"text": "not now"});
+            let params = if method == "knowledge.store" {
+                item
+            } else {
+                json!({"items": [item]})
+            };
+            let response = daemon.connect().request(method, params);
+            let (code, message) = match response.get("error") {
+                Some(error) => {
+                    assert_eq!(error["data"]["retryable"], true, "{error}");
+                    (&error["code"], &error["message"])
+                }
+                // A batch tells of each item.
+                None => (
+                    &response["result"]["errors"][0]["code"],
+                    &response["result"]["errors"][0]["message"],
+                ),
+            };
+            assert_eq!(code, -32024, "{response}");
+            let told = message.as_str().unwrap();
+            assert!(told.contains(word) && told.contains("knowledge/default"), "{told}");
+        }
+        let found = daemon.call("knowledge.search", json!({"query": "readable"}));
+        assert_eq!(found["count"], 1, "reads go on");
+        fail::remove("commit::before");
+        // The place can be written, so the health check need not wait for a write.
+        assert_eq!(daemon.call("admin.health", json!({}))["status"], "ok");
+        let stored = daemon.call("knowledge.store", json!({"text": format!("after {errno}")}));
+        assert_eq!(stored["status"], "stored");
+    }
+    // What the failed commits had written is nobody's, and no harm.
+    assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
+    assert_eq!(daemon.count(), 6);
+    assert_eq!(daemon.actor("writer")["restarts"], 0);
+}
+
 #[test]
 fn without_a_writer_the_daemon_is_read_only_and_heals() {
     let daemon = Inside::start();

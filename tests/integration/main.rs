@@ -10,5 +10,6 @@ mod knowledge;
 mod life;
 mod life_commands;
 mod lifecycle;
+mod recovery;
 mod support;
 mod transfer;

@@ -68,6 +68,11 @@ impl Daemon {
     pub fn start_in(home: Home, environment: &[(&str, &str)]) -> Self {
         let mut command = home.command(&["daemon", "run"]);
         command.envs(environment.iter().copied());
+        Self::spawn(home, command)
+    }
+
+    /// Starts the daemon of `home` by this command, and waits until it serves.
+    pub fn spawn(home: Home, mut command: Command) -> Self {
         // Kept out of the test's own output, and there when it fails.
         let log = std::fs::File::create(home.0.path().join("daemon.log")).unwrap();
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -112,16 +117,23 @@ impl Daemon {
     }
 
     /// Ends the process (kill -9) and starts another one in the same home.
-    pub fn kill_and_restart(mut self) -> Self {
-        self.signal(nix::sys::signal::Signal::SIGKILL);
-        self.wait();
-        self.restart_after_end()
+    pub fn kill_and_restart(self) -> Self {
+        self.kill_and_restart_with(&[])
     }
 
-    pub fn restart_after_end(mut self) -> Self {
-        let home = std::mem::replace(&mut self.home, Home::new());
-        drop(self);
-        Self::start_in(home, &[])
+    pub fn kill_and_restart_with(mut self, environment: &[(&str, &str)]) -> Self {
+        self.signal(nix::sys::signal::Signal::SIGKILL);
+        self.wait();
+        Self::start_in(self.into_home(), environment)
+    }
+
+    pub fn restart_after_end(self) -> Self {
+        Self::start_in(self.into_home(), &[])
+    }
+
+    /// The home of a daemon that has ended.
+    pub fn into_home(mut self) -> Home {
+        std::mem::replace(&mut self.home, Home::new())
     }
 
     pub fn connect(&self) -> Connection {

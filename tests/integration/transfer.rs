@@ -258,7 +258,7 @@ fn a_restore_keeps_the_old_aside_and_begins_another_history() {
         (vec!["default"], &json!(1))
     );
     assert_eq!(texts(&daemon, "default"), BTreeSet::from(["in the backup".to_owned()]));
-    assert_eq!(daemon.search_ids(json!({"query": "backup"})), [kept.clone()]);
+    assert_eq!(daemon.search_ids(json!({"query": "backup"})), [kept.as_str()]);
     assert_eq!(texts(&daemon, "other").len(), 2, "only the named project is replaced");
 
     // Who was listening, and who comes back later, has to read everything anew.

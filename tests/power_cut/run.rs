@@ -159,8 +159,11 @@ fn count(log: &Log, does: impl Fn(&Operation, &str) -> bool) -> usize {
         .count()
 }
 
+/// Whether a sync is of a kind, by its path.
+type Concerns = fn(&Path) -> bool;
+
 /// The syncs that are left out to see whether the check notices: of which files and directories.
-const LEFT_OUT: [(&str, fn(&Path) -> bool); 7] = [
+const LEFT_OUT: [(&str, Concerns); 7] = [
     ("data files", |path| in_directory(path, "data")),
     ("the directories of data files", |path| path.ends_with("data")),
     ("index files", |path| {

@@ -296,7 +296,7 @@ fn check_state(
     let comparison = state.expectation.compare(&found);
     violations.extend(comparison.violations);
     let status = call(&mut connection, "admin.status", json!({}))?;
-    let written = state.number % WRITTEN == 0;
+    let written = state.number.is_multiple_of(WRITTEN);
     if written {
         for project in state.expectation.projects() {
             let text = "After the cut, work goes on.";

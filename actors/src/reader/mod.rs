@@ -5,8 +5,10 @@
 //! caller leaves. A query that panics ends its reader alone: the caller is told to retry, the supervisor puts
 //! a new reader in its place.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
@@ -19,6 +21,7 @@ use crate::store::changes::Change;
 use crate::store::search::{SearchOutcome, search};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
+use crate::writer::panic_text;
 
 /// Settings of the pool.
 #[derive(Clone, Debug)]
@@ -72,6 +75,8 @@ pub struct FoundItems {
     pub items: Vec<StoredItem>,
     /// The project's newest commit.
     pub version: i64,
+    /// Why items may be missing that were stored, if so: a part of the project cannot be read.
+    pub degraded: Option<String>,
 }
 
 /// Items that match a filter.
@@ -98,6 +103,9 @@ pub struct ChangePage {
     pub forgotten: Option<i64>,
     /// The history that these numbers are of.
     pub lineage: Lineage,
+    /// Whether the commits up to the one that was asked for may hold some that are lost: what was made of them must
+    /// be made anew.
+    pub lost: bool,
 }
 
 /// What a reader is asked.
@@ -162,50 +170,56 @@ impl Actor for Reader {
         match message {
             ReaderMessage::Search(job) => {
                 run(job, async |(projects, request)| {
-                    let views = searchable_views(store, &projects).await?;
-                    search(&views, &request, &store.config().model.name).await
+                    search_projects(store, &projects, &request).await
                 })
                 .await;
             }
             ReaderMessage::List(job) => {
-                run(job, async |(project, request)| match store.view(&project).await? {
-                    Some(view) => view.list(&request).await,
-                    None => Ok(ListPage {
+                run(job, async |(project, request)| {
+                    let request = &request;
+                    let page = on_view(store, &project, move |view| async move { view.list(request).await });
+                    Ok(page.await?.unwrap_or(ListPage {
                         items: Vec::new(),
                         total: 0,
                         more: false,
-                    }),
+                    }))
                 })
                 .await;
             }
             ReaderMessage::Get(job) => {
-                run(job, async |(project, ids)| match store.view(&project).await? {
-                    Some(view) => Ok(FoundItems {
-                        items: view.get(&ids).await?,
-                        version: view.sequence(),
-                    }),
-                    None => Ok(FoundItems::default()),
+                run(job, async |(project, ids)| {
+                    let ids = &ids;
+                    let found = on_view(store, &project, move |view| async move {
+                        Ok(FoundItems {
+                            items: view.get(ids).await?,
+                            version: view.sequence(),
+                            degraded: view.degraded(),
+                        })
+                    });
+                    Ok(found.await?.unwrap_or_default())
                 })
                 .await;
             }
             ReaderMessage::History(job) => {
-                run(job, async |(project, id)| match store.view(&project).await? {
-                    Some(view) => view.history(&id).await,
-                    None => Ok(Vec::new()),
+                run(job, async |(project, id)| {
+                    let id = &id;
+                    let found = on_view(store, &project, move |view| async move { view.history(id).await });
+                    Ok(found.await?.unwrap_or_default())
                 })
                 .await;
             }
             ReaderMessage::Matching(job) => {
-                run(job, async |(project, filter)| match store.view(&project).await? {
-                    Some(view) => {
-                        let (ids, bytes) = view.matching_ids(&filter).await?;
+                run(job, async |(project, filter)| {
+                    let filter = &filter;
+                    let found = on_view(store, &project, move |view| async move {
+                        let (ids, bytes) = view.matching_ids(filter).await?;
                         Ok(MatchingItems {
                             ids,
                             bytes,
                             version: view.sequence(),
                         })
-                    }
-                    None => Ok(MatchingItems::default()),
+                    });
+                    Ok(found.await?.unwrap_or_default())
                 })
                 .await;
             }
@@ -246,6 +260,73 @@ async fn run<Q, R>(job: ReadJob<Q, R>, query: impl AsyncFnOnce(Q) -> KnowledgeRe
     reply.send(result).ok();
 }
 
+/// Runs a query that may come upon damaged bytes, over which Lance can panic: that is an error like others.
+async fn caught<R>(query: impl Future<Output = KnowledgeResult<R>>) -> KnowledgeResult<R> {
+    match AssertUnwindSafe(query).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => Err(KnowledgeError::Unreadable {
+            message: format!("reading failed: {}", panic_text(&panic)),
+        }),
+    }
+}
+
+/// Looks for what is damaged after a read has failed. True if the read is worth repeating.
+async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) -> bool {
+    store.reexamine(view, query).await.unwrap_or_else(|error| {
+        tracing::warn!(project = %view.project(), %error, "a project could not be examined");
+        false
+    })
+}
+
+/// Runs a query on a project's present view; none where the project does not exist. Where it comes upon something
+/// damaged, it is repeated without that.
+async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
+    store: &Store,
+    project: &ProjectName,
+    query: impl Fn(Arc<ProjectView>) -> F,
+) -> KnowledgeResult<Option<R>> {
+    let Some(view) = store.view(project).await? else {
+        return Ok(None);
+    };
+    match caught(query(Arc::clone(&view))).await {
+        Err(error @ KnowledgeError::Unreadable { .. }) => {
+            if !reexamine(store, &view, None).await {
+                return Err(error);
+            }
+            match store.view(project).await? {
+                Some(view) => caught(query(view)).await.map(Some),
+                None => Ok(None),
+            }
+        }
+        result => result.map(Some),
+    }
+}
+
+/// As [`on_view`], for a search over one project or several.
+async fn search_projects(
+    store: &Store,
+    projects: &Projects,
+    request: &SearchRequest,
+) -> KnowledgeResult<SearchOutcome> {
+    let model = &store.config().model.name;
+    let views = searchable_views(store, projects).await?;
+    match caught(search(&views, request, model)).await {
+        Err(error @ KnowledgeError::Unreadable { .. }) => {
+            let words = (request.mode != SearchMode::Vector).then_some(request.query.as_str());
+            let mut changed = false;
+            for view in &views {
+                changed |= reexamine(store, view, words).await;
+            }
+            if !changed {
+                return Err(error);
+            }
+            let views = searchable_views(store, projects).await?;
+            caught(search(&views, request, model)).await
+        }
+        result => result,
+    }
+}
+
 /// The views to search. A project that does not exist has none; of all projects, those of another shape are
 /// left out (they are shown by `projects`), while naming one is an error.
 async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult<Vec<Arc<ProjectView>>> {
@@ -273,8 +354,15 @@ async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -
     let not_found = || KnowledgeError::NotFound {
         what: format!("item {id}"),
     };
-    let view = store.view(project).await?.ok_or_else(not_found)?;
-    let vector = view.item_vector(id).await?.ok_or_else(not_found)?;
+    let found = on_view(store, project, move |view| similar_in(view, id, limit));
+    found.await?.flatten().ok_or_else(not_found)
+}
+
+/// None where the view has no such item.
+async fn similar_in(view: Arc<ProjectView>, id: &str, limit: usize) -> KnowledgeResult<Option<SearchOutcome>> {
+    let Some(vector) = view.item_vector(id).await? else {
+        return Ok(None);
+    };
     let request = SearchRequest {
         query: String::new(),
         vector: Some(vector),
@@ -295,32 +383,36 @@ async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -
     let mut outcome = search(&[view], &request, &model).await?;
     outcome.hits.retain(|hit| hit.item.id != id);
     outcome.hits.truncate(limit);
-    Ok(outcome)
+    Ok(Some(outcome))
 }
 
 /// Commits that one page of changes covers at most: with full groups, some ten thousand items.
 const COMMITS_PER_PAGE: i64 = 16;
 
 async fn change_page(store: &Store, project: &ProjectName, after: i64) -> KnowledgeResult<ChangePage> {
-    let Some(view) = store.view(project).await? else {
+    let page = on_view(store, project, move |view| async move {
+        let newest = view.sequence();
+        let until = newest.min(after.saturating_add(COMMITS_PER_PAGE));
+        let changes = if until > after {
+            view.changes(after, until).await?
+        } else {
+            Vec::new()
+        };
+        Ok(ChangePage {
+            changes,
+            until,
+            newest,
+            forgotten: view.horizon().map(|horizon| horizon.sequence),
+            lineage: Lineage::default(),
+            lost: view.condition().lost(after),
+        })
+    });
+    let Some(page) = page.await? else {
         return Ok(ChangePage::default());
-    };
-    let newest = view.sequence();
-    let until = newest.min(after.saturating_add(COMMITS_PER_PAGE));
-    let changes = if until > after {
-        view.changes(after, until).await?
-    } else {
-        Vec::new()
     };
     // After the view: a restore between the two then shows as the new history, which is the safe side.
     let lineage = store.lineage(project)?;
-    Ok(ChangePage {
-        changes,
-        until,
-        newest,
-        forgotten: view.horizon().map(|horizon| horizon.sequence),
-        lineage,
-    })
+    Ok(ChangePage { lineage, ..page })
 }
 
 async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<Vec<ProjectStats>> {
@@ -329,20 +421,23 @@ async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeR
         if wanted.as_ref().is_some_and(|name| name != project.name()) {
             continue;
         }
-        let Some(view) = project.view().await? else { continue };
-        let (model, needs_migration) = match view.shape() {
-            crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
-            crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
-        };
-        all.push(ProjectStats {
-            project: project.name().to_string(),
-            items: view.stats().await?,
-            bytes_on_disk: project.bytes_on_disk().await?,
-            fragments: view.fragments(),
-            version: view.sequence(),
-            model,
-            needs_migration,
+        let project = &project;
+        let counted = on_view(store, project.name(), move |view| async move {
+            let (model, needs_migration) = match view.shape() {
+                crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
+                crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
+            };
+            Ok(ProjectStats {
+                project: project.name().to_string(),
+                items: view.stats().await?,
+                bytes_on_disk: project.bytes_on_disk().await?,
+                fragments: view.fragments(),
+                version: view.sequence(),
+                model,
+                needs_migration,
+            })
         });
+        all.extend(counted.await?);
     }
     Ok(all)
 }

@@ -177,9 +177,14 @@ impl CommitHandler for DurableCommitHandler {
         transaction: Option<Transaction>,
     ) -> Result<ManifestLocation, CommitError> {
         let other = |error: std::io::Error| CommitError::OtherError(error.into());
-        fail::fail_point!("commit::before", |_| Err(other(std::io::Error::other(
-            "failpoint commit::before"
-        ))));
+        // With a number, the error is the system's of that number: 28 is a full disk.
+        fail::fail_point!("commit::before", |number: Option<String>| {
+            let number = number.and_then(|number| number.parse().ok());
+            Err(other(number.map_or_else(
+                || std::io::Error::other("failpoint commit::before"),
+                std::io::Error::from_raw_os_error,
+            )))
+        });
         if self.durability == Durability::Full {
             self.sync_references(manifest, indices.as_deref().unwrap_or_default(), base_path)
                 .await

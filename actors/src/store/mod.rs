@@ -14,16 +14,22 @@ pub mod fulltext;
 pub mod fusion;
 mod identity;
 pub mod maintenance;
+pub mod recovery;
+mod repair;
 pub mod restore;
+pub mod room;
 pub mod rows;
 pub mod schema;
 pub mod search;
+pub mod verify;
 pub mod view;
 mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use lance::Dataset;
@@ -35,13 +41,20 @@ use tokio::sync::{Mutex, watch};
 pub use durable::Durability;
 pub use restore::Lineage;
 pub use view::ProjectView;
+use write::current_dataset;
 pub use write::{WriteTable, Written};
 
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
+use crate::store::recovery::{Condition, DamagedFragment};
+use crate::store::room::WriteState;
 use crate::store::schema::{TABLE_NAME, TableShape, table_shape};
+
+/// How long a version in which nothing damaged was found is not searched for damage again: a read that fails for
+/// another reason must not read the whole table each time.
+const REEXAMINE_AFTER: Duration = Duration::from_secs(60);
 
 /// The model whose vectors the store holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +76,9 @@ pub struct StoreConfig {
     pub index_cache_bytes: usize,
     /// Cache of manifests and file metadata, for all projects together, in bytes (default 1 GiB a connection).
     pub metadata_cache_bytes: usize,
+    /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep still has
+    /// room. 0 lets the disk fill up.
+    pub min_free_bytes: u64,
     /// The model that embeds.
     pub model: ModelIdentity,
     /// How long closed rows (replaced revisions, deleted items) are kept.
@@ -143,6 +159,20 @@ pub struct Project {
     /// The table. Held by the writer for the whole of a commit, so that a commit that outlives the actor which
     /// started it is never joined by a second one.
     table: Mutex<Option<WriteTable>>,
+    /// Whether recovery has run: once in a process, when nothing can be in flight.
+    recovered: AtomicBool,
+    /// What recovery did in this process, for `admin.status`.
+    notes: std::sync::Mutex<Vec<String>>,
+    /// Why the project is empty though there is something on disk, if so.
+    lost: std::sync::Mutex<Option<String>>,
+    /// Whether taking damaged fragments out of the table has failed: tried again when it is opened again.
+    repair_failed: AtomicBool,
+    /// Fragments that reads have failed on, so that they stay left out when the table is opened again.
+    damage: std::sync::Mutex<BTreeMap<u64, DamagedFragment>>,
+    /// The version that was last searched for damage, and when; held while one is.
+    examined: Mutex<Option<(u64, Instant)>>,
+    /// Whether the last write could not be made for want of room or permission.
+    writes: WriteState,
 }
 
 impl std::fmt::Debug for Store {
@@ -247,6 +277,13 @@ impl Store {
             lineage: RwLock::default(),
             view: RwLock::new(None),
             table: Mutex::new(None),
+            recovered: AtomicBool::new(false),
+            notes: std::sync::Mutex::default(),
+            lost: std::sync::Mutex::default(),
+            repair_failed: AtomicBool::new(false),
+            damage: std::sync::Mutex::default(),
+            examined: Mutex::new(None),
+            writes: WriteState::new(self.config.min_free_bytes),
         });
         let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
         let entry = projects.entry(name.folded()).or_insert(project);
@@ -287,6 +324,48 @@ impl Store {
     /// Changes whenever a view of any project is published.
     pub fn publications(&self) -> watch::Receiver<u64> {
         self.published.subscribe()
+    }
+
+    /// What recovery did and found in each project, for `admin.status`.
+    pub async fn recovery(&self) -> Vec<String> {
+        let projects = self.projects();
+        let told = tokio::task::spawn_blocking(move || {
+            let tell = |project: &Arc<Project>| {
+                let name = project.name.clone();
+                project
+                    .recovery()
+                    .into_iter()
+                    .map(move |what| format!("project {name}: {what}"))
+            };
+            projects.iter().flat_map(tell).collect()
+        });
+        told.await.unwrap_or_default()
+    }
+
+    /// What is wrong with each project now, for `admin.health`: what cannot be read, and why nothing can be written
+    /// where the last write failed for want of room or permission. That is looked at anew each time, so it ends when
+    /// its cause does.
+    pub async fn troubles(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for project in self.projects() {
+            let writes = project.writes.trouble(&project.directory).await;
+            let all = writes.into_iter().chain(project.unreadable());
+            found.extend(all.map(|what| format!("project {}: {what}", project.name)));
+        }
+        found
+    }
+
+    /// After a read of `view` has failed: looks for what is damaged, and leaves it out of the next view. True if the
+    /// read is worth repeating. `query` are the words that were searched for, if words were.
+    pub async fn reexamine(&self, view: &Arc<ProjectView>, query: Option<&str>) -> KnowledgeResult<bool> {
+        let Some(project) = self.known(view.project())? else {
+            return Ok(true);
+        };
+        let (view, query) = (Arc::clone(view), query.map(str::to_owned));
+        // In a task of its own: a caller whose time is up must not make the next one begin again.
+        tokio::spawn(async move { project.reexamine(&view, query.as_deref()).await })
+            .await
+            .map_err(KnowledgeError::internal)?
     }
 
     /// Bytes in use of the shared caches.
@@ -336,16 +415,24 @@ impl WriteAccess {
     }
 
     /// Takes a project's table for writing; waits for a commit that is under way. The table is opened on first
-    /// use and created where there is none and `create` is set.
+    /// use and created where there is none and `create` is set. What of it cannot be read is taken out of it first.
     pub async fn lock<'a>(&self, project: &'a Project, create: bool) -> KnowledgeResult<WriteGuard<'a>> {
         let mut guard = project.table.lock().await;
-        if guard.is_none() {
-            *guard = project.open_table().await?;
+        match project.prepare_to_write(&mut guard, create).await {
+            Ok(()) => Ok(WriteGuard { project, guard }),
+            Err(error) => Err(project.writes.failed(&project.directory, error)),
         }
-        if guard.is_none() && create {
-            *guard = Some(project.create_table().await?);
+    }
+
+    /// Why nothing may be added to a project now, if so: the disk is nearly full. Old versions that nobody reads are
+    /// given up first.
+    pub async fn shortage(&self, project: &Project) -> Option<KnowledgeError> {
+        let shortage = project.writes.shortage(&project.directory).await?;
+        if project.give_up_versions().await {
+            let left = project.writes.shortage(&project.directory).await?;
+            return Some(project.writes.failed(&project.directory, left));
         }
-        Ok(WriteGuard { project, guard })
+        Some(project.writes.failed(&project.directory, shortage))
     }
 }
 
@@ -368,14 +455,37 @@ impl WriteGuard<'_> {
             .as_mut()
             .ok_or_else(|| KnowledgeError::internal("there is no table to publish"))?;
         let view = table.view().await?;
+        if self
+            .project
+            .published()
+            .is_none_or(|before| before.lance_version() != view.lance_version())
+        {
+            self.project.writes.succeeded();
+        }
         self.project.set_view(Arc::clone(&view));
         Ok(view)
+    }
+
+    /// Removes what recovery has set aside of the project: after a purge nothing of it may stay.
+    pub async fn discard_set_aside(&self) -> KnowledgeResult<()> {
+        let directory = self.project.directory.clone();
+        tokio::task::spawn_blocking(move || recovery::discard_set_aside(&directory))
+            .await
+            .map_err(KnowledgeError::internal)?
     }
 
     /// Forgets the table after a failure whose effect is not known; the next user opens it from disk.
     pub fn forget(mut self) {
         *self.guard = None;
         self.project.clear_view();
+    }
+
+    /// As [`WriteGuard::forget`], after `error`: `admin.health` shows for how long nothing can be written. Answers
+    /// the error, with where there is no room or no permission.
+    pub fn failed(self, error: KnowledgeError) -> KnowledgeError {
+        let error = self.project.writes.failed(&self.project.directory, error);
+        self.forget();
+        error
     }
 }
 
@@ -410,10 +520,18 @@ impl Project {
     }
 
     /// The present view, opening the project on first use.
-    pub async fn view(&self) -> KnowledgeResult<Option<Arc<ProjectView>>> {
+    pub async fn view(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         if let Some(view) = self.published() {
             return Ok(Some(view));
         }
+        // In a task of its own: a caller whose time is up must not break off what opening repairs.
+        let project = Arc::clone(self);
+        tokio::spawn(async move { project.open_view().await })
+            .await
+            .map_err(KnowledgeError::internal)?
+    }
+
+    async fn open_view(&self) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         let mut guard = self.table.lock().await;
         if let Some(view) = self.published() {
             return Ok(Some(view)); // Opened while this one waited.
@@ -451,17 +569,35 @@ impl Project {
             .map_err(read_error)
     }
 
-    /// Opens the table, if there is one.
+    /// Opens the table, if there is one: recovers it first, once in a process.
     async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
-        if !table_directory(&self.directory).is_dir() {
+        let location = table_directory(&self.directory);
+        if !location.is_dir() {
             return Ok(None);
         }
-        let handler = Arc::new(DurableCommitHandler::new(self.durability));
-        let mut read_params = ReadParams::default();
+        if !self.recovered.load(Ordering::Acquire) {
+            let (name, directory, table) = (self.name.clone(), self.directory.clone(), location.clone());
+            let recovered = tokio::task::spawn_blocking(move || recovery::recover(&name, &directory, &table))
+                .await
+                .map_err(KnowledgeError::internal)??;
+            self.note(recovered.notes);
+            if recovered.vacant {
+                let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(reason) = &recovered.lost
+                    && lost.is_none()
+                {
+                    tracing::error!(project = %self.name, "{reason}");
+                }
+                *lost = recovered.lost;
+                return Ok(None);
+            }
+            self.recovered.store(true, Ordering::Release);
+        }
+        let mut read_params = checked_reads();
         read_params.session(self.session.current());
-        read_params.commit_handler = Some(handler);
+        read_params.commit_handler = Some(Arc::new(DurableCommitHandler::new(self.durability)));
         let connection = self.connect().await?;
-        // A torn manifest can make Lance panic on its bytes; in a task of its own that is an error like others.
+        // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
         let opened = tokio::spawn(async move {
             connection
                 .open_table(TABLE_NAME)
@@ -470,26 +606,234 @@ impl Project {
                 .await
         })
         .await;
-        match opened {
-            Ok(Ok(table)) => {
-                let lineage = Lineage::read(&self.directory);
-                *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = lineage;
-                let mut table = WriteTable::opened(self.name.clone(), table, self.retention).await?;
-                table.continue_after(lineage.sequence);
-                Ok(Some(table))
+        let table = match opened {
+            Ok(Ok(table)) => table,
+            Ok(Err(lancedb::Error::TableNotFound { .. })) => return Ok(None),
+            Ok(Err(error)) => return Err(read_error(error)),
+            Err(panic) => {
+                return Err(KnowledgeError::Unreadable {
+                    message: format!("project {} cannot be opened: {panic}", self.name),
+                });
             }
-            Ok(Err(lancedb::Error::TableNotFound { .. })) => Ok(None),
-            Ok(Err(error)) => Err(read_error(error)),
-            Err(panic) => Err(KnowledgeError::internal(format!(
-                "project {} cannot be opened, its newest version is damaged: {panic}",
-                self.name
-            ))),
+        };
+        let dataset = current_dataset(&table).await?;
+        let mut condition = recovery::inspect(&dataset, &location, &self.remembered()).await?;
+        let mut taken = self.take_over(&table, &condition).await;
+        if let Err(KnowledgeError::Unreadable { message }) = &taken {
+            tracing::error!(project = %self.name, error = message, "a table cannot be read, looking for what is damaged");
+            let found = recovery::unreadable_fragments(&dataset, &condition.fragments).await?;
+            if !found.is_empty() {
+                self.remember(&found);
+                condition.fragments.extend(found);
+                taken = self.take_over(&table, &condition).await;
+            }
         }
+        let mut taken = taken?;
+        let lineage = Lineage::read(&self.directory);
+        *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = lineage;
+        taken.continue_after(lineage.sequence);
+        self.repair_failed.store(false, Ordering::Release);
+        self.number_after_losses(&mut taken, dataset.version().version).await?;
+        for what in taken.condition().describe() {
+            tracing::error!(project = %self.name, "{what}");
+        }
+        Ok(Some(taken))
+    }
+
+    /// Reads what the writer keeps in memory of a table, in a task of its own for the same reason as above.
+    async fn take_over(&self, table: &lancedb::Table, condition: &Condition) -> KnowledgeResult<WriteTable> {
+        let opened = WriteTable::opened(self.name.clone(), table.clone(), self.retention, condition.clone());
+        match tokio::spawn(opened).await {
+            Ok(opened) => opened,
+            Err(panic) => Err(KnowledgeError::Unreadable {
+                message: format!("project {} cannot be read: {panic}", self.name),
+            }),
+        }
+    }
+
+    /// Takes care that no commit number is given twice: what was lost had some.
+    async fn number_after_losses(&self, table: &mut WriteTable, version: u64) -> KnowledgeResult<()> {
+        self.note(table.take_notes());
+        let condition = (**table.condition()).clone();
+        let (directory, last, damage) = (
+            self.directory.clone(),
+            table.next_sequence() - 1,
+            condition.fragments.clone(),
+        );
+        let gaps = tokio::task::spawn_blocking(move || recovery::gaps(&directory, last, &damage, version))
+            .await
+            .map_err(KnowledgeError::internal)??;
+        table.set_condition(Condition { gaps, ..condition });
+        Ok(())
+    }
+
+    /// Opens or creates the table, and takes out of it what cannot be read.
+    async fn prepare_to_write(&self, table: &mut Option<WriteTable>, create: bool) -> KnowledgeResult<()> {
+        if table.is_none() {
+            *table = self.open_table().await?;
+        }
+        match table {
+            None if create => *table = Some(self.create_table().await?),
+            None => {}
+            Some(table) if table.condition().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
+            // A table of another shape is left as it is.
+            Some(table) if matches!(table.shape(), TableShape::Foreign { .. }) => {}
+            Some(table) => match table.repair(&self.name, &self.directory).await {
+                Ok(()) => {
+                    self.note(table.take_notes());
+                    self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    let repaired = table.view().await?;
+                    self.set_view(repaired);
+                }
+                Err(error @ KnowledgeError::ReadOnly { .. }) => return Err(error),
+                Err(error) => {
+                    // Adding to the table needs none of what is damaged.
+                    tracing::error!(project = %self.name, %error, "a damaged table could not be repaired");
+                    self.repair_failed.store(true, Ordering::Release);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// Removes the versions that nobody reads, whatever their number. True if there were any.
+    async fn give_up_versions(&self) -> bool {
+        let mut guard = self.table.lock().await;
+        let Some(table) = guard.as_mut() else { return false };
+        if !matches!(table.shape(), TableShape::Current { .. }) {
+            return false;
+        }
+        let given_up = async {
+            if table.debt().await?.versions <= 1 {
+                return Ok(false);
+            }
+            table.maintain(maintenance::Step::Prune).await?;
+            Ok::<bool, KnowledgeError>(true)
+        };
+        given_up.await.unwrap_or_else(|error| {
+            tracing::warn!(project = %self.name, %error, "old versions could not be removed to make room");
+            false
+        })
+    }
+
+    /// Forgets what was found in a table that another has taken the place of.
+    fn begin_anew(&self) {
+        self.recovered.store(false, Ordering::Release);
+        self.repair_failed.store(false, Ordering::Release);
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // Whoever holds it may wait for the table, which the caller holds; what is left then is a version that is
+        // not searched again for a minute.
+        if let Ok(mut examined) = self.examined.try_lock() {
+            *examined = None;
+        }
+    }
+
+    fn note(&self, notes: Vec<String>) {
+        let mut kept = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(notes);
+    }
+
+    /// What of the project cannot be read now.
+    fn unreadable(&self) -> Vec<String> {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let view = self.published();
+        let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
+        lost.into_iter().chain(condition).collect()
+    }
+
+    fn remember(&self, found: &BTreeMap<u64, DamagedFragment>) {
+        let mut kept = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(found.iter().map(|(id, fragment)| (*id, fragment.clone())));
+    }
+
+    fn remembered(&self) -> BTreeMap<u64, DamagedFragment> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What recovery did and found, a sentence each: what lies in `set-aside`, what was done at the start, and what
+    /// cannot be read now. Blocks for the reading of one directory.
+    fn recovery(&self) -> Vec<String> {
+        let mut told = recovery::set_aside_so_far(&self.directory);
+        told.extend(
+            self.notes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .cloned(),
+        );
+        told.extend(self.unreadable());
+        told
+    }
+
+    /// After a read of `view` has failed: looks for what is damaged, all fragments and, with the words that were
+    /// searched for, the keyword index. True if the next view is another one, so that the read is worth repeating.
+    async fn reexamine(&self, view: &ProjectView, query: Option<&str>) -> KnowledgeResult<bool> {
+        let mut examined = self.examined.lock().await;
+        let same =
+            |now: Arc<ProjectView>| now.lance_version() == view.lance_version() && now.condition() == view.condition();
+        if !self.published().is_some_and(same) {
+            return Ok(true); // Somebody else has found it, or it is another version by now.
+        }
+        let version = view.lance_version();
+        if examined.is_some_and(|(last, when)| last == version && when.elapsed() < REEXAMINE_AFTER) {
+            return Ok(false);
+        }
+        tracing::warn!(project = %self.name, version, "a read failed, looking for what is damaged");
+        let location = table_directory(&self.directory);
+        let plain = recovery::inspect(view.dataset(), &location, &BTreeMap::new()).await?;
+        let mut found = plain.fragments;
+        found.extend(recovery::unreadable_fragments(view.dataset(), &view.condition().fragments).await?);
+        found.retain(|id, _| !view.condition().fragments.contains_key(id));
+        let mut keyword_index = plain.keyword_index;
+        if found.is_empty() && keyword_index.is_none() {
+            keyword_index = verify::keyword_index_damage(view, query).await;
+        }
+        *examined = Some((version, Instant::now()));
+        if found.is_empty() && keyword_index.is_none() {
+            return Ok(false);
+        }
+        self.remember(&found);
+        let mut guard = self.table.lock().await;
+        if guard.is_none() {
+            *guard = self.open_table().await?;
+        }
+        let Some(table) = guard.as_mut() else { return Ok(true) };
+        let mut condition = (**table.condition()).clone();
+        condition.fragments.extend(found);
+        // The writer may have made it anew since.
+        if keyword_index.is_some() && current_dataset(table.lancedb()).await?.version().version == version {
+            condition.keyword_index = keyword_index;
+        }
+        for what in condition.describe() {
+            tracing::error!(project = %self.name, "{what}");
+        }
+        table.set_condition(condition);
+        if table.condition().keyword_index.is_some()
+            && table.condition().fragments.is_empty()
+            && let Err(error) = table.mend_text_index().await
+        {
+            tracing::error!(project = %self.name, %error, "the keyword index cannot be made anew");
+        }
+        self.number_after_losses(table, version).await?;
+        let view = table.view().await?;
+        self.set_view(view);
+        Ok(true)
     }
 
     /// Creates the table with its keyword index.
     async fn create_table(&self) -> KnowledgeResult<WriteTable> {
         std::fs::create_dir_all(&self.directory).map_err(write_error)?;
+        let (name, directory, table) = (
+            self.name.clone(),
+            self.directory.clone(),
+            table_directory(&self.directory),
+        );
+        tokio::task::spawn_blocking(move || recovery::clear_site(&name, &directory, &table))
+            .await
+            .map_err(KnowledgeError::internal)??;
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let handler = Arc::new(DurableCommitHandler::new(self.durability));
         let connection = self.connect().await?;
         WriteTable::create(&connection, &self.model, handler, self.session.current()).await?;
@@ -498,6 +842,16 @@ impl Project {
             .await?
             .ok_or_else(|| KnowledgeError::internal(format!("project {} was created and cannot be found", self.name)))
     }
+}
+
+/// How tables are read: what is decoded is checked (texts are UTF-8, lengths fit), since a damaged file must be an
+/// error and not a text that is none.
+fn checked_reads() -> ReadParams {
+    let mut params = ReadParams::default();
+    let mut options = params.file_reader_options.take().unwrap_or_default();
+    options.decoder_config.validate_on_decode = true;
+    params.file_reader_options = Some(options);
+    params
 }
 
 /// What a dataset's schema says it is.

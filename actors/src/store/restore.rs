@@ -311,8 +311,9 @@ impl WriteAccess {
         })
         .await?;
         // What there was is not there any more, or may not be: everybody opens it anew.
-        for table in &mut tables {
+        for (project, table) in projects.iter().zip(&mut tables) {
             **table = None;
+            project.begin_anew();
         }
         self.store().session.begin_anew();
         drop(tables);

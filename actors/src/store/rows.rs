@@ -227,9 +227,10 @@ pub struct StoredRevision {
 
 /// Gathers the revisions in a batch of whole rows, by id and number.
 pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64), StoredRevision>> {
+    /// A revision's first row, and all of its passages with their rows.
+    type Gathered = (Option<StoredRevision>, BTreeMap<i32, (u32, EmbeddedPassage)>);
     let reader = RowReader(batch);
-    let mut found: BTreeMap<(String, i64), (Option<StoredRevision>, BTreeMap<i32, (u32, EmbeddedPassage)>)> =
-        BTreeMap::new();
+    let mut found: BTreeMap<(String, i64), Gathered> = BTreeMap::new();
     for row in 0..batch.num_rows() {
         let id = reader.required_text(column::ID, row)?.to_owned();
         let revision = reader.int(column::REVISION, row)?.unwrap_or(1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::{SearchHit, SearchMode};
-use crate::error::KnowledgeResult;
+use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::fusion::{RankedItem, fuse};
 use crate::store::view::{ProjectView, SearchRequest};
 
@@ -37,6 +37,7 @@ pub async fn search(
     let mut text_leg = Vec::new();
     for (source, view) in views.iter().enumerate() {
         let mut request = request;
+        degraded = degraded.or_else(|| view.degraded());
         if request.vector.is_some()
             && let Err(mismatch) = view.check_model(model)
         {
@@ -46,7 +47,11 @@ pub async fn search(
             degraded = Some(mismatch.to_string());
             request = &keywords_only;
         }
-        let (vector_hits, text_hits) = view.legs(request, source).await?;
+        let (vector_hits, text_hits) = match view.legs(request, source).await {
+            // Its keyword index is damaged: the other projects are searched, and `degraded` says it.
+            Err(KnowledgeError::Unavailable { .. }) if views.len() > 1 => continue,
+            found => found?,
+        };
         vector_leg.extend(vector_hits);
         text_leg.extend(text_hits);
     }
@@ -70,7 +75,7 @@ pub async fn search(
             .map(|(place, item)| (place, item.clone()))
             .unzip();
         for (place, hit) in places.into_iter().zip(view.load_hits(&own).await?) {
-            slots[place] = Some(hit);
+            slots[place] = hit;
         }
     }
     Ok(SearchOutcome {

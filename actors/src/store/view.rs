@@ -23,6 +23,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::filter;
 use crate::store::fusion::{LegHit, RankedItem};
+use crate::store::recovery::Condition;
 use crate::store::rows::{ITEM_COLUMNS, RowReader, row_key};
 use crate::store::schema::{TableShape, column};
 
@@ -45,6 +46,7 @@ pub struct ProjectView {
     dataset: Arc<Dataset>,
     shape: TableShape,
     sequence: i64,
+    condition: Arc<Condition>,
     stats: OnceCell<Arc<ItemStats>>,
 }
 
@@ -149,12 +151,19 @@ pub struct IdentityRow {
 }
 
 impl ProjectView {
-    pub(crate) fn new(project: ProjectName, dataset: Arc<Dataset>, shape: TableShape, sequence: i64) -> Self {
+    pub(crate) fn new(
+        project: ProjectName,
+        dataset: Arc<Dataset>,
+        shape: TableShape,
+        sequence: i64,
+        condition: Arc<Condition>,
+    ) -> Self {
         Self {
             project,
             dataset,
             shape,
             sequence,
+            condition,
             stats: OnceCell::new(),
         }
     }
@@ -189,6 +198,21 @@ impl ProjectView {
         self.dataset.count_rows(None).await.map_err(read_error)
     }
 
+    /// What of the table cannot be read: scans leave it out.
+    pub fn condition(&self) -> &Arc<Condition> {
+        &self.condition
+    }
+
+    /// Why a search finds less than was stored, if so.
+    pub fn degraded(&self) -> Option<String> {
+        let found = self.condition.describe();
+        (!found.is_empty()).then(|| format!("project {}: {}", self.project, found.join("; ")))
+    }
+
+    pub(crate) fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
     /// Refuses a table of another shape.
     pub fn check_shape(&self) -> KnowledgeResult<()> {
         match &self.shape {
@@ -212,14 +236,20 @@ impl ProjectView {
         }
     }
 
-    /// The version itself, for what copies its files.
-    pub(crate) fn dataset(&self) -> &Dataset {
-        &self.dataset
+    /// A scan over everything that can be read.
+    fn scanner(&self) -> Scanner {
+        let mut scanner = self.dataset.scan();
+        if !self.condition.fragments.is_empty() {
+            let fragments = self.dataset.fragments().iter();
+            let readable = fragments.filter(|fragment| !self.condition.fragments.contains_key(&fragment.id));
+            scanner.with_fragments(readable.cloned().collect());
+        }
+        scanner
     }
 
     /// A scan of `columns` over the rows that pass `predicate`.
     pub(crate) fn scan(&self, columns: &[&str], predicate: Expr) -> KnowledgeResult<Scanner> {
-        let mut scanner = self.dataset.scan();
+        let mut scanner = self.scanner();
         scanner.project(columns).map_err(read_error)?;
         scanner.filter_expr(predicate).prefilter(true);
         Ok(scanner)
@@ -252,7 +282,16 @@ impl ProjectView {
         };
         let text_leg = async {
             match request.mode {
+                SearchMode::Hybrid if self.condition.keyword_index.is_some() && request.vector.is_some() => {
+                    Ok(Vec::new()) // By meaning alone, which `degraded` says.
+                }
                 SearchMode::Hybrid | SearchMode::Text => {
+                    if let Some(reason) = &self.condition.keyword_index {
+                        return Err(KnowledgeError::Unavailable {
+                            part: "keyword index",
+                            reason: format!("{reason}; it is made anew with the next store"),
+                        });
+                    }
                     let vector = request.vector.as_deref();
                     self.text_leg(&request.query, predicate.clone(), candidates, vector, source)
                         .await
@@ -354,8 +393,8 @@ impl ProjectView {
         Ok(hits)
     }
 
-    /// Loads the items of a page of results, in its order.
-    pub(crate) async fn load_hits(&self, page: &[RankedItem]) -> KnowledgeResult<Vec<SearchHit>> {
+    /// Loads the items of a page of results, in its order. An item whose text cannot be read any more is none.
+    pub(crate) async fn load_hits(&self, page: &[RankedItem]) -> KnowledgeResult<Vec<Option<SearchHit>>> {
         if page.is_empty() {
             return Ok(Vec::new());
         }
@@ -393,12 +432,15 @@ impl ProjectView {
         for (row, ranked) in page.iter().enumerate() {
             let mut item = rows.item(row)?;
             if rows.small_int(column::PASSAGE, row)? != 0 {
-                item = first_items
-                    .get(&item.id)
-                    .cloned()
-                    .ok_or_else(|| KnowledgeError::internal(format!("item {} has lost its first passage", item.id)))?;
+                let Some(first) = first_items.get(&item.id) else {
+                    // Its first passage was in a fragment that is damaged; admin.verify names it.
+                    tracing::warn!(project = %self.project, id = item.id, "an item has lost its first passage");
+                    hits.push(None);
+                    continue;
+                };
+                item = first.clone();
             }
-            hits.push(SearchHit {
+            hits.push(Some(SearchHit {
                 item,
                 passage: rows.passage(row)?,
                 score: ranked.score,
@@ -406,7 +448,7 @@ impl ProjectView {
                 bm25: ranked.bm25,
                 vector_rank: ranked.vector_rank,
                 text_rank: ranked.text_rank,
-            });
+            }));
         }
         Ok(hits)
     }
@@ -456,7 +498,7 @@ impl ProjectView {
     }
 
     async fn count(&self, predicate: Expr) -> KnowledgeResult<u64> {
-        let mut scanner = self.dataset.scan();
+        let mut scanner = self.scanner();
         scanner
             .project::<&str>(&[])
             .map_err(read_error)?

@@ -21,6 +21,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::identity::{IdentityKind, SeenIdentities};
+use crate::store::recovery::Condition;
 use crate::store::rows::{NewRevision, build_batch, close_rows, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::view::{Horizon, IdentityRow, ProjectView};
@@ -48,6 +49,10 @@ pub struct WriteTable {
     oldest_closed: Option<DateTime<Utc>>,
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
     published: VecDeque<(u64, Weak<ProjectView>)>,
+    /// What of it cannot be read. Views leave it out.
+    condition: Arc<Condition>,
+    /// What was mended, for `admin.status`.
+    notes: Vec<String>,
 }
 
 /// What one commit did.
@@ -70,8 +75,13 @@ impl std::fmt::Debug for WriteTable {
 }
 
 impl WriteTable {
-    /// Takes over a table that was found on disk.
-    pub(crate) async fn opened(project: ProjectName, table: Table, retention: TimeDelta) -> KnowledgeResult<Self> {
+    /// Takes over a table that was found on disk, in this condition.
+    pub(crate) async fn opened(
+        project: ProjectName,
+        table: Table,
+        retention: TimeDelta,
+        condition: Condition,
+    ) -> KnowledgeResult<Self> {
         let schema = table.schema().await.map_err(read_error)?;
         let dataset = current_dataset(&table).await?;
         let shape = dataset_shape(&dataset);
@@ -85,18 +95,23 @@ impl WriteTable {
             retention,
             oldest_closed: None,
             published: VecDeque::new(),
+            condition: Arc::new(condition),
+            notes: Vec::new(),
         };
         if let TableShape::Current { .. } = opened.shape {
             opened.load_identities(dataset).await?;
             // A crash between a table's creation and its index leaves it without one, and keyword search
             // would then compare cases and know no stems.
-            opened.ensure_text_index().await?;
+            if let Err(error) = opened.mend_text_index().await {
+                // Everything else can be read; the writer tries again before its next commit.
+                tracing::error!(project = %opened.project, %error, "the keyword index cannot be made");
+            }
         }
         Ok(opened)
     }
 
     async fn load_identities(&mut self, dataset: Arc<Dataset>) -> KnowledgeResult<()> {
-        let view = ProjectView::new(self.project.clone(), dataset, self.shape.clone(), 0);
+        let view = self.view_of(dataset, 0);
         // Rows that were forgotten no longer count, their commits do.
         let mut last_sequence = sequence_in(view.config());
         let mut seen = SeenIdentities::default();
@@ -111,6 +126,36 @@ impl WriteTable {
         self.seen = seen;
         self.oldest_closed = oldest_closed;
         Ok(())
+    }
+
+    /// Makes the keyword index where there is none, and makes a damaged one anew. A failure is kept in the table's
+    /// condition as well: searches go on by meaning and say so.
+    pub(crate) async fn mend_text_index(&mut self) -> KnowledgeResult<()> {
+        let damage = self.condition.keyword_index.clone();
+        let mended = async {
+            if damage.is_some() {
+                match self.table.drop_index(TEXT_INDEX).await {
+                    Ok(()) => {}
+                    // Dropped by the attempt before, which then failed to make the new one.
+                    Err(lancedb::Error::Lance {
+                        source: lance::Error::IndexNotFound { .. },
+                    }) => {}
+                    Err(error) => return Err(write_error(error)),
+                }
+            }
+            self.ensure_text_index().await
+        }
+        .await;
+        if let (Ok(()), Some(reason)) = (&mended, &damage) {
+            tracing::warn!(project = %self.project, %reason, "the keyword index was damaged and was made anew");
+            self.notes
+                .push(format!("the keyword index was damaged and was made anew: {reason}"));
+        }
+        self.set_condition(Condition {
+            keyword_index: mended.as_ref().err().map(ToString::to_string),
+            ..(*self.condition).clone()
+        });
+        mended
     }
 
     async fn ensure_text_index(&self) -> KnowledgeResult<()> {
@@ -173,15 +218,31 @@ impl WriteTable {
     pub(crate) async fn view(&mut self) -> KnowledgeResult<Arc<ProjectView>> {
         let dataset = current_dataset(&self.table).await?;
         let version = dataset.version().version;
-        let view = Arc::new(ProjectView::new(
-            self.project.clone(),
-            dataset,
-            self.shape.clone(),
-            self.last_sequence,
-        ));
+        let view = Arc::new(self.view_of(dataset, self.last_sequence));
         self.published.retain(|(_, held)| held.strong_count() > 0);
         self.published.push_back((version, Arc::downgrade(&view)));
         Ok(view)
+    }
+
+    fn view_of(&self, dataset: Arc<Dataset>, sequence: i64) -> ProjectView {
+        let condition = Arc::clone(&self.condition);
+        ProjectView::new(self.project.clone(), dataset, self.shape.clone(), sequence, condition)
+    }
+
+    /// What of the table cannot be read.
+    pub(crate) fn condition(&self) -> &Arc<Condition> {
+        &self.condition
+    }
+
+    /// What was mended since this was last asked.
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Sets what of the table cannot be read, and numbers the next commit after all that were lost.
+    pub(crate) fn set_condition(&mut self, condition: Condition) {
+        self.last_sequence = self.last_sequence.max(condition.floor());
+        self.condition = Arc::new(condition);
     }
 
     /// The oldest version that a reader may still read.
@@ -228,12 +289,7 @@ impl WriteTable {
     /// The table as it stands, for the writer's own queries; not published.
     pub(crate) async fn snapshot(&self) -> KnowledgeResult<ProjectView> {
         let dataset = current_dataset(&self.table).await?;
-        Ok(ProjectView::new(
-            self.project.clone(),
-            dataset,
-            self.shape.clone(),
-            self.last_sequence,
-        ))
+        Ok(self.view_of(dataset, self.last_sequence))
     }
 
     /// Closes whole rows and writes revisions, in one commit: all passages of all items change together or not

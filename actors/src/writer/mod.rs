@@ -887,6 +887,10 @@ impl LaneTurn {
                 Queued::Exclusive(_) => None,
             })
             .unzip();
+        let (ops, places) = self.with_room(ops, places).await;
+        if ops.is_empty() {
+            return false;
+        }
         match self.try_commit(&ops).await {
             Ok(outcome) => {
                 for ((index, pending), item) in places.into_iter().zip(outcome.items) {
@@ -902,6 +906,27 @@ impl LaneTurn {
                 false
             }
         }
+    }
+
+    /// Refuses what adds to the project where the disk is nearly full; deleting goes on.
+    async fn with_room(
+        &self,
+        ops: Vec<WriteOp>,
+        places: Vec<(usize, Arc<PendingWrite>)>,
+    ) -> (Vec<WriteOp>, Vec<(usize, Arc<PendingWrite>)>) {
+        let deletes = |op: &WriteOp| matches!(op, WriteOp::Delete(_));
+        if ops.iter().all(deletes) {
+            return (ops, places);
+        }
+        let Some(shortage) = self.access.shortage(&self.project).await else {
+            return (ops, places);
+        };
+        let all = ops.into_iter().zip(places);
+        let (kept, refused): (Vec<_>, Vec<_>) = all.partition(|(op, _)| deletes(op));
+        for (_, (index, pending)) in refused {
+            pending.record(index, Err(shortage.clone()), 0);
+        }
+        kept.into_iter().unzip()
     }
 
     /// Runs an exclusive task and answers it. True if the project may have changed.
@@ -927,10 +952,12 @@ impl LaneTurn {
             ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
         };
         if let Err(error) = done {
-            guard.forget();
-            return Err(error);
+            return Err(guard.failed(error));
         }
         guard.publish().await?;
+        if let ExclusiveTask::Purge(_) = task {
+            guard.discard_set_aside().await?;
+        }
         if let Some(table) = guard.table() {
             match task {
                 ExclusiveTask::Purge(_) if outcome.purged.is_empty() => {}
@@ -969,10 +996,7 @@ impl LaneTurn {
                 }
                 Ok(outcome)
             }
-            Err(error) => {
-                guard.forget();
-                Err(error)
-            }
+            Err(error) => Err(guard.failed(error)),
         }
     }
 

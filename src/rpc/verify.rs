@@ -1,0 +1,78 @@
+//! `admin.verify`: reads everything of one project, or of all, and says what is not as it should be.
+
+use std::sync::Arc;
+
+use ccod_actors::store::verify::verify as verify_view;
+use ccod_protocol::api;
+use ccod_protocol::error::{Executed, WireError};
+use tokio::sync::Semaphore;
+
+use super::admin::HEALTH_PROJECT;
+use super::{App, Call, wire_error};
+
+/// One at a time: it reads as fast as the disk gives, and two would only be in each other's way.
+static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
+/// When a caller who was refused may try again, in milliseconds.
+const RETRY_AFTER_MS: u64 = 1_000;
+
+/// Verifies projects. It runs in the call's own task, on a view of each project, so neither readers nor the writer
+/// wait for it.
+pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api::VerifyResult, WireError> {
+    let Ok(_turn) = ONE_AT_A_TIME.try_acquire() else {
+        return Err(WireError::busy("another admin.verify is running", RETRY_AFTER_MS));
+    };
+    let names = match &call.project {
+        Some(project) => vec![project.clone()],
+        None => {
+            let projects = app.store.projects();
+            let names = projects.iter().map(|project| project.name().clone());
+            names.filter(|name| name.as_str() != HEALTH_PROJECT).collect()
+        }
+    };
+    let mut result = api::VerifyResult::default();
+    for name in names {
+        let finding = |problem: String, fix: Option<&str>| api::Finding {
+            project_id: name.to_string(),
+            problem,
+            fix: fix.map(str::to_owned),
+        };
+        let view = match app.store.view(&name).await {
+            Ok(Some(view)) => view,
+            Ok(None) => continue,
+            Err(error) => {
+                result.findings.push(finding(
+                    format!("the project cannot be opened: {error}"),
+                    Some("restore it from a backup, or move its directory away"),
+                ));
+                result.projects.push(name.to_string());
+                continue;
+            }
+        };
+        let read_before = result.rows;
+        let progress = |done: u64, total: u64| {
+            let message = format!("project {name}");
+            call.context
+                .progress(read_before + done, Some(read_before + total), &message);
+        };
+        let verified = match verify_view(&view, progress, || call.context.is_over()).await {
+            Ok(verified) => verified,
+            Err(_) if call.context.is_over() => {
+                return Err(match call.context.remaining().is_zero() {
+                    true => WireError::deadline_exceeded(Executed::No),
+                    false => WireError::cancelled(Executed::No),
+                });
+            }
+            Err(error) => return Err(wire_error(error)),
+        };
+        result.rows += verified.rows;
+        result.findings.extend(
+            verified
+                .flaws
+                .into_iter()
+                .map(|flaw| finding(flaw.problem, Some(flaw.fix))),
+        );
+        result.projects.push(name.to_string());
+    }
+    result.ok = result.findings.is_empty();
+    Ok(result)
+}
