@@ -14,8 +14,8 @@ use ccod_actors::store::rows::EmbeddedPassage;
 use ccod_actors::store::search::search;
 use ccod_actors::store::view::SearchRequest;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, WriteAccess};
-use ccod_actors::writer::PreparedItem;
 use ccod_actors::writer::commit::commit_group;
+use ccod_actors::writer::{PreparedItem, WriteOp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -57,9 +57,10 @@ fn item(random: &mut StdRng, number: usize) -> PreparedItem {
 }
 
 async fn commit(access: &WriteAccess, project: &ProjectName, items: &[PreparedItem]) {
+    let items: Vec<WriteOp> = items.iter().cloned().map(WriteOp::Store).collect();
     let known = access.project(project).unwrap();
     let mut guard = access.lock(&known, true).await.unwrap();
-    commit_group(guard.table().unwrap(), items).await.unwrap();
+    commit_group(guard.table().unwrap(), &items).await.unwrap();
     guard.publish().await.unwrap();
 }
 

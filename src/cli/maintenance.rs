@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use ccod_protocol::api::{
-    self, BackupParams, ExportParams, ImportParams, ImportResult, OptimizeParams, OptimizeResult, RestoreParams,
-    RestoreResult, VerifyParams, VerifyResult,
+    self, BackupParams, ExportParams, ImportParams, ImportProblem, ImportResult, OptimizeParams, OptimizeResult,
+    RestoreParams, RestoreResult, VerifyParams, VerifyResult,
 };
 
 use super::Context;
@@ -115,7 +115,15 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
         listed(&written.projects),
         output::bytes(written.bytes)
     ));
+    warn(&written.warnings);
     Ok(Exit::Ok)
+}
+
+/// What a person has to know or do beside the result.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        output::message(format_args!("warning: {}", output::one_line(warning, 4096)));
+    }
 }
 
 /// `ccoctl restore`.
@@ -141,6 +149,7 @@ pub(crate) async fn restore(context: &Context, arguments: RestoreArgs) -> CliRes
         context.output.print(&restored.projects.join("\n"))?;
     }
     output::message(restore_summary(&restored));
+    warn(&restored.warnings);
     Ok(Exit::Ok)
 }
 
@@ -207,6 +216,9 @@ pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResul
         return Ok(Exit::Ok);
     }
     context.output.print(&render_import(&context.output, &imported))?;
+    for problem in &imported.problems {
+        output::message(problem_line(problem));
+    }
     if imported.dry_run {
         output::message("a dry run: nothing was imported; leave out --dry-run to do it");
     } else {
@@ -224,6 +236,18 @@ fn render_import(output: &Output, imported: &ImportResult) -> String {
         fields.push(("skipped", counts(&imported.skipped)));
     }
     output::fields(output, &fields)
+}
+
+fn problem_line(problem: &ImportProblem) -> String {
+    let id = problem
+        .id
+        .as_deref()
+        .map_or_else(String::new, |id| format!(" ({})", output::one_line(id, 256)));
+    format!(
+        "line {}{id}: {}",
+        problem.line,
+        output::one_line(&problem.message, 4096)
+    )
 }
 
 /// `name 3, other 1`.
@@ -366,6 +390,7 @@ mod tests {
             projects: vec!["a".to_owned(), "b".to_owned()],
             items: 3,
             kept_aside: vec!["/home/x/.cco/aside/a".to_owned()],
+            ..RestoreResult::default()
         };
         assert_eq!(
             restore_summary(&restored),
@@ -387,6 +412,14 @@ mod tests {
         );
         imported.skipped.insert("without text".to_owned(), 2);
         assert!(render_import(&Output::plain(), &imported).ends_with("skipped     without text 2\n"));
+        let mut problem = ImportProblem {
+            line: 7,
+            id: None,
+            message: "it is no JSON object".to_owned(),
+        };
+        assert_eq!(problem_line(&problem), "line 7: it is no JSON object");
+        problem.id = Some("issue-1".to_owned());
+        assert_eq!(problem_line(&problem), "line 7 (issue-1): it is no JSON object");
     }
 
     #[test]

@@ -16,6 +16,9 @@ use super::{App, Call, admin, convert, store, wire_error};
 /// Ids that one request may name.
 const IDS_MAX: usize = api::LIST_LIMIT_MAX as usize;
 
+/// Oldest age that a cleanup takes: a hundred years.
+const OLDER_THAN_DAYS_MAX: u32 = 36_500;
+
 /// Changes an item.
 pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, WireError> {
     let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
@@ -243,6 +246,12 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
 pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<api::CleanupResult, WireError> {
     let project = call.project();
     let mut filter: ItemFilter = convert::filter(&call.params.filters)?;
+    if call.params.older_than_days > OLDER_THAN_DAYS_MAX {
+        return Err(WireError::invalid_params(
+            "older_than_days",
+            format!("`older_than_days` must be at most {OLDER_THAN_DAYS_MAX}"),
+        ));
+    }
     let cutoff = now_ms() - TimeDelta::days(i64::from(call.params.older_than_days));
     filter.until = Some(filter.until.map_or(cutoff, |until| until.min(cutoff)));
     let found = app

@@ -604,7 +604,7 @@ fn stress_client(
             }
         }
         promises.unanswered += waiting.len() as u64;
-        let undisturbed = before % 2 == 0 && before == epoch.load(Ordering::SeqCst);
+        let undisturbed = before.is_multiple_of(2) && before == epoch.load(Ordering::SeqCst);
         assert!(!undisturbed || waiting.is_empty(), "unanswered: {waiting:?}");
     }
     promises

@@ -385,6 +385,8 @@ fn a_cleanup_counts_first_then_deletes_and_frees() {
     for number in 0..30 {
         daemon.store(&format!("entry {number}"));
     }
+    let error = daemon.call_error("knowledge.cleanup", json!({"older_than_days": u32::MAX}));
+    assert_eq!(error["data"]["parameter"], "older_than_days");
     let young = daemon.call("knowledge.cleanup", json!({}));
     assert_eq!(
         (&young["deleted"], &young["dry_run"], &young["freed_bytes"]),

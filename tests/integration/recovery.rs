@@ -159,7 +159,7 @@ impl Stored {
         daemon.call("knowledge.update", json!({"id": id, "text": "Changed after all that"}));
         assert_eq!(
             daemon.search_ids(json!({"query": "changed after all", "limit": 1})),
-            [id.clone()]
+            [id.as_str()]
         );
         assert_eq!(daemon.call("knowledge.delete", json!({"id": id}))["deleted"], 1);
         daemon.call("admin.optimize", json!({}));
