@@ -6,15 +6,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::json;
-
 use super::disk::{Fate, Inode, Operation};
 use super::order::{self, Table};
 use super::trace::{self, Log};
 use super::{states, strace};
 use crate::proof::journal::Journal;
 use crate::proof::process::{Process, Workspace};
-use crate::proof::workload::{Client, OPERATIONS, Shared, Step, operation, operations, serves_restore};
+use crate::proof::workload::{Client, OPERATIONS, Shared, Step, back_up, operation, operations};
 use crate::support::Connection;
 
 /// Times that each operation is run one after the other, at the beginning.
@@ -22,9 +20,9 @@ const EACH: usize = 2;
 /// Clients at once, and the writes of each.
 const CLIENTS: u64 = 6;
 const WRITES: usize = 25;
-/// Stores one after the other, so that upkeep comes to everything it does: 16 make it fold rows into the index
-/// and merge fragments, 128 merge the index, and versions are pruned from 64 on.
-const STORES: usize = 150;
+/// Stores one after the other, so that upkeep comes to everything it does: 12 make it fold rows into the index
+/// and merge fragments, and versions are pruned from 64 on.
+const STORES: usize = 100;
 /// Cuts of the power.
 const CUTS: usize = 300;
 /// Cuts of the run whose acknowledgements promise less.
@@ -295,14 +293,9 @@ fn a_backup_and_a_restore_survive_a_power_cut_at_any_moment() {
     let seed = seed();
     println!("seed {seed} (CCOD_POWER_CUT_SEED={seed} makes the same requests and cuts)");
     let workspace = Workspace::new(format!("seed {seed} failed"));
-    let mut served = true;
     let run = record(&workspace, "full", |daemon| {
         let mut connection = daemon.connect();
-        served = serves_restore(&mut connection);
         let mut client = Client::new(0, seed, Arc::new(Shared::default()));
-        if !served {
-            return vec![client];
-        }
         let step = |client: &mut Client, connection: &mut Connection, name: &str| {
             assert_eq!(client.run(connection, operation(name), "vault"), Ok(Step::Answered));
         };
@@ -311,7 +304,7 @@ fn a_backup_and_a_restore_survive_a_power_cut_at_any_moment() {
         }
         step(&mut client, &mut connection, "delete one");
         let backup = workspace.path().join("backup");
-        connection.call("admin.backup", json!({"path": backup}));
+        back_up(&mut connection, &backup);
         let snapshot = client.snapshot("vault");
         for _ in 0..2 {
             step(&mut client, &mut connection, "store by id");
@@ -321,9 +314,6 @@ fn a_backup_and_a_restore_survive_a_power_cut_at_any_moment() {
         }
         vec![client]
     });
-    if !served {
-        return;
-    }
     let order = order::check(&run.log.operations, &run.tables, &run.journals);
     let embedder = embedder(&workspace);
     let scratch = workspace.path().join("states");

@@ -13,9 +13,6 @@ use serde_json::{Value, json};
 use super::journal::{Content, Found, Item, Journal, Outcome, Request, State, metadata};
 use crate::support::Connection;
 
-/// Whether backup and restore must be served. Off only while they are being built.
-pub const REQUIRE_RESTORE: bool = false;
-
 /// Items that share a session, so that a filter finds a handful of them.
 const SESSION_ITEMS: usize = 4;
 /// Tries of a request that is refused with a retryable error.
@@ -137,25 +134,6 @@ pub fn operations() -> Vec<&'static Operation> {
     OPERATIONS.iter().collect()
 }
 
-/// Whether the daemon serves backup and restore.
-pub fn serves_restore(connection: &mut Connection) -> bool {
-    let version = connection.call("rpc.version", json!({}));
-    let capabilities: Vec<&str> = version["capabilities"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let served = ["admin.backup", "admin.restore"]
-        .iter()
-        .all(|name| capabilities.contains(name));
-    assert!(served || !REQUIRE_RESTORE, "backup and restore are not served");
-    if !served {
-        eprintln!("left out, the daemon does not serve them: backup, restore");
-    }
-    served
-}
-
 /// Every live item of a project, page by page.
 pub fn list(connection: &mut Connection, project: &str) -> Result<Vec<Found>, String> {
     let mut found = Vec::new();
@@ -178,6 +156,28 @@ pub fn list(connection: &mut Connection, project: &str) -> Result<Vec<Found>, St
         }
         cursor = Some(page["next_cursor"].clone());
     }
+}
+
+/// The answer to a request, past the notifications of its progress; none if the connection ends before.
+fn answer_to(connection: &mut Connection, id: &str) -> Option<Value> {
+    loop {
+        let line = connection.try_receive()?;
+        if line["id"] == id {
+            return Some(line);
+        }
+        assert_eq!(
+            line["method"], "rpc.progress",
+            "an answer that nobody asked for: {line}"
+        );
+    }
+}
+
+/// Backs all projects up into `path`.
+pub fn back_up(connection: &mut Connection, path: &std::path::Path) {
+    let request = json!({"jsonrpc": "2.0", "id": "backup", "method": "admin.backup", "params": {"path": path}});
+    connection.send(format!("{request}\n"));
+    let answer = answer_to(connection, "backup").expect("an answer");
+    assert!(answer.get("result").is_some(), "{answer}");
 }
 
 /// The operation of this name.
@@ -429,9 +429,10 @@ impl Client {
     fn submit(&mut self, connection: &mut Connection, index: usize, exact: bool) -> Result<Step, String> {
         let request = &self.journal.requests[index];
         let (project, name) = (request.project.clone(), request.operation);
+        let id = request.wire_id();
         let line = json!({
             "jsonrpc": "2.0",
-            "id": request.wire_id(),
+            "id": id,
             "method": request.method,
             "params": request.params,
         });
@@ -442,7 +443,7 @@ impl Client {
             if connection.try_send(line.as_bytes()).is_err() {
                 return Ok(Step::Cut);
             }
-            let Some(response) = connection.try_receive() else {
+            let Some(response) = answer_to(connection, &id) else {
                 return Ok(Step::Cut);
             };
             if let Some(error) = response.get("error") {

@@ -1,6 +1,6 @@
 //! The table as the writer holds it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -394,33 +394,39 @@ impl WriteTable {
             return Ok(Vec::new());
         };
         let content = wanted.clone().and(col(column::PASSAGES).gt(lit(0_i32)));
-        let (mut last_revisions, mut tombstones) = (BTreeMap::<String, i64>::new(), BTreeSet::new());
+        // The last revision of each id, and the last that is a tombstone.
+        let (mut last_revisions, mut tombstones) = (BTreeMap::<String, i64>::new(), BTreeMap::<String, i64>::new());
         self.snapshot()
             .await?
             .for_each_identity(wanted, |row| {
-                if row.passages == 0 {
-                    tombstones.insert(row.id);
+                let revisions = if row.passages == 0 {
+                    &mut tombstones
                 } else {
-                    let last = last_revisions.entry(row.id).or_default();
-                    *last = row.revision.max(*last);
-                }
+                    &mut last_revisions
+                };
+                let last = revisions.entry(row.id).or_default();
+                *last = row.revision.max(*last);
             })
             .await?;
         if !last_revisions.is_empty() {
-            let sequence = self.next_sequence();
-            let at = now_ms();
+            // A purge that was cut short left tombstones and maybe not more: asking again finishes it, with those.
             let fresh: Vec<(String, i64)> = last_revisions
                 .iter()
+                .filter(|(id, revision)| tombstones.get(*id).is_none_or(|last| last < revision))
                 .map(|(id, revision)| (id.clone(), revision + 1))
                 .collect();
-            let batch = tombstone_batch(&self.schema, self.project.as_str(), &fresh, sequence, at)?;
-            self.add(batch).await?;
-            self.last_sequence = sequence;
-            self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
+            if !fresh.is_empty() {
+                let sequence = self.next_sequence();
+                let at = now_ms();
+                let batch = tombstone_batch(&self.schema, self.project.as_str(), &fresh, sequence, at)?;
+                self.add(batch).await?;
+                self.last_sequence = sequence;
+                self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
+            }
             self.table.delete(&content).await.map_err(write_error)?;
         }
-        // A purge that was cut short left tombstones and maybe not more: asking again finishes it.
-        let purged: Vec<String> = tombstones.into_iter().chain(last_revisions.into_keys()).collect();
+        tombstones.extend(last_revisions);
+        let purged: Vec<String> = tombstones.into_keys().collect();
         if !purged.is_empty() {
             self.drop_text_index().await?;
             self.rewrite_deletions(0.0).await?;
