@@ -2,6 +2,7 @@
 # Installs what the build and the demo need besides cargo, make and a C compiler, and nothing that is there:
 #   protoc with its standard .proto files   LanceDB's build scripts run it
 #   socat                                   the demo and the socket tests talk through it
+#   strace (Linux)                          the power cut test records system calls with it
 # Says what it installs. Does nothing, quickly, when all is there.
 set -euo pipefail
 
@@ -34,6 +35,7 @@ Linux)
     command -v "${PROTOC:-protoc}" >/dev/null 2>&1 || missing+=(protobuf-compiler)
     have_proto_files || missing+=(libprotobuf-dev)
     command -v socat >/dev/null 2>&1 || missing+=(socat)
+    command -v strace >/dev/null 2>&1 || missing+=(strace)
     have_linker || missing+=(gcc libc6-dev)
     [ ${#missing[@]} -eq 0 ] && exit 0
     if ! command -v apt-get >/dev/null 2>&1; then
