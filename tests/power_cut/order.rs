@@ -129,6 +129,23 @@ impl History {
             .map(|(_, place)| place)
     }
 
+    /// When a file could be found by its present path: when it and all directories above it had their names. A
+    /// table that was put together elsewhere and moved into place is seen from then on.
+    fn visible_at(&self, file: &Named, moment: usize) -> usize {
+        let mut seen = self
+            .named_at(&file.place, file.inode, moment)
+            .map_or(moment, |(named, _)| named);
+        let mut directory = file.place.0;
+        while let Some(place) = self.place_of(directory, moment) {
+            seen = seen.max(
+                self.named_at(place, directory, moment)
+                    .map_or(moment, |(named, _)| named),
+            );
+            directory = place.0;
+        }
+        seen
+    }
+
     /// The directories above `inode` up to (and without) `top` whose names were not on disk at `moment`.
     fn loose_above(&self, mut inode: Inode, top: Inode, moment: usize) -> Vec<String> {
         let mut loose = Vec::new();
@@ -410,14 +427,17 @@ pub fn check(operations: &[Operation], tables: &HashMap<Inode, Table>, journals:
             continue;
         };
         let lowest = reached.get(&(*client, root)).copied().unwrap_or(0);
-        let linked = |version: &Version| history.named_at(&version.manifest.place, version.manifest.inode, now);
+        let linked = |version: &Version| {
+            let manifest = &version.manifest;
+            history.named_at(&manifest.place, manifest.inode, now).is_some()
+        };
         let version = tables
             .get(&root)
             .into_iter()
             .flat_map(|table| &table.versions)
             .find(|version| {
                 version.number >= lowest
-                    && linked(version).is_some()
+                    && linked(version)
                     && request.changes.iter().all(|(item, state)| version.shows(*item, state))
             });
         let Some(version) = version else {
@@ -428,15 +448,8 @@ pub fn check(operations: &[Operation], tables: &HashMap<Inode, Table>, journals:
         };
         reached.insert((*client, root), version.number);
         first_in.insert((root, version.number));
-        check_version(
-            &history,
-            version,
-            linked(version).map_or(now, |(named, _)| named),
-            root,
-            now,
-            &name,
-            &mut report,
-        );
+        let seen = history.visible_at(&version.manifest, now);
+        check_version(&history, version, seen, root, now, &name, &mut report);
     }
     report.versions = first_in.len();
     report
@@ -450,11 +463,11 @@ fn table_of(disk: &Disk, project: &str) -> Option<Inode> {
         .try_fold(0, |directory, name| disk.lookup(directory, name))
 }
 
-/// `linked` is when the version's manifest got its name, `answered` when the answer went out.
+/// `seen` is when the version could be found, `answered` when the answer went out.
 fn check_version(
     history: &History,
     version: &Version,
-    linked: usize,
+    seen: usize,
     root: Inode,
     answered: usize,
     name: &str,
@@ -463,8 +476,8 @@ fn check_version(
     let number = version.number;
     let mut wrong = |what: String| report.violations.push(format!("{name}, version {number}: {what}"));
     let manifest = &version.manifest;
-    if !history.data_is_durable(manifest.inode, linked) {
-        wrong("the manifest was linked before it was synced".to_owned());
+    if !history.data_is_durable(manifest.inode, seen) {
+        wrong("the manifest could be seen before it was synced".to_owned());
     }
     if !history.name_is_durable(&manifest.place, manifest.inode, answered) {
         wrong("the answer went out before the manifest's name was synced".to_owned());
@@ -476,19 +489,19 @@ fn check_version(
         ));
     }
     for file in &version.files {
-        if !history.data_is_durable(file.inode, linked) {
+        if !history.data_is_durable(file.inode, seen) {
             wrong(format!(
-                "{} was not synced before the manifest was linked",
+                "{} was not synced before the manifest could be seen",
                 file.path.display()
             ));
         }
-        if !history.name_is_durable(&file.place, file.inode, linked) {
+        if !history.name_is_durable(&file.place, file.inode, seen) {
             wrong(format!(
-                "the name {} was not synced before the manifest was linked",
+                "the name {} was not synced before the manifest could be seen",
                 file.path.display()
             ));
         }
-        let above = history.loose_above(file.place.0, root, linked);
+        let above = history.loose_above(file.place.0, root, seen);
         if !above.is_empty() {
             wrong(format!(
                 "{} lies in directories whose names were not synced: {above:?}",
