@@ -124,16 +124,11 @@ pub(crate) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-/// An error of a read.
+/// An error of a read. What is read was checked before, so the error is of what is stored (Lance calls damaged bytes
+/// invalid input, among other things).
 pub fn read_error(error: impl StdError + 'static) -> KnowledgeError {
-    let asked_wrongly = causes(&error)
-        .into_iter()
-        .any(|cause| matches!(cause.downcast_ref(), Some(lance::Error::InvalidInput { .. })));
-    let message = format!("the store could not be read: {error}");
-    if asked_wrongly {
-        KnowledgeError::internal(message)
-    } else {
-        KnowledgeError::Unreadable { message }
+    KnowledgeError::Unreadable {
+        message: format!("the store could not be read: {error}"),
     }
 }
 
