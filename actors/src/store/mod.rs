@@ -27,7 +27,7 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -167,10 +167,16 @@ pub struct Project {
     lost: std::sync::Mutex<Option<String>>,
     /// Whether taking damaged fragments out of the table has failed: tried again when it is opened again.
     repair_failed: AtomicBool,
+    /// How often something was taken out of the table.
+    repairs: AtomicU64,
     /// Fragments that reads have failed on, so that they stay left out when the table is opened again.
     damage: std::sync::Mutex<BTreeMap<u64, DamagedFragment>>,
-    /// The version that was last searched for damage, and when; held while one is.
+    /// The version that was last searched for damage after a read had failed, and when; held while one is.
     examined: Mutex<Option<(u64, Instant)>>,
+    /// Whether a write has failed, maybe over something that is damaged: looked for when the table is opened again.
+    suspect: AtomicBool,
+    /// The version that was last searched for damage after that, and when.
+    suspected: std::sync::Mutex<Option<(u64, Instant)>>,
     /// Whether the last write could not be made for want of room or permission.
     writes: WriteState,
 }
@@ -281,8 +287,11 @@ impl Store {
             notes: std::sync::Mutex::default(),
             lost: std::sync::Mutex::default(),
             repair_failed: AtomicBool::new(false),
+            repairs: AtomicU64::new(0),
             damage: std::sync::Mutex::default(),
             examined: Mutex::new(None),
+            suspect: AtomicBool::new(false),
+            suspected: std::sync::Mutex::default(),
             writes: WriteState::new(self.config.min_free_bytes),
         });
         let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
@@ -424,6 +433,20 @@ impl WriteAccess {
         }
     }
 
+    /// After a write has failed with `error`: looks whether something damaged was in its way, and takes that out of
+    /// the table. True if the write is worth repeating.
+    pub async fn mend(&self, project: &Project, error: &KnowledgeError) -> bool {
+        if !matches!(
+            error,
+            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
+        ) {
+            return false;
+        }
+        let before = project.repairs.load(Ordering::Acquire);
+        // Opening the table looks for damage, taking it for writing repairs it.
+        self.lock(project, false).await.is_ok() && project.repairs.load(Ordering::Acquire) != before
+    }
+
     /// Why nothing may be added to a project now, if so: the disk is nearly full. Old versions that nobody reads are
     /// given up first.
     pub async fn shortage(&self, project: &Project) -> Option<KnowledgeError> {
@@ -480,10 +503,17 @@ impl WriteGuard<'_> {
         self.project.clear_view();
     }
 
-    /// As [`WriteGuard::forget`], after `error`: `admin.health` shows for how long nothing can be written. Answers
-    /// the error, with where there is no room or no permission.
+    /// As [`WriteGuard::forget`], after `error`: `admin.health` shows for how long nothing can be written, and an
+    /// error that has no better reason makes the next user look for damage. Answers the error, with where there is
+    /// no room or no permission.
     pub fn failed(self, error: KnowledgeError) -> KnowledgeError {
         let error = self.project.writes.failed(&self.project.directory, error);
+        if matches!(
+            error,
+            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
+        ) {
+            self.project.suspect.store(true, Ordering::Release);
+        }
         self.forget();
         error
     }
@@ -618,6 +648,13 @@ impl Project {
         };
         let dataset = current_dataset(&table).await?;
         let mut condition = recovery::inspect(&dataset, &location, &self.remembered()).await?;
+        let version = dataset.version().version;
+        if self.suspect.swap(false, Ordering::AcqRel) && self.is_to_be_searched(version) {
+            tracing::warn!(project = %self.name, version, "a write failed, looking for what is damaged");
+            let found = recovery::unreadable_fragments(&dataset, &condition.fragments).await?;
+            self.remember(&found);
+            condition.fragments.extend(found);
+        }
         let mut taken = self.take_over(&table, &condition).await;
         if let Err(KnowledgeError::Unreadable { message }) = &taken {
             tracing::error!(project = %self.name, error = message, "a table cannot be read, looking for what is damaged");
@@ -633,11 +670,40 @@ impl Project {
         *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = lineage;
         taken.continue_after(lineage.sequence);
         self.repair_failed.store(false, Ordering::Release);
-        self.number_after_losses(&mut taken, dataset.version().version).await?;
+        self.number_after_losses(&mut taken, version).await?;
+        self.salvage(&mut taken).await;
         for what in taken.condition().describe() {
             tracing::error!(project = %self.name, "{what}");
         }
         Ok(Some(taken))
+    }
+
+    /// Whether a version is worth being searched for damage: not if it has just been.
+    fn is_to_be_searched(&self, version: u64) -> bool {
+        let mut last = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|(searched, when)| searched == version && when.elapsed() < REEXAMINE_AFTER) {
+            return false;
+        }
+        *last = Some((version, Instant::now()));
+        true
+    }
+
+    /// Saves what can be read of damaged fragments at once: left out whole, they would take it along.
+    async fn salvage(&self, table: &mut WriteTable) {
+        if !matches!(table.shape(), TableShape::Current { .. }) {
+            return;
+        }
+        if table.condition().is_sound() {
+            return;
+        }
+        match table.repair(&self.directory, true).await {
+            Ok(()) => {
+                self.repairs.fetch_add(1, Ordering::AcqRel);
+            }
+            // The writer tries again; until then they are left out.
+            Err(error) => tracing::error!(project = %self.name, %error, "a damaged table could not be repaired"),
+        }
+        self.note(table.take_notes());
     }
 
     /// Reads what the writer keeps in memory of a table, in a task of its own for the same reason as above.
@@ -678,8 +744,9 @@ impl Project {
             Some(table) if table.condition().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
             // A table of another shape is left as it is.
             Some(table) if matches!(table.shape(), TableShape::Foreign { .. }) => {}
-            Some(table) => match table.repair(&self.name, &self.directory).await {
+            Some(table) => match table.repair(&self.directory, false).await {
                 Ok(()) => {
+                    self.repairs.fetch_add(1, Ordering::AcqRel);
                     self.note(table.take_notes());
                     self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
                     let repaired = table.view().await?;
@@ -810,13 +877,8 @@ impl Project {
             tracing::error!(project = %self.name, "{what}");
         }
         table.set_condition(condition);
-        if table.condition().keyword_index.is_some()
-            && table.condition().fragments.is_empty()
-            && let Err(error) = table.mend_text_index().await
-        {
-            tracing::error!(project = %self.name, %error, "the keyword index cannot be made anew");
-        }
         self.number_after_losses(table, version).await?;
+        self.salvage(table).await;
         let view = table.view().await?;
         self.set_view(view);
         Ok(true)

@@ -9,7 +9,7 @@
 //!   is a commit that a power cut tore (`durability = "fast"` allows that);
 //! - a damaged file that older versions name too is no torn commit. The table is opened as it is, and reads leave
 //!   out the fragments that cannot be read ([`Condition`]); the writer takes them out of the table before its next
-//!   commit (see [`super::repair`]).
+//!   commit (see [`super::repair`]), at once where a part of their rows can still be read.
 //!
 //! Whatever is taken out of a table goes to `<project>/set-aside/<time>/` with a report, and is never deleted here.
 //!
@@ -80,6 +80,8 @@ pub struct DamagedFragment {
     pub files: Vec<String>,
     /// Rows in it, as the manifest counts them.
     pub rows: usize,
+    /// Whether its files are all there, so that a part of its rows may be read all the same.
+    pub salvageable: bool,
     /// What is wrong; names the file.
     pub reason: String,
 }
@@ -395,16 +397,17 @@ pub(crate) fn damaged_fragments(fragments: &[Fragment], table: &Path) -> BTreeMa
         .filter_map(|fragment| {
             let files = fragment_files(fragment);
             let reason = files.iter().find_map(|file| file_damage(table, file))?;
-            Some((fragment.id, damaged(fragment, reason)))
+            Some((fragment.id, damaged(fragment, reason, false)))
         })
         .collect()
 }
 
 /// Describes a fragment as damaged.
-fn damaged(fragment: &Fragment, reason: String) -> DamagedFragment {
+fn damaged(fragment: &Fragment, reason: String, salvageable: bool) -> DamagedFragment {
     DamagedFragment {
         files: fragment_files(fragment).into_iter().map(|file| file.path).collect(),
         rows: fragment.num_rows().unwrap_or(0),
+        salvageable,
         reason,
     }
 }
@@ -450,7 +453,7 @@ pub(crate) async fn inspect(
         let mut found = damaged_fragments(&fragments, &table);
         for fragment in fragments.iter() {
             if let Some(known) = remembered.get(&fragment.id)
-                && known.files == damaged(fragment, String::new()).files
+                && known.files == damaged(fragment, String::new(), false).files
             {
                 found.entry(fragment.id).or_insert_with(|| known.clone());
             }
@@ -479,7 +482,7 @@ pub(crate) async fn unreadable_fragments(
         if let Err(reason) = read_fragment(dataset, fragment, |_| {}).await? {
             let files: Vec<String> = fragment_files(fragment).into_iter().map(|file| file.path).collect();
             let reason = format!("{} cannot be read: {reason}", files.join(", "));
-            found.insert(fragment.id, damaged(fragment, reason));
+            found.insert(fragment.id, damaged(fragment, reason, true));
         }
     }
     Ok(found)
@@ -1135,6 +1138,7 @@ mod tests {
         let fragment = DamagedFragment {
             files: vec!["data/a.lance".to_owned()],
             rows: 1,
+            salvageable: false,
             reason: String::new(),
         };
         let damage = BTreeMap::from([(3, fragment)]);

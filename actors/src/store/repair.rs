@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
+use arrow_array::builder::{ListBuilder, StringBuilder};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::SchemaRef;
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::transaction::{Operation, Transaction};
@@ -17,11 +19,11 @@ use lance::dataset::{CommitBuilder, InsertBuilder, WriteDestination, WriteMode, 
 use lance_io::local::to_local_path;
 use lance_table::format::Fragment;
 
-use crate::domain::ProjectName;
+use crate::domain::{ProjectName, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{is_passing, read_error, write_error};
-use crate::store::recovery::{Condition, DamagedFragment, SetAside, read_fragment};
-use crate::store::rows::RowReader;
+use crate::store::recovery::{DamagedFragment, SetAside, read_fragment};
+use crate::store::rows::{RowReader, row_key};
 use crate::store::schema::column;
 use crate::store::write::{WriteTable, current_dataset};
 
@@ -32,11 +34,16 @@ const SALVAGE_ROWS: usize = 1_024;
 const SALVAGE_FAILURES: usize = 256;
 
 impl WriteTable {
-    /// Takes the damaged fragments out of the table and makes a damaged keyword index anew. Those that can be read
-    /// again stay. Answers what was done, for `admin.status`.
-    pub(crate) async fn repair(&mut self, project: &ProjectName, directory: &Path) -> KnowledgeResult<()> {
+    /// Takes the damaged fragments out of the table, and makes a damaged keyword index anew once there are none.
+    /// Those that can be read again stay. With `salvage_only`, fragments whose files are gone stay as well:
+    /// somebody may put them back.
+    pub(crate) async fn repair(&mut self, directory: &Path, salvage_only: bool) -> KnowledgeResult<()> {
+        let damaged = self.condition().fragments.values();
+        if damaged.clone().any(|fragment| fragment.salvageable || !salvage_only) {
+            self.set_fragments_aside(directory, salvage_only).await?;
+        }
         if !self.condition().fragments.is_empty() {
-            self.set_fragments_aside(project, directory).await?;
+            return Ok(());
         }
         if self.condition().keyword_index.is_some() {
             self.mend_text_index().await?;
@@ -44,13 +51,18 @@ impl WriteTable {
         Ok(())
     }
 
-    async fn set_fragments_aside(&mut self, project: &ProjectName, directory: &Path) -> KnowledgeResult<()> {
+    async fn set_fragments_aside(&mut self, directory: &Path, salvage_only: bool) -> KnowledgeResult<()> {
+        let project = self.project().clone();
+        let left = |fragment: &DamagedFragment| salvage_only && !fragment.salvageable;
         let dataset = current_dataset(self.lancedb()).await?;
         let mut damaged: BTreeMap<u64, (Fragment, DamagedFragment)> = BTreeMap::new();
         for fragment in dataset.fragments().iter() {
             let Some(known) = self.condition().fragments.get(&fragment.id) else {
                 continue;
             };
+            if left(known) {
+                continue;
+            }
             // Somebody may have put the file back.
             if read_fragment(&dataset, fragment, |_| {}).await?.is_err() {
                 damaged.insert(fragment.id, (fragment.clone(), known.clone()));
@@ -59,21 +71,30 @@ impl WriteTable {
         if !damaged.is_empty() {
             let mut salvaged = Vec::new();
             for (fragment, _) in damaged.values() {
-                salvaged.extend(salvage(&dataset, fragment).await?);
+                salvaged.extend(salvage(&dataset, &project, fragment).await?);
             }
             let salvaged = complete_revisions(&salvaged)?;
-            keep_remains(project, directory, &dataset, &damaged, &salvaged).await?;
-            let committed = commit_without(&dataset, damaged.keys().copied().collect(), salvaged).await?;
+            let kept = keep_remains(&project, directory, &dataset, &damaged, &salvaged).await?;
+            let removed = damaged.keys().copied().collect();
+            let committed = match commit_without(&dataset, removed, salvaged).await {
+                Ok(committed) => committed,
+                Err(error) => {
+                    // Nothing was taken out, so the report is of nothing.
+                    tokio::task::spawn_blocking(move || std::fs::remove_dir_all(kept))
+                        .await
+                        .ok();
+                    return Err(error);
+                }
+            };
             let wrapper = self
                 .lancedb()
                 .dataset()
                 .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
             wrapper.update(committed);
         }
-        self.set_condition(Condition {
-            fragments: BTreeMap::new(),
-            ..(**self.condition()).clone()
-        });
+        let mut condition = (**self.condition()).clone();
+        condition.fragments.retain(|_, fragment| left(fragment));
+        self.set_condition(condition);
         Ok(())
     }
 }
@@ -122,14 +143,14 @@ async fn commit_without(
         .map_err(write_error)
 }
 
-/// Writes the report, and keeps what is left of the files and the version that names them.
+/// Writes the report, and keeps what is left of the files and the version that names them. Answers where.
 async fn keep_remains(
     project: &ProjectName,
     directory: &Path,
     dataset: &Dataset,
     damaged: &BTreeMap<u64, (Fragment, DamagedFragment)>,
     salvaged: &[RecordBatch],
-) -> KnowledgeResult<()> {
+) -> KnowledgeResult<PathBuf> {
     let rows: usize = damaged.values().map(|(_, fragment)| fragment.rows).sum();
     let left: usize = salvaged.iter().map(RecordBatch::num_rows).sum();
     let reasons: Vec<&str> = damaged.values().map(|(_, fragment)| fragment.reason.as_str()).collect();
@@ -158,15 +179,26 @@ async fn keep_remains(
         for file in &remains {
             aside.keep(file)?;
         }
-        aside.sync()
+        aside.sync()?;
+        Ok(aside.path)
     })
     .await
     .map_err(KnowledgeError::internal)?
 }
 
+/// Columns that follow from the others: damage to them alone costs no row.
+const DERIVED: [&str; 3] = [column::ROW_KEY, column::PROJECT_ID, column::METADATA_TERMS];
+
 /// The rows of a damaged fragment that can be read. A range that fails is halved until the damage is found, or until
 /// there is too much of it.
-async fn salvage(dataset: &Arc<Dataset>, fragment: &Fragment) -> KnowledgeResult<Vec<RecordBatch>> {
+async fn salvage(
+    dataset: &Arc<Dataset>,
+    project: &ProjectName,
+    fragment: &Fragment,
+) -> KnowledgeResult<Vec<RecordBatch>> {
+    let schema: SchemaRef = Arc::new(dataset.schema().into());
+    let every: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let stored: Vec<&str> = every.iter().copied().filter(|name| !DERIVED.contains(name)).collect();
     let rows = fragment.num_rows().unwrap_or(0);
     let mut ranges: Vec<(usize, usize)> = (0..rows)
         .step_by(SALVAGE_ROWS)
@@ -176,34 +208,47 @@ async fn salvage(dataset: &Arc<Dataset>, fragment: &Fragment) -> KnowledgeResult
     let mut failures = 0;
     let mut found = Vec::new();
     while let Some((start, length)) = ranges.pop() {
-        match read_range(dataset, fragment, start, length).await? {
-            Some(batches) => found.extend(batches),
-            None => {
-                failures += 1;
-                if failures > SALVAGE_FAILURES {
-                    break;
-                }
-                if length > 1 {
-                    let half = length / 2;
-                    ranges.push((start + half, length - half));
-                    ranges.push((start, half));
-                }
-            }
+        let range = (start, length);
+        let mut read = read_range(dataset, fragment, &every, range).await?;
+        if read.is_none() {
+            read = read_range(dataset, fragment, &stored, range)
+                .await?
+                .and_then(|batches| {
+                    batches
+                        .iter()
+                        .map(|batch| derive(batch, &schema, project).ok())
+                        .collect()
+                });
+        }
+        if let Some(batches) = read {
+            found.extend(batches);
+            continue;
+        }
+        failures += 1;
+        if failures > SALVAGE_FAILURES {
+            break;
+        }
+        if length > 1 {
+            let half = length / 2;
+            ranges.push((start + half, length - half));
+            ranges.push((start, half));
         }
     }
     Ok(found)
 }
 
-/// Rows of a fragment; none if they cannot be read.
+/// Columns of a range of rows of a fragment, from where and how many; none if they cannot be read.
 async fn read_range(
     dataset: &Arc<Dataset>,
     fragment: &Fragment,
-    start: usize,
-    length: usize,
+    columns: &[&str],
+    (start, length): (usize, usize),
 ) -> KnowledgeResult<Option<Vec<RecordBatch>>> {
     let mut scanner = dataset.scan();
-    scanner.with_fragments(vec![fragment.clone()]);
     scanner
+        .with_fragments(vec![fragment.clone()])
+        .project(columns)
+        .map_err(read_error)?
         .limit(Some(length as i64), Some(start as i64))
         .map_err(read_error)?;
     // A task of its own: damaged bytes can make Lance panic.
@@ -215,6 +260,40 @@ async fn read_range(
         Err(ended) if ended.is_panic() => Ok(None),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
+}
+
+/// Rows in the table's schema, with the [`DERIVED`] columns made from the others.
+fn derive(batch: &RecordBatch, schema: &SchemaRef, project: &ProjectName) -> KnowledgeResult<RecordBatch> {
+    let rows = RowReader(batch);
+    let (mut keys, mut projects) = (StringBuilder::new(), StringBuilder::new());
+    let mut terms = ListBuilder::new(StringBuilder::new());
+    for row in 0..batch.num_rows() {
+        let revision = rows.int(column::REVISION, row)?.unwrap_or(1);
+        let passage = usize::try_from(rows.small_int(column::PASSAGE, row)?).map_err(KnowledgeError::internal)?;
+        keys.append_value(row_key(rows.required_text(column::ID, row)?, revision, passage));
+        projects.append_value(project.as_str());
+        let metadata = serde_json::from_str(rows.required_text(column::METADATA, row)?);
+        for term in metadata_terms(&metadata.map_err(KnowledgeError::internal)?) {
+            terms.values().append_value(term);
+        }
+        terms.append(true);
+    }
+    let derived: [(&str, ArrayRef); 3] = [
+        (column::ROW_KEY, Arc::new(keys.finish())),
+        (column::PROJECT_ID, Arc::new(projects.finish())),
+        (column::METADATA_TERMS, Arc::new(terms.finish())),
+    ];
+    let columns: Option<Vec<ArrayRef>> = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let made = derived.iter().find(|(name, _)| name == field.name());
+            made.map(|(_, array)| Arc::clone(array))
+                .or_else(|| batch.column_by_name(field.name()).cloned())
+        })
+        .collect();
+    let columns = columns.ok_or_else(|| KnowledgeError::internal("a column is missing"))?;
+    RecordBatch::try_new(Arc::clone(schema), columns).map_err(KnowledgeError::internal)
 }
 
 /// Of `batches`, the rows of the revisions that are all there: an item without all its passages would be shown

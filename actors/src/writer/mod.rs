@@ -939,6 +939,13 @@ impl LaneTurn {
     }
 
     async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
+        match self.exclusive_once(task).await {
+            Err(error) if self.access.mend(&self.project, &error).await => self.exclusive_once(task).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn exclusive_once(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
         let mut guard = self.access.lock(&self.project, false).await?;
         let Some(table) = guard.table() else {
             return Ok(ExclusiveOutcome::default());
@@ -973,6 +980,13 @@ impl LaneTurn {
     }
 
     async fn try_commit(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
+        match self.commit_once(ops).await {
+            Err(error) if self.access.mend(&self.project, &error).await => self.commit_once(ops).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn commit_once(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
         let mut guard = self.access.lock(&self.project, true).await?;
         let table = guard
             .table()
@@ -1015,7 +1029,9 @@ impl LaneTurn {
                 return Ok(Upkeep::NothingDue);
             };
             tracing::debug!(project = %self.project.name(), ?step, "upkeep");
-            table.maintain(step).await?;
+            if let Err(error) = table.maintain(step).await {
+                return Err(guard.failed(error));
+            }
             guard.publish().await?;
             Ok::<Upkeep, KnowledgeError>(Upkeep::Stepped)
         };
