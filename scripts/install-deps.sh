@@ -2,7 +2,6 @@
 # Installs what the build and the demo need besides cargo, make and a C compiler, and nothing that is there:
 #   protoc with its standard .proto files   LanceDB's build scripts run it
 #   socat                                   the demo and the socket tests talk through it
-#   strace                                  on Linux, the power cut test records the daemon's system calls with it
 #   strace (Linux)                          the power cut test records system calls with it
 # Says what it installs. Does nothing, quickly, when all is there.
 set -euo pipefail
