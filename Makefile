@@ -15,7 +15,7 @@ all: build
 help: ## Lists the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-deps: ## Installs protoc and socat if they are missing
+deps: ## Installs protoc, socat and strace if they are missing
 	@scripts/install-deps.sh
 
 build: deps ## Builds the executable (dev profile)

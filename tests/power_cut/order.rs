@@ -1,9 +1,9 @@
 //! From the record alone: was everything that an acknowledged write needs on disk before its answer went out?
 //!
-//! For each write, the version of its table that first contains it is found (by its rows, read from all files
-//! that ever were), and then checked step by step: every file that version names was synced, data and name,
-//! before the manifest was linked; the manifest was synced before it was linked; and its name, and those of all
-//! directories above it, were on disk before the answer.
+//! For each write, the version of its table that first contains it is found (by its rows, read from all files that
+//! ever were), and then checked step by step: every file that version names was synced, data and name, before the
+//! manifest could be seen; the manifest was synced before that; and its name, and those of all directories above
+//! it, were on disk before the answer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -257,7 +257,7 @@ fn an_acknowledged_write_survives_a_power_cut_at_any_moment() {
     let report = states::check(log, &run.journals, CUTS, seed, &scratch, &embedder.socket());
     println!(
         "power cuts: {} of {} steps, {} states built ({:?}: {:?}), {} different ones opened in {:.1} s, {} of them \
-         repaired, {} written to afterwards; {} acknowledged items checked, {} items of unanswered writes were there \
+         tidied up, {} written to afterwards; {} acknowledged items checked, {} items of unanswered writes were there \
          and {} were not",
         CUTS,
         report.moments,
@@ -266,7 +266,7 @@ fn an_acknowledged_write_survives_a_power_cut_at_any_moment() {
         report.built,
         report.opened,
         begun.elapsed().as_secs_f64(),
-        report.repaired,
+        report.tidied,
         report.written,
         report.items,
         report.unanswered[0],
@@ -279,6 +279,7 @@ fn an_acknowledged_write_survives_a_power_cut_at_any_moment() {
     );
     assert!(order.violations.is_empty(), "{}", show(&order.violations));
     assert!(report.violations.is_empty(), "{}", show(&report.violations));
+    assert_eq!(report.set_aside, 0, "a commit in this order is never torn");
 }
 
 /// A daemon that embeds texts for the comparison of vectors.
@@ -319,13 +320,14 @@ fn a_backup_and_a_restore_survive_a_power_cut_at_any_moment() {
     let scratch = workspace.path().join("states");
     let report = states::check(&run.log, &run.journals, CUTS / 2, seed, &scratch, &embedder.socket());
     println!(
-        "power cuts of backup and restore: {} steps, {} writes and {} syncs in order, {} states opened, {} repaired, \
+        "power cuts of backup and restore: {} steps, {} writes and {} syncs in order, {} states opened, {} tidied up, \
          {} acknowledged items checked",
-        report.moments, order.writes, order.files, report.opened, report.repaired, report.items
+        report.moments, order.writes, order.files, report.opened, report.tidied, report.items
     );
     embedder.stop();
     assert!(order.violations.is_empty(), "{}", show(&order.violations));
     assert!(report.violations.is_empty(), "{}", show(&report.violations));
+    assert_eq!(report.set_aside, 0, "a commit in this order is never torn");
 }
 
 /// The other way round: acknowledgements that promise less are found out by both checks.

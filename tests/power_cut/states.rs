@@ -34,8 +34,10 @@ pub struct Report {
     pub built: [usize; 4],
     /// Different states that the daemon was started on.
     pub opened: usize,
-    /// States after which the daemon said that it had repaired something.
-    pub repaired: usize,
+    /// States after which the daemon said that it had tidied something up.
+    pub tidied: usize,
+    /// States of which it took a version for torn and set it aside.
+    pub set_aside: usize,
     /// States that were written to afterwards.
     pub written: usize,
     /// Acknowledged items that were compared, over all states.
@@ -312,7 +314,10 @@ fn check_state(
     report.items += comparison.settled;
     report.unanswered[0] += comparison.applied;
     report.unanswered[1] += comparison.not_applied;
-    report.repaired += usize::from(status["recovery"].as_array().is_some_and(|notes| !notes.is_empty()));
+    report.tidied += usize::from(status["recovery"].as_array().is_some_and(|notes| !notes.is_empty()));
+    let projects = state.expectation.projects();
+    let set_aside = |project: &String| home.join("knowledge").join(project).join("set-aside").exists();
+    report.set_aside += usize::from(projects.iter().any(set_aside));
     report.written += usize::from(written);
     Ok(violations)
 }
