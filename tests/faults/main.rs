@@ -291,7 +291,7 @@ fn a_commit_without_room_or_permission_is_read_only_and_heals() {
             let told = message.as_str().unwrap();
             assert!(told.contains(word) && told.contains("knowledge/default"), "{told}");
         }
-        let found = daemon.call("knowledge.search", json!({"query": "readable"}));
+        let found = daemon.call("knowledge.search", json!({"query": "readable", "mode": "text"}));
         assert_eq!(found["count"], 1, "reads go on");
         fail::remove("commit::before");
         // The place can be written, so the health check need not wait for a write.

@@ -150,7 +150,14 @@ pub fn write_error(error: impl StdError + 'static) -> KnowledgeError {
     }
 }
 
-/// An error of the file system while `doing` something to `path`.
+/// An error of the file system while reading `path`.
+pub(crate) fn file_read_error(path: &Path, error: io::Error) -> KnowledgeError {
+    KnowledgeError::Unreadable {
+        message: format!("{} cannot be read: {error}", path.display()),
+    }
+}
+
+/// An error of the file system while changing `path`: it cannot be `doing` (created, written, ...).
 pub(crate) fn file_error(doing: &str, path: &Path, error: io::Error) -> KnowledgeError {
     match Obstacle::of(&error) {
         Some(obstacle) => KnowledgeError::ReadOnly {

@@ -787,6 +787,8 @@ impl Project {
     fn begin_anew(&self) {
         self.recovered.store(false, Ordering::Release);
         self.repair_failed.store(false, Ordering::Release);
+        self.suspect.store(false, Ordering::Release);
+        *self.suspected.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;

@@ -37,7 +37,7 @@ use tokio::runtime::Handle;
 
 use crate::domain::{ProjectName, format_time, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::{file_error, is_passing, read_error};
+use crate::store::error::{file_error, file_read_error, is_passing, read_error};
 
 /// Directory inside a project's directory for what was taken out of its table.
 pub(crate) const SET_ASIDE: &str = "set-aside";
@@ -222,11 +222,11 @@ fn list_versions(table: &Path) -> KnowledgeResult<Option<Vec<Version>>> {
     let entries = match fs::read_dir(&directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some(Vec::new())),
-        Err(error) => return Err(file_error("read", &directory, error)),
+        Err(error) => return Err(file_read_error(&directory, error)),
     };
     let mut versions = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|error| file_error("read", &directory, error))?;
+        let entry = entry.map_err(|error| file_read_error(&directory, error))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         match ManifestNamingScheme::detect_scheme(name) {
@@ -245,7 +245,7 @@ fn list_versions(table: &Path) -> KnowledgeResult<Option<Vec<Version>>> {
 /// Reads a manifest; the inner error says why it is none. The outer one is of the file system, and says nothing
 /// about the manifest.
 fn read_version(path: &Path) -> KnowledgeResult<Result<Manifest, String>> {
-    let bytes = fs::read(path).map_err(|error| file_error("read", path, error))?;
+    let bytes = fs::read(path).map_err(|error| file_read_error(path, error))?;
     if let Err(reason) = check_frame(&bytes) {
         return Ok(Err(reason.to_owned()));
     }
@@ -791,7 +791,7 @@ impl GapsFile {
                 Self::default()
             })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(file_error("read", &path, error)),
+            Err(error) => Err(file_read_error(&path, error)),
         }
     }
 

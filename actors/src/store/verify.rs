@@ -110,7 +110,7 @@ pub async fn verify(
     let mut flaws = Flaws::default();
     let dataset = open_again(view).await?;
     let table = table_path(&dataset);
-    check_files(&dataset, &table, &mut flaws).await?;
+    let plainly_damaged = check_files(&dataset, &table, &mut flaws).await?;
 
     let expected: Vec<(Fragment, u64)> = dataset
         .fragments()
@@ -120,6 +120,9 @@ pub async fn verify(
     let total: u64 = expected.iter().map(|(_, rows)| rows).sum();
     let mut rows = Rows::new(view, total);
     for (fragment, wanted) in &expected {
+        if plainly_damaged.contains(&fragment.id) {
+            continue; // Said already.
+        }
         let before = rows.read;
         let names: Vec<&str> = fragment.files.iter().map(|file| file.path.as_str()).collect();
         let mut batches = read_batches(&dataset, fragment);
@@ -186,14 +189,13 @@ fn table_path(dataset: &Dataset) -> PathBuf {
     manifest.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
 }
 
-/// Whether every file that the version names is there, with its length.
-async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> KnowledgeResult<()> {
+/// Whether every file that the version names is there, with its length. Answers the fragments of which one is not.
+async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> KnowledgeResult<HashSet<u64>> {
     let fragments = Arc::clone(dataset.fragments());
     let indices = dataset.load_indices().await.map_err(read_error)?;
     let table = table.to_path_buf();
     let found = tokio::task::spawn_blocking(move || {
         let damaged = recovery::damaged_fragments(&fragments, &table);
-        let files: Vec<String> = damaged.into_values().map(|fragment| fragment.reason).collect();
         let indices: Vec<String> = indices
             .iter()
             .filter_map(|index| {
@@ -201,16 +203,16 @@ async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> Know
                 Some(format!("index {}: {damage}", index.name))
             })
             .collect();
-        (files, indices)
+        (damaged, indices)
     });
-    let (files, indices) = found.await.map_err(KnowledgeError::internal)?;
-    for file in files {
-        flaws.add(file, FIX_FILE);
+    let (damaged, indices) = found.await.map_err(KnowledgeError::internal)?;
+    for fragment in damaged.values() {
+        flaws.add(format!("{} rows: {}", fragment.rows, fragment.reason), FIX_FILE);
     }
     for index in indices {
         flaws.add(index, FIX_INDEX);
     }
-    Ok(())
+    Ok(damaged.into_keys().collect())
 }
 
 /// The rows of a fragment, read by a task of its own, since damaged bytes can make Lance panic.
