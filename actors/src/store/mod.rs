@@ -151,6 +151,8 @@ pub struct Project {
     session: Arc<SharedSession>,
     published: Arc<watch::Sender<u64>>,
     moment: Arc<RwLock<()>>,
+    /// Versions that readers hold.
+    held: write::HeldVersions,
     /// Where its commit numbers come from; known once the project is opened.
     lineage: RwLock<Lineage>,
     /// What readers see; none until the project is opened. A std lock: held for a pointer's copy, never
@@ -279,6 +281,7 @@ impl Store {
             retention: self.config.retention,
             session: Arc::clone(&self.session),
             published: Arc::clone(&self.published),
+            held: write::HeldVersions::default(),
             moment: Arc::clone(&self.moment),
             lineage: RwLock::default(),
             view: RwLock::new(None),
@@ -708,7 +711,13 @@ impl Project {
 
     /// Reads what the writer keeps in memory of a table, in a task of its own for the same reason as above.
     async fn take_over(&self, table: &lancedb::Table, condition: &Condition) -> KnowledgeResult<WriteTable> {
-        let opened = WriteTable::opened(self.name.clone(), table.clone(), self.retention, condition.clone());
+        let opened = WriteTable::opened(
+            self.name.clone(),
+            table.clone(),
+            self.retention,
+            condition.clone(),
+            self.held.clone(),
+        );
         match tokio::spawn(opened).await {
             Ok(opened) => opened,
             Err(panic) => Err(KnowledgeError::Unreadable {

@@ -1,7 +1,7 @@
 //! The table as the writer holds it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arrow_array::{RecordBatch, RecordBatchIterator};
@@ -35,6 +35,25 @@ const SEQUENCE_KEY: &str = "ccod.last_sequence";
 /// Pause between looks at whether a purge's readers are done.
 const READER_POLL: Duration = Duration::from_millis(20);
 
+/// Which versions of a table readers may still read, oldest first. Kept by the project, so that a table that is
+/// opened anew after a failure prunes nothing from under a reader of the one before.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeldVersions(Arc<Mutex<VecDeque<(u64, Weak<ProjectView>)>>>);
+
+impl HeldVersions {
+    fn add(&self, version: u64, view: &Arc<ProjectView>) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|(_, view)| view.strong_count() > 0);
+        held.push_back((version, Arc::downgrade(view)));
+    }
+
+    fn oldest(&self) -> Option<u64> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = held.iter().filter(|(_, view)| view.strong_count() > 0);
+        live.map(|(version, _)| *version).min()
+    }
+}
+
 /// A project's table, opened for writing. Only the holder of a project's lock has one.
 pub struct WriteTable {
     project: ProjectName,
@@ -48,7 +67,7 @@ pub struct WriteTable {
     /// When the oldest of the closed rows was closed: from when on there is something to forget.
     oldest_closed: Option<DateTime<Utc>>,
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
-    published: VecDeque<(u64, Weak<ProjectView>)>,
+    held: HeldVersions,
     /// What of it cannot be read. Views leave it out.
     condition: Arc<Condition>,
     /// What was mended, for `admin.status`.
@@ -81,6 +100,7 @@ impl WriteTable {
         table: Table,
         retention: TimeDelta,
         condition: Condition,
+        held: HeldVersions,
     ) -> KnowledgeResult<Self> {
         let schema = table.schema().await.map_err(read_error)?;
         let dataset = current_dataset(&table).await?;
@@ -94,7 +114,7 @@ impl WriteTable {
             seen: SeenIdentities::default(),
             retention,
             oldest_closed: None,
-            published: VecDeque::new(),
+            held,
             condition: Arc::new(condition),
             notes: Vec::new(),
         };
@@ -219,8 +239,7 @@ impl WriteTable {
         let dataset = current_dataset(&self.table).await?;
         let version = dataset.version().version;
         let view = Arc::new(self.view_of(dataset, self.last_sequence));
-        self.published.retain(|(_, held)| held.strong_count() > 0);
-        self.published.push_back((version, Arc::downgrade(&view)));
+        self.held.add(version, &view);
         Ok(view)
     }
 
@@ -247,10 +266,7 @@ impl WriteTable {
 
     /// The oldest version that a reader may still read.
     pub(crate) fn oldest_held_version(&self) -> Option<u64> {
-        self.published
-            .iter()
-            .find(|(_, held)| held.strong_count() > 0)
-            .map(|(version, _)| *version)
+        self.held.oldest()
     }
 
     /// Waits until no reader holds a version before the present one, for `patience` at most.
