@@ -38,7 +38,10 @@ const READER_POLL: Duration = Duration::from_millis(20);
 /// Which versions of a table readers may still read, oldest first. Kept by the project, so that a table that is
 /// opened anew after a failure prunes nothing from under a reader of the one before.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HeldVersions(Arc<Mutex<VecDeque<(u64, Weak<ProjectView>)>>>);
+pub(crate) struct HeldVersions(Arc<Mutex<HeldQueue>>);
+
+/// Versions with the views that were published of them.
+type HeldQueue = VecDeque<(u64, Weak<ProjectView>)>;
 
 impl HeldVersions {
     fn add(&self, version: u64, view: &Arc<ProjectView>) {
