@@ -179,10 +179,14 @@ fn check_now(
     for project in expectation.projects() {
         let listed = list(connection, &project).map_err(one)?;
         // Beside what the socket says: every row on disk, with its vector.
-        let rows = runtime().block_on(rows::read(daemon.home(), &project)).map_err(one)?;
+        let rows = settled(|| runtime().block_on(rows::read(daemon.home(), &project))).map_err(one)?;
         vectors.learn(connection, rows.iter().map(|row| row.passage_text.as_str()));
         violations.extend(rows::check(&rows, vectors));
-        violations.extend(rows::check_purged(daemon.home(), &project, &expectation));
+        let purged = settled(|| match rows::check_purged(daemon.home(), &project, &expectation) {
+            found if found.is_empty() => Ok(()),
+            found => Err(found.join("\n")),
+        });
+        violations.extend(purged.err());
         let mut live = rows::live(&project, &rows);
         let mut shown = listed.clone();
         live.sort_by(|a, b| a.id.cmp(&b.id));
@@ -205,6 +209,13 @@ fn check_now(
     } else {
         Err(violations)
     }
+}
+
+/// Looks at the files of a daemon that may be merging and removing some meanwhile: what is wrong only for a moment
+/// is not wrong.
+fn settled<T>(look: impl Fn() -> Result<T, String>) -> Result<T, String> {
+    const LOOKS: usize = 5;
+    (1..LOOKS).find_map(|_| look().ok()).map_or_else(look, Ok)
 }
 
 /// Looks for some items by their words and by their meaning: the indices are whole as well.

@@ -294,6 +294,34 @@ fn files_with(root: &Path, needle: &[u8]) -> Vec<String> {
 }
 
 #[test]
+fn an_undo_token_undoes_its_own_delete_and_no_other_that_came_with_it() {
+    const DELETES: usize = 8;
+    let daemon = Daemon::start();
+    let stored: Vec<String> = (0..DELETES)
+        .map(|number| daemon.store(&format!("note {number}")))
+        .collect();
+    // Pipelined on one connection, so that they wait for each other's commits together.
+    let mut connection = daemon.connect();
+    let requests: String = stored
+        .iter()
+        .enumerate()
+        .map(|(number, id)| {
+            let request = json!({"jsonrpc": "2.0", "id": number, "method": "knowledge.delete", "params": {"id": id}});
+            format!("{request}\n")
+        })
+        .collect();
+    connection.send(requests);
+    let mut tokens = vec![Value::Null; DELETES];
+    for _ in 0..DELETES {
+        let answer = connection.receive().unwrap();
+        tokens[answer["id"].as_u64().unwrap() as usize] = answer["result"]["undo_token"].clone();
+    }
+    let undone = daemon.call("knowledge.undelete", json!({"undo_token": tokens[3]}));
+    assert_eq!((&undone["restored"], &undone["ids"]), (&json!(1), &json!([stored[3]])));
+    assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], 1);
+}
+
+#[test]
 fn a_purge_leaves_no_byte_of_the_text_on_disk() {
     let daemon = Daemon::start();
     let knowledge = daemon.home.path().join("knowledge");
