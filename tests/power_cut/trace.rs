@@ -576,7 +576,7 @@ mod tests {
     }
 
     fn log(lines: &[&str]) -> Result<Log, String> {
-        translate(&parse(&record(lines))?, Path::new("/root"))
+        translate(&parse(&record(lines))?, Path::new("/disk"))
     }
 
     fn image(log: &Log, fate: Fate) -> Vec<String> {
@@ -593,8 +593,8 @@ mod tests {
     #[test]
     fn a_commit_becomes_steps_of_the_disk() {
         let log = log(&[
-            r#"1 mkdir("/root/home", 0700) = 0"#,
-            r#"1 openat(AT_FDCWD, "/root/home/.tmp", O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0666) = 5"#,
+            r#"1 mkdir("/disk/home", 0700) = 0"#,
+            r#"1 openat(AT_FDCWD, "/disk/home/.tmp", O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0666) = 5"#,
             r#"1 openat(AT_FDCWD, "/etc/passwd", O_RDONLY) = 6"#,
             r#"2 write(5, "da", 2 <unfinished ...>"#,
             r#"1 close(6) = 0"#,
@@ -602,10 +602,10 @@ mod tests {
             r#"2 write(5, "ta", 2) = 2"#,
             r#"1 fsync(5) = 0"#,
             r#"1 close(5) = 0"#,
-            r#"1 renameat(AT_FDCWD, "/root/home/.tmp", AT_FDCWD, "/root/home/a") = 0"#,
-            r#"1 openat(AT_FDCWD, "/root/home", O_RDONLY|O_CLOEXEC) = 5"#,
+            r#"1 renameat(AT_FDCWD, "/disk/home/.tmp", AT_FDCWD, "/disk/home/a") = 0"#,
+            r#"1 openat(AT_FDCWD, "/disk/home", O_RDONLY|O_CLOEXEC) = 5"#,
             r#"1 fsync(5) = 0"#,
-            r#"1 openat(AT_FDCWD, "/root", O_RDONLY|O_CLOEXEC) = 6"#,
+            r#"1 openat(AT_FDCWD, "/disk", O_RDONLY|O_CLOEXEC) = 6"#,
             r#"1 fsync(6) = 0"#,
             r#"1 unlinkat(5, "b", 0) = -1 ENOENT (No such file or directory)"#,
         ])
@@ -617,7 +617,7 @@ mod tests {
     #[test]
     fn an_answer_counts_from_where_its_call_began() {
         let log = log(&[
-            r#"1 mkdir("/root/home", 0700) = 0"#,
+            r#"1 mkdir("/disk/home", 0700) = 0"#,
             r#"1 sendto(9, "{'id':'w7','result':{}}", 23, MSG_NOSIGNAL, NULL, 0) = 23"#,
             r#"1 write(4, "x", 1) = 1"#,
         ])
@@ -637,12 +637,12 @@ mod tests {
             .collect();
         let lines = format!(
             "1 sendto(9, \"{answer}\", 24, MSG_NOSIGNAL, NULL, 0 <unfinished ...>\n2 mkdir(\"{}\", 0700) = 0\n1 <... sendto resumed>) = 24\n",
-            "/root/home"
+            "/disk/home"
                 .bytes()
                 .map(|byte| format!("\\x{byte:02x}"))
                 .collect::<String>()
         );
-        let log = translate(&parse(&lines).unwrap(), Path::new("/root")).unwrap();
+        let log = translate(&parse(&lines).unwrap(), Path::new("/disk")).unwrap();
         assert_eq!(log.operations[0], Operation::Acknowledged { id: "w7".to_owned() });
         assert_eq!(log.operations.len(), 2);
     }
@@ -650,8 +650,8 @@ mod tests {
     #[test]
     fn relative_paths_links_copies_and_offsets() {
         let log = log(&[
-            r#"1 mkdir("/root/d", 0700) = 0"#,
-            r#"1 openat(AT_FDCWD, "/root/d", O_RDONLY|O_DIRECTORY) = 3"#,
+            r#"1 mkdir("/disk/d", 0700) = 0"#,
+            r#"1 openat(AT_FDCWD, "/disk/d", O_RDONLY|O_DIRECTORY) = 3"#,
             r#"1 openat(3, "one", O_RDWR|O_CREAT, 0600) = 4"#,
             r#"1 pwrite64(4, "world", 5, 6) = 5"#,
             r#"1 pwrite64(4, "hello ", 6, 0) = 6"#,
@@ -672,9 +672,9 @@ mod tests {
     #[test]
     fn what_is_not_modelled_is_refused() {
         for lines in [
-            vec![r#"1 openat(AT_FDCWD, "/root/ghost", O_RDONLY) = 3"#],
-            vec![r#"1 symlink("/root/a", "/root/b") = 0"#],
-            vec![r#"1 rename("/root/a", "/elsewhere") = 0"#],
+            vec![r#"1 openat(AT_FDCWD, "/disk/ghost", O_RDONLY) = 3"#],
+            vec![r#"1 symlink("/disk/a", "/disk/b") = 0"#],
+            vec![r#"1 rename("/disk/a", "/elsewhere") = 0"#],
             vec!["1 sync() = 0"],
         ] {
             assert!(log(&lines).is_err(), "{lines:?}");
