@@ -19,6 +19,10 @@ use ccod_actors::writer::{PreparedItem, WriteOp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+/// The daemon's allocator: with another one the profiles would be compared under conditions that no user has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROWS: usize = 10_000;
 const DIMENSIONS: usize = 384;
 const WORDS: [&str; 24] = [

@@ -223,8 +223,9 @@ fn to_object(value: impl serde::Serialize) -> serde_json::Map<String, Value> {
 }
 
 fn numbers_of(map: &serde_json::Map<String, Value>) -> BTreeMap<String, u64> {
+    let number = |value: &Value| value.as_u64().or_else(|| value.as_bool().map(u64::from));
     map.iter()
-        .filter_map(|(name, value)| Some((name.clone(), value.as_u64()?)))
+        .filter_map(|(name, value)| Some((name.clone(), number(value)?)))
         .collect()
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+mod purge;
 #[path = "../integration/support.rs"]
 #[allow(dead_code, unused_imports)]
 mod support;

@@ -1,10 +1,8 @@
 //! The life of an item: changed, deleted, brought back, cleaned up, purged; and its history meanwhile.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home, ids};
+use crate::support::{Daemon, Home, files_with, ids};
 
 fn revisions(daemon: &Daemon, id: &str) -> Vec<(u64, String, Value)> {
     let history = daemon.call("knowledge.history", json!({"id": id}));
@@ -270,27 +268,6 @@ fn the_feed_tells_every_change() {
     replay.call("knowledge.subscribe", json!({"cursor": ""}));
     let change = replay.receive().unwrap()["params"]["result"].clone();
     assert_eq!((&change["op"], &change["id"]), (&json!("purge"), &json!(id)));
-}
-
-/// Files below `root` that hold `needle`.
-fn files_with(root: &Path, needle: &[u8]) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut directories = vec![root.to_path_buf()];
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(&directory).unwrap().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if std::fs::read(&path)
-                .unwrap()
-                .windows(needle.len())
-                .any(|part| part == needle)
-            {
-                found.push(path.display().to_string());
-            }
-        }
-    }
-    found
 }
 
 #[test]

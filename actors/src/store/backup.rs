@@ -540,7 +540,7 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
         .to_owned();
     // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
     let counted = tokio::spawn(async move {
-        let session = super::new_session(CHECK_CACHE_BYTES, CHECK_CACHE_BYTES);
+        let session = super::Caches::new(CHECK_CACHE_BYTES, CHECK_CACHE_BYTES).session;
         let dataset = DatasetBuilder::from_uri(place).with_session(session).load().await?;
         if !thorough {
             return dataset.count_rows(None).await;

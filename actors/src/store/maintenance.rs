@@ -1,4 +1,5 @@
-//! Upkeep of a table, in steps: forget closed rows that are older than they are kept, fold new rows into the
+//! Upkeep of a table, in steps: finish a purge that was cut short, forget closed rows that are older than they are
+//! kept, fold new rows into the
 //! keyword index, merge small fragments, rewrite worn ones, remove versions that nobody reads. What to do is
 //! decided by debt, not by a clock; one step is small, and the writer runs it between commits, so that a store
 //! waits for at most one.
@@ -64,6 +65,8 @@ pub struct Debt {
     pub versions: usize,
     /// Whether closed rows are older than they are kept.
     pub expired: bool,
+    /// Whether what a purge removed may still be in the files: it was cut short.
+    pub purge_unfinished: bool,
 }
 
 /// Rows of one fragment.
@@ -86,6 +89,9 @@ impl FragmentRows {
 /// One step of upkeep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Finish a purge that was cut short. What then is old has to be removed once the table is published, see
+    /// [`WriteTable::finish_erasing`].
+    Erase,
     /// Remove closed rows that are older than they are kept.
     Forget,
     /// Make a segment of the keyword index from the rows outside it and the last segments.
@@ -109,6 +115,9 @@ pub enum Step {
 
 /// Decides the next step; none when there is no debt worth one. Pure.
 pub fn next_step(debt: &Debt) -> Option<Step> {
+    if debt.purge_unfinished {
+        return Some(Step::Erase);
+    }
     if debt.expired {
         return Some(Step::Forget);
     }
@@ -170,6 +179,7 @@ impl Step {
     /// Its name, for `status` and the answer of `admin.optimize`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Erase => "erase",
             Self::Forget => "forget",
             Self::Index { .. } => "index",
             Self::Compact { .. } => "compact",
@@ -223,6 +233,7 @@ impl WriteTable {
             fragment_rows,
             versions,
             expired: self.holds_closed_before(self.retention_cutoff()),
+            purge_unfinished: self.is_erasing().await?,
         })
     }
 
@@ -262,6 +273,7 @@ impl WriteTable {
     /// Runs one step.
     pub async fn maintain(&mut self, step: Step) -> KnowledgeResult<()> {
         match step {
+            Step::Erase => self.erase_removed().await,
             Step::Forget => self.forget_before(self.retention_cutoff()).await,
             Step::Rewrite { thorough } => self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART }).await,
             // Of no segment is to append one.

@@ -5,6 +5,7 @@
 //! exactly one: the supervisor keeps it for the writer. So exclusive write access holds by type.
 
 pub mod backup;
+mod cache;
 pub mod changes;
 pub mod durable;
 pub mod error;
@@ -34,7 +35,7 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use lance::Dataset;
 use lance::dataset::ReadParams;
-use lance::session::Session;
+use lance::session::{CacheSpec, Session};
 use lancedb::Connection;
 use tokio::sync::{Mutex, watch};
 
@@ -46,6 +47,7 @@ pub use write::{WriteTable, Written};
 
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::cache::SweptCache;
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::recovery::{Condition, DamagedFragment};
@@ -55,6 +57,8 @@ use crate::store::schema::{TABLE_NAME, TableShape, table_shape};
 /// How long a version in which nothing damaged was found is not searched for damage again: a read that fails for
 /// another reason must not read the whole table each time.
 const REEXAMINE_AFTER: Duration = Duration::from_secs(60);
+/// What the caches hold and nobody has asked for in this time goes with the next pruning of old versions.
+const CACHE_IDLE: Duration = Duration::from_secs(30);
 
 /// The model whose vectors the store holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +110,25 @@ pub struct Store {
 struct SharedSession {
     index_cache_bytes: usize,
     metadata_cache_bytes: usize,
-    current: RwLock<Arc<Session>>,
+    current: RwLock<Caches>,
+}
+
+#[derive(Clone)]
+struct Caches {
+    session: Arc<Session>,
+    behind: [Arc<SweptCache>; 2],
+}
+
+impl Caches {
+    fn new(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Self {
+        let behind = [index_cache_bytes, metadata_cache_bytes].map(|bytes| Arc::new(SweptCache::new(bytes)));
+        let [index, metadata] = behind.clone().map(|cache| CacheSpec::Backend(cache));
+        let registry = Arc::new(lancedb::ObjectStoreRegistry::default());
+        Self {
+            session: Arc::new(Session::with_cache_backends(index, metadata, registry)),
+            behind,
+        }
+    }
 }
 
 impl SharedSession {
@@ -114,26 +136,22 @@ impl SharedSession {
         Self {
             index_cache_bytes,
             metadata_cache_bytes,
-            current: RwLock::new(new_session(index_cache_bytes, metadata_cache_bytes)),
+            current: RwLock::new(Caches::new(index_cache_bytes, metadata_cache_bytes)),
         }
     }
 
+    fn caches(&self) -> Caches {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn current(&self) -> Arc<Session> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        self.caches().session
     }
 
     fn begin_anew(&self) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) =
-            new_session(self.index_cache_bytes, self.metadata_cache_bytes);
+            Caches::new(self.index_cache_bytes, self.metadata_cache_bytes);
     }
-}
-
-fn new_session(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Arc<Session> {
-    Arc::new(Session::new(
-        index_cache_bytes,
-        metadata_cache_bytes,
-        Arc::new(lancedb::ObjectStoreRegistry::default()),
-    ))
 }
 
 /// The right to write, of which there is one. See the module.
@@ -402,6 +420,13 @@ impl WriteAccess {
         &self.store
     }
 
+    /// The projects in which a purge was begun and not finished, as those that a crash has cut short.
+    pub fn unfinished_purges(&self) -> Vec<ProjectName> {
+        let projects = self.store.projects().into_iter();
+        let marked = projects.filter(|project| project.directory.join(write::ERASING_MARK).exists());
+        marked.map(|project| project.name.clone()).collect()
+    }
+
     /// Removes a project with everything in it, at once and for good: for the daemon's own probes.
     pub async fn drop_project(&self, name: &ProjectName) -> KnowledgeResult<()> {
         let Some(project) = self.store.known(name)? else {
@@ -498,6 +523,20 @@ impl WriteGuard<'_> {
         tokio::task::spawn_blocking(move || recovery::discard_set_aside(&directory))
             .await
             .map_err(KnowledgeError::internal)?
+    }
+
+    /// Drops what the caches hold and nobody has asked for lately: of files that upkeep has replaced, mostly.
+    pub fn sweep_caches(&self) {
+        for cache in self.project.session.caches().behind {
+            cache.sweep(CACHE_IDLE);
+        }
+    }
+
+    /// Drops all that the caches hold, with the removed files that they keep open.
+    pub fn empty_caches(&self) {
+        for cache in self.project.session.caches().behind {
+            cache.empty();
+        }
     }
 
     /// Forgets the table after a failure whose effect is not known; the next user opens it from disk.

@@ -9,7 +9,7 @@ use arrow_array::builder::{
 };
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type, TimestampMillisecondType};
-use arrow_array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMillisecondArray};
+use arrow_array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray};
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
@@ -194,6 +194,13 @@ pub fn tombstone_batch(
     let none = Arc::new(Int32Array::from(vec![0; batch.num_rows()]));
     let batch = with_column(&batch, column::PASSAGES, none)?;
     close_rows(&batch, sequence, at)
+}
+
+/// Rows of which nothing but the key is meant: those that a merge is to remove.
+pub fn key_batch(schema: &SchemaRef, row_keys: Vec<String>) -> KnowledgeResult<RecordBatch> {
+    let nobody = vec![(String::new(), 0); row_keys.len()];
+    let batch = tombstone_batch(schema, "", &nobody, 0, DateTime::UNIX_EPOCH)?;
+    with_column(&batch, column::ROW_KEY, Arc::new(StringArray::from(row_keys)))
 }
 
 /// The same rows, closed by commit `sequence`.

@@ -1,6 +1,7 @@
 //! The table as the writer holds it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use arrow_array::{RecordBatch, RecordBatchIterator};
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
-use lance::dataset::WriteParams;
+use lance::dataset::{MergeInsertBuilder, WhenMatched, WhenNotMatched, WriteParams};
 use lance::session::Session;
 use lancedb::datafusion::logical_expr::lit;
 use lancedb::expr::col;
@@ -22,7 +23,7 @@ use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::identity::{IdentityKind, SeenIdentities};
 use crate::store::recovery::Condition;
-use crate::store::rows::{NewRevision, build_batch, close_rows, tombstone_batch};
+use crate::store::rows::{NewRevision, build_batch, close_rows, key_batch, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::view::{Horizon, IdentityRow, ProjectView};
 use crate::store::{ModelIdentity, dataset_shape, filter, fulltext};
@@ -32,6 +33,8 @@ pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
 
 /// Key of the last commit's number in the table's configuration; written when rows are forgotten.
 const SEQUENCE_KEY: &str = "ccod.last_sequence";
+/// Name of the file in a project's directory that stands there while a purge is under way.
+pub(crate) const ERASING_MARK: &str = "purge-unfinished";
 /// Pause between looks at whether a purge's readers are done.
 const READER_POLL: Duration = Duration::from_millis(20);
 
@@ -405,53 +408,113 @@ impl WriteTable {
         Ok(())
     }
 
-    /// Removes every row of these items and leaves a tombstone for each, then rewrites all that held them: the
-    /// data, the keyword index (whose dictionary keeps words), and, with [`WriteTable::prune`], the old
-    /// versions. Gives back the ids that were found.
+    /// Removes every row of these items and leaves a tombstone for each, as one version. Gives back the ids that
+    /// were found. What was removed stays in the files until [`WriteTable::erase_removed`] and then
+    /// [`WriteTable::finish_erasing`] have run, which [`WriteTable::is_erasing`] tells of, also after a crash.
     pub(crate) async fn purge(&mut self, ids: &[String]) -> KnowledgeResult<Vec<String>> {
         let Some(wanted) = filter::any_of(column::ID, ids) else {
             return Ok(Vec::new());
         };
-        let content = wanted.clone().and(col(column::PASSAGES).gt(lit(0_i32)));
-        // The last revision of each id, and the last that is a tombstone.
-        let (mut last_revisions, mut tombstones) = (BTreeMap::<String, i64>::new(), BTreeMap::<String, i64>::new());
-        self.snapshot()
-            .await?
-            .for_each_identity(wanted, |row| {
-                let revisions = if row.passages == 0 {
-                    &mut tombstones
-                } else {
-                    &mut last_revisions
-                };
-                let last = revisions.entry(row.id).or_default();
-                *last = row.revision.max(*last);
-            })
-            .await?;
-        if !last_revisions.is_empty() {
-            // A purge that was cut short left tombstones and maybe not more: asking again finishes it, with those.
-            let fresh: Vec<(String, i64)> = last_revisions
+        // Each id with its last revision, and whether that is all that is left of it.
+        let mut found = BTreeMap::<String, (i64, bool)>::new();
+        let view = self.snapshot().await?;
+        view.for_each_identity(wanted.clone(), |row| {
+            let (last, purged) = found.entry(row.id).or_insert((0, true));
+            *last = row.revision.max(*last);
+            *purged &= row.passages == 0;
+        })
+        .await?;
+        let content = wanted.and(col(column::PASSAGES).gt(lit(0_i32)));
+        let removed = view.row_keys(content).await?;
+        drop(view);
+        if !found.is_empty() {
+            // Also for those that are gone already: who asks again wants to be sure.
+            self.begin_erasing().await?;
+        }
+        if !removed.is_empty() {
+            let tombstones: Vec<(String, i64)> = found
                 .iter()
-                .filter(|(id, revision)| tombstones.get(*id).is_none_or(|last| last < revision))
-                .map(|(id, revision)| (id.clone(), revision + 1))
+                .filter(|(_, (_, purged))| !purged)
+                .map(|(id, (last, _))| (id.clone(), last + 1))
                 .collect();
-            if !fresh.is_empty() {
-                let sequence = self.next_sequence();
-                let at = now_ms();
-                let batch = tombstone_batch(&self.schema, self.project.as_str(), &fresh, sequence, at)?;
-                self.add(batch).await?;
-                self.last_sequence = sequence;
-                self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
-            }
-            self.table.delete(&content).await.map_err(write_error)?;
+            let sequence = self.next_sequence();
+            let at = now_ms();
+            let tombstones = tombstone_batch(&self.schema, self.project.as_str(), &tombstones, sequence, at)?;
+            let removed = key_batch(&self.schema, removed)?;
+            fail::fail_point!("write::before_purge_commit");
+            self.remove_and_add(removed, tombstones).await?;
+            self.last_sequence = sequence;
+            self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
         }
-        tombstones.extend(last_revisions);
-        let purged: Vec<String> = tombstones.into_keys().collect();
-        if !purged.is_empty() {
-            self.drop_text_index().await?;
-            self.rewrite_deletions(0.0).await?;
-            self.ensure_text_index().await?;
+        Ok(found.into_keys().collect())
+    }
+
+    /// Rewrites all that held removed rows: the data, and the keyword index, whose dictionary keeps words. The
+    /// versions before still hold them.
+    pub(crate) async fn erase_removed(&mut self) -> KnowledgeResult<()> {
+        fail::fail_point!("write::before_erasing", |_| Err(KnowledgeError::internal(
+            "failpoint write::before_erasing"
+        )));
+        self.drop_text_index().await?;
+        self.rewrite_deletions(0.0).await?;
+        self.ensure_text_index().await
+    }
+
+    /// Removes the versions before the present one, whoever still reads them after `patience`, and notes that
+    /// nothing is left to erase.
+    pub(crate) async fn finish_erasing(&self, patience: Duration) -> KnowledgeResult<()> {
+        self.await_readers(patience).await?;
+        self.prune_all().await?;
+        match std::fs::remove_file(self.erasing_mark().await?) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(error)),
+            _ => Ok(()),
         }
-        Ok(purged)
+    }
+
+    /// Whether a purge was begun and what it removed may still be in the files.
+    pub(crate) async fn is_erasing(&self) -> KnowledgeResult<bool> {
+        Ok(self.erasing_mark().await?.exists())
+    }
+
+    /// Notes durably that a purge begins. If it is cut short before anything is removed, erasing finds nothing.
+    async fn begin_erasing(&self) -> KnowledgeResult<()> {
+        let mark = self.erasing_mark().await?;
+        tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            std::fs::File::create(&mark)?.sync_all()?;
+            mark.parent()
+                .map_or(Ok(()), |directory| std::fs::File::open(directory)?.sync_all())
+        })
+        .await
+        .map_err(KnowledgeError::internal)?
+        .map_err(write_error)
+    }
+
+    async fn erasing_mark(&self) -> KnowledgeResult<PathBuf> {
+        let table = PathBuf::from(self.table.uri().await.map_err(read_error)?);
+        let directory = table
+            .parent()
+            .ok_or_else(|| KnowledgeError::internal("the table is in no directory"))?;
+        Ok(directory.join(ERASING_MARK))
+    }
+
+    /// Removes the rows with the keys of one batch and adds those of the other, as one version. LanceDB's merge
+    /// knows no deleting of what is matched, Lance's does.
+    async fn remove_and_add(&self, removed: RecordBatch, added: RecordBatch) -> KnowledgeResult<()> {
+        let wrapper = self
+            .table
+            .dataset()
+            .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
+        let dataset = wrapper.get().await.map_err(read_error)?;
+        let batches = [Ok(removed), Ok(added)];
+        let source = RecordBatchIterator::new(batches, Arc::clone(&self.schema));
+        let mut merge = MergeInsertBuilder::try_new(dataset, vec![column::ROW_KEY.to_owned()]).map_err(write_error)?;
+        merge
+            .when_matched(WhenMatched::Delete)
+            .when_not_matched(WhenNotMatched::InsertAll);
+        let merge = merge.try_build().map_err(write_error)?;
+        let (dataset, _) = merge.execute_reader(source).await.map_err(write_error)?;
+        wrapper.update(Arc::unwrap_or_clone(dataset));
+        Ok(())
     }
 
     async fn drop_text_index(&self) -> KnowledgeResult<()> {

@@ -34,8 +34,8 @@ use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
-use crate::store::maintenance::{Debt, next_step};
-use crate::store::{Project, WriteAccess};
+use crate::store::maintenance::{Debt, Step, next_step};
+use crate::store::{Project, WriteAccess, WriteGuard};
 
 /// Commits of a busy lane after which one step of upkeep may come between: often enough that debt stays
 /// bounded under load, rarely enough that measuring it costs little.
@@ -71,6 +71,8 @@ pub enum WriterMessage {
     Exclusive(ExclusiveRequest),
     /// Look at a lane again: what it waited for has come, or does not come.
     Nudge(ProjectName),
+    /// Look whether upkeep is due.
+    Upkeep(ProjectName),
     /// Remove this project and everything in it.
     DropProject(ProjectName, oneshot::Sender<KnowledgeResult<()>>),
     /// Run this with the right to write, beside the lanes; what it changes it locks.
@@ -89,6 +91,7 @@ impl std::fmt::Debug for WriterMessage {
             Self::Write(_) => "Write",
             Self::Exclusive(_) => "Exclusive",
             Self::Nudge(_) => "Nudge",
+            Self::Upkeep(_) => "Upkeep",
             Self::DropProject(..) => "DropProject",
             Self::WithAccess(_) => "WithAccess",
             Self::LaneDone(_) => "LaneDone",
@@ -542,10 +545,14 @@ impl Actor for Writer {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         fail::fail_point!("writer::pre_start", |_| Err("failpoint writer::pre_start".into()));
+        for project in arguments.access.unfinished_purges() {
+            tracing::warn!(%project, "a purge was cut short, it is being finished");
+            myself.cast(WriterMessage::Upkeep(project))?;
+        }
         Ok(WriterState {
             announcements: arguments.announcements,
             config: arguments.config,
@@ -571,6 +578,14 @@ impl Actor for Writer {
             }
             WriterMessage::Exclusive(request) => state.accept_exclusive(&myself, request),
             WriterMessage::Nudge(project) => state.start(&myself, &project),
+            WriterMessage::Upkeep(project) => {
+                if state.ensure_lane(&project).is_ok()
+                    && let Some(lane) = state.lanes.get_mut(&project)
+                {
+                    lane.dirty = true;
+                    state.start(&myself, &project);
+                }
+            }
             WriterMessage::DropProject(project, reply) => {
                 let access = Arc::clone(&state.access);
                 // A lane that is left without its project makes itself a new one with the next store.
@@ -956,25 +971,22 @@ impl LaneTurn {
             ExclusiveTask::Purge(ids) => table.purge(ids).await.map(|purged| outcome.purged = purged),
             ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
         };
+        let erasing = table.is_erasing().await;
+        let done = match (done, &erasing) {
+            (Ok(()), Ok(true)) => table.erase_removed().await,
+            (done, _) => done,
+        };
         if let Err(error) = done {
             return Err(guard.failed(error));
         }
         guard.publish().await?;
-        if let ExclusiveTask::Purge(_) = task {
-            guard.discard_set_aside().await?;
+        if erasing? {
+            finish_erasing(&mut guard).await?;
         }
-        if let Some(table) = guard.table() {
-            match task {
-                ExclusiveTask::Purge(_) if outcome.purged.is_empty() => {}
-                ExclusiveTask::Purge(_) => {
-                    table.await_readers(PURGE_PATIENCE).await?;
-                    table.prune_all().await?;
-                }
-                ExclusiveTask::Optimize => {
-                    table.prune().await?;
-                    outcome.steps.insert("prune".to_owned(), 1);
-                }
-            }
+        if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
+            table.prune().await?;
+            guard.sweep_caches();
+            outcome.steps.insert("prune".to_owned(), 1);
         }
         Ok(outcome)
     }
@@ -1033,6 +1045,11 @@ impl LaneTurn {
                 return Err(guard.failed(error));
             }
             guard.publish().await?;
+            match step {
+                Step::Erase => finish_erasing(&mut guard).await?,
+                Step::Prune => guard.sweep_caches(),
+                _ => {}
+            }
             Ok::<Upkeep, KnowledgeError>(Upkeep::Stepped)
         };
         match step.await {
@@ -1043,6 +1060,15 @@ impl LaneTurn {
             }
         }
     }
+}
+
+/// Removes all files that may still hold what a purge removed; the table without it is published.
+async fn finish_erasing(guard: &mut WriteGuard<'_>) -> KnowledgeResult<()> {
+    guard.discard_set_aside().await?;
+    let Some(table) = guard.table() else { return Ok(()) };
+    let finished = table.finish_erasing(PURGE_PATIENCE).await;
+    guard.empty_caches();
+    finished
 }
 
 /// The words of a panic.
