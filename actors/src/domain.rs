@@ -246,14 +246,14 @@ pub struct ItemPatch {
 }
 
 /// Names one deletion, so that it can be undone: the commit that closed the items, and when. The time tells a
-/// deletion from one of another history that had the same number.
+/// deletion from others in the same commit, and from one of another history that had the same number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deletion {
     /// The project.
     pub project: ProjectName,
     /// The commit.
     pub sequence: i64,
-    /// Its time.
+    /// When its items were closed.
     pub at: DateTime<Utc>,
 }
 

@@ -102,6 +102,13 @@ fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
     assert!(daemon.shut_down());
     daemon.boot();
 
+    let status = daemon.call("admin.status", json!({}));
+    assert!(
+        status["recovery"]
+            .to_string()
+            .contains("a restore of default was interrupted"),
+        "{status}"
+    );
     assert_eq!(daemon.count(), 1);
     let found = daemon.call("knowledge.search", json!({"query": "backup", "mode": "text"}));
     assert_eq!(found["results"][0]["text"], "in the backup");

@@ -53,7 +53,7 @@ fn written_by(time: DateTime<Utc>) -> Expr {
     created.or(col(column::UPDATED_AT).lt_eq(time_literal(time)))
 }
 
-/// The rows that one commit closed.
+/// The rows that a commit closed at this time: those of one deletion.
 pub fn closed_by(sequence: i64, at: DateTime<Utc>) -> Expr {
     col(column::VALID_TO)
         .eq(lit(sequence))

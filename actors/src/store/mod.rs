@@ -93,6 +93,8 @@ pub struct StoreConfig {
 pub struct Store {
     config: StoreConfig,
     session: Arc<SharedSession>,
+    /// The restores that were finished when the store was opened, a sentence each.
+    finished: Vec<String>,
     /// By the name folded to lower case, so that a collision is seen on every file system.
     projects: RwLock<BTreeMap<String, Arc<Project>>>,
     /// Counts the published views of all projects: what the change feed waits for.
@@ -226,10 +228,11 @@ impl Store {
             config.index_cache_bytes,
             config.metadata_cache_bytes,
         ));
-        restore::finish_interrupted(&config.knowledge_dir)?;
+        let finished = restore::finish_interrupted(&config.knowledge_dir)?;
         let store = Arc::new(Self {
             config,
             session,
+            finished,
             projects: RwLock::new(BTreeMap::new()),
             published: Arc::new(watch::Sender::new(0)),
             moment: Arc::default(),
@@ -356,8 +359,9 @@ impl Store {
         self.published.subscribe()
     }
 
-    /// What recovery did and found in each project, for `admin.status`.
+    /// What recovery did and found, in the store and in each project, for `admin.status`.
     pub async fn recovery(&self) -> Vec<String> {
+        let finished = self.finished.clone();
         let projects = self.projects();
         let told = tokio::task::spawn_blocking(move || {
             let tell = |project: &Arc<Project>| {
@@ -367,7 +371,7 @@ impl Store {
                     .into_iter()
                     .map(move |what| format!("project {name}: {what}"))
             };
-            projects.iter().flat_map(tell).collect()
+            finished.into_iter().chain(projects.iter().flat_map(tell)).collect()
         });
         told.await.unwrap_or_default()
     }

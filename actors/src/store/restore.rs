@@ -472,10 +472,11 @@ fn unused(path: PathBuf) -> PathBuf {
 }
 
 /// Finishes the restores that a crash interrupted, and removes what those left that had not begun to change
-/// anything. Runs before the store knows a project.
-pub(crate) fn finish_interrupted(knowledge: &Path) -> KnowledgeResult<()> {
+/// anything. Runs before the store knows a project. Gives back what it finished, a sentence each.
+pub(crate) fn finish_interrupted(knowledge: &Path) -> KnowledgeResult<Vec<String>> {
+    let mut told = Vec::new();
     let Ok(entries) = std::fs::read_dir(knowledge) else {
-        return Ok(()); // Nothing there yet; what cannot be read is reported by who reads it next.
+        return Ok(told); // Nothing there yet; what cannot be read is reported by who reads it next.
     };
     for entry in entries.flatten() {
         let is_staging = entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX);
@@ -483,24 +484,36 @@ pub(crate) fn finish_interrupted(knowledge: &Path) -> KnowledgeResult<()> {
             continue;
         }
         let staging = entry.path();
-        finish(&staging, knowledge).map_err(|error| {
+        let finished = finish(&staging, knowledge).map_err(|error| {
             KnowledgeError::internal(format!(
                 "the restore in {} could not be finished: {error}; move that directory away to start without it",
                 staging.display()
             ))
         })?;
+        told.extend(finished);
     }
-    Ok(())
+    Ok(told)
 }
 
-fn finish(staging: &Path, knowledge: &Path) -> io::Result<()> {
+fn finish(staging: &Path, knowledge: &Path) -> io::Result<Option<String>> {
+    let mut told = None;
     if let Some(intent) = Intent::read(staging)? {
         let kept = swap(staging, knowledge, &intent, &mut Vec::new())?;
-        tracing::warn!(projects = ?intent.projects, kept_aside = ?kept, "finished a restore that was interrupted");
+        let mut what = format!(
+            "a restore of {} was interrupted and was finished",
+            intent.projects.join(", ")
+        );
+        if !kept.is_empty() {
+            let kept: Vec<String> = kept.iter().map(|path| path.display().to_string()).collect();
+            what.push_str(&format!("; what was there before is kept in {}", kept.join(", ")));
+        }
+        tracing::warn!("{what}");
+        told = Some(what);
         Intent::remove(staging)?;
     }
     std::fs::remove_dir_all(staging)?;
-    sync_directory(knowledge)
+    sync_directory(knowledge)?;
+    Ok(told)
 }
 
 #[cfg(test)]
@@ -593,7 +606,8 @@ mod tests {
         for renames in 0..=5 {
             let home = Home::new(&["a", "b", "untouched"]);
             home.interrupted(&["a", "b", "c"], renames);
-            finish_interrupted(&home.knowledge()).unwrap();
+            let told = finish_interrupted(&home.knowledge()).unwrap();
+            assert!(told.len() == 1 && told[0].contains("a, b, c"), "{told:?}");
             for project in ["a", "b", "c"] {
                 assert_eq!(home.held(project).as_deref(), Some("new"), "{project} after {renames}");
             }
@@ -604,7 +618,7 @@ mod tests {
             assert_eq!(home.held("untouched").as_deref(), Some("old"));
             assert!(!home.staging().exists());
             // Once is enough, and again does nothing.
-            finish_interrupted(&home.knowledge()).unwrap();
+            assert!(finish_interrupted(&home.knowledge()).unwrap().is_empty());
             assert_eq!(home.held("a").as_deref(), Some("new"));
         }
     }

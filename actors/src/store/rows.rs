@@ -193,7 +193,8 @@ pub fn tombstone_batch(
     let batch = build_batch(schema, project, &revisions)?;
     let none = Arc::new(Int32Array::from(vec![0; batch.num_rows()]));
     let batch = with_column(&batch, column::PASSAGES, none)?;
-    close_rows(&batch, sequence, at)
+    let closed_at = vec![at; batch.num_rows()];
+    close_rows(&batch, sequence, &closed_at)
 }
 
 /// Rows of which nothing but the key is meant: those that a merge is to remove.
@@ -203,11 +204,11 @@ pub fn key_batch(schema: &SchemaRef, row_keys: Vec<String>) -> KnowledgeResult<R
     with_column(&batch, column::ROW_KEY, Arc::new(StringArray::from(row_keys)))
 }
 
-/// The same rows, closed by commit `sequence`.
-pub fn close_rows(batch: &RecordBatch, sequence: i64, at: DateTime<Utc>) -> KnowledgeResult<RecordBatch> {
-    let rows = batch.num_rows();
-    let valid_to = Arc::new(Int64Array::from(vec![sequence; rows]));
-    let closed_at = TimestampMillisecondArray::from(vec![at.timestamp_millis(); rows]).with_timezone("UTC");
+/// The same rows, closed by commit `sequence`, each at its own time.
+pub fn close_rows(batch: &RecordBatch, sequence: i64, closed_at: &[DateTime<Utc>]) -> KnowledgeResult<RecordBatch> {
+    let valid_to = Arc::new(Int64Array::from(vec![sequence; batch.num_rows()]));
+    let closed_at: Vec<i64> = closed_at.iter().map(DateTime::timestamp_millis).collect();
+    let closed_at = TimestampMillisecondArray::from(closed_at).with_timezone("UTC");
     let batch = with_column(batch, column::VALID_TO, valid_to)?;
     with_column(&batch, column::CLOSED_AT, Arc::new(closed_at))
 }

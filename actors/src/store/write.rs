@@ -315,25 +315,25 @@ impl WriteTable {
     }
 
     /// Closes whole rows and writes revisions, in one commit: all passages of all items change together or not
-    /// at all. `closing` holds the rows as they are; the commit's number must be
+    /// at all. `closing` holds the rows as they are and `closed_at` a time for each; the commit's number must be
     /// [`WriteTable::next_sequence`].
     pub async fn change(
         &mut self,
         closing: &RecordBatch,
+        closed_at: &[DateTime<Utc>],
         revisions: &[NewRevision<'_>],
-        at: DateTime<Utc>,
     ) -> KnowledgeResult<Written> {
-        if closing.num_rows() == 0 {
+        let Some(first_closed) = closed_at.iter().min().copied() else {
             return self.append(revisions).await;
-        }
+        };
         let sequence = self.next_sequence();
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
-        let closed = close_rows(closing, sequence, at)?;
+        let closed = close_rows(closing, sequence, closed_at)?;
         let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
         let rows = closed.num_rows() + opened.num_rows();
         self.merge(vec![closed, opened]).await?;
         self.committed(sequence, revisions);
-        self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
+        self.oldest_closed = self.oldest_closed.into_iter().chain([first_closed]).min();
         Ok(Written { sequence, rows })
     }
 

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use arrow_array::{RecordBatch, UInt32Array};
 use arrow_select::take::take_record_batch;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use lancedb::datafusion::logical_expr::Expr;
 use lancedb::expr::col;
 
@@ -306,6 +306,10 @@ impl Concerned {
 struct Plan {
     /// Rows of [`Concerned::live_rows`] that it closes.
     closing: Vec<u32>,
+    /// When each of these is closed.
+    closed_at: Vec<DateTime<Utc>>,
+    /// Changes planned so far.
+    changes: i64,
     opening: Vec<OwnedRevision>,
 }
 
@@ -329,6 +333,7 @@ impl Plan {
         at: DateTime<Utc>,
         project: &ProjectName,
     ) -> KnowledgeResult<OpOutcome> {
+        self.changes += 1;
         match op {
             WriteOp::Store(_) => Err(KnowledgeError::internal("a store is not a change")),
             WriteOp::Update(update) => self.update(update, concerned, at),
@@ -344,10 +349,13 @@ impl Plan {
                         ids
                     }
                 };
+                // A time of its own within the commit, by which its undo token tells it from what else the
+                // commit closes: a moment ago, when it came.
+                let at = at - TimeDelta::milliseconds(self.changes);
                 let mut deleted = Vec::new();
                 for id in ids {
                     if let Some(revision) = concerned.live.get(id) {
-                        self.closing.extend(&revision.rows);
+                        self.close(revision, at);
                         deleted.push(id.clone());
                     }
                 }
@@ -403,12 +411,17 @@ impl Plan {
                 updated_at: current.item.updated_at,
             });
         }
-        self.closing.extend(&current.rows);
+        self.close(current, at);
         self.opening.push(next);
         Ok(OpOutcome::Updated {
             id: id.to_owned(),
             updated_at: at,
         })
+    }
+
+    fn close(&mut self, revision: &StoredRevision, at: DateTime<Utc>) {
+        self.closing.extend(&revision.rows);
+        self.closed_at.resize(self.closing.len(), at);
     }
 
     fn is_empty(&self) -> bool {
@@ -578,7 +591,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         Some(rows) if !plan.closing.is_empty() => {
             let indices = UInt32Array::from(plan.closing);
             let closing = take_record_batch(rows, &indices).map_err(KnowledgeError::internal)?;
-            table.change(&closing, &revisions, at).await?
+            table.change(&closing, &plan.closed_at, &revisions).await?
         }
         _ => table.append(&revisions).await?,
     };

@@ -5,7 +5,7 @@
 //! group at most; a bulk store advances by at least [`BULK_SHARE`] of each group, so that it is never starved.
 //!
 //! A group is one commit, so two writes of one item cannot both be in it: the second begins the next group. What
-//! may concern any item (a delete by filter, a purge), and every delete, is a group of its own.
+//! may concern any item (a delete by filter, a purge) is a group of its own.
 
 use std::collections::{HashSet, VecDeque};
 

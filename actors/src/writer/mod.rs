@@ -263,10 +263,12 @@ impl Weighed for Queued {
                     .as_ref()
                     .map_or(Touched::New, |id| Touched::Ids(std::slice::from_ref(id))),
                 WriteOp::Update(update) => Touched::Ids(&update.ids),
-                WriteOp::Undelete(UndeleteTarget::Ids(ids)) => Touched::Ids(ids),
-                // An undo token names the commit of its delete, and undoes all that this closed: a delete that
-                // shared its commit would be undone with the token of another one.
-                WriteOp::Delete(_) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => Touched::Any,
+                WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
+                    Touched::Ids(ids)
+                }
+                WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => {
+                    Touched::Any
+                }
             },
             Self::Exclusive(_) => Touched::Any,
         }

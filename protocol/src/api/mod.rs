@@ -240,7 +240,7 @@ methods! {
     Verify ADMIN_VERIFY = "admin.verify", VerifyParams => VerifyResult, read LONG,
         [], "Checks the stored data and reports what is wrong.";
     Import ADMIN_IMPORT = "admin.import", ImportParams => ImportResult, write LONG,
-        ["path", "dry_run"], "Imports items from a file or a store of the old tool.";
+        ["path", "dry_run"], "Imports items from JSON Lines or from Markdown files.";
     Export ADMIN_EXPORT = "admin.export", ExportParams => ExportResult, read LONG,
         ["path", "format"], "Exports items to an absolute path.";
     Shutdown ADMIN_SHUTDOWN = "admin.shutdown", ShutdownParams => ShutdownResult, read WRITE,
