@@ -150,6 +150,20 @@ fn render_status(output: &Output, status: &StatusResult) -> String {
     text
 }
 
+/// `ccoctl metrics`: the text as it is, for a scraper's text file; `--json` wraps it.
+pub(crate) async fn metrics(context: &Context) -> CliResult {
+    let daemon = Daemon::open(context).await?;
+    let metrics = daemon
+        .call::<api::Metrics>(Scope::None, &api::MetricsParams::default())
+        .await?;
+    if context.output.json {
+        context.output.print_json(&metrics)?;
+    } else {
+        context.output.print(metrics.text.trim_end())?;
+    }
+    Ok(Exit::Ok)
+}
+
 /// `ccoctl health`: 0 if the daemon works or is on its way up, 1 if not.
 pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResult {
     let daemon = Daemon::open(context).await?;

@@ -113,6 +113,8 @@ enum Command {
     Projects,
     /// Say whether the daemon works
     Health(admin::HealthArgs),
+    /// Print the daemon's numbers as Prometheus text
+    Metrics,
     /// Write a consistent copy of all projects
     Backup(maintenance::BackupArgs),
     /// Replace projects by those of a backup; keeps the old ones aside
@@ -282,6 +284,7 @@ async fn dispatch(context: &Context, command: Command) -> CliResult {
         Command::Stats(arguments) => knowledge::stats(context, arguments).await,
         Command::Projects => knowledge::projects(context).await,
         Command::Health(arguments) => admin::health(context, &arguments).await,
+        Command::Metrics => admin::metrics(context).await,
         Command::Backup(arguments) => maintenance::backup(context, arguments).await,
         Command::Restore(arguments) => maintenance::restore(context, arguments).await,
         Command::Export(arguments) => maintenance::export(context, arguments).await,

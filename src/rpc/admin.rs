@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
@@ -123,6 +124,10 @@ fn rand_word() -> u32 {
 
 /// Describes the daemon.
 pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api::StatusResult, WireError> {
+    describe(&app, call.deadline()).await
+}
+
+async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, WireError> {
     let routes = app.routes();
     let model = &app.store.config().model;
     let embedder = match &routes.embedder {
@@ -159,31 +164,30 @@ pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api
 
     let debts = writer.map(|stats| stats.debt).unwrap_or_default();
     let mut projects = Vec::new();
-    for project in routes
-        .readers
-        .project_stats(None, call.deadline())
-        .await
-        .map_err(wire_error)?
-    {
+    for project in routes.readers.project_stats(None, deadline).await.map_err(wire_error)? {
         if project.project == HEALTH_PROJECT {
             continue;
         }
-        let debt = debts.get(&project.project);
+        // What its files tell is of now; what only the writer knows is of its last turn.
+        let mut debt = project.debt;
+        if let Some(known) = debts.get(&project.project) {
+            (debt.expired, debt.purge_unfinished) = (known.expired, known.purge_unfinished);
+        }
         projects.push(api::ProjectStatus {
             items: project.items.total,
             rows: project.items.passages,
             bytes_on_disk: project.bytes_on_disk,
-            fragments: project.fragments as u64,
-            versions: debt.map_or(0, |debt| debt.versions as u64),
-            unindexed_rows: debt.map_or(0, |debt| debt.unindexed_rows as u64),
-            maintenance_debt: debt.map(to_object).map(|debt| numbers_of(&debt)).unwrap_or_default(),
+            fragments: debt.fragments as u64,
+            versions: debt.versions as u64,
+            unindexed_rows: debt.unindexed_rows as u64,
+            maintenance_debt: numbers_of(&to_object(&debt)),
             state: project.needs_migration.map(|_| "needs_migration".to_owned()),
             project_id: project.project,
         });
     }
 
     // Last, since the projects may have been opened only now.
-    let (status, reasons) = health_of(&app).await;
+    let (status, reasons) = health_of(app).await;
     let recovery = app.store.recovery().await;
     Ok(api::StatusResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -207,12 +211,23 @@ pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api
                 .unwrap_or(0),
         },
         memory: memory(),
-        caches: caches(&app, &embedder_stats),
-        limits: limits(&app),
+        caches: caches(app, &embedder_stats),
+        limits: limits(app),
         server: to_object(app.server.snapshot()),
         projects,
         recovery,
     })
+}
+
+/// Gives the numbers of [`status`] as Prometheus text.
+pub(crate) async fn metrics(app: Arc<App>, call: Call<api::Metrics>) -> Result<api::MetricsResult, WireError> {
+    let status = describe(&app, call.deadline()).await?;
+    let text = super::metrics::render(&status).map_err(|error| {
+        wire_error(KnowledgeError::internal(format!(
+            "the metrics could not be written: {error}"
+        )))
+    })?;
+    Ok(api::MetricsResult { text })
 }
 
 fn to_object(value: impl serde::Serialize) -> serde_json::Map<String, Value> {

@@ -6,6 +6,7 @@ mod convert;
 mod errors;
 mod feed;
 mod life;
+mod metrics;
 mod read;
 mod store;
 mod transfer;
@@ -104,6 +105,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Embed, _, _>(&mut module, read::embed)?;
     register::<api::Health, _, _>(&mut module, admin::health)?;
     register::<api::Status, _, _>(&mut module, admin::status)?;
+    register::<api::Metrics, _, _>(&mut module, admin::metrics)?;
     register::<api::Optimize, _, _>(&mut module, admin::optimize)?;
     register::<api::Backup, _, _>(&mut module, transfer::backup)?;
     register::<api::Restore, _, _>(&mut module, transfer::restore)?;
@@ -117,7 +119,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
 }
 
 /// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
-pub(crate) const SERVED: [&str; 28] = [
+pub(crate) const SERVED: [&str; 29] = [
     api::Store::NAME,
     api::StoreBatch::NAME,
     api::Search::NAME,
@@ -137,6 +139,7 @@ pub(crate) const SERVED: [&str; 28] = [
     api::Embed::NAME,
     api::Health::NAME,
     api::Status::NAME,
+    api::Metrics::NAME,
     api::Optimize::NAME,
     api::Backup::NAME,
     api::Restore::NAME,

@@ -31,6 +31,38 @@ fn the_model_loads_when_it_is_needed_and_keywords_work_before() {
 }
 
 #[test]
+fn the_debt_of_a_project_is_in_status_and_metrics_also_right_after_a_start() {
+    let daemon = Daemon::start();
+    for number in 0..3 {
+        daemon.store(&format!("note {number}"));
+    }
+    let daemon = daemon.kill_and_restart();
+    let status = daemon.call("admin.status", json!({}));
+    let project = &status["projects"][0];
+    assert_eq!(
+        (&project["unindexed_rows"], &project["fragments"]),
+        (&json!(3), &json!(3)),
+        "{project}"
+    );
+    assert!(project["versions"].as_u64().unwrap() > 3, "{project}");
+    assert_eq!(project["maintenance_debt"]["purge_unfinished"], 0);
+
+    let metrics = daemon.call("admin.metrics", json!({}));
+    let printed = daemon.home.run(&["metrics"]);
+    assert_eq!(printed.status.code(), Some(0));
+    for text in [metrics["text"].as_str().unwrap(), &String::from_utf8(printed.stdout).unwrap()] {
+        for line in [
+            "ccod_healthy 1.0",
+            r#"ccod_project_items{project="default"} 3.0"#,
+            r#"ccod_project_maintenance_debt{project="default",kind="unindexed_rows"} 3.0"#,
+            r#"ccod_part_running{part="writer"} 1.0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}
+
+#[test]
 fn everything_under_the_home_is_the_owners_alone() {
     let daemon = Daemon::start();
     daemon.store("private");

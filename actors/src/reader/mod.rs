@@ -18,6 +18,7 @@ use crate::deadline::Deadline;
 use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::changes::Change;
+use crate::store::maintenance::Debt;
 use crate::store::search::{SearchOutcome, search};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
@@ -58,8 +59,8 @@ pub struct ProjectStats {
     pub items: Arc<ItemStats>,
     /// Bytes on disk.
     pub bytes_on_disk: u64,
-    /// Fragments of its table.
-    pub fragments: usize,
+    /// Upkeep that it is behind with, as far as its files tell.
+    pub debt: Debt,
     /// Its newest commit.
     pub version: i64,
     /// Model of its vectors; none where the table has another shape.
@@ -431,7 +432,7 @@ async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeR
                 project: project.name().to_string(),
                 items: view.stats().await?,
                 bytes_on_disk: project.bytes_on_disk().await?,
-                fragments: view.fragments(),
+                debt: view.debt().await?,
                 version: view.sequence(),
                 model,
                 needs_migration,

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::sync_directories;
 use crate::store::error::{read_error, write_error};
+use crate::store::view::ProjectView;
 use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
 
 /// Rows outside the keyword index from which on they are folded in: each is read and tokenised by every
@@ -206,34 +207,48 @@ impl Debt {
     }
 }
 
+impl ProjectView {
+    /// Measures the debt of this version, but for what only the writer knows: whether closed rows have expired and
+    /// whether a purge is unfinished. Reads the manifest and one directory.
+    pub async fn debt(&self) -> KnowledgeResult<Debt> {
+        measure(self.dataset()).await
+    }
+}
+
+async fn measure(dataset: &Dataset) -> KnowledgeResult<Debt> {
+    let segments = dataset.load_indices_by_name(TEXT_INDEX).await.map_err(read_error)?;
+    let fragment_rows = fragment_rows(dataset, &segments);
+    let mut segment_rows = vec![0; segments.len()];
+    let mut unindexed_rows = 0;
+    for rows in &fragment_rows {
+        let live = rows.physical - rows.deleted;
+        match rows.segment {
+            Some(segment) => segment_rows[segment] += live,
+            None => unindexed_rows += live,
+        }
+    }
+    let versions = std::path::Path::new(dataset.uri()).join("_versions");
+    Ok(Debt {
+        unindexed_rows,
+        index_segments: segments.len(),
+        segment_rows,
+        fragments: fragment_rows.len(),
+        deleted_rows: fragment_rows.iter().map(|rows| rows.deleted).sum(),
+        fragment_rows,
+        versions: std::fs::read_dir(versions).map_or(0, |entries| entries.count()),
+        expired: false,
+        purge_unfinished: false,
+    })
+}
+
 impl WriteTable {
     /// Measures the debt. Reads the manifest and one directory.
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
         let dataset = current_dataset(self.lancedb()).await?;
-        let segments = dataset.load_indices_by_name(TEXT_INDEX).await.map_err(read_error)?;
-        let fragment_rows = fragment_rows(&dataset, &segments);
-        let mut segment_rows = vec![0; segments.len()];
-        let mut unindexed_rows = 0;
-        for rows in &fragment_rows {
-            let live = rows.physical - rows.deleted;
-            match rows.segment {
-                Some(segment) => segment_rows[segment] += live,
-                None => unindexed_rows += live,
-            }
-        }
-        let uri = self.lancedb().uri().await.map_err(read_error)?;
-        let versions =
-            std::fs::read_dir(std::path::Path::new(&uri).join("_versions")).map_or(0, |entries| entries.count());
         Ok(Debt {
-            unindexed_rows,
-            index_segments: segments.len(),
-            segment_rows,
-            fragments: fragment_rows.len(),
-            deleted_rows: fragment_rows.iter().map(|rows| rows.deleted).sum(),
-            fragment_rows,
-            versions,
             expired: self.holds_closed_before(self.retention_cutoff()),
             purge_unfinished: self.is_erasing().await?,
+            ..measure(&dataset).await?
         })
     }
 
