@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
-use ccod_actors::store::maintenance::next_step;
+use ccod_actors::store::maintenance::{Pace, next_step};
 use ccod_actors::store::rows::EmbeddedPassage;
 use ccod_actors::store::search::search;
 use ccod_actors::store::view::SearchRequest;
@@ -75,7 +75,9 @@ async fn upkeep(access: &WriteAccess, project: &ProjectName) -> usize {
     loop {
         let table = guard.table().unwrap();
         let debt = table.debt().await.unwrap();
-        let Some(step) = next_step(&debt) else { break };
+        let Some(step) = next_step(&debt, Pace::Busy) else {
+            break;
+        };
         let begun = Instant::now();
         table.maintain(step).await.unwrap();
         println!("  {step:?}: {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);

@@ -50,7 +50,10 @@ fn the_debt_of_a_project_is_in_status_and_metrics_also_right_after_a_start() {
     let metrics = daemon.call("admin.metrics", json!({}));
     let printed = daemon.home.run(&["metrics"]);
     assert_eq!(printed.status.code(), Some(0));
-    for text in [metrics["text"].as_str().unwrap(), &String::from_utf8(printed.stdout).unwrap()] {
+    for text in [
+        metrics["text"].as_str().unwrap(),
+        &String::from_utf8(printed.stdout).unwrap(),
+    ] {
         for line in [
             "ccod_healthy 1.0",
             r#"ccod_project_items{project="default"} 3.0"#,

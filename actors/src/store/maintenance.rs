@@ -114,8 +114,42 @@ pub enum Step {
     Prune,
 }
 
-/// Decides the next step; none when there is no debt worth one. Pure.
-pub fn next_step(debt: &Debt) -> Option<Step> {
+/// How soon debt is worth a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Between writes: a step delays the next one, and makes a version.
+    Busy,
+    /// Nobody has written for a while: what slows searches is mended earlier.
+    Quiet,
+}
+
+impl Pace {
+    fn unindexed_rows(self) -> usize {
+        match self {
+            Self::Busy => UNINDEXED_ROWS,
+            Self::Quiet => UNINDEXED_ROWS / 8,
+        }
+    }
+
+    fn unindexed_fragments(self) -> usize {
+        match self {
+            Self::Busy => UNINDEXED_FRAGMENTS,
+            Self::Quiet => UNINDEXED_FRAGMENTS / 3,
+        }
+    }
+
+    /// Fragments of a tier from which on they are merged. A merge may rewrite one that is nearly full for a few
+    /// small ones, so it is only done early where that is little.
+    fn fragments_per_tier(self, target_rows: usize) -> usize {
+        match self {
+            Self::Quiet if target_rows <= TIERS[1] => FRAGMENTS_PER_TIER / 3,
+            _ => FRAGMENTS_PER_TIER,
+        }
+    }
+}
+
+/// Decides the next step; none when there is no debt worth one at this pace. Pure.
+pub fn next_step(debt: &Debt, pace: Pace) -> Option<Step> {
     if debt.purge_unfinished {
         return Some(Step::Erase);
     }
@@ -127,7 +161,8 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
             merged: debt.index_segments,
         });
     }
-    if debt.unindexed_rows >= UNINDEXED_ROWS || debt.largest_bin(usize::MAX, None) >= UNINDEXED_FRAGMENTS {
+    let unindexed_fragments = debt.largest_bin(usize::MAX, None);
+    if debt.unindexed_rows >= pace.unindexed_rows() || unindexed_fragments >= pace.unindexed_fragments() {
         return Some(Step::Index {
             merged: segments_to_merge(&debt.segment_rows, debt.unindexed_rows),
         });
@@ -135,7 +170,7 @@ pub fn next_step(debt: &Debt) -> Option<Step> {
     let segments = 0..debt.segment_rows.len();
     let crowded = |target: &usize| {
         let largest = segments.clone().map(|segment| debt.largest_bin(*target, Some(segment)));
-        largest.max().unwrap_or(0) >= FRAGMENTS_PER_TIER
+        largest.max().unwrap_or(0) >= pace.fragments_per_tier(*target)
     };
     if let Some(target_rows) = TIERS.into_iter().find(crowded) {
         return Some(Step::Compact { target_rows });
@@ -418,6 +453,10 @@ mod tests {
         vec![fragment; count]
     }
 
+    fn busy(debt: &Debt) -> Option<Step> {
+        next_step(debt, Pace::Busy)
+    }
+
     /// A debt of these fragments, with as many segments as they name.
     fn debt_of(fragment_rows: Vec<FragmentRows>) -> Debt {
         let segments = fragment_rows.iter().filter_map(|rows| rows.segment).max();
@@ -441,13 +480,28 @@ mod tests {
     }
 
     #[test]
+    fn smaller_debts_are_taken_on_when_nobody_writes() {
+        for (debt, step) in [
+            (debt_of(unindexed(4)), Step::Index { merged: 0 }),
+            (debt_of(whole(&[64; 4])), Step::Compact { target_rows: 1_024 }),
+        ] {
+            assert_eq!(busy(&debt), None);
+            assert_eq!(next_step(&debt, Pace::Quiet), Some(step));
+        }
+        assert_eq!(next_step(&debt_of(unindexed(3)), Pace::Quiet), None);
+        assert_eq!(next_step(&debt_of(whole(&[64; 3])), Pace::Quiet), None);
+        // A large fragment is not rewritten for three small ones.
+        assert_eq!(next_step(&debt_of(whole(&[15_000, 1, 1, 1])), Pace::Quiet), None);
+    }
+
+    #[test]
     fn nothing_to_do_is_no_step() {
-        assert_eq!(next_step(&Debt::default()), None);
+        assert_eq!(busy(&Debt::default()), None);
         let small = Debt {
             versions: 63,
             ..debt_of([whole(&[1; 11]), unindexed(11)].concat())
         };
-        assert_eq!(next_step(&small), None);
+        assert_eq!(busy(&small), None);
     }
 
     #[test]
@@ -458,12 +512,12 @@ mod tests {
             segment: Some(0),
         };
         let debt = |rows: FragmentRows| debt_of(vec![rows]);
-        assert_eq!(next_step(&debt(fragment(1_000, 100))), None);
+        assert_eq!(busy(&debt(fragment(1_000, 100))), None);
         assert_eq!(
-            next_step(&debt(fragment(1_000, 101))),
+            busy(&debt(fragment(1_000, 101))),
             Some(Step::Rewrite { thorough: false })
         );
-        assert_eq!(next_step(&debt(fragment(63, 62))), None);
+        assert_eq!(busy(&debt(fragment(63, 62))), None);
         assert_eq!(
             next_thorough_step(&debt(fragment(63, 1))),
             Some(Step::Rewrite { thorough: true })
@@ -478,27 +532,27 @@ mod tests {
             unindexed_rows: 1_000,
             ..Debt::default()
         };
-        assert_eq!(next_step(&debt), Some(Step::Forget));
+        assert_eq!(busy(&debt), Some(Step::Forget));
         assert_eq!(next_thorough_step(&debt), Some(Step::Forget));
     }
 
     #[test]
     fn small_fragments_are_indexed_then_merged_class_by_class() {
-        assert_eq!(next_step(&debt_of(unindexed(12))), Some(Step::Index { merged: 0 }));
+        assert_eq!(busy(&debt_of(unindexed(12))), Some(Step::Index { merged: 0 }));
         // A store that comes between two steps does not keep the merge from being done.
         let debt = debt_of([whole(&[1; 12]), unindexed(1)].concat());
-        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 64 }));
+        assert_eq!(busy(&debt), Some(Step::Compact { target_rows: 64 }));
         assert_eq!(
-            next_step(&debt_of(whole(&[64; 12]))),
+            busy(&debt_of(whole(&[64; 12]))),
             Some(Step::Compact { target_rows: 1_024 })
         );
         let debt = debt_of([whole(&[1_024; 11]), whole(&[64; 11])].concat());
-        assert_eq!(next_step(&debt), Some(Step::Compact { target_rows: 16_384 }));
-        assert_eq!(next_step(&debt_of(whole(&[20_000; 11]))), None);
+        assert_eq!(busy(&debt), Some(Step::Compact { target_rows: 16_384 }));
+        assert_eq!(busy(&debt_of(whole(&[20_000; 11]))), None);
         // What is covered by different segments cannot be merged, so it does not count together.
         let mut apart = whole(&[1; 12]);
         apart[6..].iter_mut().for_each(|rows| rows.segment = Some(1));
-        assert_eq!(next_step(&debt_of(apart)), None);
+        assert_eq!(busy(&debt_of(apart)), None);
     }
 
     #[test]
@@ -523,6 +577,6 @@ mod tests {
             versions: 64,
             ..Debt::default()
         };
-        assert_eq!(next_step(&debt), Some(Step::Prune));
+        assert_eq!(busy(&debt), Some(Step::Prune));
     }
 }

@@ -34,7 +34,7 @@ use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
-use crate::store::maintenance::{Debt, Step, next_step};
+use crate::store::maintenance::{Debt, Pace, Step, next_step};
 use crate::store::{Project, WriteAccess, WriteGuard};
 
 /// Commits of a busy lane after which one step of upkeep may come between: often enough that debt stays
@@ -47,6 +47,8 @@ const FULL_GROUP: usize = 32;
 const HOLD_PER_STORE: Duration = Duration::from_millis(10);
 /// How long a group waits at most.
 const HOLD_MAX: Duration = Duration::from_millis(250);
+/// How long nobody writes to a project before its upkeep takes on smaller debts.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long a purge waits for readers of older versions.
 const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -73,6 +75,8 @@ pub enum WriterMessage {
     Nudge(ProjectName),
     /// Look whether upkeep is due.
     Upkeep(ProjectName),
+    /// A while has passed since the lane had made this many commits.
+    Quiet(ProjectName, u64),
     /// Remove this project and everything in it.
     DropProject(ProjectName, oneshot::Sender<KnowledgeResult<()>>),
     /// Run this with the right to write, beside the lanes; what it changes it locks.
@@ -92,6 +96,7 @@ impl std::fmt::Debug for WriterMessage {
             Self::Exclusive(_) => "Exclusive",
             Self::Nudge(_) => "Nudge",
             Self::Upkeep(_) => "Upkeep",
+            Self::Quiet(..) => "Quiet",
             Self::DropProject(..) => "DropProject",
             Self::WithAccess(_) => "WithAccess",
             Self::LaneDone(_) => "LaneDone",
@@ -154,8 +159,8 @@ pub struct LaneDone {
     /// Items that the group held; 0 for upkeep alone.
     items: usize,
     committed: bool,
-    /// What upkeep found, if it was its turn.
-    upkeep: Option<Upkeep>,
+    /// What upkeep found at which pace, if it was its turn.
+    upkeep: Option<(Pace, Upkeep)>,
     panicked: Option<String>,
 }
 
@@ -515,8 +520,12 @@ struct LaneState {
     /// Whether something waits that no group is held open for.
     urgent: bool,
     commits_since_upkeep: u32,
+    /// Commits so far.
+    commits: u64,
     /// Whether something was committed since the last time there was no debt.
     dirty: bool,
+    /// Whether nobody has written for a while, and smaller debts are looked at.
+    quiet: bool,
 }
 
 /// A group that waits for stores that are on their way.
@@ -585,6 +594,14 @@ impl Actor for Writer {
                     && let Some(lane) = state.lanes.get_mut(&project)
                 {
                     lane.dirty = true;
+                    state.start(&myself, &project);
+                }
+            }
+            WriterMessage::Quiet(project, commits) => {
+                if let Some(lane) = state.lanes.get_mut(&project)
+                    && lane.commits == commits
+                {
+                    lane.quiet = true;
                     state.start(&myself, &project);
                 }
             }
@@ -735,7 +752,9 @@ impl WriterState {
                 hold: None,
                 urgent: false,
                 commits_since_upkeep: 0,
+                commits: 0,
                 dirty: false,
+                quiet: false,
             };
             self.lanes.insert(project.clone(), lane);
         }
@@ -764,11 +783,17 @@ impl WriterState {
         };
         let group = lane.waiting.next_group(limits);
         let idle = group.is_empty();
-        let upkeep = lane.dirty && !draining && (idle || lane.commits_since_upkeep >= COMMITS_PER_UPKEEP);
-        if idle && !upkeep {
+        lane.quiet &= idle;
+        let pace = if lane.dirty && (idle || lane.commits_since_upkeep >= COMMITS_PER_UPKEEP) {
+            Some(Pace::Busy)
+        } else {
+            lane.quiet.then_some(Pace::Quiet)
+        };
+        let upkeep = pace.filter(|_| !draining);
+        if idle && upkeep.is_none() {
             return;
         }
-        if upkeep {
+        if upkeep.is_some() {
             lane.commits_since_upkeep = 0;
         }
         // Looked up anew each time: the project may have been dropped and made again.
@@ -799,11 +824,20 @@ impl WriterState {
             if done.committed {
                 lane.dirty = true;
                 lane.commits_since_upkeep += 1;
+                lane.commits += 1;
                 self.stats.commits += 1;
             }
-            if let Some(upkeep) = done.upkeep {
-                lane.dirty = upkeep == Upkeep::Stepped;
-                self.stats.upkeep_steps += u64::from(upkeep == Upkeep::Stepped);
+            if let Some((pace, upkeep)) = done.upkeep {
+                let stepped = upkeep == Upkeep::Stepped;
+                self.stats.upkeep_steps += u64::from(stepped);
+                match pace {
+                    Pace::Busy => lane.dirty = stepped,
+                    Pace::Quiet => lane.quiet &= stepped,
+                }
+                if (pace, upkeep) == (Pace::Busy, Upkeep::NothingDue) {
+                    let quiet = WriterMessage::Quiet(done.project.clone(), lane.commits);
+                    myself.send_after(QUIET, move || quiet);
+                }
             }
             self.stats.items += done.items as u64;
         }
@@ -852,7 +886,7 @@ struct LaneTurn {
     project: Arc<Project>,
     access: Arc<WriteAccess>,
     debt: Arc<Mutex<HashMap<String, Debt>>>,
-    upkeep: bool,
+    upkeep: Option<Pace>,
 }
 
 impl LaneTurn {
@@ -873,7 +907,10 @@ impl LaneTurn {
                     self.commit(group).await
                 }
             };
-            let upkeep = if self.upkeep { Some(self.upkeep().await) } else { None };
+            let upkeep = match self.upkeep {
+                Some(pace) => Some((pace, self.upkeep(pace).await)),
+                None => None,
+            };
             (committed, upkeep)
         };
         match AssertUnwindSafe(work).catch_unwind().await {
@@ -1027,14 +1064,14 @@ impl LaneTurn {
     }
 
     /// Runs one step of upkeep if there is debt.
-    async fn upkeep(&self) -> Upkeep {
+    async fn upkeep(&self, pace: Pace) -> Upkeep {
         let step = async {
             let mut guard = self.access.lock(&self.project, false).await?;
             let Some(table) = guard.table() else {
                 return Ok(Upkeep::NothingDue);
             };
             let debt = table.debt().await?;
-            let step = next_step(&debt);
+            let step = next_step(&debt, pace);
             self.debt
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
