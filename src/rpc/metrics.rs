@@ -36,6 +36,18 @@ pub(crate) fn render(status: &StatusResult) -> Result<String, fmt::Error> {
 struct Metrics(Registry);
 
 impl Metrics {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        self.0.register(name, help, gauge);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        self.0.register(name, help, counter);
+    }
+
     fn gauges(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
         let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
         for (labels, value) in values {
@@ -60,17 +72,16 @@ impl Metrics {
             ("durability", status.durability.to_string()),
         ]);
         self.0.register("build", "What the daemon is", build);
-        let one = |value: f64| [(Labels::new(), value)];
         let healthy = f64::from(u8::from(status.status == HealthStatus::Ok));
-        self.gauges(
+        self.gauge(
             "healthy",
             "1 if everything works, 0 if admin.health has reasons",
-            one(healthy),
+            healthy,
         );
-        self.gauges(
+        self.gauge(
             "uptime_seconds",
             "Seconds since the start",
-            one(status.uptime_ms as f64 / 1e3),
+            status.uptime_ms as f64 / 1e3,
         );
         let memory = [
             ("rss", status.memory.rss_bytes),
@@ -81,10 +92,10 @@ impl Metrics {
             "Memory of the process",
             memory.map(|(kind, bytes)| (vec![("kind", kind.to_owned())], bytes as f64)),
         );
-        self.gauges(
+        self.gauge(
             "recovery_findings",
             "What recovery did or found; admin.status has the words",
-            one(status.recovery.len() as f64),
+            status.recovery.len() as f64,
         );
     }
 
@@ -168,20 +179,12 @@ impl Metrics {
             match value {
                 Value::Number(number) if SERVER_LEVELS.contains(&name.as_str()) => {
                     let level = number.as_f64().unwrap_or_default();
-                    self.gauges(
-                        &format!("server_{name}"),
-                        "Of the socket, now",
-                        [(Labels::new(), level)],
-                    );
+                    self.gauge(&format!("server_{name}"), "Of the socket, now", level);
                 }
                 Value::Number(number) => {
                     let count = number.as_u64().unwrap_or_default();
                     let name = name.strip_suffix("_total").unwrap_or(name);
-                    self.counters(
-                        &format!("server_{name}"),
-                        "Of the socket, since the start",
-                        [(Labels::new(), count)],
-                    );
+                    self.counter(&format!("server_{name}"), "Of the socket, since the start", count);
                 }
                 _ => {}
             }
