@@ -1021,6 +1021,9 @@ impl LaneTurn {
         guard.publish().await?;
         if erasing? {
             finish_erasing(&mut guard).await?;
+        } else if let ExclusiveTask::Purge(_) = task {
+            // What recovery has set aside may hold what the table does not any more.
+            guard.discard_set_aside().await?;
         }
         if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
             table.prune().await?;
