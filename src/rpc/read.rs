@@ -105,16 +105,24 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         count: results.len() as u64,
         results,
         omitted,
-        mode: match mode {
+        mode: match outcome.mode {
             SearchMode::Hybrid => api::SearchMode::Hybrid,
             SearchMode::Vector => api::SearchMode::Vector,
             SearchMode::Text => api::SearchMode::Text,
         },
-        degraded: degraded.or(outcome.degraded),
+        degraded: both(degraded, outcome.degraded),
         version: versions.values().copied().max().unwrap_or(0),
         versions: if single { BTreeMap::new() } else { versions },
         took_ms: begun.elapsed().as_secs_f64() * 1e3,
     })
+}
+
+/// Two reasons as one.
+fn both(first: Option<String>, second: Option<String>) -> Option<String> {
+    match (first, second) {
+        (Some(first), Some(second)) => Some(format!("{first}; {second}")),
+        (first, second) => first.or(second),
+    }
 }
 
 /// Finds what resembles an item.
