@@ -39,7 +39,7 @@ impl ProjectView {
             return Ok(Vec::new());
         }
         let dataset = self.dataset();
-        let projection = ProjectionRequest::from_columns(ITEM_COLUMNS, dataset.schema());
+        let projection = ProjectionRequest::from_columns(self.present(&ITEM_COLUMNS), dataset.schema());
         let batch = dataset.take_rows(rows, projection).await.map_err(read_error)?;
         if batch.num_rows() != rows.len() {
             return Err(KnowledgeError::internal(format!(

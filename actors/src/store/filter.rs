@@ -35,9 +35,7 @@ pub fn live(at: Option<Moment>) -> Expr {
                 .is_null()
                 .or(col(column::VALID_TO).gt(lit(version))),
         ),
-        // A first revision counts from its creation, which is what its caller was told; its commit came
-        // milliseconds later.
-        Some(Moment::Time(time)) => written_by(time).and(
+        Some(Moment::Time(time)) => opened_by(time).and(
             col(column::CLOSED_AT)
                 .is_null()
                 .or(col(column::CLOSED_AT).gt(time_literal(time))),
@@ -45,12 +43,16 @@ pub fn live(at: Option<Moment>) -> Expr {
     }
 }
 
-/// The rows that were written by a time.
-fn written_by(time: DateTime<Utc>) -> Expr {
+/// The rows that counted at a time, as far as their beginning tells. Rows of schema 1.0 do not say since when they
+/// count: a first revision since its creation, which is what its caller was told, any other since its change. Both
+/// are too early for what was imported.
+fn opened_by(time: DateTime<Utc>) -> Expr {
     let created = col(column::REVISION)
         .eq(lit(1_i64))
         .and(col(column::TIMESTAMP).lt_eq(time_literal(time)));
-    created.or(col(column::UPDATED_AT).lt_eq(time_literal(time)))
+    let written = created.or(col(column::UPDATED_AT).lt_eq(time_literal(time)));
+    let unknown = col(column::OPENED_AT).is_null().and(written);
+    col(column::OPENED_AT).lt_eq(time_literal(time)).or(unknown)
 }
 
 /// The rows that a commit closed at this time: those of one deletion.

@@ -7,12 +7,14 @@
 pub mod backup;
 mod cache;
 pub mod changes;
+mod columns;
 pub mod durable;
 pub mod error;
 pub mod export;
 pub mod filter;
 pub mod fulltext;
 pub mod fusion;
+mod growth;
 mod identity;
 pub mod maintenance;
 pub mod recovery;

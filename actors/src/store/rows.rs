@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow_array::builder::{
-    FixedSizeListBuilder, Float32Builder, Int32Builder, Int64Builder, ListBuilder, StringBuilder,
-    TimestampMillisecondBuilder,
-};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type, TimestampMillisecondType};
-use arrow_array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray};
+use arrow_array::{
+    Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, new_null_array,
+};
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
 use crate::domain::{KnowledgeKind, MatchedPassage, NewItem, OnDuplicate, StoredItem, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::schema::column;
+use crate::store::columns::{Column, NewRow};
+use crate::store::schema::{column, may_be_missing, vector_dimensions};
 
 /// One passage of an item with its embedding.
 #[derive(Clone, Debug)]
@@ -48,6 +47,11 @@ pub struct NewRevision<'a> {
     pub updated_at: DateTime<Utc>,
     /// The commit that writes it.
     pub valid_from: i64,
+    /// The content hash with which the holder of the item's `idempotency_key` was first stored; none where there is
+    /// no key or it is not known.
+    pub key_hash: Option<&'a str>,
+    /// Since when it counts, for who asks how things were at a time.
+    pub opened_at: DateTime<Utc>,
 }
 
 /// The key of a row.
@@ -55,37 +59,19 @@ pub fn row_key(id: &str, revision: i64, passage: usize) -> String {
     format!("{id}/{revision}/{passage}")
 }
 
-/// Builds the rows of several revisions as one batch: one batch is one fragment is one version.
+/// Builds the rows of several revisions as one batch: one batch is one fragment is one version. Columns of the
+/// table that this version does not know are null.
 pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'_>]) -> KnowledgeResult<RecordBatch> {
-    let dimensions = vector_dimensions(schema)?;
-    let mut row_keys = StringBuilder::new();
-    let mut ids = StringBuilder::new();
-    let mut revision_numbers = Int64Builder::new();
-    let mut passage_indices = Int32Builder::new();
-    let mut passage_counts = Int32Builder::new();
-    let mut starts = Int64Builder::new();
-    let mut ends = Int64Builder::new();
-    let mut passage_texts = StringBuilder::new();
-    let mut texts = StringBuilder::new();
-    let mut kinds = StringBuilder::new();
-    let mut agents = StringBuilder::new();
-    let mut session_ids = StringBuilder::new();
-    let mut projects = StringBuilder::new();
-    let mut metadata = StringBuilder::new();
-    let mut terms = ListBuilder::new(StringBuilder::new());
-    let mut timestamps = TimestampMillisecondBuilder::new().with_timezone("UTC");
-    let mut updated = TimestampMillisecondBuilder::new().with_timezone("UTC");
-    let mut valid_froms = Int64Builder::new();
-    let mut valid_tos = Int64Builder::new();
-    let mut closed = TimestampMillisecondBuilder::new().with_timezone("UTC");
-    let mut hashes = StringBuilder::new();
-    let mut keys = StringBuilder::new();
-    let mut vectors = FixedSizeListBuilder::new(Float32Builder::new(), dimensions);
-
-    for revision in revisions {
-        let item = revision.item;
-        let metadata_text = Value::Object(item.metadata.clone()).to_string();
-        let item_terms = metadata_terms(&item.metadata);
+    let dimensions = table_dimensions(schema)?;
+    let metadata: Vec<(String, Vec<String>)> = revisions
+        .iter()
+        .map(|revision| {
+            let metadata = &revision.item.metadata;
+            (Value::Object(metadata.clone()).to_string(), metadata_terms(metadata))
+        })
+        .collect();
+    let mut rows = Vec::new();
+    for (revision, (metadata, terms)) in revisions.iter().zip(&metadata) {
         for (index, passage) in revision.passages.iter().enumerate() {
             if passage.vector.len() != dimensions as usize {
                 return Err(KnowledgeError::internal(format!(
@@ -93,62 +79,32 @@ pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'
                     passage.vector.len()
                 )));
             }
-            row_keys.append_value(row_key(revision.id, revision.revision, index));
-            ids.append_value(revision.id);
-            revision_numbers.append_value(revision.revision);
-            passage_indices.append_value(index as i32);
-            passage_counts.append_value(revision.passages.len() as i32);
-            starts.append_value(passage.start as i64);
-            ends.append_value(passage.end as i64);
-            passage_texts.append_value(&passage.text);
-            texts.append_option((index == 0).then_some(&item.text));
-            kinds.append_value(item.kind.as_str());
-            agents.append_option(item.agent.as_deref());
-            session_ids.append_option(item.session_id.as_deref());
-            projects.append_value(project);
-            metadata.append_value(&metadata_text);
-            for term in &item_terms {
-                terms.values().append_value(term);
-            }
-            terms.append(true);
-            timestamps.append_value(item.timestamp.timestamp_millis());
-            updated.append_value(revision.updated_at.timestamp_millis());
-            valid_froms.append_value(revision.valid_from);
-            valid_tos.append_null();
-            closed.append_null();
-            hashes.append_value(revision.content_hash);
-            keys.append_option(item.idempotency_key.as_deref());
-            vectors.values().append_slice(&passage.vector);
-            vectors.append(true);
+            rows.push(NewRow {
+                project,
+                revision,
+                metadata,
+                terms,
+                index,
+                passage,
+            });
         }
     }
+    let columns = schema.fields().iter().map(|field| match Column::find(field.name()) {
+        Some(column) => column.build(&rows, dimensions),
+        None => new_null_array(field.data_type(), rows.len()),
+    });
+    RecordBatch::try_new(Arc::clone(schema), columns.collect()).map_err(KnowledgeError::internal)
+}
 
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(row_keys.finish()),
-        Arc::new(ids.finish()),
-        Arc::new(revision_numbers.finish()),
-        Arc::new(passage_indices.finish()),
-        Arc::new(passage_counts.finish()),
-        Arc::new(starts.finish()),
-        Arc::new(ends.finish()),
-        Arc::new(passage_texts.finish()),
-        Arc::new(texts.finish()),
-        Arc::new(kinds.finish()),
-        Arc::new(agents.finish()),
-        Arc::new(session_ids.finish()),
-        Arc::new(projects.finish()),
-        Arc::new(metadata.finish()),
-        Arc::new(terms.finish()),
-        Arc::new(timestamps.finish()),
-        Arc::new(updated.finish()),
-        Arc::new(valid_froms.finish()),
-        Arc::new(valid_tos.finish()),
-        Arc::new(closed.finish()),
-        Arc::new(hashes.finish()),
-        Arc::new(keys.finish()),
-        Arc::new(vectors.finish()),
-    ];
-    RecordBatch::try_new(Arc::clone(schema), columns).map_err(KnowledgeError::internal)
+/// The same rows in another schema, column by column: one that they lack is null.
+pub(crate) fn conform(batch: &RecordBatch, schema: &SchemaRef) -> KnowledgeResult<RecordBatch> {
+    let columns = schema.fields().iter().map(|field| {
+        batch
+            .column_by_name(field.name())
+            .cloned()
+            .unwrap_or_else(|| new_null_array(field.data_type(), batch.num_rows()))
+    });
+    RecordBatch::try_new(Arc::clone(schema), columns.collect()).map_err(KnowledgeError::internal)
 }
 
 /// What a purge leaves of an item: one closed row with its id, so that a feed can tell of the purge later. It is
@@ -176,7 +132,7 @@ pub fn tombstone_batch(
         start: 0,
         end: 0,
         text: String::new(),
-        vector: vec![0.0; vector_dimensions(schema)? as usize].into(),
+        vector: vec![0.0; table_dimensions(schema)? as usize].into(),
     }];
     let revisions: Vec<NewRevision<'_>> = ids
         .iter()
@@ -188,6 +144,8 @@ pub fn tombstone_batch(
             passages: &passage,
             updated_at: at,
             valid_from: sequence,
+            key_hash: None,
+            opened_at: at,
         })
         .collect();
     let batch = build_batch(schema, project, &revisions)?;
@@ -227,6 +185,8 @@ pub struct StoredRevision {
     pub item: StoredItem,
     /// The key that it was stored with.
     pub idempotency_key: Option<String>,
+    /// The content hash with which that key was first stored, where it is known.
+    pub key_hash: Option<String>,
     /// Its passages, in order.
     pub passages: Vec<EmbeddedPassage>,
     /// Its rows in the batch that was read.
@@ -248,6 +208,7 @@ pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64),
             entry.0 = Some(StoredRevision {
                 item: reader.item(row)?,
                 idempotency_key: reader.text(column::IDEMPOTENCY_KEY, row)?.map(str::to_owned),
+                key_hash: reader.key_hash(row)?.map(str::to_owned),
                 passages: Vec::new(),
                 rows: Vec::new(),
             });
@@ -272,14 +233,8 @@ pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64),
         .collect()
 }
 
-fn vector_dimensions(schema: &SchemaRef) -> KnowledgeResult<i32> {
-    match schema
-        .field_with_name(column::VECTOR)
-        .map(arrow_schema::Field::data_type)
-    {
-        Ok(arrow_schema::DataType::FixedSizeList(_, dimensions)) => Ok(*dimensions),
-        _ => Err(KnowledgeError::internal("the table has no vector column")),
-    }
+fn table_dimensions(schema: &SchemaRef) -> KnowledgeResult<i32> {
+    vector_dimensions(schema).ok_or_else(|| KnowledgeError::internal("the table has no vector column"))
 }
 
 /// Columns that [`read_item`] needs: all but the vector, the terms and the passage's own.
@@ -305,7 +260,7 @@ pub const ITEM_COLUMNS: [&str; 18] = [
 ];
 
 /// Typed access to the columns of a batch. A column that is missing or of another type is a defect of the
-/// query that made the batch, and reported as one.
+/// query that made the batch, and reported as one, unless the table may be without it: then it is null.
 pub struct RowReader<'a>(pub &'a RecordBatch);
 
 impl RowReader<'_> {
@@ -315,10 +270,21 @@ impl RowReader<'_> {
             .ok_or_else(|| KnowledgeError::internal(format!("the query returned no column {name}")))
     }
 
+    /// As `column`; none where the table is without it.
+    fn column_if_present(&self, name: &str) -> KnowledgeResult<Option<&ArrayRef>> {
+        if may_be_missing(name) {
+            Ok(self.0.column_by_name(name))
+        } else {
+            self.column(name).map(Some)
+        }
+    }
+
     /// A text, or nothing where it is null.
     pub fn text(&self, name: &str, row: usize) -> KnowledgeResult<Option<&str>> {
-        let array = self
-            .column(name)?
+        let Some(array) = self.column_if_present(name)? else {
+            return Ok(None);
+        };
+        let array = array
             .as_string_opt::<i32>()
             .ok_or_else(|| KnowledgeError::internal(format!("column {name} is not text")))?;
         Ok((!array.is_null(row)).then(|| array.value(row)))
@@ -332,8 +298,10 @@ impl RowReader<'_> {
 
     /// A 64-bit integer, or nothing where it is null.
     pub fn int(&self, name: &str, row: usize) -> KnowledgeResult<Option<i64>> {
-        let array = self
-            .column(name)?
+        let Some(array) = self.column_if_present(name)? else {
+            return Ok(None);
+        };
+        let array = array
             .as_primitive_opt::<Int64Type>()
             .ok_or_else(|| KnowledgeError::internal(format!("column {name} is not a 64-bit integer")))?;
         Ok((!array.is_null(row)).then(|| array.value(row)))
@@ -364,8 +332,10 @@ impl RowReader<'_> {
 
     /// A time, or nothing where it is null.
     pub fn optional_time(&self, name: &str, row: usize) -> KnowledgeResult<Option<DateTime<Utc>>> {
-        let array = self
-            .column(name)?
+        let Some(array) = self.column_if_present(name)? else {
+            return Ok(None);
+        };
+        let array = array
             .as_primitive_opt::<TimestampMillisecondType>()
             .ok_or_else(|| KnowledgeError::internal(format!("column {name} is not a timestamp")))?;
         if array.is_null(row) {
@@ -388,6 +358,18 @@ impl RowReader<'_> {
             .ok_or_else(|| KnowledgeError::internal("column vector is not of floats"))?
             .values()
             .to_vec())
+    }
+
+    /// The content hash with which the row's idempotency key was first stored, where it is known. Rows of schema
+    /// 1.0 have none; an item's first revision is what its key was stored with.
+    pub fn key_hash(&self, row: usize) -> KnowledgeResult<Option<&str>> {
+        if let Some(known) = self.text(column::KEY_HASH, row)? {
+            return Ok(Some(known));
+        }
+        if self.text(column::IDEMPOTENCY_KEY, row)?.is_some() && self.int(column::REVISION, row)? == Some(1) {
+            return self.text(column::CONTENT_HASH, row);
+        }
+        Ok(None)
     }
 
     /// The passage of a row.

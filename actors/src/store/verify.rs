@@ -691,6 +691,8 @@ mod tests {
             passages: &passages,
             updated_at: Utc::now(),
             valid_from: 3,
+            key_hash: None,
+            opened_at: Utc::now(),
         };
         change(&mut revision);
         let batch = build_batch(&table_schema(2, "model"), project, &[revision]).unwrap();
@@ -754,6 +756,8 @@ mod tests {
             passages: &passages,
             updated_at: Utc::now(),
             valid_from,
+            key_hash: None,
+            opened_at: Utc::now(),
         };
         let schema = table_schema(2, "model");
         let batch = build_batch(&schema, "p", &[revision(1, 1), revision(2, 2)]).unwrap();

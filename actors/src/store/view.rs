@@ -14,18 +14,21 @@ use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::{ColumnOrdering, Scanner};
 use lance_index::scalar::FullTextSearchQuery;
+use lancedb::datafusion::common::tree_node::{Transformed, TreeNode};
 use lancedb::datafusion::logical_expr::{Expr, lit};
+use lancedb::datafusion::scalar::ScalarValue;
 use lancedb::expr::col;
 use tokio::sync::OnceCell;
 
 use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchHit, SearchMode, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::columns::Column;
 use crate::store::error::read_error;
 use crate::store::filter;
 use crate::store::fusion::{LegHit, RankedItem};
 use crate::store::recovery::Condition;
 use crate::store::rows::{ITEM_COLUMNS, RowReader, row_key};
-use crate::store::schema::{TableShape, column};
+use crate::store::schema::{TableShape, column, may_be_missing};
 
 /// Passages that each leg of a search fetches for one that is asked for: several passages of one item collapse
 /// into one result, and fusion needs depth to see that both legs agree.
@@ -136,6 +139,8 @@ pub struct IdentityRow {
     pub content_hash: String,
     /// The key that it was stored with.
     pub idempotency_key: Option<String>,
+    /// The content hash with which that key was first stored, where it is known.
+    pub key_hash: Option<String>,
     /// Its revision.
     pub revision: i64,
     /// Its creation.
@@ -247,12 +252,38 @@ impl ProjectView {
         scanner
     }
 
-    /// A scan of `columns` over the rows that pass `predicate`.
+    /// A scan of `columns` over the rows that pass `predicate`. A column that this version of the table is without
+    /// is null: absent from what is read (see [`RowReader`]), and null in the predicate.
     pub(crate) fn scan(&self, columns: &[&str], predicate: Expr) -> KnowledgeResult<Scanner> {
         let mut scanner = self.scanner();
-        scanner.project(columns).map_err(read_error)?;
-        scanner.filter_expr(predicate).prefilter(true);
+        scanner.project(&self.present(columns)).map_err(read_error)?;
+        scanner.filter_expr(self.without_missing(predicate)?).prefilter(true);
         Ok(scanner)
+    }
+
+    /// `columns`, without those that this version of the table need not have and does not have.
+    pub(crate) fn present<'a>(&self, columns: &[&'a str]) -> Vec<&'a str> {
+        let schema = self.dataset.schema();
+        let there = |name: &&str| !may_be_missing(name) || schema.field(name).is_some();
+        columns.iter().copied().filter(there).collect()
+    }
+
+    /// `predicate`, with null in place of columns that this version of the table is without.
+    fn without_missing(&self, predicate: Expr) -> KnowledgeResult<Expr> {
+        let schema = self.dataset.schema();
+        let replaced = predicate.transform(|part| {
+            let missing = match &part {
+                Expr::Column(named) if may_be_missing(&named.name) && schema.field(&named.name).is_none() => {
+                    Column::find(&named.name)
+                }
+                _ => None,
+            };
+            Ok(match missing {
+                Some(column) => Transformed::yes(lit(ScalarValue::try_from(&column.data_type(0))?)),
+                None => Transformed::no(part),
+            })
+        });
+        replaced.map(|replaced| replaced.data).map_err(KnowledgeError::internal)
     }
 
     async fn collect(scanner: &Scanner) -> KnowledgeResult<Vec<RecordBatch>> {
@@ -399,7 +430,7 @@ impl ProjectView {
             return Ok(Vec::new());
         }
         let row_ids: Vec<u64> = page.iter().map(|item| item.row_id).collect();
-        let projection = ProjectionRequest::from_columns(ITEM_COLUMNS, self.dataset.schema());
+        let projection = ProjectionRequest::from_columns(self.present(&ITEM_COLUMNS), self.dataset.schema());
         let batch = self.dataset.take_rows(&row_ids, projection).await.map_err(read_error)?;
         if batch.num_rows() != page.len() {
             return Err(KnowledgeError::internal(format!(
@@ -503,7 +534,7 @@ impl ProjectView {
             .project::<&str>(&[])
             .map_err(read_error)?
             .with_row_id()
-            .filter_expr(predicate);
+            .filter_expr(self.without_missing(predicate)?);
         scanner.count_rows().await.map_err(read_error)
     }
 
@@ -719,6 +750,7 @@ impl ProjectView {
             column::ID,
             column::CONTENT_HASH,
             column::IDEMPOTENCY_KEY,
+            column::KEY_HASH,
             column::REVISION,
             column::TIMESTAMP,
             column::PASSAGES,
@@ -735,6 +767,7 @@ impl ProjectView {
                     id: rows.required_text(column::ID, row)?.to_owned(),
                     content_hash: rows.required_text(column::CONTENT_HASH, row)?.to_owned(),
                     idempotency_key: rows.text(column::IDEMPOTENCY_KEY, row)?.map(str::to_owned),
+                    key_hash: rows.key_hash(row)?.map(str::to_owned),
                     revision: rows.int(column::REVISION, row)?.unwrap_or(1),
                     timestamp: rows.time(column::TIMESTAMP, row)?,
                     passages: u32::try_from(rows.small_int(column::PASSAGES, row)?).unwrap_or(1),

@@ -23,7 +23,7 @@ use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::identity::{IdentityKind, SeenIdentities};
 use crate::store::recovery::Condition;
-use crate::store::rows::{NewRevision, build_batch, close_rows, key_batch, tombstone_batch};
+use crate::store::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::view::{Horizon, IdentityRow, ProjectView};
 use crate::store::{ModelIdentity, dataset_shape, filter, fulltext};
@@ -225,6 +225,23 @@ impl WriteTable {
         &self.project
     }
 
+    /// The table's schema.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Takes over a version that was committed past LanceDB, with the schema that it has.
+    pub(crate) fn take_over_commit(&mut self, committed: Dataset) -> KnowledgeResult<()> {
+        let schema: arrow_schema::Schema = committed.schema().into();
+        let wrapper = self
+            .table
+            .dataset()
+            .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
+        wrapper.update(committed);
+        self.schema = Arc::new(schema);
+        Ok(())
+    }
+
     /// What the table is.
     pub fn shape(&self) -> &TableShape {
         &self.shape
@@ -328,7 +345,9 @@ impl WriteTable {
         };
         let sequence = self.next_sequence();
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
-        let closed = close_rows(closing, sequence, closed_at)?;
+        self.grow().await?;
+        // They may have been read before the table grew.
+        let closed = close_rows(&conform(closing, &self.schema)?, sequence, closed_at)?;
         let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
         let rows = closed.num_rows() + opened.num_rows();
         self.merge(vec![closed, opened]).await?;
@@ -339,10 +358,7 @@ impl WriteTable {
 
     /// Writes rows over those with the same key, and those without one beside them, as one version.
     async fn merge(&self, batches: Vec<RecordBatch>) -> KnowledgeResult<()> {
-        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).map(|batch| {
-            // The schemas differ in their metadata at most.
-            RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec())
-        });
+        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).map(Ok);
         let source = RecordBatchIterator::new(batches.collect::<Vec<_>>(), Arc::clone(&self.schema));
         let mut merge = self.table.merge_insert(&[column::ROW_KEY]);
         merge.when_matched_update_all(None).when_not_matched_insert_all();
@@ -437,6 +453,7 @@ impl WriteTable {
                 .filter(|(_, (_, purged))| !purged)
                 .map(|(id, (last, _))| (id.clone(), last + 1))
                 .collect();
+            self.grow().await?;
             let sequence = self.next_sequence();
             let at = now_ms();
             let tombstones = tombstone_batch(&self.schema, self.project.as_str(), &tombstones, sequence, at)?;
@@ -536,6 +553,7 @@ impl WriteTable {
     pub async fn append(&mut self, revisions: &[NewRevision<'_>]) -> KnowledgeResult<Written> {
         let sequence = self.next_sequence();
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
+        self.grow().await?;
         let batch = build_batch(&self.schema, self.project.as_str(), revisions)?;
         let rows = batch.num_rows();
         self.add(batch).await?;

@@ -319,6 +319,8 @@ struct OwnedRevision {
     revision: i64,
     item: NewItem,
     content_hash: String,
+    /// With which content its idempotency key was first stored, as far as known.
+    key_hash: Option<String>,
     passages: Vec<EmbeddedPassage>,
 }
 
@@ -437,6 +439,7 @@ impl OwnedRevision {
             revision: last.max(closed.item.revision) + 1,
             item: stored_as_new(closed),
             content_hash: closed.item.content_hash.clone(),
+            key_hash: closed.key_hash.clone(),
             passages: closed.passages.clone(),
         }
     }
@@ -467,6 +470,7 @@ impl OwnedRevision {
             id: current.item.id.clone(),
             revision: current.item.revision + 1,
             content_hash: item.content_hash(),
+            key_hash: current.key_hash.clone(),
             item,
             passages: passages.unwrap_or_else(|| current.passages.clone()),
         }
@@ -495,6 +499,17 @@ fn stored_as_new(revision: &StoredRevision) -> NewItem {
         on_duplicate: OnDuplicate::Return,
         timestamp: item.timestamp,
         updated_at: None,
+    }
+}
+
+/// Since when a stored item counts, for who asks how things were at a time. A new one counts from its creation,
+/// which is what its caller is told; its commit, at `at`, comes milliseconds later. What comes from elsewhere has a
+/// creation of its own, and was not here before its commit; neither was what takes the place of a deleted item.
+fn opened_at(item: &NewItem, revision: i64, at: DateTime<Utc>) -> DateTime<Utc> {
+    if item.updated_at.is_some() || revision > 1 {
+        at
+    } else {
+        item.timestamp.min(at)
     }
 }
 
@@ -576,6 +591,12 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         passages: &prepared.passages,
         updated_at: prepared.item.updated_at.unwrap_or(at),
         valid_from: sequence,
+        key_hash: prepared
+            .item
+            .idempotency_key
+            .as_ref()
+            .map(|_| prepared.content_hash.as_str()),
+        opened_at: opened_at(&prepared.item, *revision, at),
     });
     let changed = plan.opening.iter().map(|revision| NewRevision {
         id: &revision.id,
@@ -585,6 +606,8 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         passages: &revision.passages,
         updated_at: at,
         valid_from: sequence,
+        key_hash: revision.key_hash.as_deref(),
+        opened_at: at,
     });
     let revisions: Vec<NewRevision<'_>> = stored.chain(changed).collect();
     let written = match &concerned.live_rows {
@@ -634,6 +657,7 @@ mod tests {
             id: id.to_owned(),
             content_hash: prepared(text, None, None).content_hash,
             idempotency_key: key.map(str::to_owned),
+            key_hash: None,
             revision: 3,
             timestamp: now_ms(),
             passages: 1,
