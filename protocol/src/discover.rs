@@ -61,10 +61,10 @@ fn describe(row: &MethodInfo, generator: &mut SchemaGenerator) -> Value {
             json!({ "name": name, "required": required.contains(name), "schema": schema })
         })
         .collect();
+    let one_project = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$" });
     params.push(json!({
-        "name": "project_id", "required": false,
-        "summary": "By name only. Absent means `default`, or all projects in stats, projects, verify and optimize.",
-        "schema": { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$" },
+        "name": "project_id", "required": false, "summary": row.scope.summary(),
+        "schema": if row.scope.takes_every() { json!({ "anyOf": [one_project, { "const": "*" }] }) } else { one_project },
     }));
     params.push(json!({
         "name": "timeout_ms", "required": false, "summary": "By name only.",
@@ -123,6 +123,42 @@ mod tests {
         assert_eq!(params.iter().filter(|entry| entry["required"] == true).count(), 1);
         assert_eq!(params.last().unwrap()["schema"]["default"], 10_000);
         assert!(params.iter().all(|entry| entry["schema"].is_object()), "{params:#?}");
+    }
+
+    #[test]
+    fn the_project_is_described_as_the_method_takes_it() {
+        let document = openrpc("1", METHODS.iter().map(|row| row.name));
+        for method in document["methods"].as_array().unwrap() {
+            let name = method["name"].as_str().unwrap();
+            let row = crate::api::method_info(name).unwrap();
+            let params = method["params"].as_array().unwrap();
+            let project = params.iter().find(|entry| entry["name"] == "project_id").unwrap();
+            // The document and the daemon agree on whether `*` is a project.
+            let takes_every = project["schema"]["anyOf"]
+                .as_array()
+                .is_some_and(|any| any.iter().any(|one| one["const"] == "*"));
+            let refused = (row.check_params)(r#"{"project_id":"*"}"#)
+                .err()
+                .and_then(|error| error.data.parameter.clone())
+                .is_some_and(|parameter| parameter == "project_id");
+            assert_eq!(takes_every, !refused, "{name}");
+            let all = [
+                "knowledge.stats",
+                "knowledge.projects",
+                "admin.verify",
+                "admin.optimize",
+                "admin.backup",
+                "admin.restore",
+                "admin.reembed",
+                "admin.status",
+                "admin.metrics",
+            ];
+            assert_eq!(
+                project["summary"].as_str().unwrap().contains("all projects"),
+                all.contains(&name),
+                "{name}"
+            );
+        }
     }
 
     #[test]

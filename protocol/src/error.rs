@@ -313,7 +313,7 @@ impl WireError {
         .with_extra("limit", limit)
     }
 
-    /// -32009: too much is going on (`what`); nothing was done.
+    /// -32009: too much is going on (`what`, a clause such as "the queue is full"); nothing was done.
     #[must_use]
     pub fn busy(what: impl fmt::Display, retry_after_ms: u64) -> Self {
         Self::new(ErrorKind::Busy, format!("{what}; try again in {retry_after_ms} ms"))
@@ -407,13 +407,10 @@ impl WireError {
         .with_executed(executed)
     }
 
-    /// -32028: `what` (a cursor, an undo token) is too old.
+    /// -32028: `what` (the cursor, the undo token: with its article) is too old.
     #[must_use]
     pub fn expired(what: &str) -> Self {
-        Self::new(
-            ErrorKind::Expired,
-            format!("the {what} has expired; start anew without it"),
-        )
+        Self::new(ErrorKind::Expired, format!("{what} has expired; start anew without it"))
     }
 
     /// -32029: the project's data has an older shape.
@@ -551,7 +548,7 @@ mod tests {
             WireError::rate_limited(5),
             WireError::forbidden(Some(7)),
             WireError::cancelled(Executed::Unknown),
-            WireError::expired("cursor"),
+            WireError::expired("the cursor"),
             WireError::needs_migration("p"),
             WireError::deadline_exceeded(Executed::No),
             WireError::unavailable("x"),

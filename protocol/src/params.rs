@@ -4,9 +4,13 @@
 //! all methods: `project_id` and `timeout_ms`. Everything else must be known: an unknown name is refused
 //! with the nearest known one, a repeated name is refused, and a wrong type is refused with the path of the
 //! parameter and what would have been right. (serde's `deny_unknown_fields` cannot do this together with
-//! `flatten`, hence this module.) A parameter that is `null` counts as absent.
+//! `flatten`, hence this module.) A parameter that is `null` counts as absent, unless it is a filter or a target
+//! (see `empty`). Nothing is decoded that is larger than it may be (see `bounds`).
 //!
 //! Messages name parameters, never their values: a value may be a secret, or a megabyte.
+
+mod bounds;
+mod empty;
 
 use serde::Deserialize;
 use serde::de::value::MapDeserializer;
@@ -16,13 +20,17 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::api::{Filters, Method, Params, Store, StoreParams, check_project_name};
+use crate::api::{Filters, Method, MethodInfo, Params, Store, StoreParams, check_project_name};
 use crate::error::{WireError, shortened};
+
+pub use bounds::Bounds;
 
 /// The parameters that every method takes.
 pub const COMMON: &[&str] = &["project_id", "timeout_ms"];
 /// The longest deadline that a caller may ask for, in milliseconds.
 pub const TIMEOUT_MS_MAX: u64 = 600_000;
+/// Names of one object that are looked at. No method has as many, so what stands behind them cannot make it right.
+const NAMES_MAX: usize = 64;
 
 /// The parameters of one call.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +64,14 @@ pub fn decode_params<M: Method>(params: &jsonrpsee_types::Params<'_>) -> Result<
 /// # Errors
 /// As [`decode`].
 pub fn decode_str<M: Method>(json: Option<&str>) -> Result<Decoded<M::Params>, WireError> {
+    decode_within::<M>(json, Bounds::default())
+}
+
+/// [`decode`] for JSON in a string, with other bounds than the default limits'.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<Decoded<M::Params>, WireError> {
     let json = json.map_or("{}", str::trim);
     let mut entries = match json.as_bytes().first() {
         None => Vec::new(),
@@ -64,8 +80,13 @@ pub fn decode_str<M: Method>(json: Option<&str>) -> Result<Decoded<M::Params>, W
         Some(_) if json == "null" => Vec::new(),
         Some(_) => return Err(not_structured()),
     };
-    let project_id = take(&mut entries, "project_id", |raw| project(raw, M::ANY_PROJECT))?;
+    // Lengths first: what follows looks at every element.
+    bounds.check(&entries)?;
+    empty::refuse(&MethodInfo::of::<M>(), &entries)?;
+    entries.retain(|(_, value)| value.get() != "null");
+    let project_id = take(&mut entries, "project_id", |raw| project(raw, M::SCOPE.takes_every()))?;
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
+    let _bounds_of_the_items = bounds.enter();
     let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     params.check()?;
     Ok(Decoded {
@@ -73,6 +94,11 @@ pub fn decode_str<M: Method>(json: Option<&str>) -> Result<Decoded<M::Params>, W
         project_id,
         timeout_ms,
     })
+}
+
+#[cfg(test)]
+pub(crate) fn decode_any(method: &MethodInfo, json: &str) -> Result<(), WireError> {
+    (method.check_params)(json)
 }
 
 /// Decodes one item of a batch: the parameters of `knowledge.store` without the common ones.
@@ -83,7 +109,10 @@ pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
             "each of `items` must be an object with a `text`",
         ));
     }
-    let item = fields::<StoreParams>(named(raw.get())?, Store::POSITIONAL, Store::ALIASES, &[])?;
+    let mut entries = named(raw.get())?;
+    Bounds::present().check(&entries)?;
+    entries.retain(|(_, value)| value.get() != "null");
+    let item = fields::<StoreParams>(entries, Store::POSITIONAL, Store::ALIASES, &[])?;
     item.check()?;
     Ok(item)
 }
@@ -131,24 +160,25 @@ fn named(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut entries = Vec::new();
             while let Some(Key(name)) = map.next_key()? {
-                entries.push((name, map.next_value()?));
+                let value = map.next_value()?;
+                if entries.len() < NAMES_MAX {
+                    entries.push((name, value));
+                }
             }
             Ok(entries)
         }
     }
 
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let mut entries = deserializer
+    let entries = deserializer
         .deserialize_map(Entries)
         .map_err(|error| unreadable(&error))?;
     deserializer.end().map_err(|error| unreadable(&error))?;
-    // Sorting finds repetitions in n log n: the number of names is the caller's to choose.
     let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_ref()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(twice(pair[0]));
     }
-    entries.retain(|(_, value)| value.get() != "null");
     Ok(entries)
 }
 
@@ -181,7 +211,7 @@ fn positional<M: Method>(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
     }
 
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let (mut entries, more) = deserializer
+    let (entries, more) = deserializer
         .deserialize_seq(Elements(M::POSITIONAL))
         .map_err(|error| unreadable(&error))?;
     if more {
@@ -197,7 +227,6 @@ fn positional<M: Method>(json: &str) -> Result<Vec<Entry<'_>>, WireError> {
         error.data.parameter = None;
         return Err(error);
     }
-    entries.retain(|(_, value)| value.get() != "null");
     Ok(entries)
 }
 

@@ -5,6 +5,7 @@ use std::io::Read;
 
 use chrono::Utc;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::Value;
 
 use ccod_protocol::api::{
@@ -63,10 +64,10 @@ pub(crate) struct FilterArgs {
     #[arg(long = "type", value_name = "T")]
     knowledge_type: Vec<KnowledgeType>,
     /// Only items of this agent; may be repeated
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", value_parser = NonEmptyStringValueParser::new())]
     agent: Vec<String>,
     /// Only items of this session; may be repeated
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = NonEmptyStringValueParser::new())]
     session: Vec<String>,
     /// Only items created at this time or later: 7d, 12h, a date, or RFC 3339
     #[arg(long, value_name = "D", value_parser = parse_moment)]
@@ -152,7 +153,7 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// Ids of items
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     ids: Vec<String>,
     /// The project; that of the current repository if absent
     #[arg(long, value_name = "P")]
@@ -194,7 +195,15 @@ fn parse_as_of(text: &str) -> Result<AsOf, String> {
 /// `store` takes them.
 fn parse_conditions(text: &str) -> Result<Metadata, String> {
     if text.trim_start().starts_with('{') {
-        return serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"));
+        let object: Metadata = serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
+        // What was computed and came out as nothing must not mean all items.
+        if object.is_empty() {
+            return Err("is an empty object, which does not mean all; leave it out".to_owned());
+        }
+        if let Some((key, _)) = object.iter().find(|(_, value)| value.is_null()) {
+            return Err(format!("has no value for `{key}`"));
+        }
+        return Ok(object);
     }
     let (key, value) = text.split_once('=').ok_or("takes the form KEY=VALUE")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));

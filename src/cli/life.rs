@@ -3,6 +3,7 @@
 
 use chrono::Utc;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
 use ccod_protocol::api::{
     self, CleanupParams, CleanupResult, DeleteParams, DeleteResult, Filters, HistoryParams, KnowledgeType, PurgeParams,
@@ -66,7 +67,7 @@ pub(crate) struct HistoryArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
     /// Ids of items; or filters instead
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     ids: Vec<String>,
     #[command(flatten)]
     filters: FilterArgs,
@@ -85,10 +86,15 @@ pub(crate) struct DeleteArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UndeleteArgs {
     /// Ids of deleted items
-    #[arg(value_name = "ID", required_unless_present = "undo", conflicts_with = "undo")]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "undo",
+        conflicts_with = "undo",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
     ids: Vec<String>,
     /// What a deletion printed: restores all of it, in whatever project that was
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", value_parser = NonEmptyStringValueParser::new())]
     undo: Option<String>,
     /// The project of the ids; that of the current repository if absent
     #[arg(long, value_name = "P")]
@@ -99,7 +105,7 @@ pub(crate) struct UndeleteArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PurgeArgs {
     /// Ids of items, deleted ones included
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     ids: Vec<String>,
     /// Do not ask
     #[arg(long)]

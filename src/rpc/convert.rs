@@ -1,5 +1,7 @@
 //! The wire's types to the domain's and back.
 
+use std::collections::HashSet;
+
 use ccod_actors::domain::{self, ItemFilter, KnowledgeKind, StoredItem, format_time};
 use ccod_actors::store::Durability;
 use ccod_protocol::api;
@@ -63,6 +65,12 @@ pub(crate) fn filter(filters: &api::Filters) -> Result<ItemFilter, WireError> {
     })
 }
 
+/// The ids of a request, each once and in their order. How many there may be is checked when they are decoded.
+pub(crate) fn ids(ids: &[String]) -> Vec<String> {
+    let mut seen = HashSet::with_capacity(ids.len());
+    ids.iter().filter(|id| seen.insert(id.as_str())).cloned().collect()
+}
+
 pub(crate) fn item(item: StoredItem) -> api::Item {
     api::Item {
         id: item.id,
@@ -85,5 +93,14 @@ pub(crate) fn model(identity: &str, dimensions: usize) -> api::ModelIdentity {
         name: name.to_owned(),
         hash: hash.to_owned(),
         dimensions: u32::try_from(dimensions).unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_id_that_is_named_twice_counts_once() {
+        let ids: Vec<String> = ["b", "a", "b", "c", "a"].map(str::to_owned).to_vec();
+        assert_eq!(super::ids(&ids), ["b", "a", "c"]);
     }
 }

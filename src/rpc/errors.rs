@@ -26,7 +26,7 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
         KnowledgeError::Unavailable { .. } => WireError::new(ErrorKind::Unavailable, message),
         KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
         KnowledgeError::ShuttingDown => WireError::shutting_down(),
-        KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(queue, retry_after_ms),
+        KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(format!("{queue} is full"), retry_after_ms),
         KnowledgeError::Unreadable { message } => {
             tracing::error!(%message, "the store could not be read");
             WireError::internal(message)

@@ -13,9 +13,6 @@ use chrono::TimeDelta;
 
 use super::{App, Call, admin, convert, store, wire_error};
 
-/// Ids that one request may name.
-const IDS_MAX: usize = api::LIST_LIMIT_MAX as usize;
-
 /// Oldest age that a cleanup takes: a hundred years.
 const OLDER_THAN_DAYS_MAX: u32 = 36_500;
 
@@ -119,7 +116,7 @@ pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<a
 pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api::DeleteResult, WireError> {
     let target = match (&call.params.id, &call.params.ids) {
         (Some(id), _) => DeleteTarget::Ids(vec![id.clone()]),
-        (None, Some(ids)) => DeleteTarget::Ids(checked_ids(ids)?),
+        (None, Some(ids)) => DeleteTarget::Ids(convert::ids(ids)),
         (None, None) => DeleteTarget::Matching(convert::filter(&call.params.filters)?),
     };
     let project = call.project();
@@ -211,7 +208,7 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
         }
         (None, ids) => (
             call.project(),
-            UndeleteTarget::Ids(checked_ids(ids.as_deref().unwrap_or_default())?),
+            UndeleteTarget::Ids(convert::ids(ids.as_deref().unwrap_or_default())),
         ),
     };
     let Some(view) = app.store.view(&project).await.map_err(wire_error)? else {
@@ -290,7 +287,7 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
     }
     let ids = match (&call.params.id, &call.params.ids) {
         (Some(id), _) => vec![id.clone()],
-        (None, ids) => checked_ids(ids.as_deref().unwrap_or_default())?,
+        (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
     };
     let project = call.project();
     if app.store.view(&project).await.map_err(wire_error)?.is_none() {
@@ -307,16 +304,6 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
         ids: outcome.purged,
         backups: known_backups(&app.config.home, project.as_str()),
     })
-}
-
-fn checked_ids(ids: &[String]) -> Result<Vec<String>, WireError> {
-    if ids.len() > IDS_MAX {
-        return Err(WireError::invalid_params(
-            "ids",
-            format!("`ids` must be at most {IDS_MAX} ids, this list has {}", ids.len()),
-        ));
-    }
-    Ok(ids.to_vec())
 }
 
 fn unexpected(outcome: &OpOutcome) -> WireError {

@@ -24,7 +24,7 @@ use ccod_protocol::api::{self, Method};
 use ccod_protocol::context::CallContext;
 use ccod_protocol::error::WireError;
 use ccod_protocol::limits::ServerStats;
-use ccod_protocol::params;
+use ccod_protocol::params::{self, Bounds};
 use jsonrpsee::RpcModule;
 use jsonrpsee_types::ErrorObjectOwned;
 use tokio::sync::watch;
@@ -159,19 +159,24 @@ where
 {
     for name in std::iter::once(&M::NAME).chain(M::OTHER_NAMES) {
         module.register_async_method(name, move |raw, app, extensions| async move {
-            let call = decode::<M>(&raw, extensions.get::<CallContext>()).map_err(ErrorObjectOwned::from)?;
+            let bounds = Bounds::from(&app.config.limits);
+            let call = decode::<M>(&raw, bounds, extensions.get::<CallContext>()).map_err(ErrorObjectOwned::from)?;
             handler(app, call).await.map_err(ErrorObjectOwned::from)
         })?;
     }
     Ok(())
 }
 
-fn decode<M: Method>(raw: &jsonrpsee_types::Params<'_>, context: Option<&CallContext>) -> Result<Call<M>, WireError> {
-    let decoded = params::decode_params::<M>(raw)?;
+fn decode<M: Method>(
+    raw: &jsonrpsee_types::Params<'_>,
+    bounds: Bounds,
+    context: Option<&CallContext>,
+) -> Result<Call<M>, WireError> {
+    let decoded = params::decode_within::<M>(raw.as_str(), bounds)?;
     let context = context
         .cloned()
         .ok_or_else(|| WireError::internal("the call came without its context"))?;
-    let every_project = M::ANY_PROJECT && decoded.project_id.as_deref() == Some("*");
+    let every_project = M::SCOPE.takes_every() && decoded.project_id.as_deref() == Some("*");
     let project = decoded
         .project_id
         .as_deref()

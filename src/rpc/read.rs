@@ -295,16 +295,8 @@ fn decode_cursor(cursor: &str, newest_first: bool) -> Result<(DateTime<Utc>, Str
 pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetResult, WireError> {
     let wanted = match (&call.params.id, &call.params.ids) {
         (Some(id), _) => vec![id.clone()],
-        (None, Some(ids)) => ids.clone(),
-        (None, None) => Vec::new(),
+        (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
     };
-    let most = api::LIST_LIMIT_MAX as usize;
-    if wanted.len() > most {
-        return Err(WireError::invalid_params(
-            "ids",
-            format!("`ids` must be at most {most} ids, this list has {}", wanted.len()),
-        ));
-    }
     let found = app
         .routes()
         .readers
@@ -324,8 +316,8 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
     let mut results = Vec::with_capacity(wanted.len());
     let mut missing = Vec::new();
     for id in wanted {
-        match by_id.get(&id) {
-            Some(item) => results.push(convert::item(item.clone())),
+        match by_id.remove(&id) {
+            Some(item) => results.push(convert::item(item)),
             None => missing.push(id),
         }
     }
@@ -436,11 +428,12 @@ pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::
         .embed_passages(tokens, lane, call.deadline(), call.origin())
         .await
         .map_err(wire_error)?;
-    let model = &app.store.config().model;
+    let running = &app.store.config().model;
+    let model = convert::model(&running.name, running.dimensions);
     Ok(api::EmbedResult {
         embeddings: vectors.into_iter().map(|vector| vector.to_vec()).collect(),
-        model: model.name.clone(),
-        dimensions: u32::try_from(model.dimensions).unwrap_or(u32::MAX),
+        model: model.name,
+        dimensions: model.dimensions,
         truncated,
     })
 }

@@ -19,7 +19,7 @@ fn the_largest_filters_that_are_allowed_are_answered() {
         json!({"text": "x", "metadata": many_keys(32), "agent": "a7"}),
     );
     let agents: Vec<String> = (0..256).map(|number| format!("a{number}")).collect();
-    let filters = json!({"query": "x", "metadata": many_keys(32), "agent": agents, "session_id": [], "mode": "text"});
+    let filters = json!({"query": "x", "metadata": many_keys(32), "agent": agents, "mode": "text"});
     assert_eq!(daemon.call("knowledge.search", filters)["count"], 1);
     let query = "word ".repeat(3_200);
     assert_eq!(

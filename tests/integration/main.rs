@@ -5,6 +5,7 @@ mod bad_input;
 mod command_line;
 mod concurrency;
 mod discovery;
+mod empty_is_not_all;
 mod feed;
 mod knowledge;
 mod life;

@@ -640,7 +640,11 @@ impl Params for DeleteParams {
                 _ => error,
             })
         } else if self.id.is_some() || self.ids.is_some() {
-            Err(WireError::invalid_params("id", "give ids or filters, not both"))
+            let name = if self.id.is_some() { "id" } else { "ids" };
+            Err(WireError::invalid_params(
+                name,
+                format!("give `{name}` or filters, not both"),
+            ))
         } else {
             self.filters.check()
         }
@@ -722,7 +726,16 @@ impl Params for PurgeParams {
             ));
         }
         if self.secrets {
-            return Ok(());
+            return match (&self.id, &self.ids) {
+                (None, None) => Ok(()),
+                (id, _) => {
+                    let name = if id.is_some() { "id" } else { "ids" };
+                    Err(WireError::invalid_params(
+                        name,
+                        format!("give `{name}` or `secrets`, not both"),
+                    ))
+                }
+            };
         }
         one_of_id_or_ids(self.id.as_ref(), self.ids.as_ref())
     }

@@ -43,11 +43,53 @@ pub trait Method: Send + Sync + 'static {
     /// Whether the method may change stored data. Decides what a missed deadline says: a read was
     /// certainly not executed to the end, of a write it is unknown.
     const WRITES: bool;
-    /// Whether `project_id` may be `"*"`, every project.
-    const ANY_PROJECT: bool;
+    /// What `project_id` means.
+    const SCOPE: ProjectScope;
+    /// Whether it is served when all connections or all calls are in use: what an operator needs then.
+    const OPERATOR: bool;
+    /// Whether it takes the filters of [`Filters`].
+    const FILTERED: bool;
+    /// Whether `id` is no item that is there: that of a store is of one to come, that of `rpc.cancel` a request's.
+    const FREE_ID: bool;
     /// One sentence for `rpc.discover` and the command line.
     const SUMMARY: &'static str;
 }
+
+/// What `project_id` means to a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProjectScope {
+    /// The project; absent means [`DEFAULT_PROJECT`].
+    One,
+    /// As [`ProjectScope::One`], or `"*"` for every project.
+    OneOrEvery,
+    /// The project; absent means all of them.
+    AllUnlessNamed,
+    /// Nothing: the method is about the daemon or the connection.
+    Nothing,
+}
+
+impl ProjectScope {
+    /// Whether `project_id` may be `"*"`.
+    #[must_use]
+    pub const fn takes_every(self) -> bool {
+        matches!(self, Self::OneOrEvery)
+    }
+
+    /// One sentence for `rpc.discover`.
+    #[must_use]
+    pub const fn summary(self) -> &'static str {
+        match self {
+            Self::One => "By name only. Absent means `default`.",
+            Self::OneOrEvery => "By name only. Absent means `default`, `*` every project.",
+            Self::AllUnlessNamed => "By name only. Absent means all projects.",
+            Self::Nothing => "By name only. Without effect here.",
+        }
+    }
+}
+
+/// Parameters that say what a call is about, whatever the method; `id`, which is not always one of them, and the
+/// filters come on top.
+const TARGETS: &[&str] = &["ids", "undo_token", "projects", "subscription", "older_than_days"];
 
 /// What a parameter type offers besides its fields: a check of ranges that types cannot express.
 pub trait Params: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static {
@@ -75,8 +117,18 @@ pub struct MethodInfo {
     pub default_timeout_ms: u64,
     /// See [`Method::WRITES`].
     pub writes: bool,
+    /// See [`Method::SCOPE`].
+    pub scope: ProjectScope,
+    /// See [`Method::OPERATOR`].
+    pub operator: bool,
+    /// See [`Method::FILTERED`].
+    pub filtered: bool,
+    /// See [`Method::FREE_ID`].
+    pub free_id: bool,
     /// See [`Method::SUMMARY`].
     pub summary: &'static str,
+    /// Says whether parameters (JSON) would be accepted, by the default limits.
+    pub check_params: fn(&str) -> Result<(), WireError>,
     /// Writes the schema of the parameters.
     pub params_schema: fn(&mut SchemaGenerator) -> Schema,
     /// Writes the schema of the result.
@@ -102,10 +154,28 @@ impl MethodInfo {
             aliases: M::ALIASES,
             default_timeout_ms: M::DEFAULT_TIMEOUT_MS,
             writes: M::WRITES,
+            scope: M::SCOPE,
+            operator: M::OPERATOR,
+            filtered: M::FILTERED,
+            free_id: M::FREE_ID,
             summary: M::SUMMARY,
+            check_params: |json| crate::params::decode_str::<M>(Some(json)).map(drop),
             params_schema: |generator| generator.subschema_for::<M::Params>(),
             result_schema: |generator| generator.subschema_for::<M::Result>(),
         }
+    }
+
+    /// Whether `parameter` says which items or projects a call is about: a filter or a target, where nothing never
+    /// means all.
+    #[must_use]
+    pub fn selects(&self, parameter: &str) -> bool {
+        if parameter == "project_id" {
+            return true;
+        }
+        let target = TARGETS.contains(&parameter)
+            || (parameter == "id" && !self.free_id)
+            || (self.filtered && Filters::NAMES.contains(&parameter));
+        target && self.positional.contains(&parameter)
     }
 }
 
@@ -144,7 +214,7 @@ macro_rules! with_filters {
 macro_rules! methods {
     ($(
         $type:ident $constant:ident = $name:literal $(also [$($other:literal),*])?,
-        $params:ty => $result:ty, $access:ident $timeout:ident $($any:ident)?, $positional:tt $(filters $after:tt)?,
+        $params:ty => $result:ty, $access:ident $timeout:ident $($flag:ident)*, $positional:tt $(filters $after:tt)?,
         $summary:literal;
     )*) => {
         /// The names of the methods on the wire.
@@ -164,7 +234,10 @@ macro_rules! methods {
                 const ALIASES: &'static [(&'static str, &'static str)] = &[("knowledge_type", "type")];
                 const DEFAULT_TIMEOUT_MS: u64 = $timeout;
                 const WRITES: bool = methods!(@writes $access);
-                const ANY_PROJECT: bool = methods!(@any $($any)?);
+                const SCOPE: ProjectScope = methods!(@scope $($flag)*);
+                const OPERATOR: bool = methods!(@operator $($flag)*);
+                const FILTERED: bool = methods!(@filtered $(filters $after)?);
+                const FREE_ID: bool = methods!(@free_id $($flag)*);
                 const SUMMARY: &'static str = $summary;
             }
         )*
@@ -173,15 +246,28 @@ macro_rules! methods {
     };
     (@writes read) => { false };
     (@writes write) => { true };
-    (@any any_project) => { true };
-    (@any) => { false };
+    (@scope) => { ProjectScope::One };
+    (@scope any_project $($rest:ident)*) => { ProjectScope::OneOrEvery };
+    (@scope all_projects $($rest:ident)*) => { ProjectScope::AllUnlessNamed };
+    (@scope no_project $($rest:ident)*) => { ProjectScope::Nothing };
+    (@scope $other:ident $($rest:ident)*) => { methods!(@scope $($rest)*) };
+    (@operator) => { false };
+    (@operator operator $($rest:ident)*) => { true };
+    (@operator $other:ident $($rest:ident)*) => { methods!(@operator $($rest)*) };
+    (@free_id) => { false };
+    (@free_id free_id $($rest:ident)*) => { true };
+    (@free_id $other:ident $($rest:ident)*) => { methods!(@free_id $($rest)*) };
+    (@filtered) => { false };
+    (@filtered filters $after:tt) => { true };
 }
 
-// The table. Columns: type and constant = name, parameters => result, access and default deadline,
+// The table. Columns: type and constant = name, parameters => result, access and default deadline with flags,
 // positional order (`filters` stands for type, agent, session_id, since, until, metadata), summary.
+// Flags: what `project_id` means (`any_project`, `all_projects`, `no_project`; else one, or `default`), `operator`
+// (served when everything is in use), `free_id` (`id` names no item that is there).
 #[rustfmt::skip]
 methods! {
-    Store KNOWLEDGE_STORE = "knowledge.store", StoreParams => StoreResult, write WRITE,
+    Store KNOWLEDGE_STORE = "knowledge.store", StoreParams => StoreResult, write WRITE free_id,
         ["text", "type", "agent", "session_id", "metadata", "id", "idempotency_key", "on_duplicate"],
         "Stores one item and answers when it is durable.";
     StoreBatch KNOWLEDGE_STORE_BATCH = "knowledge.store_batch", StoreBatchParams => StoreBatchResult, write LONG,
@@ -207,9 +293,9 @@ methods! {
         ["older_than_days"] filters ["dry_run"], "Deletes items older than a number of days; a dry run unless told otherwise.";
     Similar KNOWLEDGE_SIMILAR = "knowledge.similar", SimilarParams => SearchResult, read READ,
         ["id", "limit"], "Finds items that resemble a given one.";
-    Stats KNOWLEDGE_STATS = "knowledge.stats", StatsParams => StatsResult, read READ,
+    Stats KNOWLEDGE_STATS = "knowledge.stats", StatsParams => StatsResult, read READ all_projects,
         [], "Counts items of one project, or of all.";
-    Projects KNOWLEDGE_PROJECTS = "knowledge.projects", ProjectsParams => ProjectsResult, read READ,
+    Projects KNOWLEDGE_PROJECTS = "knowledge.projects", ProjectsParams => ProjectsResult, read READ all_projects,
         [], "Lists the projects.";
     PreCompaction KNOWLEDGE_PRE_COMPACTION = "knowledge.pre_compaction", PreCompactionParams => PreCompactionResult, write LONG,
         ["conversation", "session_id"], "Stores what is worth keeping of a conversation before it is compacted.";
@@ -217,39 +303,39 @@ methods! {
         ["current_task", "limit", "budget_tokens"], "Gives back what matters for a task after a compaction.";
     Subscribe KNOWLEDGE_SUBSCRIBE = "knowledge.subscribe", SubscribeParams => SubscribeResult, read READ any_project,
         ["cursor", "with_text"], "Starts the change feed on this connection.";
-    Unsubscribe KNOWLEDGE_UNSUBSCRIBE = "knowledge.unsubscribe", UnsubscribeParams => bool, read READ,
+    Unsubscribe KNOWLEDGE_UNSUBSCRIBE = "knowledge.unsubscribe", UnsubscribeParams => bool, read READ no_project,
         ["subscription"], "Ends a subscription of this connection.";
-    Embed EMBEDDING_EMBED = "embedding.embed", EmbedParams => EmbedResult, read WRITE,
+    Embed EMBEDDING_EMBED = "embedding.embed", EmbedParams => EmbedResult, read WRITE no_project,
         ["texts"], "Embeds texts with the daemon's model.";
     SqlQuery SQL_QUERY = "sql.query", SqlParams => SqlResult, read READ,
         ["sql", "limit"], "Runs one read-only SELECT over the project's live items.";
-    Health ADMIN_HEALTH = "admin.health", HealthParams => HealthResult, read READ,
+    Health ADMIN_HEALTH = "admin.health", HealthParams => HealthResult, read READ no_project operator,
         ["deep"], "Says whether the daemon works; deep proves it by a write, a search and a delete.";
-    Status ADMIN_STATUS = "admin.status", StatusParams => StatusResult, read READ,
+    Status ADMIN_STATUS = "admin.status", StatusParams => StatusResult, read READ all_projects operator,
         [], "Describes the daemon, its parts and its projects.";
-    Metrics ADMIN_METRICS = "admin.metrics", MetricsParams => MetricsResult, read READ,
+    Metrics ADMIN_METRICS = "admin.metrics", MetricsParams => MetricsResult, read READ all_projects operator,
         [], "Gives the metrics as Prometheus text.";
-    Optimize ADMIN_OPTIMIZE = "admin.optimize", OptimizeParams => OptimizeResult, write LONG,
+    Optimize ADMIN_OPTIMIZE = "admin.optimize", OptimizeParams => OptimizeResult, write LONG all_projects,
         [], "Runs the maintenance that is due.";
-    Reembed ADMIN_REEMBED = "admin.reembed", ReembedParams => ReembedResult, write LONG,
+    Reembed ADMIN_REEMBED = "admin.reembed", ReembedParams => ReembedResult, write LONG all_projects,
         ["model"], "Embeds every item again with another model, online.";
-    Backup ADMIN_BACKUP = "admin.backup", BackupParams => BackupResult, read LONG,
+    Backup ADMIN_BACKUP = "admin.backup", BackupParams => BackupResult, read LONG all_projects,
         ["path"], "Writes a consistent copy to an absolute path.";
-    Restore ADMIN_RESTORE = "admin.restore", RestoreParams => RestoreResult, write LONG,
+    Restore ADMIN_RESTORE = "admin.restore", RestoreParams => RestoreResult, write LONG all_projects,
         ["path"], "Replaces projects by those of a backup and keeps the old ones aside.";
-    Verify ADMIN_VERIFY = "admin.verify", VerifyParams => VerifyResult, read LONG,
+    Verify ADMIN_VERIFY = "admin.verify", VerifyParams => VerifyResult, read LONG all_projects,
         [], "Checks the stored data and reports what is wrong.";
     Import ADMIN_IMPORT = "admin.import", ImportParams => ImportResult, write LONG,
         ["path", "dry_run"], "Imports items from JSON Lines or from Markdown files.";
     Export ADMIN_EXPORT = "admin.export", ExportParams => ExportResult, read LONG,
         ["path", "format"], "Exports items to an absolute path.";
-    Shutdown ADMIN_SHUTDOWN = "admin.shutdown", ShutdownParams => ShutdownResult, read WRITE,
+    Shutdown ADMIN_SHUTDOWN = "admin.shutdown", ShutdownParams => ShutdownResult, read WRITE no_project operator,
         [], "Finishes what was accepted and stops the daemon.";
-    Discover RPC_DISCOVER = "rpc.discover", DiscoverParams => serde_json::Value, read READ,
+    Discover RPC_DISCOVER = "rpc.discover", DiscoverParams => serde_json::Value, read READ no_project,
         [], "Describes every method as an OpenRPC document.";
-    Version RPC_VERSION = "rpc.version", VersionParams => VersionResult, read READ,
+    Version RPC_VERSION = "rpc.version", VersionParams => VersionResult, read READ no_project operator,
         [], "Names the version, the capabilities and the limits.";
-    Cancel RPC_CANCEL = "rpc.cancel", CancelParams => CancelResult, read READ,
+    Cancel RPC_CANCEL = "rpc.cancel", CancelParams => CancelResult, read READ no_project operator free_id,
         ["id"], "Cancels a request in flight on this connection.";
 }
 
