@@ -34,6 +34,7 @@ use crate::dispatch::{Found, Outcome, Shared, head, success};
 use crate::envelope::{self, IdKey, Request};
 use crate::error::{Executed, WireError};
 use crate::limits::{ServerStats, add};
+use crate::oversized::{SMALL_ERROR_BYTES, too_large};
 use crate::params::{TIMEOUT_MS_MAX, peek_timeout};
 use crate::peer::PeerIdentity;
 
@@ -688,8 +689,9 @@ async fn assemble(shared: &Shared, outbox: &Outbox, answers: Vec<(Bytes, Answer)
             },
         };
         let mut tail = outcome.tail;
-        if length + head.len() + tail.len() > most {
-            tail = shared.failure(WireError::response_too_large(most)).tail;
+        let fits = length + head.len() + tail.len() <= most;
+        if !fits && (outcome.success || tail.len() > SMALL_ERROR_BYTES) {
+            tail = shared.failure(too_large(&tail, outcome.writes, most)).tail;
         } else if let Some(notify) = outcome.queued {
             queued.push((notify, outcome.success));
         }

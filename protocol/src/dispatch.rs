@@ -24,6 +24,7 @@ use crate::api;
 use crate::context::{CallContext, single_line};
 use crate::error::{ErrorKind, Executed, WireError};
 use crate::limits::{Limits, ServerStats};
+use crate::oversized::too_large;
 use crate::params::nearest;
 use crate::peer::PeerIdentity;
 use crate::rate::RateLimiter;
@@ -67,6 +68,8 @@ pub(crate) struct Outcome {
     /// Told once the response is in its place among those that go out.
     pub(crate) queued: Option<jsonrpsee::MethodResponseNotifyTx>,
     pub(crate) success: bool,
+    /// Whether the call may have changed something.
+    pub(crate) writes: bool,
 }
 
 impl Shared {
@@ -113,6 +116,7 @@ impl Shared {
             tail: error_tail(&error),
             queued: None,
             success: false,
+            writes: false,
         }
     }
 
@@ -132,7 +136,7 @@ impl Shared {
         let cancelled = context.cancelled.clone();
         let deadline = TokioInstant::from_std(context.deadline);
         let name = found.name;
-        let call = AssertUnwindSafe(self.invoke(found.callback, params, context)).catch_unwind();
+        let call = AssertUnwindSafe(self.invoke(found, params, context)).catch_unwind();
         let mut call = pin!(call);
         let finished = tokio::select! {
             biased;
@@ -146,7 +150,7 @@ impl Shared {
             None => tokio::time::timeout(grace, &mut call).await.ok(),
         };
         match finished {
-            Some(Ok(response)) => self.outcome(response),
+            Some(Ok(response)) => self.outcome(response, writes),
             Some(Err(_panic)) => {
                 // The panic hook has logged where; what it said may quote data and stays off the wire.
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
@@ -166,12 +170,17 @@ impl Shared {
 
     /// Calls the callback with an id of our own. The callback itself runs inside the future, so that a
     /// panic before its first await is caught too.
-    async fn invoke(&self, callback: MethodCallback, params: Params<'static>, context: CallContext) -> MethodResponse {
+    async fn invoke(&self, found: Found, params: Params<'static>, context: CallContext) -> MethodResponse {
         let connection = JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
-        let max = self.limits.max_response_bytes;
+        // The answer to a change is looked into when it is too large, see `oversized`.
+        let max = if found.writes() {
+            usize::MAX
+        } else {
+            self.limits.max_response_bytes
+        };
         let mut extensions = Extensions::new();
         extensions.insert(context);
-        match callback {
+        match found.callback {
             MethodCallback::Async(call) => call(OUR_ID, params, connection, max, extensions).await,
             MethodCallback::Sync(call) => call(OUR_ID, params, max, extensions),
             MethodCallback::Unsubscription(call) => call(OUR_ID, params, connection, max, extensions),
@@ -185,15 +194,22 @@ impl Shared {
         }
     }
 
-    fn outcome(&self, response: MethodResponse) -> Outcome {
+    fn outcome(&self, response: MethodResponse, writes: bool) -> Outcome {
         let code = response.as_error_code();
         let (json, queued, _) = response.into_parts();
         let Some(code) = code else {
             let tail = result_tail(json);
+            if tail.len() > self.limits.max_response_bytes {
+                if let Some(queued) = queued {
+                    queued.notify(false);
+                }
+                return self.failure(too_large(&tail, writes, self.limits.max_response_bytes));
+            }
             return Outcome {
                 tail,
                 queued,
                 success: true,
+                writes,
             };
         };
         let error = if code == ErrorKind::ResponseTooLarge.code() {
@@ -265,6 +281,7 @@ pub(crate) fn success<T: serde::Serialize>(result: &T) -> Outcome {
         tail: single_line(format!("\"result\":{json}}}").into_bytes()),
         queued: None,
         success: true,
+        writes: false,
     }
 }
 

@@ -26,6 +26,7 @@ pub mod endpoint;
 mod envelope;
 pub mod error;
 pub mod limits;
+mod oversized;
 pub mod params;
 pub mod peer;
 mod rate;
