@@ -89,7 +89,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     let (supervisor, supervisor_task, routes) = supervisor::start(SupervisorArguments {
         store: Arc::clone(&store),
         access,
-        writer: writer_config(&config.writer),
+        writer: writer_config(&config),
         readers: ReaderConfig {
             workers: config.readers.effective_workers(),
             queue_requests: config.readers.queue,
@@ -109,6 +109,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         routes,
         shutdown: stop.clone(),
         server: Arc::clone(&stats),
+        imports: rpc::imports(),
         started,
     })
     .context("the methods cannot be registered")?;
@@ -267,12 +268,15 @@ fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {
     }
 }
 
-fn writer_config(config: &config::WriterConfig) -> WriterConfig {
+fn writer_config(config: &Config) -> WriterConfig {
+    let setbacks = restart_policy(&config.supervision);
+    let config = &config.writer;
     WriterConfig {
         max_group_rows: config.max_group_rows as usize,
         max_group_bytes: config.max_group_bytes as usize,
         queue_requests: config.queue_ops,
         queue_bytes: u32::try_from(config.queue_bytes).unwrap_or(u32::MAX),
+        setbacks,
     }
 }
 

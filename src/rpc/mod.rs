@@ -16,6 +16,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ccod_actors::admission::Admission;
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::ProjectName;
 use ccod_actors::routes::Routes;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 
 pub(crate) use errors::wire_error;
+pub(crate) use transfer::imports;
 
 /// What every handler can reach.
 pub(crate) struct App {
@@ -46,6 +48,8 @@ pub(crate) struct App {
     pub(crate) shutdown: CancellationToken,
     /// Counters of the server.
     pub(crate) server: Arc<ServerStats>,
+    /// The places of imports, see [`imports`].
+    pub(crate) imports: Admission,
     /// When the daemon began to serve.
     pub(crate) started: Instant,
 }

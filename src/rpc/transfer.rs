@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ccod_actors::admission::{Admission, Permit};
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, ProjectName, parse_time};
 use ccod_actors::embedder::Lane;
@@ -21,11 +22,10 @@ use ccod_protocol::context::CallContext;
 use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
 use futures::future::join_all;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
 
 use super::admin::HEALTH_PROJECT;
 use super::{App, Call, convert, store, wire_error};
-use crate::transfer::{Entry, Format, Record};
+use crate::transfer::{Entries, Entry, Format, Record};
 
 /// Items that an export reads at once: at the largest size of a text, some tens of megabytes.
 const EXPORT_ITEMS: usize = 32;
@@ -41,6 +41,9 @@ const ESCAPED_BYTES: u64 = 6;
 const ITEM_OVERHEAD_BYTES: u64 = 64 << 10;
 /// Bytes of a file that are read at once; its format is known by the first of them.
 const READ_BYTES: usize = 64 << 10;
+/// Imports that run at once; more wait. Each takes the bulk lane of the embedder and has one thread read for it, so
+/// that more of them would not be sooner done.
+const IMPORTS: u32 = 2;
 /// Pause where the writer has no room for a single item.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -165,7 +168,11 @@ pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<a
             report
         })
         .await
-        .map_err(wire_error)?;
+        .map_err(|error| match error {
+            KnowledgeError::ShuttingDown | KnowledgeError::Unavailable { .. } => wire_error(error),
+            // It may have been halfway: the next start finishes what was begun.
+            error => wire_error(error).with_executed(WireExecuted::Unknown),
+        })?;
     tracing::info!(path = %path.display(), kept_aside = ?report.kept_aside, "restored");
     Ok(api::RestoreResult {
         items: report.projects.iter().map(|project| project.items).sum(),
@@ -306,6 +313,24 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
     })
 }
 
+/// The places of imports.
+pub(crate) fn imports() -> Admission {
+    Admission::new("the queue of imports", IMPORTS, 1_000)
+}
+
+/// Waits for a place, as long as the caller does.
+async fn import_turn(app: &App, call: &Call<api::Import>) -> Result<Permit, WireError> {
+    if let Ok(turn) = app.imports.try_acquire(1) {
+        return Ok(turn);
+    }
+    call.context.progress(0, None, "waiting for other imports");
+    tokio::select! {
+        biased;
+        () = call.context.cancelled.cancelled() => Err(WireError::cancelled(WireExecuted::No)),
+        turn = app.imports.acquire(1, call.deadline()) => turn.map_err(wire_error),
+    }
+}
+
 /// Stores the items of a file.
 pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api::ImportResult, WireError> {
     check_owner(&call.context)?;
@@ -314,31 +339,46 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     let most_bytes = ESCAPED_BYTES * (limits.max_text_bytes + limits.max_metadata_bytes) + ITEM_OVERHEAD_BYTES;
     let most_bytes = usize::try_from(most_bytes).unwrap_or(usize::MAX);
     let path = PathBuf::from(&call.params.path);
-    let counter = Arc::clone(&watcher);
-    let (file, format, total) = blocking(move || count_entries(&path, most_bytes, counter)).await?;
+    let _turn = import_turn(&app, &call).await?;
+    let counter: Arc<dyn Watcher> = watcher.clone();
+    let source = blocking(move || ImportSource::open(&path, most_bytes, counter)).await?;
+    let mut total = 0;
+    let mut groups = source.groups().map_err(wire_error)?;
+    loop {
+        let (left, group) = groups.next().await?;
+        if group.is_empty() {
+            break;
+        }
+        total += group.len() as u64;
+        groups = left;
+    }
 
-    let (sender, mut batches) = mpsc::channel(1);
-    let reader = tokio::task::spawn_blocking(move || read_batches(file, format, most_bytes, &sender));
     let mut import = Import::begin(&app, &call).await.map_err(wire_error)?;
+    let mut reading = tokio::spawn(source.groups().map_err(wire_error)?.next());
     let mut done = 0;
-    while let Some(batch) = batches.recv().await {
-        let entries = batch.len() as u64;
+    loop {
+        let read = (&mut reading)
+            .await
+            .map_err(|error| WireError::internal(error.to_string()))
+            .flatten();
+        let (left, group) = read.map_err(|error| import.interrupted(error))?;
+        if group.is_empty() {
+            return Ok(import.result);
+        }
+        // Read one group ahead of the one that is stored.
+        reading = tokio::spawn(left.next());
+        let entries = group.len() as u64;
         let stored = tokio::select! {
             biased;
             () = call.context.cancelled.cancelled() => Err(watcher.check().err().unwrap_or(KnowledgeError::Cancelled)),
-            stored = import.batch(batch) => stored,
+            stored = import.batch(group) => stored,
         };
         if let Err(error) = stored {
-            return Err(import.interrupted(error));
+            return Err(import.interrupted(wire_error(error)));
         }
         done += entries;
         watcher.progress(done, total, "importing");
     }
-    reader
-        .await
-        .map_err(|error| WireError::internal(error.to_string()))?
-        .map_err(|error| import.interrupted(error))?;
-    Ok(import.result)
 }
 
 /// A file that is read for as long as somebody waits for what is in it.
@@ -362,70 +402,92 @@ impl Read for WatchedFile {
     }
 }
 
-/// Opens a file of items, tells its format and how many items it has. It is at its beginning afterwards.
-fn count_entries(
-    path: &Path,
-    most_bytes: usize,
-    watcher: Arc<dyn Watcher>,
-) -> KnowledgeResult<(WatchedFile, Format, u64)> {
-    let unreadable = |error: std::io::Error| bad_path(format!("{} cannot be read: {error}", path.display()));
-    // A pipe would be waited for, and a device has no end.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(bad_path(format!("{} must be a file", path.display())));
-    }
-    let file = WatchedFile {
-        file: File::open(path).map_err(unreadable)?,
-        watcher: Arc::clone(&watcher),
-    };
-    let failed = |error: std::io::Error| WatchedFile::error(watcher.as_ref(), &error);
-    let mut reader = BufReader::with_capacity(READ_BYTES, file);
-    let beginning = reader.fill_buf().map_err(failed)?;
-    let format = match Format::of_content(beginning) {
-        Some(format) => format,
-        None if beginning.trim_ascii().is_empty() => Format::of_path(path).unwrap_or(Format::Jsonl),
-        None => Format::of_path(path).ok_or_else(|| {
-            bad_path(format!(
-                "{} must be JSON Lines, each line beginning with `{{`, or Markdown, each item beginning with a line \
-                 of `---`",
-                path.display()
-            ))
-        })?,
-    };
-    let mut total = 0;
-    for entry in format.read(&mut reader, most_bytes) {
-        entry.map_err(failed)?;
-        total += 1;
-    }
-    let mut watched = reader.into_inner();
-    watched.file.rewind().map_err(failed)?;
-    Ok((watched, format, total))
-}
-
-/// Reads a file in groups of items, one ahead of who takes them, until it ends or nobody takes them any more.
-fn read_batches(
-    file: WatchedFile,
+/// A file of items that was opened for an import.
+struct ImportSource {
+    file: File,
     format: Format,
     most_bytes: usize,
-    sender: &mpsc::Sender<Vec<Entry>>,
-) -> KnowledgeResult<()> {
-    let watcher = Arc::clone(&file.watcher);
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    for entry in format.read(BufReader::with_capacity(READ_BYTES, file), most_bytes) {
-        let entry = entry.map_err(|error| WatchedFile::error(watcher.as_ref(), &error))?;
-        bytes += entry.record.as_ref().map_or(0, |record| record.text.len());
-        batch.push(entry);
-        if batch.len() == IMPORT_ITEMS || bytes >= IMPORT_BYTES {
-            bytes = 0;
-            if sender.blocking_send(std::mem::take(&mut batch)).is_err() {
-                return Ok(());
-            }
+    watcher: Arc<dyn Watcher>,
+}
+
+impl ImportSource {
+    /// Opens a file and tells its format.
+    fn open(path: &Path, most_bytes: usize, watcher: Arc<dyn Watcher>) -> KnowledgeResult<Self> {
+        let unreadable = |error: std::io::Error| bad_path(format!("{} cannot be read: {error}", path.display()));
+        // A pipe would be waited for, and a device has no end.
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(bad_path(format!("{} must be a file", path.display())));
         }
+        let file = File::open(path).map_err(unreadable)?;
+        let mut reader = BufReader::with_capacity(
+            READ_BYTES,
+            WatchedFile {
+                file: file.try_clone().map_err(unreadable)?,
+                watcher: Arc::clone(&watcher),
+            },
+        );
+        let beginning = reader
+            .fill_buf()
+            .map_err(|error| WatchedFile::error(watcher.as_ref(), &error))?;
+        let format = match Format::of_content(beginning) {
+            Some(format) => format,
+            None if beginning.trim_ascii().is_empty() => Format::of_path(path).unwrap_or(Format::Jsonl),
+            None => Format::of_path(path).ok_or_else(|| {
+                bad_path(format!(
+                    "{} must be JSON Lines, each line beginning with `{{`, or Markdown, each item beginning with a \
+                     line of `---`",
+                    path.display()
+                ))
+            })?,
+        };
+        Ok(Self {
+            file,
+            format,
+            most_bytes,
+            watcher,
+        })
     }
-    if !batch.is_empty() {
-        // Whoever has left does not want the rest.
-        sender.blocking_send(batch).ok();
+
+    /// The items from the first one on. One reader at a time: they share their place in the file.
+    fn groups(&self) -> KnowledgeResult<EntryGroups> {
+        let failed = |error: std::io::Error| WatchedFile::error(self.watcher.as_ref(), &error);
+        let mut file = self.file.try_clone().map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        let file = WatchedFile {
+            file,
+            watcher: Arc::clone(&self.watcher),
+        };
+        let reader = BufReader::with_capacity(READ_BYTES, file);
+        Ok(EntryGroups {
+            entries: self.format.read(reader, self.most_bytes),
+            watcher: Arc::clone(&self.watcher),
+        })
     }
-    Ok(())
+}
+
+/// Reads a file in groups of items, each in a blocking job of its own: between two groups no thread is held, however
+/// long the storing takes. All file work of the daemon shares a few threads.
+struct EntryGroups {
+    entries: Entries<BufReader<WatchedFile>>,
+    watcher: Arc<dyn Watcher>,
+}
+
+impl EntryGroups {
+    /// The next group, and the reader for what follows it. An empty group is the end.
+    async fn next(self) -> Result<(Self, Vec<Entry>), WireError> {
+        blocking(move || self.read()).await
+    }
+
+    fn read(mut self) -> KnowledgeResult<(Self, Vec<Entry>)> {
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while group.len() < IMPORT_ITEMS && bytes < IMPORT_BYTES {
+            let Some(entry) = self.entries.next() else { break };
+            let entry = entry.map_err(|error| WatchedFile::error(self.watcher.as_ref(), &error))?;
+            bytes += entry.record.as_ref().map_or(0, |record| record.text.len());
+            group.push(entry);
+        }
+        Ok((self, group))
+    }
 }
 
 /// What identities stand for, in 128 bits each: at 10^9 items, one in 10^20 chances that two are alike.
@@ -484,6 +546,8 @@ struct Import<'a> {
     deadline: Deadline,
     origin: u64,
     known: Known,
+    /// Whether a group is with the writer: what becomes of it is not known if nobody waits for it.
+    handed_over: bool,
     result: api::ImportResult,
 }
 
@@ -508,6 +572,7 @@ impl<'a> Import<'a> {
             deadline: call.deadline(),
             origin: call.origin(),
             known,
+            handed_over: false,
             result: api::ImportResult {
                 dry_run: call.params.dry_run,
                 ..api::ImportResult::default()
@@ -609,7 +674,18 @@ impl<'a> Import<'a> {
         if items.is_empty() {
             return Ok(());
         }
-        let outcomes = write(writer, &self.project, items, deadline).await?;
+        self.handed_over = true;
+        let outcomes = write(writer, &self.project, items, deadline).await;
+        self.handed_over = matches!(
+            &outcomes,
+            Err(KnowledgeError::OutcomeUnknown
+                | KnowledgeError::DeadlineExceeded {
+                    executed: Executed::Unknown
+                })
+        );
+        let outcomes = outcomes?;
+        // All of them are counted, also those after the one that ends the import.
+        let mut fatal = None;
         for ((line, id), outcome) in places.into_iter().zip(outcomes) {
             match outcome {
                 Ok(outcome) if outcome.duplicate => self.result.duplicates += 1,
@@ -619,10 +695,13 @@ impl<'a> Import<'a> {
                     | KnowledgeError::AlreadyExists { .. }
                     | KnowledgeError::SecretRejected { .. }),
                 ) => self.refuse(line, id, wire_error(error)),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.handed_over |= matches!(error, KnowledgeError::OutcomeUnknown);
+                    fatal.get_or_insert(error);
+                }
             }
         }
-        Ok(())
+        fatal.map_or(Ok(()), Err)
     }
 
     fn refuse(&mut self, line: u64, id: Option<String>, error: WireError) {
@@ -637,12 +716,16 @@ impl<'a> Import<'a> {
     }
 
     /// The error of an import that did not come to its end.
-    fn interrupted(&self, error: KnowledgeError) -> WireError {
-        let mut error = wire_error(error);
+    fn interrupted(&self, mut error: WireError) -> WireError {
         let imported = self.result.imported;
-        if imported > 0 {
+        if imported > 0 || self.handed_over {
+            if error.kind() == ErrorKind::DeadlineExceeded {
+                error = WireError::deadline_exceeded(WireExecuted::Unknown);
+            }
+            let more = if self.handed_over { ", and maybe some more" } else { "" };
             error.message = format!(
-                "{} ({imported} items were imported before; import the file again to go on)",
+                "{} ({imported} items were imported before{more}; import the file again to go on, what is there \
+                 already is passed over)",
                 error.message
             );
             error = error.with_executed(WireExecuted::Unknown);

@@ -807,3 +807,52 @@ fn data_of_the_old_tool_is_carried_along_as_it_is() {
         }
     }
 }
+
+/// More imports at once than the daemon has threads for file work: everything else goes on, and all of them end.
+#[test]
+fn many_imports_at_once_leave_the_daemon_at_work() {
+    const IMPORTS: usize = 20;
+    // Several groups, so that a reader is ahead of what is stored.
+    const ITEMS: usize = 200;
+    let daemon = Daemon::start();
+    let place = TempDir::new().unwrap();
+    let file = place.path().join("items.jsonl");
+    let lines: Vec<String> = (0..ITEMS)
+        .map(|number| json!({"text": format!("fact {number}")}).to_string())
+        .collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let mut imports: Vec<Connection> = (0..IMPORTS)
+        .map(|_| {
+            let mut connection = daemon.connect();
+            let request = json!({"jsonrpc": "2.0", "id": 1, "method": "admin.import", "params": {"path": file}});
+            connection.send(format!("{request}\n"));
+            connection
+        })
+        .collect();
+    // One that gives up while it waits has done nothing.
+    let hurried = json!({"path": file, "timeout_ms": 1});
+    let error = long_error(&daemon, "admin.import", hurried);
+    assert_eq!(
+        (&error["code"], &error["data"]["executed"]),
+        (&json!(-32050), &json!(false)),
+        "{error}"
+    );
+    let stored = daemon.call("knowledge.store", json!({"project_id": "other", "text": "meanwhile"}));
+    assert_eq!(stored["status"], "stored");
+    let found = daemon.call("knowledge.search", json!({"project_id": "other", "query": "meanwhile"}));
+    assert_eq!(found["results"][0]["id"], stored["id"]);
+    let mut imported = 0;
+    for connection in &mut imports {
+        let result = loop {
+            let line = connection.receive().expect("an answer");
+            if line["id"] == 1 {
+                break line["result"].clone();
+            }
+        };
+        let number = |name: &str| result[name].as_u64().unwrap_or_else(|| panic!("{result}"));
+        assert_eq!(number("imported") + number("duplicates"), ITEMS as u64, "{result}");
+        imported += number("imported");
+    }
+    assert_eq!(imported, ITEMS as u64, "each item was imported once");
+    assert_eq!(items(&daemon, "default").len(), ITEMS);
+}
