@@ -100,6 +100,14 @@ pub enum KnowledgeError {
     /// The daemon is stopping.
     #[error("the daemon is shutting down; retry once it runs again")]
     ShuttingDown,
+    /// The change was made, and what belongs to it and comes after has failed.
+    #[error("{done}: {cause}")]
+    Incomplete {
+        /// What was done, and what becomes of the rest: a sentence without a full stop.
+        done: &'static str,
+        /// Why the rest was not.
+        cause: Box<KnowledgeError>,
+    },
     /// A queue is full.
     #[error("{queue} is full; retry in {retry_after_ms} ms")]
     Busy {
@@ -131,6 +139,23 @@ impl KnowledgeError {
         Self::InvalidParameter {
             parameter: parameter.into(),
             message: message.into(),
+        }
+    }
+
+    /// This error, after a change that was made: `done` says what was.
+    #[must_use]
+    pub fn after(self, done: &'static str) -> Self {
+        Self::Incomplete {
+            done,
+            cause: Box::new(self),
+        }
+    }
+
+    /// The error itself, without what was done before it.
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::Incomplete { cause, .. } => cause.root(),
+            error => error,
         }
     }
 

@@ -210,14 +210,16 @@ impl SupervisorState {
         let supervisor = myself.get_cell();
         let (cell, task) = match part {
             Part::Writer => {
-                let announcements = Arc::default();
+                let (announcements, troubles) = (Arc::default(), Arc::default());
                 let arguments = WriterArguments {
                     config: self.writer_config.clone(),
                     access: Arc::clone(&self.access),
                     announcements: Arc::clone(&announcements),
+                    troubles: Arc::clone(&troubles),
                 };
                 let (actor, task) = Actor::spawn_linked(None, Writer, arguments, supervisor).await?;
-                self.routes.writer = Some(WriterHandle::new(actor.clone(), &self.writer_config, announcements));
+                let handle = WriterHandle::new(actor.clone(), &self.writer_config, announcements, troubles);
+                self.routes.writer = Some(handle);
                 (actor.get_cell(), task)
             }
             Part::Embedder => {

@@ -498,6 +498,9 @@ fn report_cleanup(context: &Context, cleaned: &CleanupResult, project: &str) -> 
     }
     context.output.print(&render_cleanup(&context.output, cleaned))?;
     output::message(cleanup_summary(cleaned, project));
+    for warning in &cleaned.warnings {
+        output::message(format!("warning: {warning}"));
+    }
     Ok(Exit::Ok)
 }
 
@@ -643,6 +646,7 @@ mod tests {
             freed_bytes: 1536,
             dry_run: true,
             undo_token: None,
+            warnings: Vec::new(),
         };
         assert_eq!(render_cleanup(&Output::plain(), &cleaned), "items  2\nspace  1.5 KiB\n");
         assert_eq!(

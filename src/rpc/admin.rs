@@ -52,6 +52,7 @@ async fn health_of(app: &App) -> (HealthStatus, Vec<String>) {
             PartState::Stopped => Some(format!("{part} stopped")),
         })
         .collect();
+    reasons.extend(routes.writer.iter().flat_map(|writer| writer.troubles()));
     reasons.extend(app.store.troubles().await);
     let status = if routes.stopping {
         HealthStatus::Stopping

@@ -26,6 +26,12 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
         KnowledgeError::Unavailable { .. } => WireError::new(ErrorKind::Unavailable, message),
         KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
         KnowledgeError::ShuttingDown => WireError::shutting_down(),
+        KnowledgeError::Incomplete { done, cause } => {
+            let mut error = wire_error(*cause);
+            error.message = format!("{done}: {}", error.message);
+            // Neither as if nothing had happened, nor as if all of it had.
+            error.with_executed(WireExecuted::Unknown)
+        }
         KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(format!("{queue} is full"), retry_after_ms),
         KnowledgeError::Unreadable { message } => {
             tracing::error!(%message, "the store could not be read");

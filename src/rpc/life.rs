@@ -23,7 +23,8 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
     check_patch(&params, &app).map_err(wire_error)?;
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
-    // Before the embedding, which is the dear part; the writer looks again when it is its turn.
+    // Before the embedding, which is the dear part; the writer looks again when it is its turn, and says so if the
+    // text has become another one meanwhile.
     let found = routes
         .readers
         .get(project.clone(), vec![params.id.clone()], deadline)
@@ -32,18 +33,17 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
     let Some(current) = found.items.first() else {
         return Err(WireError::not_found(&params.id));
     };
+    let embed = async |text: &str| {
+        let embedder = routes.embedder().map_err(wire_error)?;
+        store::embed_text(embedder, text, Lane::Interactive, deadline, origin)
+            .await
+            .map_err(wire_error)
+    };
     let passages = match &params.text {
-        Some(text) if *text != current.text => {
-            let embedder = routes.embedder().map_err(wire_error)?;
-            Some(
-                store::embed_text(embedder, text, Lane::Interactive, deadline, origin)
-                    .await
-                    .map_err(wire_error)?,
-            )
-        }
+        Some(text) if *text != current.text => Some(embed(text).await?),
         _ => None,
     };
-    let update = PreparedUpdate {
+    let mut update = PreparedUpdate {
         ids: [params.id],
         patch: ItemPatch {
             text: params.text,
@@ -54,8 +54,16 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
         },
         passages,
     };
-    let outcome = writer.change(project, WriteOp::Update(update), deadline).await;
-    let (outcome, version) = outcome.map_err(wire_error)?;
+    let change = async |update| {
+        let outcome = writer.change(project.clone(), WriteOp::Update(update), deadline).await;
+        outcome.map_err(wire_error)
+    };
+    let (mut outcome, mut version) = change(update.clone()).await?;
+    if let (OpOutcome::NotEmbedded, Some(text)) = (&outcome, &update.patch.text) {
+        // Somebody has changed the text meanwhile. With its own passages the update fits any.
+        update.passages = Some(embed(text).await?);
+        (outcome, version) = change(update).await?;
+    }
     let OpOutcome::Updated { id, updated_at } = outcome else {
         return Err(unexpected(&outcome));
     };
@@ -263,17 +271,34 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
             freed_bytes: found.bytes,
             dry_run: true,
             undo_token: None,
+            warnings: Vec::new(),
         });
     }
     let (ids, deletion, _) = delete_now(&app, project.clone(), DeleteTarget::Matching(filter), &call).await?;
-    let (freed_bytes, _) = admin::reclaim(&app, &project, call.deadline())
-        .await
-        .map_err(wire_error)?;
+    // They are deleted: whatever becomes of the rest, the caller gets the undo token.
+    let reclaimed = tokio::select! {
+        biased;
+        reclaimed = admin::reclaim(&app, &project, call.deadline()) => reclaimed.map_err(|error| error.to_string()),
+        () = call.context.cancelled.cancelled() => Err("the call was cancelled".to_owned()),
+        () = tokio::time::sleep(call.context.remaining()) => Err("the deadline passed".to_owned()),
+    };
+    let (freed_bytes, warnings) = match reclaimed {
+        Ok((freed_bytes, _)) => (freed_bytes, Vec::new()),
+        Err(reason) => {
+            tracing::warn!(%project, %reason, "a cleanup has deleted and could not free the space");
+            let warning = format!(
+                "the items are deleted, but their space could not be freed now ({reason}); upkeep frees it in time, \
+                 and admin.optimize at once"
+            );
+            (0, vec![warning])
+        }
+    };
     Ok(api::CleanupResult {
         deleted: ids.len() as u64,
         freed_bytes,
         dry_run: false,
         undo_token: deletion.map(|deletion| deletion.token()),
+        warnings,
     })
 }
 

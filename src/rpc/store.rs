@@ -120,8 +120,9 @@ pub(crate) async fn store_batch(
             Err(error) => return Err(wire_error(error)),
         }
     }
+    // The items have their outcomes by now: that the version cannot be told must not replace them.
     if version == 0
-        && let Some(view) = app.store.view(&project).await.map_err(wire_error)?
+        && let Ok(Some(view)) = app.store.view(&project).await
     {
         version = convert::version(view.sequence());
     }

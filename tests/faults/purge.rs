@@ -57,12 +57,32 @@ fn a_purge_that_panics_while_it_erases_is_finished_unasked() {
 }
 
 #[test]
+fn a_purge_whose_erasing_panics_again_and_again_is_finished_unasked_and_writes_go_on() {
+    let daemon = Inside::start();
+    let id = stored(&daemon);
+    // Once in the purge itself, then in the upkeep that tries to finish it.
+    fail::cfg("write::before_erasing", "3*panic").unwrap();
+    let error = purge(&daemon, &id);
+    assert_eq!(error["data"]["executed"], "unknown", "{error}");
+    for number in 0..5 {
+        daemon.call("knowledge.store", json!({"text": format!("meanwhile {number}")}));
+    }
+    wait_until_finished(&daemon);
+    assert_eq!(files(&daemon), Vec::<String>::new());
+    assert_eq!(daemon.count(), 6);
+    assert_eq!(daemon.actor("writer")["restarts"], 0);
+}
+
+#[test]
 fn a_purge_that_a_crash_interrupts_is_finished_at_the_next_start() {
     let mut daemon = Inside::start();
     let id = stored(&daemon);
     fail::cfg("write::before_erasing", "return").unwrap();
     let error = purge(&daemon, &id);
     assert!(error["message"].as_str().unwrap().contains("erasing"), "{error}");
+    // The items are gone, and the erasing is not done: neither "nothing happened" nor "all is done".
+    assert_eq!(error["data"]["executed"], "unknown", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("removed"), "{error}");
     assert!(!files(&daemon).is_empty());
     assert_eq!(daemon.call_error("knowledge.get", json!({"id": id}))["code"], -32020);
     assert!(daemon.shut_down());

@@ -468,3 +468,126 @@ fn many_changes_at_once_are_each_done_once() {
     let commits = daemon.status_number("/actors/writer/counters/commits") - before;
     assert!(commits < 16 * 6, "{commits} commits for 96 changes: none was shared");
 }
+
+/// The answer to a change that is too large to be sent says that the change was made, and what undoes it.
+#[test]
+fn a_change_whose_answer_is_too_large_is_told_with_its_undo_token() {
+    const ITEMS: u64 = 120;
+    let daemon = Daemon::start_in(Home::new(), &[("CCO_LIMITS__MAX_RESPONSE_BYTES", "4096")]);
+    let items: Vec<Value> = (0..ITEMS)
+        .map(|number| json!({"text": format!("short note {number}"), "id": format!("note-{number:040}"), "agent": "ada"}))
+        .collect();
+    // Its answer is over the limit as well.
+    let told = |error: &Value, member: &str| {
+        assert_eq!(
+            (&error["code"], &error["data"]["executed"], &error["data"]["retryable"]),
+            (&json!(-32008), &json!(true), &json!(false)),
+            "{error}"
+        );
+        error["data"][member].clone()
+    };
+    let error = daemon.call_error("knowledge.store_batch", json!({"items": items}));
+    assert_eq!(told(&error, "stored"), ITEMS);
+    assert!(error["data"].get("ids").is_none(), "{error}");
+
+    // Alone, and in a batch that grows too large by it.
+    let delete = json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.delete", "params": {"agent": "ada"}});
+    let alone = daemon.call_error("knowledge.delete", delete["params"].clone());
+    let undone = daemon.call_error("knowledge.undelete", json!({"undo_token": told(&alone, "undo_token")}));
+    assert_eq!(told(&undone, "restored"), ITEMS);
+    let mut connection = daemon.connect();
+    let health = json!({"jsonrpc": "2.0", "id": 2, "method": "admin.health"});
+    connection.send(format!("{}\n", json!([delete, health])));
+    let answers = connection.receive().unwrap();
+    assert_eq!(answers[1]["result"]["status"], "ok");
+    let token = told(&answers[0]["error"], "undo_token");
+    assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], 0);
+    daemon.call_error("knowledge.undelete", json!({"undo_token": token}));
+    assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], ITEMS);
+    // What only reads says to ask for less.
+    let error = daemon.call_error("knowledge.list", json!({"limit": 1000}));
+    assert_eq!(error["code"], -32008);
+    assert!(error["data"].get("executed").is_none(), "{error}");
+}
+
+#[test]
+fn updates_of_one_item_at_once_leave_each_text_with_its_own_vectors() {
+    let daemon = Daemon::start();
+    let texts = ["Penguins huddle in the cold.", "The invoice is due in March."];
+    let id = daemon.store(texts[0]);
+    for round in 0..20 {
+        let gate = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for (number, text) in texts.into_iter().enumerate() {
+                let (daemon, gate, id) = (&daemon, &gate, &id);
+                scope.spawn(move || {
+                    let mut connection = daemon.connect();
+                    gate.wait();
+                    let metadata = json!({"round": round, "of": number});
+                    connection.call(
+                        "knowledge.update",
+                        json!({"id": id, "text": text, "metadata": metadata}),
+                    );
+                });
+            }
+        });
+        let text = daemon.call("knowledge.get", json!({"id": id}))["text"].clone();
+        let found = daemon.call("knowledge.search", json!({"query": text, "mode": "vector", "limit": 1}));
+        assert!(
+            found["results"][0]["similarity"].as_f64().unwrap() > 0.99,
+            "round {round}: {found}"
+        );
+    }
+    assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
+}
+
+/// Whatever has become of an item since: who has not got the answer to its store asks again, and gets it.
+#[test]
+fn a_retried_store_gets_its_own_first_answer() {
+    let mut daemon = Daemon::start();
+    let store = |daemon: &Daemon, params: &Value| daemon.call("knowledge.store", params.clone());
+    let long: String = (0..400).map(|number| format!("word{number} ")).collect();
+    let by_key = json!({"text": long, "idempotency_key": "k"});
+    let by_id = json!({"text": "first text", "id": "mine"});
+    let answers = [store(&daemon, &by_key), store(&daemon, &by_id)];
+    assert!(answers[0]["passages"].as_u64().unwrap() > 1);
+    // Somebody updates both, twice.
+    for text in ["second text", "third text"] {
+        for answer in &answers {
+            daemon.call("knowledge.update", json!({"id": answer["id"], "text": text}));
+        }
+    }
+    let same = |first: &Value, again: &Value| {
+        assert_eq!(again["status"], "duplicate", "{again}");
+        for member in ["id", "timestamp", "passages"] {
+            assert_eq!(first[member], again[member], "{member}");
+        }
+    };
+    let refused = |daemon: &Daemon| {
+        let other = json!({"text": "other", "idempotency_key": "k"});
+        assert_eq!(daemon.call_error("knowledge.store", other)["code"], -32602);
+        let other = json!({"text": "other", "id": "mine"});
+        assert_eq!(daemon.call_error("knowledge.store", other)["code"], -32021);
+    };
+    for _ in 0..2 {
+        same(&answers[0], &store(&daemon, &by_key));
+        same(&answers[1], &store(&daemon, &by_id));
+        refused(&daemon);
+        assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], 2);
+        daemon = daemon.kill_and_restart();
+    }
+
+    // Deleted, the key used again, and the first one brought back: both stores have their own answers.
+    let deleted = daemon.call("knowledge.delete", json!({"id": answers[0]["id"]}));
+    let second = json!({"text": "another fact", "idempotency_key": "k"});
+    let answer = store(&daemon, &second);
+    assert_eq!(answer["status"], "stored");
+    daemon.call("knowledge.undelete", json!({"undo_token": deleted["undo_token"]}));
+    for _ in 0..2 {
+        same(&answer, &store(&daemon, &second));
+        same(&answers[0], &store(&daemon, &by_key));
+        refused(&daemon);
+        assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], 3);
+        daemon = daemon.kill_and_restart();
+    }
+}

@@ -467,6 +467,14 @@ impl WriteAccess {
         }
     }
 
+    /// Forgets a project's table after a panic, whose effect is not known; the next user opens it from disk. Waits for
+    /// whoever holds it.
+    pub async fn forget(&self, project: &Project) {
+        let mut table = project.table.lock().await;
+        *table = None;
+        project.clear_view();
+    }
+
     /// After a write has failed with `error`: looks whether something damaged was in its way, and takes that out of
     /// the table. True if the write is worth repeating.
     pub async fn mend(&self, project: &Project, error: &KnowledgeError) -> bool {

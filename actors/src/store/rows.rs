@@ -47,8 +47,8 @@ pub struct NewRevision<'a> {
     pub updated_at: DateTime<Utc>,
     /// The commit that writes it.
     pub valid_from: i64,
-    /// The content hash with which the holder of the item's `idempotency_key` was first stored; none where there is
-    /// no key or it is not known.
+    /// The content hash with which the item was first stored, whatever it was updated to since; none where it is not
+    /// known. A retry by key or id is compared with it.
     pub key_hash: Option<&'a str>,
     /// Since when it counts, for who asks how things were at a time.
     pub opened_at: DateTime<Utc>,
@@ -185,7 +185,7 @@ pub struct StoredRevision {
     pub item: StoredItem,
     /// The key that it was stored with.
     pub idempotency_key: Option<String>,
-    /// The content hash with which that key was first stored, where it is known.
+    /// The content hash with which the item was first stored, where it is known.
     pub key_hash: Option<String>,
     /// Its passages, in order.
     pub passages: Vec<EmbeddedPassage>,
@@ -360,13 +360,13 @@ impl RowReader<'_> {
             .to_vec())
     }
 
-    /// The content hash with which the row's idempotency key was first stored, where it is known. Rows of schema
-    /// 1.0 have none; an item's first revision is what its key was stored with.
+    /// The content hash with which the row's item was first stored, where it is known. Rows of schema 1.0 have none;
+    /// an item's first revision is what it was stored with.
     pub fn key_hash(&self, row: usize) -> KnowledgeResult<Option<&str>> {
         if let Some(known) = self.text(column::KEY_HASH, row)? {
             return Ok(Some(known));
         }
-        if self.text(column::IDEMPOTENCY_KEY, row)?.is_some() && self.int(column::REVISION, row)? == Some(1) {
+        if self.int(column::REVISION, row)? == Some(1) {
             return self.text(column::CONTENT_HASH, row);
         }
         Ok(None)

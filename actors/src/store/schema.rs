@@ -74,7 +74,8 @@ pub mod column {
     pub const IDEMPOTENCY_KEY: &str = "idempotency_key";
     /// The passage's embedding.
     pub const VECTOR: &str = "vector";
-    /// The content hash with which the holder of `idempotency_key` was first stored; null where it is not known.
+    /// The content hash with which the item, and so its `idempotency_key`, was first stored; null where it is not
+    /// known.
     pub const KEY_HASH: &str = "key_hash";
     /// Since when the revision counts; null where it is not known.
     pub const OPENED_AT: &str = "opened_at";

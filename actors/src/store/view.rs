@@ -139,7 +139,7 @@ pub struct IdentityRow {
     pub content_hash: String,
     /// The key that it was stored with.
     pub idempotency_key: Option<String>,
-    /// The content hash with which that key was first stored, where it is known.
+    /// The content hash with which the item was first stored, where it is known.
     pub key_hash: Option<String>,
     /// Its revision.
     pub revision: i64,

@@ -325,6 +325,11 @@ impl WriteTable {
         self.snapshot().await?.identities(&ids, &hashes, &keys).await
     }
 
+    /// Whether the table may hold this id, in a live item or a deleted one. False: it certainly does not.
+    pub fn may_hold(&self, id: &str) -> bool {
+        self.seen.may_contain(IdentityKind::Id, id)
+    }
+
     /// The table as it stands, for the writer's own queries; not published.
     pub(crate) async fn snapshot(&self) -> KnowledgeResult<ProjectView> {
         let dataset = current_dataset(&self.table).await?;

@@ -6,6 +6,7 @@
 //! writing it again with its end; no row is ever changed otherwise.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use arrow_array::{RecordBatch, UInt32Array};
 use arrow_select::take::take_record_batch;
@@ -19,6 +20,10 @@ use crate::store::rows::{EmbeddedPassage, NewRevision, StoredRevision, revisions
 use crate::store::schema::column;
 use crate::store::view::{IdentityRow, ProjectView};
 use crate::store::{WriteTable, filter};
+
+/// How long a commit waits at most for the times of its deletes: one for each millisecond, and a group has some
+/// hundreds of them at most.
+const DELETION_TIMES_AHEAD: Duration = Duration::from_secs(1);
 
 /// An item, checked and embedded.
 #[derive(Clone, Debug)]
@@ -51,7 +56,8 @@ pub struct PreparedUpdate {
     pub ids: [String; 1],
     /// What changes.
     pub patch: ItemPatch,
-    /// The passages of the new text, if it changes.
+    /// The passages of the patch's text. They may be left out where the item is believed to have that text already;
+    /// where it has another one when the update is committed, the outcome is [`OpOutcome::NotEmbedded`].
     pub passages: Option<Vec<EmbeddedPassage>>,
 }
 
@@ -105,6 +111,9 @@ pub enum OpOutcome {
         /// Its last change; before this write if that changed nothing.
         updated_at: DateTime<Utc>,
     },
+    /// Nothing was changed: the item's text is not the update's, and the update came without the passages of its
+    /// text. With them it can be repeated.
+    NotEmbedded,
     /// The items are gone.
     Deleted {
         /// Those that existed.
@@ -135,18 +144,54 @@ pub struct GroupOutcome {
 /// What an identity stands for: an item of the table, or one before it in the group.
 #[derive(Clone, Debug)]
 struct Holder {
+    /// The content that it has now.
     content_hash: String,
+    /// The content that it was first stored with, before any update; none where that is not known any more.
+    first_hash: Option<String>,
     outcome: ItemOutcome,
+}
+
+impl Holder {
+    /// The answer to a store of this item, if it is a repetition: of the store that made the holder, whatever has
+    /// become of it since, or else of what it is now. That it is the same content makes it the same passages.
+    fn answer(&self, prepared: &PreparedItem) -> Option<ItemOutcome> {
+        let same = self.was_stored_with(prepared) || self.content_hash == prepared.content_hash;
+        same.then(|| ItemOutcome {
+            duplicate: true,
+            passages: prepared.passages.len() as u32,
+            ..self.outcome.clone()
+        })
+    }
+
+    fn was_stored_with(&self, prepared: &PreparedItem) -> bool {
+        self.first_hash.as_ref() == Some(&prepared.content_hash)
+    }
 }
 
 /// Identities that are taken, as far as the group is concerned.
 #[derive(Debug, Default)]
 struct Taken {
     by_id: HashMap<String, Holder>,
-    by_key: HashMap<String, Holder>,
+    /// A key is free once its item is deleted. One that was used again then, and whose first item was brought back,
+    /// has several holders.
+    by_key: HashMap<String, Vec<Holder>>,
     by_content: HashMap<String, Holder>,
     /// The last revision of ids whose items were deleted.
     closed_revisions: HashMap<String, i64>,
+}
+
+/// The content that a live item was first stored with. Tables of before schema 1.1 do not say it of items that were
+/// updated; then it is that of the oldest revision from which updates alone lead to this one, if that is the first.
+fn first_hash(live: &IdentityRow, closed: &HashMap<(String, i64), IdentityRow>) -> Option<String> {
+    let mut row = live;
+    while row.key_hash.is_none() {
+        let before = closed.get(&(row.id.clone(), row.revision - 1))?;
+        if before.valid_to != Some(row.valid_from) {
+            return None;
+        }
+        row = before;
+    }
+    row.key_hash.clone()
 }
 
 /// What is to be done with one item.
@@ -162,6 +207,11 @@ impl Taken {
         let mut taken = Self::default();
         // Oldest first: the first item with a content is the one that a duplicate is told of.
         rows.sort_by(|a, b| (a.valid_from, &a.id).cmp(&(b.valid_from, &b.id)));
+        let closed: HashMap<(String, i64), IdentityRow> = rows
+            .iter()
+            .filter(|row| row.valid_to.is_some())
+            .map(|row| ((row.id.clone(), row.revision), row.clone()))
+            .collect();
         for row in rows {
             if row.valid_to.is_some() {
                 let last = taken.closed_revisions.entry(row.id).or_default();
@@ -170,6 +220,7 @@ impl Taken {
             }
             let holder = Holder {
                 content_hash: row.content_hash.clone(),
+                first_hash: first_hash(&row, &closed),
                 outcome: ItemOutcome {
                     id: row.id.clone(),
                     duplicate: true,
@@ -185,7 +236,7 @@ impl Taken {
     fn insert(&mut self, id: String, content_hash: String, key: Option<String>, holder: Holder) {
         self.by_id.insert(id, holder.clone());
         if let Some(key) = key {
-            self.by_key.insert(key, holder.clone());
+            self.by_key.entry(key).or_default().push(holder.clone());
         }
         self.by_content.entry(content_hash).or_insert(holder);
     }
@@ -195,27 +246,33 @@ impl Taken {
         self.closed_revisions.get(id).copied().unwrap_or(0)
     }
 
-    /// Identity is the idempotency key, else the id, else the content.
-    fn decide(&self, prepared: &PreparedItem) -> KnowledgeResult<Decision> {
+    /// Identity is the idempotency key, else the id, else the content. `in_use` tells whether the table may hold an
+    /// id: one that is made here must not be that of another item, live or deleted.
+    fn decide(&self, prepared: &PreparedItem, in_use: impl Fn(&str) -> bool) -> KnowledgeResult<Decision> {
         let item = &prepared.item;
         if let Some(key) = &item.idempotency_key
-            && let Some(holder) = self.by_key.get(key)
+            && let Some(holders) = self.by_key.get(key)
         {
-            return if holder.content_hash == prepared.content_hash {
-                Ok(Decision::Duplicate(holder.outcome.clone()))
-            } else {
-                Err(KnowledgeError::invalid(
+            // The one that was made last: whoever asks again has asked a moment ago.
+            let stored_with = holders.iter().filter(|holder| holder.was_stored_with(prepared));
+            let own = stored_with.max_by_key(|holder| holder.outcome.timestamp);
+            let answer = own
+                .into_iter()
+                .chain(holders)
+                .find_map(|holder| holder.answer(prepared));
+            return answer.map(Decision::Duplicate).ok_or_else(|| {
+                KnowledgeError::invalid(
                     "idempotency_key",
                     "idempotency_key was used for other content before; use a new key for new content",
-                ))
-            };
+                )
+            });
         }
         if let Some(id) = &item.id {
             return match self.by_id.get(id) {
-                Some(holder) if holder.content_hash == prepared.content_hash => {
-                    Ok(Decision::Duplicate(holder.outcome.clone()))
-                }
-                Some(_) => Err(KnowledgeError::AlreadyExists { id: id.clone() }),
+                Some(holder) => match holder.answer(prepared) {
+                    Some(outcome) => Ok(Decision::Duplicate(outcome)),
+                    None => Err(KnowledgeError::AlreadyExists { id: id.clone() }),
+                },
                 None => Ok(Decision::Write {
                     id: id.clone(),
                     revision: self.closed_revisions.get(id).map_or(1, |last| last + 1),
@@ -230,7 +287,7 @@ impl Taken {
             return Ok(Decision::Duplicate(holder.outcome.clone()));
         }
         let mut id = item.generated_id();
-        while self.by_id.contains_key(&id) {
+        while self.by_id.contains_key(&id) || in_use(&id) {
             id = item.generated_id();
         }
         Ok(Decision::Write { id, revision: 1 })
@@ -308,9 +365,49 @@ struct Plan {
     closing: Vec<u32>,
     /// When each of these is closed.
     closed_at: Vec<DateTime<Utc>>,
-    /// Changes planned so far.
-    changes: i64,
+    /// When the deletes of the commit close their rows.
+    deletions: DeletionTimes,
     opening: Vec<OwnedRevision>,
+}
+
+/// The times at which the deletes of one commit close their rows: one for each, by which its undo token tells its
+/// rows from what else the commit closes. They lie in the last milliseconds before the commit, but not before
+/// anything that they delete was written.
+#[derive(Debug, Default)]
+struct DeletionTimes {
+    /// Where the next one is looked for.
+    next: DateTime<Utc>,
+    /// Those that are taken, and the time of the commit itself, at which its updates close theirs.
+    taken: HashSet<DateTime<Utc>>,
+}
+
+impl DeletionTimes {
+    /// Those of a commit at `at` with this many deletes.
+    fn new(at: DateTime<Utc>, deletes: usize) -> Self {
+        let deletes = i64::try_from(deletes).unwrap_or(i64::MAX);
+        Self {
+            next: at - TimeDelta::milliseconds(deletes),
+            taken: HashSet::from([at]),
+        }
+    }
+
+    /// The time of the next delete, which deletes nothing that was written after `newest`.
+    fn take(&mut self, newest: Option<DateTime<Utc>>) -> DateTime<Utc> {
+        let earliest = newest.map_or(self.next, |newest| newest.max(self.next));
+        let mut time = earliest;
+        while !self.taken.insert(time) {
+            time += TimeDelta::milliseconds(1);
+        }
+        if earliest == self.next {
+            self.next = time + TimeDelta::milliseconds(1);
+        }
+        time
+    }
+
+    /// The last of them.
+    fn last(&self) -> Option<DateTime<Utc>> {
+        self.taken.iter().max().copied()
+    }
 }
 
 /// A revision that replaces or revives another.
@@ -319,7 +416,7 @@ struct OwnedRevision {
     revision: i64,
     item: NewItem,
     content_hash: String,
-    /// With which content its idempotency key was first stored, as far as known.
+    /// The content that the item was first stored with, as far as known.
     key_hash: Option<String>,
     passages: Vec<EmbeddedPassage>,
 }
@@ -335,7 +432,6 @@ impl Plan {
         at: DateTime<Utc>,
         project: &ProjectName,
     ) -> KnowledgeResult<OpOutcome> {
-        self.changes += 1;
         match op {
             WriteOp::Store(_) => Err(KnowledgeError::internal("a store is not a change")),
             WriteOp::Update(update) => self.update(update, concerned, at),
@@ -351,15 +447,17 @@ impl Plan {
                         ids
                     }
                 };
-                // A time of its own within the commit, by which its undo token tells it from what else the
-                // commit closes: a moment ago, when it came.
-                let at = at - TimeDelta::milliseconds(self.changes);
+                let found: Vec<(&String, &StoredRevision)> = ids
+                    .into_iter()
+                    .filter_map(|id| Some((id, concerned.live.get(id)?)))
+                    .collect();
+                // What an import dates into the future was not written then.
+                let written = found.iter().map(|(_, revision)| revision.item.updated_at.min(at));
+                let at = self.deletions.take(written.max());
                 let mut deleted = Vec::new();
-                for id in ids {
-                    if let Some(revision) = concerned.live.get(id) {
-                        self.close(revision, at);
-                        deleted.push(id.clone());
-                    }
+                for (id, revision) in found {
+                    self.close(revision, at);
+                    deleted.push(id.clone());
                 }
                 let deletion = (!deleted.is_empty()).then(|| Deletion {
                     project: project.clone(),
@@ -406,7 +504,9 @@ impl Plan {
         let current = concerned.live.get(id).ok_or_else(|| KnowledgeError::NotFound {
             what: format!("item {id}"),
         })?;
-        let next = OwnedRevision::patched(current, update);
+        let Some(next) = OwnedRevision::patched(current, update) else {
+            return Ok(OpOutcome::NotEmbedded);
+        };
         if next.is_like(current) {
             return Ok(OpOutcome::Updated {
                 id: id.to_owned(),
@@ -444,8 +544,9 @@ impl OwnedRevision {
         }
     }
 
-    /// The revision after `current`, with what the update changes.
-    fn patched(current: &StoredRevision, update: &PreparedUpdate) -> Self {
+    /// The revision after `current`, with what the update changes. None where the text changes and the passages of
+    /// the new one are not there: those of another text would be found by what the item no longer says.
+    fn patched(current: &StoredRevision, update: &PreparedUpdate) -> Option<Self> {
         let mut item = stored_as_new(current);
         let ItemPatch {
             text,
@@ -455,25 +556,25 @@ impl OwnedRevision {
             metadata,
         } = update.patch.clone();
         // The passages belong to the text: they change with it.
-        let mut passages = None;
-        if let Some(text) = text
-            && text != item.text
-        {
-            item.text = text;
-            passages = update.passages.clone();
-        }
+        let passages = match text {
+            Some(text) if text != item.text => {
+                item.text = text;
+                update.passages.clone()?
+            }
+            _ => current.passages.clone(),
+        };
         item.kind = kind.unwrap_or(item.kind);
         item.agent = agent.or(item.agent);
         item.session_id = session_id.or(item.session_id);
         item.metadata = metadata.unwrap_or(item.metadata);
-        Self {
+        Some(Self {
             id: current.item.id.clone(),
             revision: current.item.revision + 1,
             content_hash: item.content_hash(),
             key_hash: current.key_hash.clone(),
             item,
-            passages: passages.unwrap_or_else(|| current.passages.clone()),
-        }
+            passages,
+        })
     }
 
     fn is_like(&self, current: &StoredRevision) -> bool {
@@ -541,7 +642,11 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
     let at = now_ms();
     let mut items: Vec<KnowledgeResult<OpOutcome>> = Vec::with_capacity(group.len());
     let mut writes: Vec<(&PreparedItem, String, i64)> = Vec::new();
-    let mut plan = Plan::default();
+    let deletes = group.iter().filter(|op| matches!(op, WriteOp::Delete(_))).count();
+    let mut plan = Plan {
+        deletions: DeletionTimes::new(at, deletes),
+        ..Plan::default()
+    };
     for op in group {
         let prepared = match op {
             WriteOp::Store(prepared) => prepared,
@@ -550,7 +655,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
                 continue;
             }
         };
-        let outcome = match taken.decide(prepared) {
+        let outcome = match taken.decide(prepared, |id| table.may_hold(id)) {
             Err(error) => Err(error),
             Ok(Decision::Duplicate(outcome)) => Ok(outcome),
             Ok(Decision::Write { id, revision }) => {
@@ -562,10 +667,8 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
                 };
                 let holder = Holder {
                     content_hash: prepared.content_hash.clone(),
-                    outcome: ItemOutcome {
-                        duplicate: true,
-                        ..outcome.clone()
-                    },
+                    first_hash: Some(prepared.content_hash.clone()),
+                    outcome: outcome.clone(),
                 };
                 let key = prepared.item.idempotency_key.clone();
                 taken.insert(id.clone(), prepared.content_hash.clone(), key, holder);
@@ -583,6 +686,12 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         });
     }
 
+    if let Some(last) = plan.deletions.last() {
+        // Many deletes of what has just been written: none is closed later than it is answered.
+        let ahead = (last - now_ms()).to_std().unwrap_or_default();
+        tokio::time::sleep(ahead.min(DELETION_TIMES_AHEAD)).await;
+    }
+
     let stored = writes.iter().map(|(prepared, id, revision)| NewRevision {
         id,
         revision: *revision,
@@ -591,11 +700,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         passages: &prepared.passages,
         updated_at: prepared.item.updated_at.unwrap_or(at),
         valid_from: sequence,
-        key_hash: prepared
-            .item
-            .idempotency_key
-            .as_ref()
-            .map(|_| prepared.content_hash.as_str()),
+        key_hash: Some(&prepared.content_hash),
         opened_at: opened_at(&prepared.item, *revision, at),
     });
     let changed = plan.opening.iter().map(|revision| NewRevision {
@@ -668,7 +773,7 @@ mod tests {
     }
 
     fn duplicate_of(taken: &Taken, item: &PreparedItem) -> Option<String> {
-        match taken.decide(item).unwrap() {
+        match taken.decide(item, |_| false).unwrap() {
             Decision::Duplicate(outcome) => Some(outcome.id),
             Decision::Write { .. } => None,
         }
@@ -690,22 +795,94 @@ mod tests {
         assert_eq!(duplicate_of(&taken, &prepared("a", None, Some("other"))), None);
         assert_eq!(duplicate_of(&taken, &prepared("a", Some("two"), None)), None);
 
-        let conflict = taken.decide(&prepared("b", None, Some("k"))).err();
+        let conflict = taken.decide(&prepared("b", None, Some("k")), |_| false).err();
         assert!(
             matches!(conflict, Some(KnowledgeError::InvalidParameter { parameter, .. }) if parameter == "idempotency_key")
         );
-        let conflict = taken.decide(&prepared("b", Some("one"), None)).err();
+        let conflict = taken.decide(&prepared("b", Some("one"), None), |_| false).err();
         assert!(matches!(conflict, Some(KnowledgeError::AlreadyExists { .. })));
     }
 
     #[test]
     fn a_deleted_id_comes_back_as_the_next_revision() {
         let taken = Taken::from_rows(vec![row("a", "one", None, Some(2))]);
-        let Decision::Write { id, revision } = taken.decide(&prepared("b", Some("one"), None)).unwrap() else {
+        let Decision::Write { id, revision } = taken.decide(&prepared("b", Some("one"), None), |_| false).unwrap()
+        else {
             panic!("a deleted item is not there");
         };
         assert_eq!((id.as_str(), revision), ("one", 4));
         assert_eq!(duplicate_of(&taken, &prepared("a", None, None)), None);
+    }
+
+    fn hash(text: &str) -> String {
+        prepared(text, None, None).content_hash
+    }
+
+    fn refused(taken: &Taken, item: &PreparedItem) -> bool {
+        taken.decide(item, |_| false).is_err()
+    }
+
+    #[test]
+    fn a_retry_after_an_update_gets_its_own_first_answer() {
+        let updated = IdentityRow {
+            revision: 2,
+            valid_from: 5,
+            key_hash: Some(hash("a")),
+            ..row("b", "one", Some("k"), None)
+        };
+        // As a table of before schema 1.1 has it: only the first revision tells, while it is kept.
+        let first = |valid_to| IdentityRow {
+            revision: 1,
+            key_hash: Some(hash("a")),
+            ..row("a", "one", Some("k"), Some(valid_to))
+        };
+        let old = IdentityRow {
+            key_hash: None,
+            ..updated.clone()
+        };
+        for rows in [vec![updated], vec![first(5), old.clone()]] {
+            let taken = Taken::from_rows(rows);
+            for text in ["a", "b"] {
+                for item in [prepared(text, None, Some("k")), prepared(text, Some("one"), None)] {
+                    assert_eq!(duplicate_of(&taken, &item).as_deref(), Some("one"), "{text}");
+                }
+            }
+            assert!(refused(&taken, &prepared("c", None, Some("k"))));
+            assert!(refused(&taken, &prepared("c", Some("one"), None)));
+        }
+        // Deleted and stored again since, with other content: that was another store.
+        let taken = Taken::from_rows(vec![first(4), old]);
+        assert!(refused(&taken, &prepared("a", None, Some("k"))));
+    }
+
+    #[test]
+    fn a_key_that_several_items_hold_answers_each_store_with_its_own() {
+        let stored = |text: &str, id: &str, milliseconds: i64| IdentityRow {
+            key_hash: Some(hash(text)),
+            timestamp: now_ms() + TimeDelta::milliseconds(milliseconds),
+            ..row(text, id, Some("k"), None)
+        };
+        // The first was deleted, its key used again, and the first brought back: it has the newer revision.
+        let brought_back = IdentityRow {
+            valid_from: 9,
+            ..stored("a", "first", 0)
+        };
+        let taken = Taken::from_rows(vec![brought_back.clone(), stored("b", "second", 1)]);
+        assert_eq!(
+            duplicate_of(&taken, &prepared("a", None, Some("k"))).as_deref(),
+            Some("first")
+        );
+        assert_eq!(
+            duplicate_of(&taken, &prepared("b", None, Some("k"))).as_deref(),
+            Some("second")
+        );
+        assert!(refused(&taken, &prepared("c", None, Some("k"))));
+        // With the same content twice, it is a retry of the last one.
+        let taken = Taken::from_rows(vec![brought_back, stored("a", "second", 1)]);
+        assert_eq!(
+            duplicate_of(&taken, &prepared("a", None, Some("k"))).as_deref(),
+            Some("second")
+        );
     }
 
     #[test]
@@ -714,5 +891,107 @@ mod tests {
         let mut again = prepared("a", None, None);
         again.item.on_duplicate = OnDuplicate::Store;
         assert_eq!(duplicate_of(&taken, &again), None);
+    }
+
+    #[test]
+    fn a_generated_id_is_of_no_item_of_the_table() {
+        let refused = std::cell::RefCell::new(Vec::new());
+        let in_use = |id: &str| {
+            let mut refused = refused.borrow_mut();
+            let new = refused.len() < 3;
+            if new {
+                refused.push(id.to_owned());
+            }
+            new || refused.iter().any(|other| other == id)
+        };
+        let Decision::Write { id, .. } = Taken::default().decide(&prepared("a", None, None), in_use).unwrap() else {
+            panic!("there is nothing it could be a duplicate of");
+        };
+        assert_eq!(refused.borrow().len(), 3);
+        assert!(!refused.borrow().contains(&id));
+    }
+
+    /// Item "one", with this text and a passage of it.
+    fn stored(text: &str) -> StoredRevision {
+        let item = prepared(text, Some("one"), None);
+        StoredRevision {
+            item: crate::domain::StoredItem {
+                id: "one".to_owned(),
+                revision: 1,
+                text: text.to_owned(),
+                passages: 1,
+                kind: "general".to_owned(),
+                project: "p".to_owned(),
+                agent: None,
+                session_id: None,
+                metadata: Map::new(),
+                timestamp: item.item.timestamp,
+                updated_at: item.item.timestamp,
+                content_hash: item.content_hash,
+                valid_from: 1,
+                valid_to: None,
+            },
+            idempotency_key: None,
+            key_hash: Some(hash(text)),
+            passages: vec![passage(text)],
+            rows: vec![0],
+        }
+    }
+
+    fn passage(text: &str) -> EmbeddedPassage {
+        EmbeddedPassage {
+            start: 0,
+            end: text.len(),
+            text: text.to_owned(),
+            vector: Vec::new().into(),
+        }
+    }
+
+    #[test]
+    fn a_text_is_never_written_with_the_passages_of_another() {
+        let update = |text: Option<&str>, embedded: bool| PreparedUpdate {
+            ids: ["one".to_owned()],
+            patch: ItemPatch {
+                text: text.map(str::to_owned),
+                kind: Some(KnowledgeKind::Issue),
+                ..ItemPatch::default()
+            },
+            passages: text.filter(|_| embedded).map(|text| vec![passage(text)]),
+        };
+        let passages = |current: &str, update: PreparedUpdate| {
+            let next = OwnedRevision::patched(&stored(current), &update)?;
+            let texts: Vec<String> = next.passages.into_iter().map(|passage| passage.text).collect();
+            Some((next.item.text, texts))
+        };
+        let both = |text: &str| Some((text.to_owned(), vec![text.to_owned()]));
+        // It was "a" when the update was made, so that it came without passages: by now it is "b".
+        assert_eq!(passages("b", update(Some("a"), false)), None);
+        assert_eq!(passages("b", update(Some("a"), true)), both("a"));
+        assert_eq!(passages("a", update(Some("a"), false)), both("a"));
+        assert_eq!(passages("a", update(Some("a"), true)), both("a"));
+        assert_eq!(passages("b", update(None, false)), both("b"));
+    }
+
+    #[test]
+    fn deletes_of_one_commit_have_times_of_their_own_and_none_before_what_they_delete() {
+        let at = now_ms();
+        let ago = |milliseconds| at - TimeDelta::milliseconds(milliseconds);
+        let mut times = DeletionTimes::new(at, 3);
+        // Of something old, of nothing, of something old: in the milliseconds before the commit.
+        assert_eq!(times.take(Some(ago(5_000))), ago(3));
+        assert_eq!(times.take(None), ago(2));
+        assert_eq!(times.take(Some(ago(4_000))), ago(1));
+
+        let mut times = DeletionTimes::new(at, 40);
+        let mut taken = HashSet::new();
+        for written in (0..40).map(|number| ago(number % 2)) {
+            let time = times.take(Some(written));
+            assert!(
+                time >= written && time != at,
+                "{time} for what was written at {written}"
+            );
+            assert!(taken.insert(time), "{time} was given twice");
+        }
+        assert_eq!(times.last(), taken.iter().max().copied());
     }
 }

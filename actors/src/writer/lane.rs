@@ -84,6 +84,11 @@ impl<T: Weighed> Lane<T> {
         self.bulk.retain(&mut keep);
     }
 
+    /// Takes everything that waits.
+    pub fn take_all(&mut self) -> Vec<T> {
+        self.single.drain(..).chain(self.bulk.drain(..)).collect()
+    }
+
     /// Takes the next group; empty only if nothing waits.
     pub fn next_group(&mut self, limits: GroupLimits) -> Vec<T> {
         let mut group = Group {

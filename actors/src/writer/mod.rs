@@ -5,13 +5,14 @@
 //! (see [`lane`]); one group is one version (see [`commit`]). The reply of a write goes out after its last group
 //! is durable and published to the readers. Upkeep runs in the same lane, a step at a time, between commits.
 //!
-//! A task that panics takes its group's replies with it (the callers see `OutcomeUnknown`), the table is
-//! forgotten and opened anew, and the actor fails, so that the supervisor counts the restart. Business errors
-//! never end it.
+//! A task that panics costs its lane a pause and nobody else anything: its group is answered `OutcomeUnknown`, the
+//! table is forgotten and opened anew, and the other lanes do not notice (see [`setback`]). Business errors never
+//! end anything.
 
 mod announce;
 pub mod commit;
 pub mod lane;
+mod setback;
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -29,11 +30,14 @@ use announce::Announcements;
 use commit::commit_group;
 pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp};
 use lane::{GroupLimits, Lane, Touched, Weighed};
+pub(crate) use setback::Troubles;
+use setback::{Setbacks, Work};
 
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::restart::RestartPolicy;
 use crate::store::maintenance::{Debt, Pace, Step, next_step};
 use crate::store::{Project, WriteAccess, WriteGuard};
 
@@ -49,6 +53,9 @@ const HOLD_PER_STORE: Duration = Duration::from_millis(10);
 const HOLD_MAX: Duration = Duration::from_millis(250);
 /// How long nobody writes to a project before its upkeep takes on smaller debts.
 const QUIET: Duration = Duration::from_secs(1);
+/// What a purge has done whose erasing does not come to its end.
+const UNERASED: &str = "the items are removed and can be read no more, but not all of their bytes are erased yet \
+                        (the next write and the next start go on with that, and so does asking again)";
 /// How long a purge waits for readers of older versions.
 const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,6 +70,8 @@ pub struct WriterConfig {
     pub queue_requests: u32,
     /// Bytes that may wait or run.
     pub queue_bytes: u32,
+    /// How a lane goes on after a panic.
+    pub setbacks: RestartPolicy,
 }
 
 /// What the writer is asked.
@@ -161,7 +170,8 @@ pub struct LaneDone {
     committed: bool,
     /// What upkeep found at which pace, if it was its turn.
     upkeep: Option<(Pace, Upkeep)>,
-    panicked: Option<String>,
+    /// What panicked, if something did.
+    panicked: Option<Work>,
 }
 
 /// What a turn of upkeep found.
@@ -184,6 +194,8 @@ pub struct WriterStats {
     pub items: u64,
     /// Steps of upkeep.
     pub upkeep_steps: u64,
+    /// Panics in the work of single projects, each of which cost its lane alone.
+    pub lane_panics: u64,
     /// Items that wait.
     pub queued_items: usize,
     /// Lanes with a task in flight.
@@ -224,6 +236,17 @@ impl PendingWrite {
         }
     }
 
+    /// Says of one write that its outcome is not known, unless it has one.
+    fn lost(&self, index: usize) {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once all have an outcome they are on their way to the caller.
+        let open = progress.outcomes.get(index).is_some_and(Option::is_none);
+        drop(progress);
+        if open {
+            self.record(index, Err(KnowledgeError::OutcomeUnknown), 0);
+        }
+    }
+
     /// Whether the caller still waits.
     fn awaited(&self) -> bool {
         let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -242,6 +265,25 @@ struct QueuedOp {
     op: WriteOp,
     index: usize,
     pending: Arc<PendingWrite>,
+}
+
+impl Queued {
+    /// Where the outcome of a write goes. An exclusive task carries its own reply.
+    fn place(&self) -> Option<(usize, Arc<PendingWrite>)> {
+        match self {
+            Self::Op(queued) => Some((queued.index, Arc::clone(&queued.pending))),
+            Self::Exclusive(_) => None,
+        }
+    }
+
+    /// Answers with an error what has not been begun.
+    fn refuse(self, error: KnowledgeError) {
+        match self {
+            Self::Op(queued) => queued.pending.record(queued.index, Err(error), 0),
+            // A failed send only means that the caller has left.
+            Self::Exclusive(request) => drop(request.reply.send(Err(error))),
+        }
+    }
 }
 
 impl Weighed for Queued {
@@ -314,21 +356,30 @@ pub struct WriterHandle {
     requests: Admission,
     bytes: Admission,
     announcements: Arc<Announcements>,
+    troubles: Arc<Troubles>,
 }
 
 impl WriterHandle {
-    /// A handle to a running writer, which was started with the same `announcements`.
+    /// A handle to a running writer, which was started with the same `announcements` and `troubles`.
     pub(crate) fn new(
         actor: ActorRef<WriterMessage>,
         config: &WriterConfig,
         announcements: Arc<Announcements>,
+        troubles: Arc<Troubles>,
     ) -> Self {
         Self {
             actor,
             requests: Admission::new("the writer's queue", config.queue_requests, 100),
             bytes: Admission::new("the writer's buffer", config.queue_bytes, 250),
             announcements,
+            troubles,
         }
+    }
+
+    /// Which projects take no writes now, or get no upkeep, though the writer works: a sentence each, for
+    /// `admin.health`.
+    pub fn troubles(&self) -> Vec<String> {
+        self.troubles.told(Instant::now())
     }
 
     /// Says that a store of one item is on its way: it is being embedded now. While one is, the writer may hold
@@ -510,6 +561,8 @@ pub struct WriterArguments {
     pub access: Arc<WriteAccess>,
     /// Shared with the handle.
     pub(crate) announcements: Arc<Announcements>,
+    /// Shared with the handle.
+    pub(crate) troubles: Arc<Troubles>,
 }
 
 struct LaneState {
@@ -526,6 +579,10 @@ struct LaneState {
     dirty: bool,
     /// Whether nobody has written for a while, and smaller debts are looked at.
     quiet: bool,
+    /// Panics of its writes.
+    write_setbacks: Setbacks,
+    /// Panics of its upkeep.
+    upkeep_setbacks: Setbacks,
 }
 
 /// A group that waits for stores that are on their way.
@@ -540,6 +597,7 @@ struct Hold {
 /// State of the writer.
 pub struct WriterState {
     announcements: Arc<Announcements>,
+    troubles: Arc<Troubles>,
     config: WriterConfig,
     access: Arc<WriteAccess>,
     lanes: HashMap<ProjectName, LaneState>,
@@ -566,6 +624,7 @@ impl Actor for Writer {
         }
         Ok(WriterState {
             announcements: arguments.announcements,
+            troubles: arguments.troubles,
             config: arguments.config,
             access: arguments.access,
             lanes: HashMap::new(),
@@ -627,7 +686,7 @@ impl Actor for Writer {
                 };
                 tokio::spawn(work(access));
             }
-            WriterMessage::LaneDone(done) => state.lane_done(&myself, done)?,
+            WriterMessage::LaneDone(done) => state.lane_done(&myself, done),
             WriterMessage::Stats(reply) => {
                 reply.send(state.current_stats()).ok();
             }
@@ -657,12 +716,7 @@ impl WriterState {
         if let Some(announcement) = announcement {
             announcement.arrived();
         }
-        let refusal = if self.draining {
-            Some(KnowledgeError::ShuttingDown)
-        } else {
-            self.ensure_lane(&project).err()
-        };
-        if let Some(error) = refusal {
+        if let Some(error) = self.refusal(&project) {
             for index in 0..ops.len() {
                 pending.record(index, Err(error.clone()), 0);
             }
@@ -693,12 +747,7 @@ impl WriterState {
     }
 
     fn accept_exclusive(&mut self, myself: &ActorRef<WriterMessage>, request: ExclusiveRequest) {
-        let refusal = if self.draining {
-            Some(KnowledgeError::ShuttingDown)
-        } else {
-            self.ensure_lane(&request.project).err()
-        };
-        if let Some(error) = refusal {
+        if let Some(error) = self.refusal(&request.project) {
             request.reply.send(Err(error)).ok();
             return;
         }
@@ -743,6 +792,18 @@ impl WriterState {
         held
     }
 
+    /// Why nothing is accepted for a project now, if so.
+    fn refusal(&mut self, project: &ProjectName) -> Option<KnowledgeError> {
+        if self.draining {
+            return Some(KnowledgeError::ShuttingDown);
+        }
+        if let Err(error) = self.ensure_lane(project) {
+            return Some(error);
+        }
+        let pause = self.lanes.get(project)?.write_setbacks.pauses(Instant::now())?;
+        pause.degraded.then(|| pause.refusal(project))
+    }
+
     fn ensure_lane(&mut self, project: &ProjectName) -> KnowledgeResult<()> {
         self.access.project(project)?;
         if !self.lanes.contains_key(project) {
@@ -755,6 +816,8 @@ impl WriterState {
                 commits: 0,
                 dirty: false,
                 quiet: false,
+                write_setbacks: Setbacks::new(self.config.setbacks),
+                upkeep_setbacks: Setbacks::new(self.config.setbacks),
             };
             self.lanes.insert(project.clone(), lane);
         }
@@ -774,6 +837,11 @@ impl WriterState {
         if lane.busy {
             return;
         }
+        let now = Instant::now();
+        // It is looked at again when the pause is over. The end of the daemon waits for nothing.
+        if !draining && lane.write_setbacks.pauses(now).is_some() {
+            return;
+        }
         lane.waiting.retain(still_wanted);
         if self.hold(myself, project) {
             return;
@@ -789,7 +857,7 @@ impl WriterState {
         } else {
             lane.quiet.then_some(Pace::Quiet)
         };
-        let upkeep = pace.filter(|_| !draining);
+        let upkeep = pace.filter(|_| !draining && lane.upkeep_setbacks.pauses(now).is_none());
         if idle && upkeep.is_none() {
             return;
         }
@@ -815,10 +883,7 @@ impl WriterState {
         });
     }
 
-    fn lane_done(&mut self, myself: &ActorRef<WriterMessage>, done: LaneDone) -> Result<(), ActorProcessingErr> {
-        if let Some(reason) = done.panicked {
-            return Err(format!("a commit of project {} panicked: {reason}", done.project).into());
-        }
+    fn lane_done(&mut self, myself: &ActorRef<WriterMessage>, done: LaneDone) {
         if let Some(lane) = self.lanes.get_mut(&done.project) {
             lane.busy = false;
             if done.committed {
@@ -841,9 +906,44 @@ impl WriterState {
             }
             self.stats.items += done.items as u64;
         }
+        if let Some(work) = done.panicked {
+            self.set_back(myself, &done.project, work);
+        }
         self.start(myself, &done.project);
         self.finish_drain();
-        Ok(())
+    }
+
+    /// After a panic in a lane: it pauses, and if that was not the first one it may be closed for a while. In any
+    /// case its upkeep looks whether something was left half done.
+    fn set_back(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName, work: Work) {
+        self.stats.lane_panics += 1;
+        let Some(lane) = self.lanes.get_mut(project) else {
+            return;
+        };
+        let now = Instant::now();
+        let setbacks = match work {
+            Work::Writes => &mut lane.write_setbacks,
+            Work::Upkeep => &mut lane.upkeep_setbacks,
+        };
+        let restart = setbacks.panicked(now);
+        // What it said is in the panic hook's hands: it may quote what was to be written.
+        tracing::error!(
+            %project,
+            ?work,
+            again_in_ms = restart.after.as_millis() as u64,
+            degraded = restart.degraded,
+            "the work of a project panicked; its table is opened anew"
+        );
+        if restart.degraded {
+            self.troubles.add(project, work, now + restart.after);
+        }
+        if let (Work::Writes, Some(pause)) = (work, setbacks.pauses(now).filter(|pause| pause.degraded)) {
+            for queued in lane.waiting.take_all() {
+                queued.refuse(pause.refusal(project));
+            }
+        }
+        let project = project.clone();
+        myself.send_after(restart.after, move || WriterMessage::Upkeep(project));
     }
 
     fn finish_drain(&mut self) {
@@ -898,32 +998,41 @@ impl LaneTurn {
             upkeep: None,
             panicked: None,
         };
-        let work = async {
-            let committed = match group.pop() {
+        let places: Vec<(usize, Arc<PendingWrite>)> = group.iter().filter_map(Queued::place).collect();
+        let work = match group.as_slice() {
+            [Queued::Exclusive(request)] if matches!(request.task, ExclusiveTask::Optimize) => Work::Upkeep,
+            _ => Work::Writes,
+        };
+        let writing = async {
+            match group.pop() {
                 None => false,
                 Some(Queued::Exclusive(request)) => self.exclusive(request).await,
                 Some(last) => {
                     group.push(last);
                     self.commit(group).await
                 }
-            };
-            let upkeep = match self.upkeep {
-                Some(pace) => Some((pace, self.upkeep(pace).await)),
-                None => None,
-            };
-            (committed, upkeep)
-        };
-        match AssertUnwindSafe(work).catch_unwind().await {
-            Ok((committed, upkeep)) => {
-                done.committed = committed;
-                done.upkeep = upkeep;
             }
-            Err(panic) => {
+        };
+        match AssertUnwindSafe(writing).catch_unwind().await {
+            Ok(committed) => done.committed = committed,
+            Err(_) => {
+                done.panicked = Some(work);
                 // What the table holds now is not known: the next user opens it from disk.
-                if let Ok(guard) = self.access.lock(&self.project, false).await {
-                    guard.forget();
+                self.access.forget(&self.project).await;
+                for (index, pending) in places {
+                    pending.lost(index);
                 }
-                done.panicked = Some(panic_text(&panic));
+                return done;
+            }
+        }
+        if let Some(pace) = self.upkeep {
+            match AssertUnwindSafe(self.upkeep(pace)).catch_unwind().await {
+                Ok(found) => done.upkeep = Some((pace, found)),
+                Err(_) => {
+                    done.upkeep = Some((pace, Upkeep::Failed));
+                    done.panicked = Some(Work::Upkeep);
+                    self.access.forget(&self.project).await;
+                }
             }
         }
         done
@@ -994,7 +1103,7 @@ impl LaneTurn {
 
     async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
         match self.exclusive_once(task).await {
-            Err(error) if self.access.mend(&self.project, &error).await => self.exclusive_once(task).await,
+            Err(error) if self.access.mend(&self.project, error.root()).await => self.exclusive_once(task).await,
             outcome => outcome,
         }
     }
@@ -1005,25 +1114,33 @@ impl LaneTurn {
             return Ok(ExclusiveOutcome::default());
         };
         table.snapshot().await?.check_shape()?;
+        fail::fail_point!("writer::before_exclusive", |_| Err(KnowledgeError::internal(
+            "failpoint writer::before_exclusive"
+        )));
         let mut outcome = ExclusiveOutcome::default();
         let done = match task {
             ExclusiveTask::Purge(ids) => table.purge(ids).await.map(|purged| outcome.purged = purged),
             ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
         };
-        let erasing = table.is_erasing().await;
-        let done = match (done, &erasing) {
-            (Ok(()), Ok(true)) => table.erase_removed().await,
-            (done, _) => done,
-        };
         if let Err(error) = done {
             return Err(guard.failed(error));
         }
-        guard.publish().await?;
-        if erasing? {
-            finish_erasing(&mut guard).await?;
-        } else if let ExclusiveTask::Purge(_) = task {
+        // The items of a purge are gone from here on. What fails now is to be told as what it is, or the caller
+        // takes them for untouched.
+        let purging = matches!(task, ExclusiveTask::Purge(_));
+        let unerased = |error: KnowledgeError| if purging { error.after(UNERASED) } else { error };
+        let erasing = table.is_erasing().await;
+        if let Ok(true) = &erasing
+            && let Err(error) = table.erase_removed().await
+        {
+            return Err(unerased(guard.failed(error)));
+        }
+        guard.publish().await.map_err(unerased)?;
+        if erasing.map_err(unerased)? {
+            finish_erasing(&mut guard).await.map_err(unerased)?;
+        } else if purging {
             // What recovery has set aside may hold what the table does not any more.
-            guard.discard_set_aside().await?;
+            guard.discard_set_aside().await.map_err(unerased)?;
         }
         if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
             table.prune().await?;
@@ -1050,6 +1167,11 @@ impl LaneTurn {
         view.check_model(&self.access.store().config().model.name)?;
         drop(view);
         fail::fail_point!("writer::before_commit");
+        fail::fail_point!(
+            "writer::before_commit_of_falling",
+            self.project.name().as_str() == "falling",
+            |_| Err(KnowledgeError::internal("failpoint writer::before_commit_of_falling"))
+        );
         match commit_group(table, ops).await {
             Ok(outcome) => {
                 fail::fail_point!("writer::after_commit");

@@ -798,6 +798,9 @@ pub struct CleanupResult {
     pub dry_run: bool,
     /// Restores them with `knowledge.undelete`; null after a dry run.
     pub undo_token: Option<String>,
+    /// What could not be done though the items are deleted, such as freeing their space.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Parameters of `knowledge.similar`.
