@@ -341,12 +341,13 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     let path = PathBuf::from(&call.params.path);
     let _turn = import_turn(&app, &call).await?;
     let counter: Arc<dyn Watcher> = watcher.clone();
-    let source = blocking(move || ImportSource::open(&path, most_bytes, counter)).await?;
+    let mut source = blocking(move || ImportSource::open(&path, most_bytes, counter)).await?;
     let mut total = 0;
     let mut groups = source.groups().map_err(wire_error)?;
     loop {
         let (left, group) = groups.next().await?;
         if group.is_empty() {
+            source.converted = left.entries.converted();
             break;
         }
         total += group.len() as u64;
@@ -408,6 +409,8 @@ struct ImportSource {
     format: Format,
     most_bytes: usize,
     watcher: Arc<dyn Watcher>,
+    /// Whether the line endings of the file were found to be converted to CRLF.
+    converted: bool,
 }
 
 impl ImportSource {
@@ -445,6 +448,7 @@ impl ImportSource {
             format,
             most_bytes,
             watcher,
+            converted: false,
         })
     }
 
@@ -459,7 +463,7 @@ impl ImportSource {
         };
         let reader = BufReader::with_capacity(READ_BYTES, file);
         Ok(EntryGroups {
-            entries: self.format.read(reader, self.most_bytes),
+            entries: self.format.read(reader, self.most_bytes).assume_converted(self.converted),
             watcher: Arc::clone(&self.watcher),
         })
     }

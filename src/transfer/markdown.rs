@@ -18,16 +18,30 @@
 //! same; a line that begins so already gets one more. The blank line after the fields, the newline after the
 //! text and the blank line before the next item are not part of the text, everything else is. Values are JSON,
 //! which is YAML too; a plain word needs no quotes when it is written by hand.
+//!
+//! Editors and version control change line endings, so none that counts stands in the text as it is. A text whose
+//! lines all end in CRLF is written with LF and `newline: crlf`; one with other carriage returns as JSON in the
+//! field `text`. Where a line around the texts (`---`, a field) has come to end in CRLF, the file was converted, and
+//! the CRLF of its texts are LF. In a file without any such line a CRLF of a text is its own: so it was written
+//! before there was `newline`.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, Write};
 
 use ccod_protocol::api::Item;
 use serde_json::{Map, Value};
 
-use super::{Entry, Lines, Record, shortened};
+use super::{BYTE_ORDER_MARK, Entry, Line, Lines, Record, shortened};
+
+/// The field that says how the lines of the text end: `lf` or `crlf`.
+const NEWLINE: &str = "newline";
+/// The field that has the text itself, in place of what stands below the fields.
+const TEXT: &str = "text";
 
 /// Fields whose values are texts; they may stand without quotes.
-const TEXT_FIELDS: [&str; 8] = [
+const TEXT_FIELDS: [&str; 10] = [
+    NEWLINE,
+    TEXT,
     "id",
     "type",
     "knowledge_type",
@@ -62,8 +76,19 @@ pub(super) fn write(item: &Item, first: bool, out: &mut Vec<u8>) -> io::Result<(
         writeln!(out)?;
     }
     writeln!(out, "passages: {}", item.passages)?;
+    let body = match LineEnds::of(&item.text) {
+        LineEnds::Lf => Cow::Borrowed(item.text.as_str()),
+        LineEnds::Crlf => {
+            writeln!(out, "{NEWLINE}: crlf")?;
+            Cow::Owned(item.text.replace("\r\n", "\n"))
+        }
+        LineEnds::Other => {
+            writeln!(out, "{TEXT}: {}", quoted(&item.text))?;
+            Cow::Borrowed("")
+        }
+    };
     writeln!(out, "---\n")?;
-    for line in item.text.split_inclusive('\n') {
+    for line in body.split_inclusive('\n') {
         if is_fence(line.trim_start_matches('\\').as_bytes()) {
             out.push(b'\\');
         }
@@ -73,10 +98,35 @@ pub(super) fn write(item: &Item, first: bool, out: &mut Vec<u8>) -> io::Result<(
     Ok(())
 }
 
+/// How the lines of a text end.
+enum LineEnds {
+    /// Without carriage returns.
+    Lf,
+    /// Each in CRLF, and no other carriage return.
+    Crlf,
+    /// Carriage returns of any kind.
+    Other,
+}
+
+impl LineEnds {
+    fn of(text: &str) -> Self {
+        let returns = text.matches('\r').count();
+        let pairs = text.matches("\r\n").count();
+        if returns == 0 {
+            Self::Lf
+        } else if returns == pairs && pairs == text.matches('\n').count() {
+            Self::Crlf
+        } else {
+            Self::Other
+        }
+    }
+}
+
 /// Whether a line stands between a block of fields and a text. White space after it cannot be seen, so it
 /// makes no difference.
 fn is_fence(line: &[u8]) -> bool {
-    line.trim_ascii_end() == b"---"
+    // Files that were joined have a byte order mark inside.
+    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii_end() == b"---"
 }
 
 /// The items of a file.
@@ -85,6 +135,8 @@ pub(crate) struct Entries<R> {
     max_bytes: usize,
     /// The line of the `---` that ended the last text and begins the next item.
     opened: Option<u64>,
+    /// Whether a line around the texts was found to end in CRLF.
+    converted: bool,
 }
 
 /// What a file begins with, and on which line.
@@ -99,7 +151,23 @@ impl<R: BufRead> Entries<R> {
             lines,
             max_bytes,
             opened: None,
+            converted: false,
         }
+    }
+
+    /// Whether the part that was read has line endings that were converted to CRLF.
+    pub(super) fn converted(&self) -> bool {
+        self.converted
+    }
+
+    /// Takes it that the line endings of the whole file were converted to CRLF, in places at least.
+    pub(super) fn assume_converted(&mut self, converted: bool) {
+        self.converted |= converted;
+    }
+
+    /// A line around the texts.
+    fn note_line_end(&mut self, line: &Line) {
+        self.converted |= line.bytes.ends_with(b"\r\n");
     }
 
     fn read(&mut self) -> io::Result<Option<Entry>> {
@@ -112,14 +180,13 @@ impl<R: BufRead> Entries<R> {
             },
         };
         let fields = self.fields()?;
-        let text = self.text()?;
-        let record = match (fields, text) {
-            (Err(reason), _) | (_, Err(reason)) => Err(reason),
-            (Ok(mut fields), Ok(text)) => {
-                fields.insert("text".to_owned(), Value::String(text));
-                serde_json::from_value::<Record>(Value::Object(fields)).map_err(|error| shortened(error.to_string()))
-            }
-        };
+        let body = self.body()?;
+        let ended = self.opened.is_some();
+        let record = fields.and_then(|mut fields| {
+            let text = text(&mut fields, body?, self.converted, ended)?;
+            fields.insert(TEXT.to_owned(), Value::String(text));
+            serde_json::from_value::<Record>(Value::Object(fields)).map_err(|error| shortened(error.to_string()))
+        });
         Ok(Some(Entry { line, record }))
     }
 
@@ -128,6 +195,7 @@ impl<R: BufRead> Entries<R> {
         let mut stray = None;
         while let Some(line) = self.lines.next()? {
             if is_fence(&line.bytes) {
+                self.note_line_end(&line);
                 let Some(stray) = stray else {
                     return Ok(Some(First::Item(line.number)));
                 };
@@ -147,6 +215,7 @@ impl<R: BufRead> Entries<R> {
         let mut fields = Map::new();
         let mut problem = None;
         while let Some(line) = self.lines.next()? {
+            self.note_line_end(&line);
             if is_fence(&line.bytes) {
                 return Ok(problem.map_or(Ok(fields), Err));
             }
@@ -173,41 +242,74 @@ impl<R: BufRead> Entries<R> {
         Ok(Err("the fields are not closed by a line of `---`".to_owned()))
     }
 
-    /// Reads a text up to the next `---` or the end of the file.
-    fn text(&mut self) -> io::Result<Result<String, String>> {
-        let mut text = Vec::new();
+    /// Reads what stands below the fields, up to the next `---` or the end of the file.
+    fn body(&mut self) -> io::Result<Result<Vec<u8>, String>> {
+        let mut body = Vec::new();
         let mut too_long = false;
+        let mut first = true;
         while let Some(line) = self.lines.next()? {
             if is_fence(&line.bytes) {
+                self.note_line_end(&line);
                 self.opened = Some(line.number);
                 break;
             }
-            too_long |= line.too_long || text.len() + line.bytes.len() > self.max_bytes;
+            if std::mem::take(&mut first) && line.bytes == b"\r\n" {
+                // The blank line after the fields.
+                self.note_line_end(&line);
+            }
+            too_long |= line.too_long || body.len() + line.bytes.len() > self.max_bytes;
             if too_long {
-                text.clear();
+                body.clear();
                 continue;
             }
             let escaped = line.bytes.first() == Some(&b'\\');
             let backslashes = line.bytes.iter().take_while(|byte| **byte == b'\\').count();
             let unescaped = usize::from(escaped && is_fence(&line.bytes[backslashes..]));
-            text.extend_from_slice(&line.bytes[unescaped..]);
+            body.extend_from_slice(&line.bytes[unescaped..]);
         }
-        if too_long {
-            return Ok(Err("the text is longer than any item can be".to_owned()));
-        }
-        let framed = text.as_slice();
-        let framed = framed
-            .strip_prefix(b"\n")
-            .or_else(|| framed.strip_prefix(b"\r\n"))
-            .unwrap_or(framed);
-        let mut framed = framed.strip_suffix(b"\n").unwrap_or(framed);
-        if self.opened.is_some() {
-            framed = framed.strip_suffix(b"\n").unwrap_or(framed);
-        }
-        Ok(std::str::from_utf8(framed)
-            .map(str::to_owned)
-            .map_err(|_| "the text is not UTF-8".to_owned()))
+        Ok(if too_long {
+            Err("the text is longer than any item can be".to_owned())
+        } else {
+            Ok(body)
+        })
     }
+}
+
+/// The text of an item, from the `body` below its fields or from its fields. `converted` says that line endings were
+/// converted to CRLF, `ended` that another item follows. Takes out of the fields what is about the text alone.
+fn text(fields: &mut Map<String, Value>, body: Vec<u8>, converted: bool, ended: bool) -> Result<String, String> {
+    let body = String::from_utf8(body).map_err(|_| "the text is not UTF-8".to_owned())?;
+    let newline = fields.remove(NEWLINE).unwrap_or_default();
+    let newline = match newline.as_str() {
+        None if newline.is_null() => None,
+        Some(word @ ("lf" | "crlf")) => Some(word),
+        _ => return Err(format!("`{NEWLINE}` must be `lf` or `crlf`")),
+    };
+    match fields.remove(TEXT) {
+        None | Some(Value::Null) => {}
+        Some(_) if !body.trim().is_empty() => {
+            return Err(format!(
+                "the text stands both in the field `{TEXT}` and below the fields"
+            ));
+        }
+        Some(Value::String(text)) => return Ok(text),
+        Some(_) => return Err(format!("`{TEXT}` must be a text")),
+    }
+    let body = if converted || newline.is_some() {
+        body.replace("\r\n", "\n")
+    } else {
+        body
+    };
+    let mut framed = body.as_str();
+    framed = framed.strip_prefix('\n').unwrap_or(framed);
+    framed = framed.strip_suffix('\n').unwrap_or(framed);
+    if ended {
+        framed = framed.strip_suffix('\n').unwrap_or(framed);
+    }
+    Ok(match newline {
+        Some("crlf") => framed.replace('\n', "\r\n"),
+        _ => framed.to_owned(),
+    })
 }
 
 impl<R: BufRead> Iterator for Entries<R> {
@@ -339,6 +441,47 @@ mod tests {
         assert_eq!(texts("---\n---\n\na"), ["a"]);
         assert_eq!(texts("---\n---\n\na\n\n\n"), ["a\n\n"]);
         assert_eq!(texts("---\n---\n\n\na\n\n---\n---\n\n\\\\---\r\n"), ["\na", "\\---\r"]);
+    }
+
+    #[test]
+    fn line_endings_that_an_editor_changed_are_not_those_of_the_text() {
+        let lf = "---\nid: a\n---\n\none\n\ntwo\n\\---\n\n---\nid: b\n---\n\nthree\n";
+        let expected = ["one\n\ntwo\n---", "three"];
+        assert_eq!(texts(lf), expected);
+        assert_eq!(texts(&lf.replace('\n', "\r\n")), expected);
+        assert_eq!(texts(&format!("\u{feff}{}", lf.replace('\n', "\r\n"))), expected);
+        // Written by hand, without the blank lines and the last newline.
+        assert_eq!(texts("---\r\n---\r\none\r\ntwo"), ["one\r\ntwo".replace('\r', "")]);
+        // Only what was appended, or only the beginning.
+        let (first, second) = lf.split_at(lf.find("---\nid: b").unwrap());
+        assert_eq!(texts(&format!("{first}{}", second.replace('\n', "\r\n"))), expected);
+        assert_eq!(texts(&format!("{}{second}", first.replace('\n', "\r\n"))), expected);
+    }
+
+    #[test]
+    fn a_text_with_carriage_returns_of_its_own_says_so() {
+        for (fields, body, text) in [
+            ("newline: crlf", "a\nb\n", "a\r\nb"),
+            ("newline: lf", "a\r\nb\n", "a\nb"),
+            ("newline:", "a\nb\n", "a\nb"),
+            ("text: \"a\\r\\r\\nb\"", "", "a\r\r\nb"),
+            ("text: plain words", "\r\n\n", "plain words"),
+        ] {
+            assert_eq!(texts(&format!("---\n{fields}\n---\n\n{body}")), [text], "{fields}");
+        }
+        let wrong = "---\nnewline: cr\n---\na\n---\ntext: \"a\"\n---\nb\n---\nnewline: \"x\"\n---\nc";
+        let found = entries(wrong);
+        assert!(reason(&found[0]).contains("`lf` or `crlf`"));
+        assert!(reason(&found[1]).contains("both"));
+        assert!(reason(&found[2]).contains("`lf` or `crlf`"));
+    }
+
+    #[test]
+    fn files_that_were_joined_keep_all_their_items() {
+        assert_eq!(
+            texts("\u{feff}---\n---\na\n\u{feff}---\n---\nb\n\\\u{feff}---\n"),
+            ["a", "b\n\u{feff}---"]
+        );
     }
 
     #[test]

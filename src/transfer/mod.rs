@@ -123,6 +123,25 @@ pub(crate) enum Entries<R> {
     Markdown(markdown::Entries<R>),
 }
 
+impl<R: BufRead> Entries<R> {
+    /// Whether what was read so far has line endings that an editor or version control has made CRLF.
+    pub(crate) fn converted(&self) -> bool {
+        match self {
+            // Its texts have their newlines in escapes.
+            Self::Jsonl(_) => false,
+            Self::Markdown(entries) => entries.converted(),
+        }
+    }
+
+    /// Reads with what [`Entries::converted`] said at the end of the whole file.
+    pub(crate) fn assume_converted(mut self, converted: bool) -> Self {
+        if let Self::Markdown(entries) = &mut self {
+            entries.assume_converted(converted);
+        }
+        self
+    }
+}
+
 impl<R: BufRead> Iterator for Entries<R> {
     type Item = io::Result<Entry>;
 
@@ -309,6 +328,21 @@ mod tests {
         out
     }
 
+    /// `bytes` with CRLF for LF in the lines that are chosen.
+    fn converted(bytes: &[u8], chosen: impl Iterator<Item = bool>) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (line, chosen) in bytes.split_inclusive(|byte| *byte == b'\n').zip(chosen) {
+            match line.strip_suffix(b"\n") {
+                Some(content) if chosen => {
+                    out.extend_from_slice(content);
+                    out.extend_from_slice(b"\r\n");
+                }
+                _ => out.extend_from_slice(line),
+            }
+        }
+        out
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read_back_identically(items in prop::collection::vec(an_item(), 0..5)) {
@@ -325,6 +359,34 @@ mod tests {
                 prop_assert_eq!(&read, &items);
                 prop_assert_eq!(format.read(bytes.as_slice(), MAX_BYTES).count(), items.len());
                 prop_assert_eq!(written(format, &read), bytes);
+            }
+        }
+
+        #[test]
+        fn converted_line_endings_change_no_text(
+            items in prop::collection::vec(an_item(), 1..4),
+            lines in prop::collection::vec(any::<bool>(), 1..20),
+            mark in any::<bool>(),
+        ) {
+            let bytes = written(Format::Markdown, &items);
+            // All lines, one part of the file, or some of them; not a single one around the texts is no conversion
+            // that could be told.
+            let some = || lines.iter().cycle().copied();
+            let some_framed = std::iter::once(true).chain(some());
+            let whole: Vec<u8> = converted(&bytes, std::iter::repeat(true));
+            let beginning = converted(&bytes, std::iter::repeat_n(true, lines.len()).chain(std::iter::repeat(false)));
+            for mut bytes in [whole, beginning, converted(&bytes, some_framed)] {
+                if mark {
+                    bytes.splice(0..0, BYTE_ORDER_MARK.iter().copied());
+                }
+                prop_assert_eq!(Format::of_content(&bytes), Some(Format::Markdown));
+                let mut first = Format::Markdown.read(bytes.as_slice(), MAX_BYTES);
+                prop_assert_eq!(first.by_ref().count(), items.len());
+                let again = Format::Markdown.read(bytes.as_slice(), MAX_BYTES).assume_converted(first.converted());
+                for (entry, item) in again.zip(&items) {
+                    let record = entry.unwrap().record.map_err(TestCaseError::fail)?;
+                    prop_assert_eq!(&item_of(record, item), item);
+                }
             }
         }
 

@@ -2,8 +2,10 @@
 //! test binary links the whole tree.
 
 mod bad_input;
+mod careless_commands;
 mod command_line;
 mod concurrency;
+mod degraded;
 mod discovery;
 mod empty_is_not_all;
 mod feed;
@@ -11,6 +13,7 @@ mod knowledge;
 mod life;
 mod life_commands;
 mod lifecycle;
+mod line_endings;
 mod recovery;
 mod support;
 mod transfer;
