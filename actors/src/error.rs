@@ -73,7 +73,7 @@ pub enum KnowledgeError {
         what: String,
     },
     /// The project's table has another schema (the old tool's).
-    #[error("project {project} holds data of another schema ({detail}); migrate it first")]
+    #[error("project {project} holds data of another schema ({detail}); use the version that wrote it")]
     NeedsMigration {
         /// The project.
         project: String,

@@ -360,7 +360,8 @@ impl WireError {
         Self::new(
             ErrorKind::ModelMismatch,
             format!(
-                "the project was embedded with {stored}, the daemon runs {current}; run `ccoctl rpc admin.reembed`"
+                "the project was embedded with {stored}, the daemon runs {current}; search it in `text` mode, or \
+                 export it and import it into a project of another name, which embeds it anew"
             ),
         )
         .with_extra("stored", stored)
@@ -418,7 +419,10 @@ impl WireError {
     pub fn needs_migration(project_id: &str) -> Self {
         Self::new(
             ErrorKind::NeedsMigration,
-            format!("the project `{project_id}` holds data of another shape; run `ccoctl migrate`"),
+            format!(
+                "the project `{project_id}` holds data of a shape that this version does not read, and leaves it \
+                 untouched; use the version that wrote it, or another project"
+            ),
         )
         .with_extra("project_id", project_id)
     }

@@ -330,7 +330,7 @@ fn warning(project: &BackupProject, running: &str) -> Option<String> {
     let name = &project.project_id;
     match (&project.model, &project.needs_migration) {
         (_, Some(detail)) => Some(format!(
-            "project {name} holds data of another schema ({detail}); it has to be migrated before it can be used"
+            "project {name} holds data of another schema ({detail}), which this version does not read; use the version that wrote it"
         )),
         (Some(model), None) if model != running => Some(format!(
             "project {name} was embedded with model {model}, this daemon runs {running}; re-embed it, until then \
