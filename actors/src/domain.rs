@@ -355,8 +355,9 @@ pub struct ItemFilter {
     pub since: Option<DateTime<Utc>>,
     /// Created before.
     pub until: Option<DateTime<Utc>>,
-    /// All of these top-level metadata values.
-    pub metadata: Map<String, Value>,
+    /// All of these: a top-level metadata key, and the value that stands under it, alone or in a list. A key may have
+    /// several.
+    pub metadata: Vec<(String, Value)>,
 }
 
 impl ItemFilter {

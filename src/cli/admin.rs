@@ -1,6 +1,6 @@
 //! `status`, `health`, `rpc`, `config` and `completions`.
 
-use clap::{Args, CommandFactory, Subcommand};
+use clap::{Args, Subcommand};
 use clap_complete::Shell;
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use ccod_protocol::api::{self, HealthParams, HealthStatus, StatusParams, StatusR
 use super::connect::{Daemon, Scope};
 use super::exit::{CliError, CliResult, Exit};
 use super::output::{self, Align, Output, Style, Table};
-use super::{Cli, Context, knowledge, when};
+use super::{Context, grammar, knowledge, when};
 
 /// Arguments of `health`.
 #[derive(Debug, Args)]
@@ -198,7 +198,8 @@ pub(crate) async fn rpc(context: &Context, arguments: RpcArgs) -> CliResult {
     }
     let daemon = Daemon::open(context).await?;
     let result = daemon.call_raw(&arguments.method, parameters).await?;
-    context.output.print_json(&result)?;
+    // It may have been a method that changes something.
+    context.output.print_text_done(&result, &output::json_line(&result)?)?;
     Ok(Exit::Ok)
 }
 
@@ -242,7 +243,7 @@ pub(crate) fn config(context: &Context, command: &ConfigCommand) -> CliResult {
 /// `ccoctl completions`.
 pub(crate) fn completions(arguments: &CompletionsArgs) -> CliResult {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "ccoctl", &mut script);
+    clap_complete::generate(arguments.shell, &mut grammar::command(), "ccoctl", &mut script);
     Output::detect(false).print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Ok)
 }
@@ -288,7 +289,7 @@ mod tests {
     fn completions_cover_the_commands() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "ccoctl", &mut script);
+            clap_complete::generate(shell, &mut grammar::command(), "ccoctl", &mut script);
             let script = String::from_utf8(script).expect("utf-8");
             for word in ["search", "all-projects", "daemon"] {
                 assert!(script.contains(word), "{shell}: {word}");

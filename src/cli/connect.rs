@@ -218,6 +218,7 @@ fn wire_error(error: &WireError) -> CliError {
         message: error.message.clone(),
         fix: error.data.fix.clone().or(retry),
         rpc: serde_json::to_value(error).ok().map(Box::new),
+        done: None,
     }
 }
 

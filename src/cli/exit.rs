@@ -36,6 +36,20 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
+    /// Its name in an error that `--json` shows and no daemon has sent.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::BadData => "bad_data",
+            Self::Unavailable => "unavailable",
+            Self::Retry => "retry",
+            Self::Permission => "permission",
+            Self::Config => "configuration",
+        }
+    }
+
     /// The code for a JSON-RPC error, by the table of errors in the contract.
     pub(crate) fn from_rpc(code: i32, retryable: bool) -> Self {
         match code {
@@ -60,6 +74,8 @@ pub(crate) struct CliError {
     pub(crate) fix: Option<String>,
     /// The daemon's error object, shown with `--json`.
     pub(crate) rpc: Option<Box<serde_json::Value>>,
+    /// What was done before the failure: the daemon's result, which could not be printed where it belongs.
+    pub(crate) done: Option<Box<serde_json::Value>>,
 }
 
 /// Result of a command.
@@ -73,7 +89,33 @@ impl CliError {
             message: message.into(),
             fix: None,
             rpc: None,
+            done: None,
         }
+    }
+
+    /// An error of standard output, to which `result` could not be written: what a command has changed is told all
+    /// the same, an undo token above all.
+    pub(crate) fn unwritten(error: &std::io::Error, result: &impl serde::Serialize) -> Self {
+        Self {
+            done: serde_json::to_value(result).ok().map(Box::new),
+            ..Self::io("write to standard output", error)
+        }
+    }
+
+    /// The error as `--json` shows it.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let mut object = self.rpc.as_deref().cloned().unwrap_or_else(|| {
+            let mut data = serde_json::json!({ "kind": self.exit.kind(), "retryable": self.exit == Exit::Retry });
+            if let Some(fix) = &self.fix {
+                data["fix"] = fix.as_str().into();
+            }
+            serde_json::json!({ "message": self.message, "data": data })
+        });
+        if let Some(done) = self.done.as_deref() {
+            object["data"]["executed"] = true.into();
+            object["data"]["result"] = done.clone();
+        }
+        serde_json::json!({ "error": object, "exit": self.exit as u8 })
     }
 
     /// Adds what to do.
@@ -98,6 +140,9 @@ impl fmt::Display for CliError {
         formatter.write_str(&self.message)?;
         if let Some(fix) = &self.fix {
             write!(formatter, "\n  fix: {fix}")?;
+        }
+        if let Some(done) = &self.done {
+            write!(formatter, "\n  it was done; the result: {done}")?;
         }
         Ok(())
     }
@@ -167,5 +212,28 @@ mod tests {
     fn an_error_says_what_to_do() {
         let error = CliError::new(Exit::Failed, "it broke").fix("mend it");
         assert_eq!(error.to_string(), "it broke\n  fix: mend it");
+        assert_eq!(
+            error.to_json(),
+            serde_json::json!({
+                "error": {"message": "it broke", "data": {"kind": "failed", "retryable": false, "fix": "mend it"}},
+                "exit": 1,
+            })
+        );
+    }
+
+    #[test]
+    fn what_was_done_is_told_where_its_result_could_not_be_printed() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = CliError::unwritten(&full, &serde_json::json!({"undo_token": "5f"}));
+        assert_eq!(error.exit, Exit::Failed);
+        assert!(
+            error
+                .to_string()
+                .contains(r#"it was done; the result: {"undo_token":"5f"}"#),
+            "{error}"
+        );
+        let json = error.to_json();
+        assert_eq!(json["error"]["data"]["executed"], true);
+        assert_eq!(json["error"]["data"]["result"]["undo_token"], "5f");
     }
 }

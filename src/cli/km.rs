@@ -18,10 +18,13 @@ use ccod_protocol::api::{
 
 use super::connect::{Daemon, Scope};
 use super::exit::{CliError, CliResult, Exit};
-use super::{Context, project};
+use super::{Context, knowledge, project};
 
 /// Agent of items that name none, as the old tool had it.
 const DEFAULT_AGENT: &str = "cli";
+
+/// Hits of a search that names no limit.
+const DEFAULT_LIMIT: u32 = 10;
 
 /// Most hits that the daemon gives at once; the old tool had no limit, so more is cut down and not refused.
 const MAX_HITS: u32 = 100;
@@ -44,10 +47,10 @@ pub(crate) enum KmCommand {
         #[arg(allow_hyphen_values = true)]
         text: String,
         /// What kind of knowledge it is
-        #[arg(value_name = "TYPE", default_value = "general")]
+        #[arg(id = "km_type", value_name = "TYPE", default_value = "general", value_parser = parse_type)]
         knowledge_type: KnowledgeType,
         /// Who learned it
-        #[arg(default_value = DEFAULT_AGENT)]
+        #[arg(id = "km_agent", value_name = "AGENT", default_value = DEFAULT_AGENT)]
         agent: String,
     },
     /// Find items; prints a JSON array
@@ -56,13 +59,34 @@ pub(crate) enum KmCommand {
         #[arg(allow_hyphen_values = true)]
         query: String,
         /// At most this many
-        #[arg(default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(id = "km_limit", value_name = "LIMIT", default_value_t = DEFAULT_LIMIT, value_parser = parse_limit)]
         limit: u32,
     },
     /// Count items; prints a JSON object
     Stats,
     /// Store, search, count and purge in a project of its own; prints what it found
     Test,
+}
+
+// Scripts pass the words by position, `store "$TEXT" "$TYPE" "$AGENT"`: an empty one is one that was not given, as
+// it was for the old tool.
+
+fn parse_type(text: &str) -> Result<KnowledgeType, String> {
+    match text.trim() {
+        "" => Ok(KnowledgeType::General),
+        word => word.parse().map_err(|error| format!("{error}")),
+    }
+}
+
+fn parse_limit(text: &str) -> Result<u32, String> {
+    match text.trim() {
+        "" => Ok(DEFAULT_LIMIT),
+        number => number
+            .parse()
+            .ok()
+            .filter(|limit| *limit > 0)
+            .ok_or_else(|| "takes a number from 1 on".to_owned()),
+    }
 }
 
 /// A hit as the old tool printed it.
@@ -153,6 +177,9 @@ pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
     if let KmCommand::Test = command {
         return test(context).await;
     }
+    if let KmCommand::Store { text, .. } = &command {
+        knowledge::check_not_blank(text)?;
+    }
     let project = context.project(None);
     let daemon = Daemon::open(context).await?;
     match command {
@@ -161,6 +188,11 @@ pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
             knowledge_type,
             agent,
         } => {
+            let agent = if agent.trim().is_empty() {
+                DEFAULT_AGENT.to_owned()
+            } else {
+                agent
+            };
             let parameters = StoreParams {
                 text,
                 knowledge_type,
@@ -168,7 +200,10 @@ pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
                 ..StoreParams::default()
             };
             let stored = store(&daemon, &project, &parameters).await?;
-            context.output.print(&format!("Stored with ID: {stored}"))?;
+            let result = serde_json::json!({ "id": stored, "project_id": project });
+            context
+                .output
+                .print_text_done(&result, &format!("Stored with ID: {stored}"))?;
         }
         KmCommand::Search { query, limit } => {
             let hits = search(&daemon, &project, query, limit.min(MAX_HITS)).await?;

@@ -5,13 +5,12 @@ use std::io::Read;
 
 use chrono::Utc;
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
 use serde_json::Value;
 
 use ccod_protocol::api::{
-    self, AsOf, EmbedParams, Filters, GetParams, GetResult, Item, KnowledgeType, ListParams, Metadata, OnDuplicate,
-    OneOrMany, Order, ProjectsParams, SearchHit, SearchMode, SearchParams, SearchResult, StatsParams, StatsResult,
-    StoreParams, StoreResult, StoreStatus,
+    self, AsOf, EmbedParams, Filters, GetParams, GetResult, Item, KnowledgeType, ListParams, Metadata, MetadataFilter,
+    OnDuplicate, OneOrMany, Order, ProjectsParams, SearchHit, SearchMode, SearchParams, SearchResult, StatsParams,
+    StatsResult, StoreParams, StoreResult, StoreStatus,
 };
 
 use super::connect::{Daemon, Scope};
@@ -64,10 +63,10 @@ pub(crate) struct FilterArgs {
     #[arg(long = "type", value_name = "T")]
     knowledge_type: Vec<KnowledgeType>,
     /// Only items of this agent; may be repeated
-    #[arg(long, value_name = "A", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "A")]
     agent: Vec<String>,
     /// Only items of this session; may be repeated
-    #[arg(long, value_name = "S", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "S")]
     session: Vec<String>,
     /// Only items created at this time or later: 7d, 12h, a date, or RFC 3339
     #[arg(long, value_name = "D", value_parser = parse_moment)]
@@ -77,7 +76,7 @@ pub(crate) struct FilterArgs {
     until: Option<String>,
     /// Only items whose metadata has this value under this key, or all of a JSON object; may be repeated
     #[arg(long = "meta", alias = "metadata", value_name = "KEY=VALUE", value_parser = parse_conditions)]
-    metadata: Vec<Metadata>,
+    metadata: Vec<MetadataFilter>,
 }
 
 impl FilterArgs {
@@ -109,7 +108,7 @@ pub(crate) struct SearchArgs {
     #[arg(long, value_name = "M", default_value = "hybrid")]
     mode: SearchMode,
     /// Leave out hits whose score is below this, 0 to 1
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = parse_threshold)]
     threshold: Option<f32>,
     #[command(flatten)]
     filters: FilterArgs,
@@ -153,7 +152,7 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// Ids of items
-    #[arg(required = true, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
     /// The project; that of the current repository if absent
     #[arg(long, value_name = "P")]
@@ -179,6 +178,16 @@ pub(crate) struct EmbedArgs {
     text: String,
 }
 
+/// What is no number (`nan`) has no place in JSON, and would be sent as no threshold.
+fn parse_threshold(text: &str) -> Result<f32, String> {
+    let threshold: f32 = text.parse().map_err(|_| "takes a number from 0 to 1".to_owned())?;
+    if (0.0..=1.0).contains(&threshold) {
+        Ok(threshold)
+    } else {
+        Err("takes a number from 0 to 1".to_owned())
+    }
+}
+
 fn parse_moment(text: &str) -> Result<String, String> {
     when::parse(text, Utc::now())
 }
@@ -193,21 +202,25 @@ fn parse_as_of(text: &str) -> Result<AsOf, String> {
 
 /// `key=value`, where the value is JSON if it reads as such and a text if not; or several as a JSON object, as
 /// `store` takes them.
-fn parse_conditions(text: &str) -> Result<Metadata, String> {
+fn parse_conditions(text: &str) -> Result<MetadataFilter, String> {
     if text.trim_start().starts_with('{') {
-        let object: Metadata = serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
+        let conditions: MetadataFilter =
+            serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
         // What was computed and came out as nothing must not mean all items.
-        if object.is_empty() {
+        if conditions.is_empty() {
             return Err("is an empty object, which does not mean all; leave it out".to_owned());
         }
-        if let Some((key, _)) = object.iter().find(|(_, value)| value.is_null()) {
+        if let Some((key, _)) = conditions.iter().find(|(_, value)| value.is_null()) {
             return Err(format!("has no value for `{key}`"));
         }
-        return Ok(object);
+        return Ok(conditions);
     }
     let (key, value) = text.split_once('=').ok_or("takes the form KEY=VALUE")?;
+    if key.trim().is_empty() {
+        return Err("takes the form KEY=VALUE, and the key is empty".to_owned());
+    }
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
-    Ok(Metadata::from_iter([(key.to_owned(), value)]))
+    Ok(MetadataFilter::from_iter([(key.to_owned(), value)]))
 }
 
 fn any_of<T>(mut values: Vec<T>) -> Option<OneOrMany<T>> {
@@ -234,14 +247,44 @@ pub(crate) fn text_or_stdin(text: String) -> CliResult<String> {
     Ok(input.strip_suffix('\n').map(str::to_owned).unwrap_or(input))
 }
 
+/// Refuses a text that says nothing, before a daemon is started for it.
+pub(crate) fn check_not_blank(text: &str) -> CliResult<()> {
+    if text.trim().is_empty() {
+        return Err(
+            CliError::new(Exit::BadData, "the text is empty, so there is nothing to store")
+                .fix("if it comes from a variable or a pipe, see whether that holds anything"),
+        );
+    }
+    Ok(())
+}
+
+/// As [`text_or_stdin`], and not blank.
+pub(crate) fn text_to_store(text: String) -> CliResult<String> {
+    let text = text_or_stdin(text)?;
+    check_not_blank(&text)?;
+    Ok(text)
+}
+
 pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
     let Some(text) = text else {
         return Ok(Metadata::new());
     };
-    serde_json::from_str(text).map_err(|error| {
-        CliError::new(Exit::BadData, format!("--metadata is no JSON object: {error}"))
-            .fix("write it like '{\"file\":\"src/auth.rs\"}'")
-    })
+    let refused = |what: String| {
+        CliError::new(Exit::BadData, format!("--metadata {what}")).fix("write it like '{\"file\":\"src/auth.rs\"}'")
+    };
+    if !text.trim_start().starts_with('{') {
+        return Err(refused("is no JSON object".to_owned()));
+    }
+    let members: MetadataFilter =
+        serde_json::from_str(text).map_err(|error| refused(format!("is no JSON object: {error}")))?;
+    let mut metadata = Metadata::new();
+    for (key, value) in members {
+        if metadata.contains_key(&key) {
+            return Err(refused(format!("gives the key {key:?} two different values")));
+        }
+        metadata.insert(key, value);
+    }
+    Ok(metadata)
 }
 
 /// `ccoctl store`.
@@ -249,7 +292,7 @@ pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult 
     let project = context.project(arguments.project.as_deref());
     let parameters = StoreParams {
         metadata: parse_metadata(arguments.metadata.as_deref())?,
-        text: text_or_stdin(arguments.text)?,
+        text: text_to_store(arguments.text)?,
         knowledge_type: arguments.knowledge_type,
         agent: arguments.agent,
         session_id: arguments.session,
@@ -259,12 +302,7 @@ pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult 
     };
     let daemon = Daemon::open(context).await?;
     let stored = daemon.call::<api::Store>(Scope::Project(&project), &parameters).await?;
-    if context.output.json {
-        context.output.print_json(&stored)?;
-        return Ok(Exit::Ok);
-    }
-    context.output.print(&stored.id)?;
-    output::message(store_summary(&stored));
+    context.output.print_done(&stored, &stored.id, store_summary(&stored))?;
     Ok(Exit::Ok)
 }
 
@@ -297,6 +335,7 @@ fn store_summary(stored: &StoreResult) -> String {
 /// `ccoctl search`.
 pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResult {
     let scope_name = (!arguments.all_projects).then(|| context.project(arguments.project.as_deref()));
+    let asked = arguments.mode;
     let parameters = SearchParams {
         query: arguments.query,
         limit: arguments.limit,
@@ -327,7 +366,7 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
             .output
             .print(&render_hits(&context.output, &found.results, view, Utc::now()))?;
     }
-    output::message(search_summary(&found, scope_name.as_deref()));
+    output::message(search_summary(&found, asked, scope_name.as_deref()));
     Ok(Exit::Ok)
 }
 
@@ -390,7 +429,7 @@ pub(crate) fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, no
     text
 }
 
-pub(crate) fn search_summary(found: &SearchResult, project: Option<&str>) -> String {
+pub(crate) fn search_summary(found: &SearchResult, asked: SearchMode, project: Option<&str>) -> String {
     let place = project.map_or_else(|| "all projects".to_owned(), |name| format!("project {name}"));
     let mut summary = if found.results.is_empty() {
         format!("nothing found in {place}")
@@ -402,7 +441,11 @@ pub(crate) fn search_summary(found: &SearchResult, project: Option<&str>) -> Str
         summary.push_str(&format!("; {} more left out by the token budget", found.omitted));
     }
     if let Some(reason) = &found.degraded {
-        summary.push_str(&format!("\nnote: searched by {} only: {reason}", found.mode));
+        if found.mode == asked {
+            summary.push_str(&format!("\nnote: {reason}"));
+        } else {
+            summary.push_str(&format!("\nnote: searched by {} only: {reason}", found.mode));
+        }
     }
     summary
 }
@@ -547,7 +590,11 @@ fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> 
         sorted.sort_by(|left, right| right.1.cmp(left.1).then(left.0.cmp(right.0)));
         let words: Vec<String> = sorted
             .into_iter()
-            .map(|(name, count)| format!("{} {count}", output::one_line(name, 60)))
+            .map(|(name, count)| match output::one_line(name, 60).as_str() {
+                // Items that name no agent.
+                "" => format!("(none) {count}"),
+                name => format!("{name} {count}"),
+            })
             .collect();
         if words.is_empty() {
             "-".to_owned()
@@ -637,6 +684,7 @@ mod tests {
     use super::*;
     use ccod_protocol::api::{Passage, Redaction};
     use chrono::DateTime;
+    use serde_json::json;
 
     fn now() -> DateTime<Utc> {
         DateTime::parse_from_rfc3339("2025-03-10T12:00:00Z")
@@ -705,10 +753,35 @@ mod tests {
             took_ms: 1.25,
         };
         assert_eq!(
-            search_summary(&found, Some("web")),
+            search_summary(&found, SearchMode::Hybrid, Some("web")),
             "nothing found in project web (text, 1.2 ms); 2 more left out by the token budget\n\
              note: searched by text only: the model is loading"
         );
+        let found = SearchResult {
+            omitted: 0,
+            degraded: Some("project web: 3 rows cannot be read".to_owned()),
+            ..found
+        };
+        assert_eq!(
+            search_summary(&found, SearchMode::Text, None),
+            "nothing found in all projects (text, 1.2 ms)\nnote: project web: 3 rows cannot be read"
+        );
+    }
+
+    #[test]
+    fn items_that_name_no_agent_are_counted_under_no_name() {
+        let mut stats = StatsResult::default();
+        stats.by_agent.extend([(String::new(), 3), ("planner".to_owned(), 4)]);
+        let text = render_stats(&Output::plain(), &stats, Some("web"));
+        assert!(text.contains("by agent  planner 4, (none) 3\n"), "{text}");
+    }
+
+    #[test]
+    fn a_text_that_says_nothing_is_refused() {
+        for blank in ["", "  ", "\n\t"] {
+            assert_eq!(check_not_blank(blank).expect_err(blank).exit, Exit::BadData);
+        }
+        check_not_blank(" a ").expect("accepted");
     }
 
     #[test]
@@ -735,18 +808,37 @@ mod tests {
 
     #[test]
     fn metadata_must_be_an_object() {
-        assert_eq!(parse_metadata(Some("[1]")).expect_err("refused").exit, Exit::BadData);
+        for refused in ["[1]", "", "1", r#"{"a":1,"a":2}"#, "{"] {
+            assert_eq!(parse_metadata(Some(refused)).expect_err("refused").exit, Exit::BadData);
+        }
         assert_eq!(parse_metadata(Some("{\"a\":1}")).expect("accepted").len(), 1);
         assert!(parse_metadata(None).expect("none").is_empty());
     }
 
     #[test]
     fn metadata_filters_take_json_or_text() {
-        let conditions = |text| parse_conditions(text).map(|metadata| Value::Object(metadata).to_string());
-        assert_eq!(conditions("a=1").as_deref(), Ok(r#"{"a":1}"#));
-        assert_eq!(conditions("a=b=c").as_deref(), Ok(r#"{"a":"b=c"}"#));
-        assert_eq!(conditions(r#"{"a":1,"b":"x"}"#).as_deref(), Ok(r#"{"a":1,"b":"x"}"#));
-        assert!(conditions("a").is_err() && conditions("{a}").is_err());
+        let conditions = |text| parse_conditions(text).map(|filter| serde_json::to_value(&filter).expect("serialises"));
+        assert_eq!(conditions("a=1"), Ok(json!({"a": 1})));
+        assert_eq!(conditions("a=b=c"), Ok(json!({"a": "b=c"})));
+        assert_eq!(conditions(r#"{"a":1,"b":"x"}"#), Ok(json!({"a": 1, "b": "x"})));
+        for refused in ["", "a", "{a}", "{}", "=x", " =x", "="] {
+            assert!(conditions(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn no_condition_on_metadata_is_dropped() {
+        let filters = FilterArgs {
+            metadata: ["tag=a", "tag=b", r#"{"tag":"c","n":1}"#]
+                .map(|text| parse_conditions(text).expect("accepted"))
+                .into(),
+            ..FilterArgs::default()
+        }
+        .into_filters();
+        assert_eq!(
+            serde_json::to_value(&filters).expect("serialises"),
+            json!({"metadata": [{"tag": "a", "n": 1}, {"tag": "b"}, {"tag": "c"}]})
+        );
     }
 
     #[test]

@@ -3,11 +3,10 @@
 
 use chrono::Utc;
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
 
 use ccod_protocol::api::{
     self, CleanupParams, CleanupResult, DeleteParams, DeleteResult, Filters, HistoryParams, KnowledgeType, PurgeParams,
-    PurgeResult, Revision, SimilarParams, UndeleteParams, UndeleteResult, UpdateParams,
+    PurgeResult, Revision, SearchMode, SimilarParams, UndeleteParams, UndeleteResult, UpdateParams,
 };
 
 use super::confirm::{self, Consent};
@@ -67,7 +66,7 @@ pub(crate) struct HistoryArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
     /// Ids of items; or filters instead
-    #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_name = "ID")]
     ids: Vec<String>,
     #[command(flatten)]
     filters: FilterArgs,
@@ -86,15 +85,10 @@ pub(crate) struct DeleteArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UndeleteArgs {
     /// Ids of deleted items
-    #[arg(
-        value_name = "ID",
-        required_unless_present = "undo",
-        conflicts_with = "undo",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
+    #[arg(value_name = "ID", required_unless_present = "undo", conflicts_with = "undo")]
     ids: Vec<String>,
     /// What a deletion printed: restores all of it, in whatever project that was
-    #[arg(long, value_name = "TOKEN", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TOKEN")]
     undo: Option<String>,
     /// The project of the ids; that of the current repository if absent
     #[arg(long, value_name = "P")]
@@ -105,7 +99,7 @@ pub(crate) struct UndeleteArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PurgeArgs {
     /// Ids of items, deleted ones included
-    #[arg(required = true, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
     /// Do not ask
     #[arg(long)]
@@ -157,7 +151,7 @@ pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResul
             .metadata
             .map(|text| knowledge::parse_metadata(Some(&text)))
             .transpose()?,
-        text: changes.text.map(knowledge::text_or_stdin).transpose()?,
+        text: changes.text.map(knowledge::text_to_store).transpose()?,
         knowledge_type: changes.knowledge_type,
         agent: changes.agent,
         session_id: changes.session,
@@ -166,15 +160,11 @@ pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResul
     let updated = daemon
         .call::<api::Update>(Scope::Project(&project), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&updated)?;
-    } else {
-        context.output.print(&updated.id)?;
-        output::message(format_args!(
-            "updated in project {project} (version {}); `ccoctl history` shows what it was before",
-            updated.version
-        ));
-    }
+    let summary = format!(
+        "updated in project {project} (version {}); `ccoctl history` shows what it was before",
+        updated.version
+    );
+    context.output.print_done(&updated, &updated.id, summary)?;
     Ok(Exit::Ok)
 }
 
@@ -285,18 +275,20 @@ fn report_deletion(
     announced: Option<u64>,
     project: &str,
 ) -> CliResult {
+    let summary = delete_summary(asked, deleted, announced, project);
+    if !asked.dry_run {
+        let token = deleted.undo_token.as_deref().unwrap_or_default();
+        context.output.print_done(deleted, token, summary)?;
+        return Ok(Exit::Ok);
+    }
     if context.output.json {
         context.output.print_json(deleted)?;
         return Ok(Exit::Ok);
     }
-    if asked.dry_run {
-        if !deleted.ids.is_empty() {
-            context.output.print(&lines(&deleted.ids))?;
-        }
-    } else if let Some(token) = &deleted.undo_token {
-        context.output.print(token)?;
+    if !deleted.ids.is_empty() {
+        context.output.print(&lines(&deleted.ids))?;
     }
-    output::message(delete_summary(asked, deleted, announced, project));
+    output::message(summary);
     Ok(Exit::Ok)
 }
 
@@ -380,14 +372,9 @@ pub(crate) async fn undelete(context: &Context, arguments: UndeleteArgs) -> CliR
         .await?;
     // Of a token, what was purged since or stored anew is no failure: the rest is back, which is what undo means.
     let missing = if by_ids { undeleted.missing.as_slice() } else { &[] };
-    if context.output.json {
-        context.output.print_json(&undeleted)?;
-    } else {
-        if !undeleted.ids.is_empty() {
-            context.output.print(&lines(&undeleted.ids))?;
-        }
-        output::message(undelete_summary(&undeleted));
-    }
+    context
+        .output
+        .print_done(&undeleted, &lines(&undeleted.ids), undelete_summary(&undeleted))?;
     Ok(if missing.is_empty() { Exit::Ok } else { Exit::Failed })
 }
 
@@ -425,14 +412,9 @@ pub(crate) async fn purge(context: &Context, arguments: PurgeArgs) -> CliResult 
         .call_long::<api::Purge>(Scope::Project(&project), &parameters)
         .await?;
     let missing = not_among(&ids, &purged.ids);
-    if context.output.json {
-        context.output.print_json(&purged)?;
-    } else {
-        if !purged.ids.is_empty() {
-            context.output.print(&lines(&purged.ids))?;
-        }
-        output::message(purge_summary(&purged, &missing, &project));
-    }
+    context
+        .output
+        .print_done(&purged, &lines(&purged.ids), purge_summary(&purged, &missing, &project))?;
     // Whoever purges wants to know that it is gone: a mistyped id must not look like it.
     Ok(if missing.is_empty() { Exit::Ok } else { Exit::Failed })
 }
@@ -492,15 +474,20 @@ pub(crate) async fn cleanup(context: &Context, arguments: CleanupArgs) -> CliRes
 }
 
 fn report_cleanup(context: &Context, cleaned: &CleanupResult, project: &str) -> CliResult {
+    let (text, summary) = (
+        render_cleanup(&context.output, cleaned),
+        cleanup_summary(cleaned, project),
+    );
+    if !cleaned.dry_run {
+        context.output.print_done(cleaned, &text, summary)?;
+        return Ok(Exit::Ok);
+    }
     if context.output.json {
         context.output.print_json(cleaned)?;
         return Ok(Exit::Ok);
     }
-    context.output.print(&render_cleanup(&context.output, cleaned))?;
-    output::message(cleanup_summary(cleaned, project));
-    for warning in &cleaned.warnings {
-        output::message(format!("warning: {warning}"));
-    }
+    context.output.print(&text)?;
+    output::message(summary);
     Ok(Exit::Ok)
 }
 
@@ -523,6 +510,9 @@ fn cleanup_summary(cleaned: &CleanupResult, project: &str) -> String {
     let mut summary = format!("deleted {items} from project {project}");
     if let Some(token) = &cleaned.undo_token {
         summary.push_str(&format!("\nundo: {}", undo_command(token)));
+    }
+    for warning in &cleaned.warnings {
+        summary.push_str(&format!("\nwarning: {}", output::one_line(warning, 4096)));
     }
     summary
 }
@@ -550,7 +540,7 @@ pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliRes
             Utc::now(),
         ))?;
     }
-    output::message(knowledge::search_summary(&found, Some(&project)));
+    output::message(knowledge::search_summary(&found, SearchMode::Vector, Some(&project)));
     Ok(Exit::Ok)
 }
 

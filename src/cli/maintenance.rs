@@ -104,26 +104,23 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
     let written = daemon
         .call_long::<api::Backup>(Scope::of(arguments.project.as_deref()), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&written)?;
-        return Ok(Exit::Ok);
-    }
-    context.output.print(&written.path)?;
-    output::message(format_args!(
-        "backed up {} of {} ({})",
+    let summary = format!(
+        "backed up {} of {} ({}){}",
         output::counted(written.items, "item", "items"),
         listed(&written.projects),
-        output::bytes(written.bytes)
-    ));
-    warn(&written.warnings);
+        output::bytes(written.bytes),
+        warnings(&written.warnings)
+    );
+    context.output.print_done(&written, &written.path, summary)?;
     Ok(Exit::Ok)
 }
 
-/// What a person has to know or do beside the result.
-fn warn(warnings: &[String]) {
-    for warning in warnings {
-        output::message(format_args!("warning: {}", output::one_line(warning, 4096)));
-    }
+/// What a person has to know or do beside the result, as further lines of a message.
+fn warnings(warnings: &[String]) -> String {
+    warnings
+        .iter()
+        .map(|warning| format!("\nwarning: {}", output::one_line(warning, 4096)))
+        .collect()
 }
 
 /// `ccoctl restore`.
@@ -141,15 +138,11 @@ pub(crate) async fn restore(context: &Context, arguments: RestoreArgs) -> CliRes
     let restored = daemon
         .call_long::<api::Restore>(Scope::of(arguments.project.as_deref()), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&restored)?;
-        return Ok(Exit::Ok);
-    }
-    if !restored.projects.is_empty() {
-        context.output.print(&restored.projects.join("\n"))?;
-    }
-    output::message(restore_summary(&restored));
-    warn(&restored.warnings);
+    context.output.print_done(
+        &restored,
+        &restored.projects.join("\n"),
+        format_args!("{}{}", restore_summary(&restored), warnings(&restored.warnings)),
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -187,16 +180,12 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
     let written = daemon
         .call_long::<api::Export>(Scope::Project(&project), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&written)?;
-        return Ok(Exit::Ok);
-    }
-    context.output.print(&written.path)?;
-    output::message(format_args!(
+    let summary = format!(
         "exported {} of project {project} ({})",
         output::counted(written.items, "item", "items"),
         output::bytes(written.bytes)
-    ));
+    );
+    context.output.print_done(&written, &written.path, summary)?;
     Ok(Exit::Ok)
 }
 
@@ -211,20 +200,31 @@ pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResul
     let imported = daemon
         .call_long::<api::Import>(Scope::Project(&project), &parameters)
         .await?;
+    // Whoever does not look at the counts has to learn that something was left out.
+    let exit = if imported.skipped.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::BadData
+    };
+    let text = render_import(&context.output, &imported);
+    let mut summary: String = imported
+        .problems
+        .iter()
+        .map(|problem| problem_line(problem) + "\n")
+        .collect();
+    if !imported.dry_run {
+        summary.push_str(&format!("imported into project {project}"));
+        context.output.print_done(&imported, &text, summary)?;
+        return Ok(exit);
+    }
     if context.output.json {
         context.output.print_json(&imported)?;
-        return Ok(Exit::Ok);
+        return Ok(exit);
     }
-    context.output.print(&render_import(&context.output, &imported))?;
-    for problem in &imported.problems {
-        output::message(problem_line(problem));
-    }
-    if imported.dry_run {
-        output::message("a dry run: nothing was imported; leave out --dry-run to do it");
-    } else {
-        output::message(format_args!("imported into project {project}"));
-    }
-    Ok(Exit::Ok)
+    context.output.print(&text)?;
+    summary.push_str("a dry run: nothing was imported; leave out --dry-run to do it");
+    output::message(summary);
+    Ok(exit)
 }
 
 fn render_import(output: &Output, imported: &ImportResult) -> String {
@@ -313,9 +313,13 @@ pub(crate) async fn optimize(context: &Context, arguments: ProjectsArgs) -> CliR
         .call_long::<api::Optimize>(Scope::of(arguments.project.as_deref()), &OptimizeParams {})
         .await?;
     if context.output.json {
-        context.output.print_json(&optimized)?;
+        context
+            .output
+            .print_text_done(&optimized, &output::json_line(&optimized)?)?;
     } else {
-        context.output.print(&render_optimize(&context.output, &optimized))?;
+        context
+            .output
+            .print_text_done(&optimized, &render_optimize(&context.output, &optimized))?;
     }
     Ok(Exit::Ok)
 }

@@ -9,6 +9,7 @@ mod confirm;
 mod connect;
 mod daemon;
 mod exit;
+mod grammar;
 mod km;
 mod knowledge;
 mod life;
@@ -58,24 +59,43 @@ struct Cli {
     command: Command,
 }
 
-/// The flags that every command takes, before or after its name.
+// The flags that every command takes, before or after its name; [`grammar`] adds them to each. No comment for the
+// documentation: it would become the description of the commands.
 #[derive(Clone, Debug, Default, Args)]
 struct GlobalArgs {
     /// Directory of everything the daemon keeps [default: ~/.cco]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    #[arg(long, value_name = "DIR", help_heading = "Global options")]
     home: Option<PathBuf>,
     /// Socket of the daemon [default: run/ccod.sock in the home]
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    #[arg(long, value_name = "PATH", help_heading = "Global options")]
     socket: Option<PathBuf>,
     /// Print the result as one line of JSON
-    #[arg(long, global = true, help_heading = "Global options")]
+    #[arg(long, help_heading = "Global options")]
     json: bool,
     /// Fail with 69 instead of starting the daemon
-    #[arg(long, global = true, help_heading = "Global options")]
+    #[arg(long, help_heading = "Global options")]
     no_start: bool,
     /// Give up after this many seconds
-    #[arg(long, global = true, value_name = "S", value_parser = parse_timeout, help_heading = "Global options")]
+    #[arg(long, value_name = "S", value_parser = parse_timeout, help_heading = "Global options")]
     timeout: Option<Duration>,
+}
+
+impl GlobalArgs {
+    /// Adds the flags of another level of the command line.
+    fn add(&mut self, other: Self) {
+        let Self {
+            home,
+            socket,
+            json,
+            no_start,
+            timeout,
+        } = other;
+        self.home = self.home.take().or(home);
+        self.socket = self.socket.take().or(socket);
+        self.json |= json;
+        self.no_start |= no_start;
+        self.timeout = self.timeout.or(timeout);
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,14 +200,14 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     // user alone.
     umask(Mode::from_bits_truncate(0o077));
     let arguments = by_program_name(arguments);
-    let cli = match Cli::try_parse_from(arguments) {
+    let asks_for_json = grammar::ask_for_json(&arguments);
+    let cli = match grammar::parse(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
-            // `ccoctl --help | head` closes the pipe early; there is nobody left to tell.
-            error.print().unwrap_or_default();
-            return exit.into();
+        Err(error) if error.use_stderr() && asks_for_json => {
+            report(&grammar::usage_error(&error), true);
+            return Exit::Usage.into();
         }
+        Err(error) => return print_by_clap(&error).into(),
     };
     let json = cli.global.json;
     match run(cli) {
@@ -199,14 +219,23 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Prints the help, the version, or what is wrong with the command line.
+fn print_by_clap(error: &clap::Error) -> Exit {
+    match error.print() {
+        _ if error.use_stderr() => Exit::Usage,
+        Ok(()) => Exit::Ok,
+        // `ccoctl --help | head` closes the pipe early; there is nobody left to tell.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Ok,
+        Err(error) => {
+            report(&CliError::io("write to standard output", &error), false);
+            Exit::Failed
+        }
+    }
+}
+
 fn report(error: &CliError, json: bool) {
     if json {
-        let object = error
-            .rpc
-            .as_deref()
-            .cloned()
-            .unwrap_or_else(|| serde_json::json!({ "message": error.message, "data": { "fix": error.fix } }));
-        output::message(serde_json::json!({ "error": object, "exit": error.exit as u8 }));
+        output::message(error.to_json());
     } else {
         output::message(format_args!("ccoctl: {error}"));
     }
@@ -300,18 +329,16 @@ async fn dispatch(context: &Context, command: Command) -> CliResult {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
         let arguments = arguments.iter().map(|argument| OsString::from(*argument)).collect();
-        Cli::try_parse_from(by_program_name(arguments))
+        grammar::parse(by_program_name(arguments))
     }
 
     #[test]
     fn the_grammar_is_consistent() {
-        Cli::command().debug_assert();
+        grammar::command().debug_assert();
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! Data goes to standard output, messages to standard error, so that a pipe gets data only. A terminal gets
 //! colour and lines cut to its width; a pipe gets the same text without either, stable enough to grep; `--json`
 //! gets the daemon's result, one line of JSON. A reader that closes its end early (`| head`) ends the output,
-//! quietly.
+//! quietly; only what has been changed is told on standard error then.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
@@ -103,35 +103,88 @@ impl Output {
 
     /// Prints `value` as one line of JSON.
     pub(crate) fn print_json(&self, value: &impl Serialize) -> CliResult<()> {
-        let line = serde_json::to_string(value)
-            .map_err(|error| CliError::new(Exit::Failed, format!("cannot print the result: {error}")))?;
-        self.print(&line)
+        self.print(&json_line(value)?)
     }
 
     /// Prints `text` and a newline.
     pub(crate) fn print(&self, text: &str) -> CliResult<()> {
-        let mut stdout = io::stdout().lock();
-        let written = stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| {
-                if text.ends_with('\n') {
-                    Ok(())
-                } else {
-                    stdout.write_all(b"\n")
-                }
-            })
-            .and_then(|()| stdout.flush());
-        match written {
+        match write_line(text) {
             Ok(()) => Ok(()),
             // The reader has what it wanted.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(CliError::io("write to standard output", &error)),
         }
     }
+
+    /// Prints `result` of what has been changed: as JSON, or as `text` (which may be empty) and a message. Where
+    /// standard output takes it no more, the error carries the result.
+    pub(crate) fn print_done(&self, result: &impl Serialize, text: &str, message: impl Display) -> CliResult<()> {
+        if self.json {
+            return self.print_text_done(result, &json_line(result)?);
+        }
+        let printed = self.print_text_done(result, text);
+        // Whatever became of the text: it says how to undo what was done.
+        self::message(message);
+        printed
+    }
+
+    /// As [`Output::print_done`], without a message and with the same text for all.
+    pub(crate) fn print_text_done(&self, result: &impl Serialize, text: &str) -> CliResult<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        write_line(text).map_err(|error| CliError::unwritten(&error, result))
+    }
+}
+
+/// `value` on one line.
+pub(crate) fn json_line(value: &impl Serialize) -> CliResult<String> {
+    serde_json::to_string(value)
+        .map_err(|error| CliError::new(Exit::Failed, format!("cannot print the result: {error}")))
+}
+
+/// Writes `text` to standard output, with a newline at its end.
+fn write_line(text: &str) -> io::Result<()> {
+    if no_stdout::at_start() {
+        return Err(nix::errno::Errno::EBADF.into());
+    }
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        stdout.write_all(b"\n")?;
+    }
+    stdout.flush()
+}
+
+/// Whether the process was started without a standard output (`>&-`). The standard library puts `/dev/null` in its
+/// place before `main`, where a result would be lost without an error.
+mod no_stdout {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static CLOSED: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn at_start() -> bool {
+        CLOSED.load(Ordering::Relaxed)
+    }
+
+    extern "C" fn look() {
+        // SAFETY: F_GETFD takes no pointer and changes nothing; on a closed descriptor it fails.
+        #[allow(unsafe_code)]
+        let closed = unsafe { nix::libc::fcntl(1, nix::libc::F_GETFD) } == -1;
+        CLOSED.store(closed, Ordering::Relaxed);
+    }
+
+    // SAFETY: the section holds functions that the loader calls, on one thread, before the runtime's own start; this
+    // one needs nothing of the runtime.
+    #[allow(unsafe_code)]
+    #[used]
+    #[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+    #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+    static LOOK: extern "C" fn() = look;
 }
 
 /// Prints a message to standard error.
-pub(crate) fn message(text: impl std::fmt::Display) {
+pub(crate) fn message(text: impl Display) {
     // Nobody may be listening there, and there is no other place to say so.
     writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
 }

@@ -61,7 +61,7 @@ pub(crate) fn filter(filters: &api::Filters) -> Result<ItemFilter, WireError> {
         session_ids: filters.session_ids().to_vec(),
         since: time(&filters.since, "since")?,
         until: time(&filters.until, "until")?,
-        metadata: filters.metadata.clone(),
+        metadata: filters.metadata.iter().cloned().collect(),
     })
 }
 

@@ -463,7 +463,10 @@ impl ImportSource {
         };
         let reader = BufReader::with_capacity(READ_BYTES, file);
         Ok(EntryGroups {
-            entries: self.format.read(reader, self.most_bytes).assume_converted(self.converted),
+            entries: self
+                .format
+                .read(reader, self.most_bytes)
+                .assume_converted(self.converted),
             watcher: Arc::clone(&self.watcher),
         })
     }

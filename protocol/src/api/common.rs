@@ -8,6 +8,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
+use super::MetadataFilter;
 use crate::error::WireError;
 
 /// Free-form facts about an item: a JSON object.
@@ -254,8 +255,8 @@ pub struct Filters {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// Only items whose metadata has these values under these keys.
-    #[serde(skip_serializing_if = "Metadata::is_empty")]
-    pub metadata: Metadata,
+    #[serde(skip_serializing_if = "MetadataFilter::is_empty")]
+    pub metadata: MetadataFilter,
 }
 
 impl Filters {

@@ -11,11 +11,13 @@
 mod admin;
 mod common;
 mod knowledge;
+mod metadata_filter;
 mod rpc;
 
 pub use admin::*;
 pub use common::*;
 pub use knowledge::*;
+pub use metadata_filter::MetadataFilter;
 pub use rpc::*;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
