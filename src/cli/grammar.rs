@@ -225,16 +225,25 @@ mod tests {
         found
     }
 
-    /// `words` with `arguments` and what else the command cannot do without, `but` for one argument.
-    fn line(words: &[String], command: &Command, arguments: &[String], but: Option<&Id>) -> Vec<OsString> {
+    /// `words` with `options` and what else the command cannot do without; `place` has a value for one of the
+    /// positional arguments, which takes all before it.
+    fn line(words: &[String], command: &Command, options: &[String], place: Option<(&Id, &str)>) -> Vec<OsString> {
         let mut line = words.to_vec();
-        line.extend(arguments.iter().cloned());
-        for argument in command.get_arguments() {
-            if argument.is_positional() && Some(argument.get_id()) != but && argument.is_required_set() {
-                line.push(sample(argument));
+        line.extend(options.iter().cloned());
+        let given = |flag: &str| options.iter().any(|option| option.starts_with(flag));
+        let mut before = place.is_some();
+        for argument in command.get_positionals() {
+            let itself = place.filter(|(id, _)| *id == argument.get_id());
+            before &= itself.is_none();
+            // `undelete` takes ids or a token.
+            let required = argument.is_required_set() || command.get_name() == "undelete" && !given("--undo");
+            match itself {
+                Some((_, value)) => line.push(value.to_owned()),
+                None if before || required => line.push(sample(argument)),
+                None => {}
             }
         }
-        if words.last().is_some_and(|word| word == "update") && !arguments.iter().any(|word| word.starts_with("--t")) {
+        if command.get_name() == "update" && !given("--type") {
             line.push("--type=issue".to_owned());
         }
         line.into_iter().map(OsString::from).collect()
@@ -256,14 +265,10 @@ mod tests {
                     ArgAction::SetTrue => flag.clone(),
                     _ => format!("{flag}={}", sample(option)),
                 };
-                let undone = ["undo", "dry_run"]
-                    .contains(&option.get_id().as_str())
-                    .then_some(option.get_id());
-                // `undelete` takes ids or a token.
-                let parsed = parse(line(&words, &command, std::slice::from_ref(&once), undone));
-                let one = parsed.map_err(|error| error.to_string());
+                let one = parse(line(&words, &command, std::slice::from_ref(&once), None));
+                let one = one.map_err(|error| error.to_string());
                 assert!(one.is_ok(), "{words:?} {once}: {one:?}");
-                let twice = parse(line(&words, &command, &[once.clone(), once.clone()], undone));
+                let twice = parse(line(&words, &command, &[once.clone(), once.clone()], None));
                 match option.get_action() {
                     ArgAction::SetTrue => assert!(twice.is_ok(), "{words:?} {once}"),
                     ArgAction::Append => {
@@ -292,16 +297,16 @@ mod tests {
                     continue;
                 }
                 for empty in ["", " ", "\t"] {
-                    let given = match argument.get_long() {
-                        Some(long) => format!("--{long}={empty}"),
-                        None => empty.to_owned(),
+                    let line = match argument.get_long() {
+                        Some(long) => line(&words, &command, &[format!("--{long}={empty}")], None),
+                        None => line(&words, &command, &[], Some((argument.get_id(), empty))),
                     };
-                    let parsed = parse(line(&words, &command, &[given], Some(argument.get_id())));
+                    let parsed = parse(line.clone());
                     if MAY_BE_EMPTY.contains(&argument.get_id().as_str()) {
-                        assert!(parsed.is_ok() || !empty.is_empty(), "{words:?} {argument}");
+                        assert!(parsed.is_ok(), "{line:?}");
                     } else {
-                        let error = parsed.expect_err(&format!("{words:?} {argument} {empty:?}"));
-                        assert_eq!(error.exit_code(), 2);
+                        let error = parsed.expect_err(&format!("{line:?}"));
+                        assert_eq!(error.exit_code(), 2, "{line:?}");
                     }
                 }
             }
@@ -383,7 +388,7 @@ mod tests {
         let (message, fix) = told("ccoctl search q --limit 0");
         assert!(message.contains("'0'") && message.contains("--limit"), "{message}");
         assert_eq!(fix, "");
-        let (message, _) = told("ccoctl search q --agent= ");
+        let (message, _) = told("ccoctl search q --agent=");
         assert_eq!(
             message,
             "the value of '--agent <A>' is empty; leave it out, or say what it is"

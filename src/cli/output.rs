@@ -52,12 +52,16 @@ impl Style {
     }
 }
 
+/// Whether the terminal takes no escape sequences, as far as is known: it says so, or does not say what it is.
+pub(crate) fn is_dumb_terminal() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
+}
+
 impl Output {
     /// Output to this process's standard output.
     pub(crate) fn detect(json: bool) -> Self {
         let is_terminal = io::stdout().is_terminal();
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || is_dumb_terminal();
         let width = is_terminal
             .then(|| terminal_size::terminal_size().map(|(width, _)| usize::from(width.0)))
             .flatten();

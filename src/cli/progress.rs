@@ -32,8 +32,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// A line on standard error, if that is a terminal; not with `--json`, whose reader is a program.
     pub(crate) fn detect(json: bool) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        if json || dumb || !io::stderr().is_terminal() {
+        if json || output::is_dumb_terminal() || !io::stderr().is_terminal() {
             Self::hidden()
         } else {
             Self::on(ProgressDrawTarget::stderr())
