@@ -23,15 +23,20 @@ pub(super) fn refuse(method: &MethodInfo, entries: &[Entry<'_>]) -> Result<(), W
         if !method.selects(name) {
             continue;
         }
-        // A list in place of an object, or the reverse, is of a wrong type, which the decoding explains better.
-        let other_type = if name == "metadata" { b'[' } else { b'{' };
-        if raw.get().as_bytes().first() == Some(&other_type) {
+        let of_objects = name == "metadata";
+        // An object in place of a list is of a wrong type, which the decoding explains better.
+        if !of_objects && raw.get().starts_with('{') {
             continue;
         }
         if let Some(what) = nothing(raw).or_else(|| nothing_within(raw)) {
+            let right = if of_objects {
+                "an object of keys and values"
+            } else {
+                "a value"
+            };
             return Err(WireError::invalid_params(
                 name,
-                format!("`{name}` must not {what}, which does not mean all; give a value, or leave `{name}` out"),
+                format!("`{name}` must not {what}, which does not mean all; give {right}, or leave `{name}` out"),
             ));
         }
     }
@@ -56,8 +61,8 @@ fn nothing(raw: &RawValue) -> Option<&'static str> {
     }
 }
 
-/// What an empty element is: of a list any, of an object (the `metadata` filter) only `null`, for an empty text is
-/// a value that can be stored.
+/// What an empty element is: of a list any, of an object (the `metadata` filter, or one of its list) only `null`, for
+/// an empty text is a value that can be stored.
 fn nothing_within(raw: &RawValue) -> Option<&'static str> {
     struct Elements;
 
@@ -71,8 +76,13 @@ fn nothing_within(raw: &RawValue) -> Option<&'static str> {
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
             let mut found = None;
             while let Some(element) = list.next_element::<&RawValue>()? {
-                if found.is_none() && nothing(element).is_some() {
+                if found.is_some() {
+                    continue;
+                }
+                if nothing(element).is_some() {
                     found = Some("hold an empty value");
+                } else if element.get().starts_with('{') {
+                    found = nothing_within(element);
                 }
             }
             Ok(found)
@@ -217,6 +227,8 @@ mod tests {
             ("knowledge.get", r#"["x",[]]"#, "ids"),
             ("knowledge.cleanup", r#"[30,null]"#, "type"),
             ("knowledge.history", r#"[""]"#, "id"),
+            ("knowledge.delete", r#"{"metadata":[{"k":1},{}]}"#, "metadata"),
+            ("knowledge.delete", r#"{"metadata":[{"k":1},{"l":null}]}"#, "metadata"),
         ] {
             let error = decode_any(api::method_info(method).unwrap(), json).unwrap_err();
             assert_eq!(error.data.parameter.as_deref(), Some(name), "{method} {json}");
