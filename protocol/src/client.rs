@@ -252,7 +252,8 @@ impl Client {
     /// [`ClientError::Rpc`] with the daemon's error, or why there is no answer.
     pub async fn call<M: Method>(&self, params: &M::Params, options: CallOptions) -> Result<M::Result, ClientError> {
         let raw = with_common(params, &options)?;
-        let patience = options.timeout.unwrap_or(Duration::from_millis(M::DEFAULT_TIMEOUT_MS)) + MARGIN;
+        let given = options.timeout;
+        let patience = given.unwrap_or_else(|| api::default_timeout(M::NAME, raw.get().len())) + MARGIN;
         let result: Box<RawValue> = self.request(M::NAME, raw, patience).await?;
         serde_json::from_str(result.get()).map_err(|error| ClientError::Unexpected(error.to_string()))
     }
@@ -322,8 +323,9 @@ impl Client {
             .get("timeout_ms")
             .and_then(serde_json::Value::as_u64)
             .filter(|given| *given <= TIMEOUT_MS_MAX);
-        let patience = given.map_or_else(|| api::default_timeout(method), Duration::from_millis) + MARGIN;
         let raw = to_raw_value(&params).map_err(|error| ClientError::Unexpected(error.to_string()))?;
+        let default = || api::default_timeout(method, raw.get().len());
+        let patience = given.map_or_else(default, Duration::from_millis) + MARGIN;
         let result: Box<RawValue> = self.request(method, raw, patience).await?;
         serde_json::from_str(result.get()).map_err(|error| ClientError::Unexpected(error.to_string()))
     }

@@ -454,7 +454,8 @@ impl Connection {
             Ok(admitted) => admitted,
             Err(error) => return Ok(Prepared::Outcome(self.shared.failure(error))),
         };
-        let timeout = peek_timeout(request.params).unwrap_or_else(|| found.default_timeout());
+        let params_bytes = request.params.map_or(0, str::len);
+        let timeout = peek_timeout(request.params).unwrap_or_else(|| found.default_timeout(params_bytes));
         let cancelled = match request.id {
             Some(_) => self.gone.child_token(),
             None => CancellationToken::new(),

@@ -67,7 +67,8 @@ fn describe(row: &MethodInfo, generator: &mut SchemaGenerator) -> Value {
         "schema": if row.scope.takes_every() { json!({ "anyOf": [one_project, { "const": "*" }] }) } else { one_project },
     }));
     params.push(json!({
-        "name": "timeout_ms", "required": false, "summary": "By name only.",
+        "name": "timeout_ms", "required": false,
+        "summary": "By name only. The default of a single write grows by half a millisecond for each byte of its parameters.",
         "schema": { "type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": row.default_timeout_ms },
     }));
     let aliases: Value = row

@@ -50,9 +50,9 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// How long a call may take that names no `timeout_ms`.
-    pub(crate) fn default_timeout(&self) -> Duration {
-        api::default_timeout(self.name)
+    /// How long a call with this many bytes of parameters may take that names no `timeout_ms`.
+    pub(crate) fn default_timeout(&self, params_bytes: usize) -> Duration {
+        api::default_timeout(self.name, params_bytes)
     }
 
     fn writes(&self) -> bool {

@@ -413,19 +413,21 @@ pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::
     }
     let routes = app.routes();
     let embedder = routes.embedder().map_err(wire_error)?;
-    let mut tokens = Vec::with_capacity(texts.len());
-    for text in texts {
-        tokens.push(embedder.encode(text).await.map_err(wire_error)?);
-    }
+    let (deadline, origin, count) = (call.deadline(), call.origin(), texts.len());
+    let tokens = match texts.as_slice() {
+        [only] => embedder.encode(only).await.map(|tokens| vec![tokens]),
+        _ => embedder.encode_all(call.params.texts, origin).await,
+    };
+    let tokens = tokens.map_err(wire_error)?;
     let truncated = tokens
         .iter()
         .enumerate()
         .filter(|(_, text)| text.truncated())
         .map(|(index, _)| index)
         .collect();
-    let lane = if texts.len() > 1 { Lane::Bulk } else { Lane::Interactive };
+    let lane = if count > 1 { Lane::Bulk } else { Lane::Interactive };
     let vectors = embedder
-        .embed_passages(tokens, lane, call.deadline(), call.origin())
+        .embed_passages(tokens, lane, deadline, origin)
         .await
         .map_err(wire_error)?;
     let running = &app.store.config().model;

@@ -27,7 +27,7 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
     let writer = routes.writer().map_err(wire_error)?;
     let embedder = routes.embedder().map_err(wire_error)?;
     // A single store rides the interactive lane: the writer's groups form of what is embedded together. A text
-    // that takes long to embed is not waited for.
+    // that takes long to embed is not waited for, and the embedder takes a large one as bulk work.
     let announced = (item.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
     let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
         .await
@@ -246,7 +246,7 @@ pub(crate) async fn embed_text(
     deadline: Deadline,
     origin: u64,
 ) -> KnowledgeResult<Vec<EmbeddedPassage>> {
-    let passages = embedder.passages(text).await?;
+    let passages = embedder.passages(text, lane, origin).await?;
     let tokens = passages.iter().map(|passage| passage.tokens.clone()).collect();
     let vectors = embedder.embed_passages(tokens, lane, deadline, origin).await?;
     Ok(passages

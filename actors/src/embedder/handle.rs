@@ -2,7 +2,12 @@
 //!
 //! A handle tokenises, looks queries up in the cache, takes a permit for the tokens, and only then sends a
 //! message, so what waits in the actor is bounded. Interactive requests are refused at once when their lane is
-//! full; bulk requests wait at the door, slice by slice, until their deadline.
+//! full; bulk requests wait at the door, slice by slice, until their deadline, and of each connection at most
+//! one waits there.
+//!
+//! What is large is bulk, whatever method brings it: a request of more tokens than
+//! [`EmbedderConfig::interactive_request_tokens`] would fill the interactive lane, and everybody else would be
+//! refused until it is done. As bulk it enters in slices and searches go between its passages.
 //!
 //! [`EmbedderShared`] is what survives a restart of the actor; a handle is that plus the current actor.
 
@@ -20,6 +25,7 @@ use super::engine::unavailable;
 use super::model::ModelCell;
 use super::planner::Lane;
 use super::tokenize::{Passage, TextTokenizer, TokenizedText};
+use super::turns::Turns;
 use super::{EmbedderConfig, EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
@@ -32,9 +38,17 @@ const MAX_CACHED_BYTES: usize = 2 * 1024;
 /// more than a fraction of a millisecond and goes to the blocking pool.
 const MAX_INLINE_BYTES: usize = 4 * 1024;
 
-/// Texts tokenised at once on the blocking pool. Tokenising outruns the engine by far, so one for bulk and one
-/// that a query can always have are enough.
-const TOKENIZING_TASKS: usize = 2;
+/// Longest text that is tokenised as interactive work, in bytes: the longest query. A longer one takes the turn
+/// of bulk work, whoever sent it.
+const MAX_INTERACTIVE_BYTES: usize = 16 * 1024;
+
+/// Bytes that one job on the blocking pool tokenises of a list of texts, so that the lists of several callers
+/// alternate.
+const TOKENIZED_TOGETHER_BYTES: usize = 64 * 1024;
+
+/// Texts tokenised at once on the blocking pool, for each lane. Tokenising outruns the engine by far, so one is
+/// enough; it is one for each, or a query would wait until a batch is tokenised.
+const TOKENIZING_TASKS: usize = 1;
 
 /// The actor answers for its statistics between two messages, in microseconds; this is for one that hangs.
 const STATS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,7 +128,12 @@ struct Inner {
     interactive: Admission,
     bulk: Admission,
     cache: QueryCache,
-    tokenizing: Semaphore,
+    tokenizing_interactive: Semaphore,
+    tokenizing_bulk: Semaphore,
+    /// Of each connection one text at a time waits to be tokenised as bulk.
+    tokenizing_turns: Turns,
+    /// Of each connection one slice at a time waits at the bulk door.
+    bulk_turns: Turns,
 }
 
 impl EmbedderShared {
@@ -128,7 +147,10 @@ impl EmbedderShared {
             ),
             bulk: Admission::new("embedder (bulk)", config.bulk_queue_tokens, config.retry_after_ms),
             cache: QueryCache::new(config.query_cache),
-            tokenizing: Semaphore::new(TOKENIZING_TASKS),
+            tokenizing_interactive: Semaphore::new(TOKENIZING_TASKS),
+            tokenizing_bulk: Semaphore::new(TOKENIZING_TASKS),
+            tokenizing_turns: Turns::default(),
+            bulk_turns: Turns::default(),
             config,
             model,
         };
@@ -155,13 +177,22 @@ impl EmbedderShared {
         (self.inner.interactive.in_use(), self.inner.bulk.in_use())
     }
 
-    /// Runs `work`, which loads the tokenizer or is long, on the blocking pool.
+    /// Runs `work`, which loads the tokenizer or is long, on the blocking pool, in the turn of its lane.
     async fn tokenize<T: Send + 'static>(
         &self,
+        lane: Lane,
+        origin: u64,
         work: impl FnOnce(&TextTokenizer) -> T + Send + 'static,
     ) -> KnowledgeResult<T> {
+        let (_own_turn, tasks) = match lane {
+            Lane::Interactive => (None, &self.inner.tokenizing_interactive),
+            Lane::Bulk => (
+                Some(self.inner.tokenizing_turns.wait(origin).await),
+                &self.inner.tokenizing_bulk,
+            ),
+        };
         // The semaphore is never closed.
-        let _turn = self.inner.tokenizing.acquire().await.map_err(unavailable)?;
+        let _task = tasks.acquire().await.map_err(unavailable)?;
         let model = Arc::clone(&self.inner.model);
         tokio::task::spawn_blocking(move || Ok(work(&model.tokenizer().map_err(unavailable)?)))
             .await
@@ -201,31 +232,58 @@ impl EmbedderHandle {
         self.shared.inner.model.dimensions()
     }
 
-    /// Tokenises a text that is embedded as one; what is over the model's limit is cut off, and the result
-    /// says so.
+    /// Tokenises a query; what is over the model's limit is cut off, and the result says so.
     pub async fn encode(&self, text: &str) -> KnowledgeResult<TokenizedText> {
-        let bytes = text.len();
-        if bytes <= MAX_INLINE_BYTES
+        if text.len() <= MAX_INLINE_BYTES
             && let Some(tokenizer) = self.shared.inner.model.loaded_tokenizer()
         {
             return Ok(tokenizer.encode_query(text));
         }
         let owned = text.to_owned();
+        // Whatever its length, no more than the model's limit is read of it. An origin does not matter here.
         self.shared
-            .tokenize(move |tokenizer| tokenizer.encode_query(&owned))
+            .tokenize(Lane::Interactive, 0, move |tokenizer| tokenizer.encode_query(&owned))
             .await
     }
 
-    /// Splits a text into passages that fit the model, in order; see [`TextTokenizer::passages`].
-    pub async fn passages(&self, text: &str) -> KnowledgeResult<Vec<Passage>> {
-        let bytes = text.len();
-        if bytes <= MAX_INLINE_BYTES
+    /// Tokenises texts of which each is embedded as one, in order, as bulk work of `origin`; what is over the
+    /// model's limit is cut off, and the results say so.
+    pub async fn encode_all(&self, texts: Vec<String>, origin: u64) -> KnowledgeResult<Vec<TokenizedText>> {
+        let mut encoded = Vec::with_capacity(texts.len());
+        let mut texts = texts.into_iter().peekable();
+        while texts.peek().is_some() {
+            let (mut group, mut bytes) = (Vec::new(), 0);
+            while let Some(text) = texts.next_if(|_| bytes < TOKENIZED_TOGETHER_BYTES) {
+                bytes += text.len().min(TOKENIZED_TOGETHER_BYTES);
+                group.push(text);
+            }
+            let encode = move |tokenizer: &TextTokenizer| -> Vec<TokenizedText> {
+                group.iter().map(|text| tokenizer.encode_query(text)).collect()
+            };
+            encoded.extend(self.shared.tokenize(Lane::Bulk, origin, encode).await?);
+        }
+        Ok(encoded)
+    }
+
+    /// Splits a text into passages that fit the model, in order; see [`TextTokenizer::passages`]. Only a short
+    /// text of the interactive lane is split on the spot: a batch of short ones would add up to one long hold of
+    /// the runtime's thread.
+    pub async fn passages(&self, text: &str, lane: Lane, origin: u64) -> KnowledgeResult<Vec<Passage>> {
+        let lane = if text.len() > MAX_INTERACTIVE_BYTES {
+            Lane::Bulk
+        } else {
+            lane
+        };
+        if lane == Lane::Interactive
+            && text.len() <= MAX_INLINE_BYTES
             && let Some(tokenizer) = self.shared.inner.model.loaded_tokenizer()
         {
             return Ok(tokenizer.passages(text));
         }
         let owned = text.to_owned();
-        self.shared.tokenize(move |tokenizer| tokenizer.passages(&owned)).await
+        self.shared
+            .tokenize(lane, origin, move |tokenizer| tokenizer.passages(&owned))
+            .await
     }
 
     /// The unit vector of a query, from the cache if it is there. What is over the model's token limit is not
@@ -246,8 +304,9 @@ impl EmbedderHandle {
     }
 
     /// The unit vectors of texts, in order; all of them or an error. In the interactive lane a full queue is
-    /// refused at once; in the bulk lane the request waits for room, in slices, until its deadline. `origin` is
-    /// a number per connection: origins share the bulk lane fairly.
+    /// refused at once; in the bulk lane the request waits for room, in slices, until its deadline. A request of
+    /// more than [`EmbedderConfig::interactive_request_tokens`] is bulk, whatever `lane` says. `origin` is a
+    /// number per connection: origins share the bulk lane fairly.
     pub async fn embed_passages(
         &self,
         texts: Vec<TokenizedText>,
@@ -255,20 +314,37 @@ impl EmbedderHandle {
         deadline: Deadline,
         origin: u64,
     ) -> KnowledgeResult<Vec<Arc<[f32]>>> {
+        let tokens = count_tokens(&texts);
         match lane {
-            Lane::Interactive => {
-                let permit = self.shared.inner.interactive.try_acquire(count_tokens(&texts))?;
+            Lane::Interactive if tokens <= self.largest_interactive() => {
+                let permit = self.shared.inner.interactive.try_acquire(tokens)?;
                 self.call(texts, lane, deadline, origin, permit).await
             }
-            Lane::Bulk => {
+            Lane::Interactive | Lane::Bulk => {
                 let mut vectors = Vec::with_capacity(texts.len());
                 for slice in slices(texts, self.shared.inner.config.bulk_slice_tokens) {
-                    let permit = self.shared.inner.bulk.acquire(count_tokens(&slice), deadline).await?;
-                    vectors.extend(self.call(slice, lane, deadline, origin, permit).await?);
+                    let permit = self.enter_bulk(count_tokens(&slice), deadline, origin).await?;
+                    vectors.extend(self.call(slice, Lane::Bulk, deadline, origin, permit).await?);
                 }
                 Ok(vectors)
             }
         }
+    }
+
+    fn largest_interactive(&self) -> u32 {
+        let inner = &self.shared.inner;
+        let longest_text = u32::try_from(inner.model.max_tokens()).unwrap_or(u32::MAX);
+        inner.config.interactive_request_tokens.max(longest_text)
+    }
+
+    /// Waits for room in the bulk lane, after the others of this origin.
+    async fn enter_bulk(&self, tokens: u32, deadline: Deadline, origin: u64) -> KnowledgeResult<Permit> {
+        let inner = &self.shared.inner;
+        let turn = inner.bulk_turns.wait(origin);
+        let Ok(_turn) = tokio::time::timeout_at(deadline.instant().into(), turn).await else {
+            return Err(deadline_exceeded());
+        };
+        inner.bulk.acquire(tokens, deadline).await
     }
 
     /// Counters and depths; none when the actor is gone.

@@ -24,6 +24,7 @@ pub mod model;
 pub mod planner;
 pub mod pooling;
 pub mod tokenize;
+mod turns;
 pub mod weights;
 
 use std::collections::{BTreeMap, HashMap};
@@ -70,6 +71,10 @@ pub struct EmbedderConfig {
     /// Tokens of interactive requests that may be queued or running; more is refused as busy. Some seconds of
     /// work: what would wait longer is better refused at once.
     pub interactive_queue_tokens: u32,
+    /// Tokens of one request that may be interactive; a larger one is bulk, whatever method brought it. Some four
+    /// passages: what takes longer than a few queries must neither fill the lane nor hold them up. One text that
+    /// the model takes whole may always be.
+    pub interactive_request_tokens: u32,
     /// Tokens of bulk requests that may be queued or running; more waits at the door. Enough to keep the engine
     /// busy for minutes, and a few megabytes.
     pub bulk_queue_tokens: u32,
@@ -96,6 +101,7 @@ impl Default for EmbedderConfig {
             bulk_quantum_tokens: 64,
             quiet: Duration::from_secs(10),
             interactive_queue_tokens: 16 * 1024,
+            interactive_request_tokens: 1024,
             bulk_queue_tokens: 256 * 1024,
             bulk_slice_tokens: 8 * 1024,
             query_cache: 1024,

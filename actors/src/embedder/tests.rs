@@ -755,10 +755,112 @@ async fn long_texts_are_split_off_the_runtime() {
     let script = Script::new(usize::MAX);
     let rig = Rig::fake(&script).await;
     let text = "A sentence of some words. ".repeat(5_000);
-    let passages = rig.handle.passages(&text).await.unwrap();
+    let passages = rig.handle.passages(&text, Lane::Interactive, ORIGIN).await.unwrap();
     assert!(passages.len() > 50);
     assert!(rig.handle.encode(&text).await.unwrap().truncated());
     assert!(!rig.handle.encode("short").await.unwrap().truncated());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_request_is_bulk_and_keeps_nobody_out() {
+    let script = Script::new(0);
+    let rig = Rig::fake(&script).await;
+    let passage = rig.handle.encode(&"word ".repeat(300)).await.unwrap();
+    assert_eq!(passage.len(), 256);
+    // More than the whole interactive lane takes: as interactive work it would leave no room for anybody.
+    let text = vec![passage; 100];
+    let in_all: u32 = text.iter().map(|passage| passage.len() as u32).sum();
+    let config = rig.handle.shared().config();
+    assert!(in_all > config.interactive_queue_tokens);
+    let (slice, interactive) = (config.bulk_slice_tokens, config.interactive_request_tokens);
+    let large = rig.embed(text.clone(), Lane::Interactive, soon());
+    rig.until(|stats| stats.requests == 1).await;
+    let (in_use, bulk_in_use) = rig.handle.shared().tokens_in_use();
+    assert_eq!(in_use, 0);
+    assert!(bulk_in_use > interactive && bulk_in_use <= slice, "{bulk_in_use}");
+    // Searches and stores of others are taken meanwhile, and run before the rest of it.
+    let small: Vec<_> = (0..8)
+        .map(|number| rig.embed(vec![rig.text(number)], Lane::Interactive, soon()))
+        .collect();
+    rig.until(|stats| stats.queue_depth["interactive_texts"] == 8).await;
+    script.open();
+    for request in small {
+        request.await.unwrap().unwrap();
+    }
+    let vectors = large.await.unwrap().unwrap();
+    assert_eq!(vectors.len(), text.len());
+    let seen = script.seen.lock().unwrap().clone();
+    let word = first_token(&text[0]);
+    let after_the_last_small = seen.iter().rev().take_while(|seen| **seen == word).count();
+    assert!(after_the_last_small > 90, "{after_the_last_small} of 100 passages ran after them");
+    assert_eq!(rig.handle.shared().tokens_in_use(), (0, 0));
+    // Four passages are not large.
+    *script.permits.lock().unwrap() = 0;
+    let four = rig.embed(text[..4].to_vec(), Lane::Interactive, soon());
+    rig.until(|stats| stats.requests > 8 && stats.state == EmbedderState::Busy).await;
+    assert_eq!(rig.handle.shared().tokens_in_use(), (1024, 0));
+    script.open();
+    four.await.unwrap().unwrap();
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn many_requests_of_one_connection_wait_at_the_bulk_door_once() {
+    let script = Script::new(0);
+    // Room for two texts of four tokens.
+    let config = EmbedderConfig {
+        bulk_queue_tokens: 8,
+        bulk_slice_tokens: 8,
+        max_batch: 1,
+        ..EmbedderConfig::default()
+    };
+    let rig = Rig::start(script.cell(), config).await;
+    let batch: Vec<_> = (0..50)
+        .map(|_| rig.embed(vec![rig.text(0)], Lane::Bulk, soon()))
+        .collect();
+    rig.until(|stats| stats.requests == 2).await;
+    let handle = rig.handle.clone();
+    let text = rig.text(7);
+    let other_word = first_token(&text);
+    let other = tokio::spawn(async move { handle.embed_passages(vec![text], Lane::Bulk, soon(), ORIGIN + 1).await });
+    // Until it waits at the door: the statistics are asked for again and again in between.
+    for _ in 0..50 {
+        rig.stats().await;
+        tokio::task::yield_now().await;
+    }
+    script.open();
+    other.await.unwrap().unwrap();
+    for request in batch {
+        request.await.unwrap().unwrap();
+    }
+    let seen = script.seen.lock().unwrap().clone();
+    let place = seen.iter().position(|word| *word == other_word).unwrap();
+    assert!(place <= 4, "it ran as number {place} of {}", seen.len());
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_long_text_that_is_tokenised_holds_up_no_search() {
+    let rig = Rig::fake(&Script::new(usize::MAX)).await;
+    rig.handle.encode("loads the tokenizer").await.unwrap();
+    let long = "some words, and more of them. ".repeat(200_000);
+    let bulk = tokio::spawn({
+        let handle = rig.handle.clone();
+        async move { handle.passages(&long, Lane::Interactive, ORIGIN).await.unwrap().len() }
+    });
+    let batch = tokio::spawn({
+        let handle = rig.handle.clone();
+        let texts = vec!["a text of a batch ".repeat(20); 2_000];
+        async move { handle.encode_all(texts, ORIGIN).await.unwrap().len() }
+    });
+    let query = "a query that is too long to be tokenised on the spot ".repeat(200);
+    for _ in 0..3 {
+        rig.handle.encode(&query).await.unwrap();
+    }
+    assert!(!bulk.is_finished() || !batch.is_finished());
+    assert!(bulk.await.unwrap() > 1_000);
+    assert_eq!(batch.await.unwrap(), 2_000);
     rig.stop().await;
 }
 

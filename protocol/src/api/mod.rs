@@ -25,6 +25,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 
 use crate::error::WireError;
+use crate::params::TIMEOUT_MS_MAX;
 
 /// One method of the wire: its name, types and the facts that dispatch needs before it runs.
 pub trait Method: Send + Sync + 'static {
@@ -192,16 +193,31 @@ pub fn method_info(name: &str) -> Option<&'static MethodInfo> {
         .find(|row| row.name == name || row.other_names.contains(&name))
 }
 
-/// How long a call of `name` may take when the caller says nothing.
+/// How long a call of `name` with this many bytes of parameters may take when the caller says nothing. A write
+/// gets its time and [`WRITE_US_PER_BYTE`] for each byte, [`TIMEOUT_MS_MAX`] at most: a large text takes as long
+/// to embed as many short ones.
 #[must_use]
-pub fn default_timeout(name: &str) -> Duration {
-    Duration::from_millis(method_info(name).map_or(UNKNOWN_METHOD_TIMEOUT_MS, |row| row.default_timeout_ms))
+pub fn default_timeout(name: &str, params_bytes: usize) -> Duration {
+    let Some(row) = method_info(name) else {
+        return Duration::from_millis(UNKNOWN_METHOD_TIMEOUT_MS);
+    };
+    let base = Duration::from_millis(row.default_timeout_ms);
+    if row.default_timeout_ms != WRITE {
+        return base;
+    }
+    let bytes = u64::try_from(params_bytes).unwrap_or(u64::MAX);
+    let grown = base.saturating_add(Duration::from_micros(bytes.saturating_mul(WRITE_US_PER_BYTE)));
+    grown.min(Duration::from_millis(TIMEOUT_MS_MAX))
 }
 
 /// Reads answer in milliseconds; ten seconds mean that something is stuck.
 const READ: u64 = 10_000;
 /// A single write waits for its embedding and one durable commit.
 const WRITE: u64 = 60_000;
+/// Microseconds by which the default deadline of a single write grows with each byte of its parameters. The
+/// longest text of what costs most (a megabyte of base64, six hundred thousand tokens) then has nearly ten
+/// minutes, which a slow laptop that does something else besides keeps.
+pub const WRITE_US_PER_BYTE: u64 = 500;
 /// Work in proportion to the data: batches, maintenance, backups.
 const LONG: u64 = 600_000;
 
@@ -378,8 +394,18 @@ mod tests {
         }
         assert_eq!(method::KNOWLEDGE_STORE, Store::NAME);
         assert_eq!(method_info("knowledge.query").unwrap().name, method::KNOWLEDGE_LIST);
-        assert_eq!(default_timeout("knowledge.search"), Duration::from_secs(10));
-        assert_eq!(default_timeout("knowledge.store"), Duration::from_secs(60));
-        assert_eq!(default_timeout("no.such"), Duration::from_secs(10));
+        assert_eq!(default_timeout("knowledge.search", 0), Duration::from_secs(10));
+        assert_eq!(default_timeout("knowledge.store", 0), Duration::from_secs(60));
+        assert_eq!(default_timeout("no.such", 0), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn the_default_deadline_of_a_write_follows_its_size() {
+        for name in ["knowledge.store", "knowledge.update", "embedding.embed"] {
+            assert_eq!(default_timeout(name, 1_000_000), Duration::from_secs(560), "{name}");
+            assert_eq!(default_timeout(name, usize::MAX), Duration::from_millis(TIMEOUT_MS_MAX));
+        }
+        assert_eq!(default_timeout("knowledge.search", 16_384), Duration::from_secs(10));
+        assert_eq!(default_timeout("knowledge.store_batch", 16 << 20), Duration::from_secs(600));
     }
 }
