@@ -2,8 +2,9 @@
 //!
 //! A request takes an idle reader, or waits for one within its deadline, so a slow query holds up one reader
 //! and nobody's queue. A reader runs one query at a time, under the request's deadline, and drops it when the
-//! caller leaves. A query that panics ends its reader alone: the caller is told to retry, the supervisor puts
-//! a new reader in its place.
+//! caller leaves. It counts as idle again when it is done with the query, not when the caller is: one that is
+//! stuck gets no further work. A query that panics ends its reader alone: the caller is told to retry, the
+//! supervisor puts a new reader in its place.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,7 @@ pub struct ReadJob<Q, R> {
     request: Q,
     deadline: Deadline,
     reply: oneshot::Sender<KnowledgeResult<R>>,
+    lease: Lease,
     _permit: Permit,
 }
 
@@ -245,20 +247,25 @@ async fn run<Q, R>(job: ReadJob<Q, R>, query: impl AsyncFnOnce(Q) -> KnowledgeRe
         request,
         deadline,
         mut reply,
+        lease,
         _permit,
     } = job;
     let late = KnowledgeError::DeadlineExceeded { executed: Executed::No };
-    if deadline.expired() {
-        reply.send(Err(late)).ok();
-        return;
-    }
-    let result = tokio::select! {
-        biased;
-        () = reply.closed() => return,
-        result = tokio::time::timeout(deadline.remaining(), query(request)) => result.unwrap_or(Err(late)),
+    let result = if deadline.expired() {
+        Some(Err(late))
+    } else {
+        tokio::select! {
+            biased;
+            () = reply.closed() => None,
+            result = tokio::time::timeout(deadline.remaining(), query(request)) => Some(result.unwrap_or(Err(late))),
+        }
     };
-    // A failed send only means that the caller has left.
-    reply.send(result).ok();
+    // Before the answer: whoever asks next with it in hand finds this reader idle.
+    lease.finish();
+    if let Some(result) = result {
+        // A failed send only means that the caller has left.
+        reply.send(result).ok();
+    }
 }
 
 /// Runs a query that may come upon damaged bytes, over which Lance can panic: that is an error like others.
@@ -448,6 +455,8 @@ async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeR
 pub struct ReaderPool {
     idle: Arc<IdleReaders>,
     admission: Admission,
+    /// Readers that the change feeds may take at once: they ask after every commit, whoever else is waiting.
+    for_feeds: Arc<Semaphore>,
 }
 
 struct IdleReaders {
@@ -483,6 +492,7 @@ impl ReaderPool {
                 readers: Mutex::new(Vec::new()),
             }),
             admission: Admission::new("the readers' queue", config.queue_requests, 50),
+            for_feeds: Arc::new(Semaphore::new((config.workers / 2).max(1))),
         }
     }
 
@@ -567,8 +577,13 @@ impl ReaderPool {
         self.ask((project, id, limit), deadline, ReaderMessage::Similar).await
     }
 
-    /// What changed in a project after a commit: the next part of it.
+    /// What changed in a project after a commit: the next part of it. For the change feeds, which together have
+    /// half of the readers at most.
     pub async fn changes(&self, project: ProjectName, after: i64, deadline: Deadline) -> KnowledgeResult<ChangePage> {
+        let turn = tokio::time::timeout(deadline.remaining(), self.for_feeds.acquire());
+        let Ok(_turn) = turn.await else {
+            return Err(KnowledgeError::DeadlineExceeded { executed: Executed::No });
+        };
         self.ask((project, after), deadline, ReaderMessage::Changes).await
     }
 
@@ -589,35 +604,34 @@ impl ReaderPool {
     ) -> KnowledgeResult<R> {
         let permit = self.admission.try_acquire(1)?;
         let late = KnowledgeError::DeadlineExceeded { executed: Executed::No };
-        let Ok(mut reader) = tokio::time::timeout(deadline.remaining(), self.idle.take()).await else {
+        let Ok(lease) = tokio::time::timeout(deadline.remaining(), self.idle.take()).await else {
             return Err(late);
         };
+        let reader = lease.reader.clone();
         let (reply, answer) = oneshot::channel();
         let job = ReadJob {
             request,
             deadline,
             reply,
+            lease,
             _permit: permit,
         };
         let unavailable = |reason: &str| KnowledgeError::Unavailable {
             part: "reader",
             reason: reason.to_owned(),
         };
-        if reader.actor.cast(message(job)).is_err() {
+        if reader.cast(message(job)).is_err() {
             return Err(unavailable("it is restarting"));
         }
         match answer.await {
             Ok(result) => result,
-            Err(_) => {
-                reader.lost = true;
-                Err(unavailable("it failed on this request"))
-            }
+            Err(_) => Err(unavailable("it failed on this request")),
         }
     }
 }
 
 impl IdleReaders {
-    async fn take(self: &Arc<Self>) -> BorrowedReader {
+    async fn take(self: &Arc<Self>) -> Lease {
         loop {
             // The semaphore is never closed; if it were, waiting for the deadline is the right thing.
             match self.available.acquire().await {
@@ -625,13 +639,12 @@ impl IdleReaders {
                 Err(_) => std::future::pending().await,
             }
             let reader = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            if let Some(actor) = reader
-                && is_alive(&actor)
+            if let Some(reader) = reader
+                && is_alive(&reader)
             {
-                return BorrowedReader {
+                return Lease {
                     pool: Arc::clone(self),
-                    actor,
-                    lost: false,
+                    reader,
                 };
             }
             // A dead reader is not put back: the supervisor adds its successor.
@@ -646,25 +659,101 @@ fn is_alive(actor: &ActorRef<ReaderMessage>) -> bool {
     )
 }
 
-/// A reader that is at work for one request. Goes back to the idle ones when the request is over, unless it
-/// died of it. A caller that leaves early gives it back early too: the reader drops the abandoned query as soon
-/// as it notices, and a message sent meanwhile waits that long in its mailbox.
-struct BorrowedReader {
+/// A reader that is at work for one request. It travels with the request and is finished by the reader itself: a
+/// caller that leaves early, or whose time is up, does not give back a reader that is still at it. A reader that
+/// dies lets it fall unfinished, and is never idle again: the supervisor adds its successor.
+struct Lease {
     pool: Arc<IdleReaders>,
-    actor: ActorRef<ReaderMessage>,
-    /// It let the request fall, so it is dying even if its status does not say so yet.
-    lost: bool,
+    reader: ActorRef<ReaderMessage>,
 }
 
-impl Drop for BorrowedReader {
-    fn drop(&mut self) {
-        if !self.lost && is_alive(&self.actor) {
-            self.pool
-                .readers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(self.actor.clone());
-            self.pool.available.add_permits(1);
+impl Lease {
+    fn finish(self) {
+        let Self { pool, reader } = self;
+        pool.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        pool.available.add_permits(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// A reader that answers, but for the id `stuck`: then it sits there until it is told to go on, and `dead`:
+    /// then it panics.
+    struct Scripted;
+
+    impl Actor for Scripted {
+        type Msg = ReaderMessage;
+        type State = Arc<Notify>;
+        type Arguments = Arc<Notify>;
+
+        async fn pre_start(
+            &self,
+            _myself: ActorRef<Self::Msg>,
+            go_on: Self::Arguments,
+        ) -> Result<Self::State, ActorProcessingErr> {
+            Ok(go_on)
         }
+
+        async fn handle(
+            &self,
+            _myself: ActorRef<Self::Msg>,
+            message: Self::Msg,
+            go_on: &mut Self::State,
+        ) -> Result<(), ActorProcessingErr> {
+            let ReaderMessage::Get(job) = message else {
+                return Err("only `get` is scripted".into());
+            };
+            match job.request.1[0].as_str() {
+                "stuck" => go_on.notified().await,
+                "dead" => panic!("the script asks for a panic"),
+                _ => {}
+            }
+            run(job, async |_| Ok(FoundItems::default())).await;
+            Ok(())
+        }
+    }
+
+    async fn get(pool: &ReaderPool, id: &str, time: Duration) -> KnowledgeResult<FoundItems> {
+        let deadline = Deadline::after(time);
+        pool.get(ProjectName::default(), vec![id.to_owned()], deadline).await
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_reader_that_is_stuck_or_dead_gets_no_further_work() {
+        let config = ReaderConfig {
+            workers: 3,
+            queue_requests: 16,
+        };
+        let (pool, go_on) = (ReaderPool::new(&config), Arc::new(Notify::new()));
+        for _ in 0..3 {
+            let (reader, _) = Actor::spawn(None, Scripted, Arc::clone(&go_on)).await.unwrap();
+            pool.add(reader);
+        }
+        // Its caller gives up, it does not.
+        let gave_up = tokio::time::timeout(Duration::from_millis(20), get(&pool, "stuck", PATIENCE)).await;
+        assert!(gave_up.is_err());
+        assert_eq!(pool.stats().idle, 2);
+        let died = get(&pool, "dead", PATIENCE).await;
+        assert!(matches!(died, Err(KnowledgeError::Unavailable { part: "reader", .. })));
+        assert_eq!(pool.stats().idle, 1);
+        for _ in 0..10 {
+            get(&pool, "a", PATIENCE).await.unwrap();
+            assert_eq!(pool.stats().idle, 1, "it is back before its answer is out");
+        }
+        // Once it is done it is one of them again.
+        go_on.notify_one();
+        while pool.stats().idle < 2 {
+            tokio::task::yield_now().await;
+        }
+        get(&pool, "a", PATIENCE).await.unwrap();
+        assert_eq!((pool.stats().idle, pool.stats().waiting), (2, 0));
     }
 }

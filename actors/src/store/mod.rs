@@ -361,6 +361,18 @@ impl Store {
         self.published.subscribe()
     }
 
+    /// Whether a project is known to stand at this commit of this history ([`Lineage::epoch`]), with nothing of it
+    /// lost: then there are no changes to look for. Costs nothing; false where the project is not open.
+    pub fn stands_at(&self, name: &ProjectName, commit: i64, epoch: i64) -> bool {
+        let Ok(Some(project)) = self.known(name) else {
+            return false;
+        };
+        project.published().is_some_and(|view| {
+            let stands = view.sequence() == commit && project.lineage().epoch == epoch;
+            stands && !view.condition().lost(commit)
+        })
+    }
+
     /// What recovery did and found, in the store and in each project, for `admin.status`.
     pub async fn recovery(&self) -> Vec<String> {
         let finished = self.finished.clone();
