@@ -435,12 +435,34 @@ impl StoredItem {
 pub struct MatchedPassage {
     /// Its text.
     pub text: String,
-    /// Where it begins in the item's text, in Unicode scalar values.
+    /// Where it begins in the item's text: in bytes of UTF-8 where it is an answer, in Unicode scalar values in
+    /// the table ([`MatchedPassage::in_bytes_of`]).
     pub start: i64,
-    /// Where it ends (exclusive), in Unicode scalar values.
+    /// Where it ends (exclusive), in the same unit.
     pub end: i64,
     /// Which passage it is, from 0.
     pub index: i32,
+}
+
+impl MatchedPassage {
+    /// The passage with its place in bytes of UTF-8, of a place in Unicode scalar values in `text`, the item's
+    /// whole text. What lies behind the end of the text becomes the end.
+    #[must_use]
+    pub fn in_bytes_of(self, text: &str) -> Self {
+        if text.is_ascii() {
+            return self; // One and the same.
+        }
+        let byte_of = |position: i64| {
+            let nth = usize::try_from(position).unwrap_or(0);
+            let byte = text.char_indices().nth(nth).map_or(text.len(), |(byte, _)| byte);
+            i64::try_from(byte).unwrap_or(i64::MAX)
+        };
+        Self {
+            start: byte_of(self.start),
+            end: byte_of(self.end),
+            ..self
+        }
+    }
 }
 
 /// One result of a search.
@@ -482,6 +504,26 @@ pub struct ItemStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_in_characters_become_places_in_bytes() {
+        for text in ["", "plain", "größe", "状态页", "a🚀b", "e\u{301}\r\n…"] {
+            let characters: Vec<char> = text.chars().collect();
+            for start in 0..=characters.len() {
+                for end in start..=characters.len() {
+                    let part: String = characters[start..end].iter().collect();
+                    let passage = MatchedPassage {
+                        text: part.clone(),
+                        start: start as i64,
+                        end: end as i64,
+                        index: 0,
+                    };
+                    let passage = passage.in_bytes_of(text);
+                    assert_eq!(text[passage.start as usize..passage.end as usize], part);
+                }
+            }
+        }
+    }
 
     #[test]
     fn project_names_are_never_paths() {

@@ -104,6 +104,9 @@ pub(crate) struct SearchArgs {
     /// Hits to leave out at the start
     #[arg(long, value_name = "N", default_value_t = 0)]
     offset: u32,
+    /// Go on where a page ended, whatever was written since: its `next_cursor` (shown by --json)
+    #[arg(long, value_name = "CURSOR", conflicts_with = "offset")]
+    cursor: Option<String>,
     /// Which evidence to use: hybrid, vector (meaning) or text (keywords)
     #[arg(long, value_name = "M", default_value = "hybrid")]
     mode: SearchMode,
@@ -347,6 +350,7 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
         projects: arguments.all_projects.then(|| OneOrMany::One("*".to_owned())),
         as_of: arguments.as_of,
         explain: arguments.explain,
+        cursor: arguments.cursor,
     };
     let daemon = Daemon::open(context).await?;
     let found = daemon
@@ -746,6 +750,7 @@ mod tests {
             results: Vec::new(),
             count: 0,
             omitted: 2,
+            next_cursor: None,
             mode: SearchMode::Text,
             degraded: Some("the model is loading".to_owned()),
             version: 1,

@@ -7,6 +7,7 @@ mod errors;
 mod feed;
 mod life;
 mod metrics;
+mod page;
 mod read;
 mod store;
 mod transfer;

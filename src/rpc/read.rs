@@ -17,9 +17,10 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::admin::HEALTH_PROJECT;
+use super::page::{self, SearchCursor};
 use super::{App, Call, convert, wire_error};
 
-/// Results that may be skipped: each is found and ranked again for every page.
+/// Results that may be skipped, by offset or cursor: each is found and ranked again for every page.
 const OFFSET_MAX: u32 = 10_000;
 /// Bytes of text for one token of `budget_tokens`: the rule of thumb for English text in common language
 /// models. The budget is theirs, not our model's.
@@ -29,15 +30,25 @@ const BYTES_PER_TOKEN: usize = 4;
 pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api::SearchResult, WireError> {
     let begun = Instant::now();
     let deadline = call.deadline();
-    if call.params.offset > OFFSET_MAX {
-        return Err(WireError::invalid_params(
-            "offset",
-            format!("`offset` must be at most {OFFSET_MAX}; narrow the search by filters instead"),
-        ));
-    }
-    let projects = searched_projects(&call)?;
+    let mut projects = searched_projects(&call)?;
+    let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
     let filter = convert::filter(&call.params.filters)?;
     let at = moment(call.params.as_of.as_ref(), &projects)?;
+    let fingerprint = page::fingerprint(&call.params, &call.project());
+    let cursor = match &call.params.cursor {
+        Some(text) => Some(SearchCursor::of_search(text, &fingerprint)?),
+        None => None,
+    };
+    let offset = cursor.as_ref().map_or(call.params.offset, |cursor| cursor.offset);
+    if offset > OFFSET_MAX {
+        return Err(WireError::invalid_params(
+            if cursor.is_some() { "cursor" } else { "offset" },
+            format!("a search goes {OFFSET_MAX} results deep; narrow it by filters instead"),
+        ));
+    }
+    if let Some(cursor) = &cursor {
+        projects = Projects::At(cursor.versions.clone());
+    }
     let asked = convert::mode(call.params.mode);
     let routes = app.routes();
 
@@ -60,23 +71,31 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         }
     }
 
+    if let Some(cursor) = &cursor {
+        cursor.check_mode(mode)?;
+    }
+
     let request = SearchRequest {
         query: call.params.query.clone(),
         vector,
         mode,
         filter,
         limit: call.params.limit as usize,
-        offset: call.params.offset as usize,
+        offset: offset as usize,
         threshold: call.params.threshold,
         min_similarity: app.config.search.min_similarity as f32,
         at,
     };
-    let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
     let outcome = routes
         .readers
         .search(projects, request, deadline)
         .await
         .map_err(wire_error)?;
+
+    let next_cursor = outcome.more.then(|| {
+        let end = offset.saturating_add(call.params.limit);
+        SearchCursor::new(fingerprint, mode, end, outcome.page_versions).encode()
+    });
 
     let mut results = Vec::with_capacity(outcome.hits.len());
     let mut omitted = 0;
@@ -105,6 +124,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         count: results.len() as u64,
         results,
         omitted,
+        next_cursor,
         mode: match outcome.mode {
             SearchMode::Hybrid => api::SearchMode::Hybrid,
             SearchMode::Vector => api::SearchMode::Vector,
@@ -144,6 +164,7 @@ pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<a
         count: results.len() as u64,
         results,
         omitted: 0,
+        next_cursor: None,
         mode: api::SearchMode::Vector,
         degraded: outcome.degraded,
         version: outcome

@@ -272,8 +272,7 @@ fn long_texts_are_found_by_any_of_their_passages() {
         passage["start"].as_u64().unwrap() as usize,
         passage["end"].as_u64().unwrap() as usize,
     );
-    let cut: String = text.chars().skip(start).take(end - start).collect();
-    assert_eq!(cut, passage["text"].as_str().unwrap());
+    assert_eq!(&text[start..end], passage["text"].as_str().unwrap());
 
     let stats = daemon.call("knowledge.stats", json!({}));
     assert_eq!(stats["total"], 2);
@@ -281,6 +280,59 @@ fn long_texts_are_found_by_any_of_their_passages() {
         stats["passages"].as_u64().unwrap(),
         stored["passages"].as_u64().unwrap() + 1
     );
+}
+
+#[test]
+fn a_passage_says_where_it_stands_in_bytes() {
+    let daemon = Daemon::start();
+    let texts = [
+        ("cjk", "状态页面也要支持中文，重试队列会在故障后恢复。".repeat(30)),
+        (
+            "emoji",
+            "The rollout 🚀 of the 👩‍👩‍👧‍👦 service went ✅ fine, said the crab 🦀. ".repeat(30),
+        ),
+        (
+            "marks",
+            "Cafe\u{301} re\u{301}sume\u{301} des e\u{301}ve\u{301}nements: la file d'attente est pleine. ".repeat(30),
+        ),
+        (
+            "crlf",
+            "Grüße from the first line\r\nand from the second one\r\n\r\n".repeat(40),
+        ),
+        (
+            "ascii",
+            "Plain words about the state of the deployment and its queue. ".repeat(40),
+        ),
+        ("short", "größer als ein Byte".to_owned()),
+    ];
+    for (agent, text) in &texts {
+        let marked = format!("{text}the last words: zebra{agent}");
+        let stored = daemon.call("knowledge.store", json!({"text": marked, "agent": agent}));
+        assert!(
+            *agent == "short" || stored["passages"].as_u64().unwrap() > 1,
+            "{agent}: {stored}"
+        );
+        for query in [format!("zebra{agent}"), text.chars().take(20).collect()] {
+            for mode in ["hybrid", "vector"] {
+                let found = daemon.call(
+                    "knowledge.search",
+                    json!({"query": query, "agent": agent, "mode": mode}),
+                );
+                let hit = &found["results"][0];
+                let (whole, passage) = (hit["text"].as_str().unwrap(), &hit["passage"]);
+                assert_eq!(whole, marked);
+                let place = |end: &str| usize::try_from(passage[end].as_u64().unwrap()).unwrap();
+                let cut = whole.get(place("start")..place("end"));
+                assert_eq!(cut, passage["text"].as_str(), "{agent}, {query}: {passage}");
+            }
+        }
+        // The last passage ends where the text does, in bytes.
+        let found = daemon.call(
+            "knowledge.search",
+            json!({"query": format!("zebra{agent}"), "agent": agent, "mode": "text"}),
+        );
+        assert_eq!(found["results"][0]["passage"]["end"], marked.len(), "{agent}");
+    }
 }
 
 #[test]

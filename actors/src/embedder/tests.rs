@@ -793,12 +793,16 @@ async fn a_large_request_is_bulk_and_keeps_nobody_out() {
     let seen = script.seen.lock().unwrap().clone();
     let word = first_token(&text[0]);
     let after_the_last_small = seen.iter().rev().take_while(|seen| **seen == word).count();
-    assert!(after_the_last_small > 90, "{after_the_last_small} of 100 passages ran after them");
+    assert!(
+        after_the_last_small > 90,
+        "{after_the_last_small} of 100 passages ran after them"
+    );
     assert_eq!(rig.handle.shared().tokens_in_use(), (0, 0));
     // Four passages are not large.
     *script.permits.lock().unwrap() = 0;
     let four = rig.embed(text[..4].to_vec(), Lane::Interactive, soon());
-    rig.until(|stats| stats.requests > 8 && stats.state == EmbedderState::Busy).await;
+    rig.until(|stats| stats.requests > 8 && stats.state == EmbedderState::Busy)
+        .await;
     assert_eq!(rig.handle.shared().tokens_in_use(), (1024, 0));
     script.open();
     four.await.unwrap().unwrap();

@@ -60,6 +60,10 @@ mod tests {
         drop(first);
         drop(second.await.unwrap());
         let _third = turns.wait(3).await;
-        assert_eq!(turns.origins.lock().unwrap().len(), 2, "origins that left are forgotten");
+        assert_eq!(
+            turns.origins.lock().unwrap().len(),
+            2,
+            "origins that left are forgotten"
+        );
     }
 }

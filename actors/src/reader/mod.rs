@@ -20,7 +20,7 @@ use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::changes::Change;
 use crate::store::maintenance::Debt;
-use crate::store::search::{SearchOutcome, search};
+use crate::store::search::{PageVersion, SearchOutcome, search};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
 use crate::writer::panic_text;
@@ -50,6 +50,8 @@ pub enum Projects {
     Named(Vec<ProjectName>),
     /// All that can be searched.
     All,
+    /// These, as they were when the search that is paged began.
+    At(Vec<PageVersion>),
 }
 
 /// Counts of one project.
@@ -310,15 +312,18 @@ async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
     }
 }
 
-/// As [`on_view`], for a search over one project or several.
+/// As [`on_view`], for a search over one project or several. Where there is more, the versions that it has read
+/// are kept for the next page.
 async fn search_projects(
     store: &Store,
     projects: &Projects,
     request: &SearchRequest,
 ) -> KnowledgeResult<SearchOutcome> {
     let model = &store.config().model.name;
-    let views = searchable_views(store, projects).await?;
-    match caught(search(&views, request, model)).await {
+    let mut views = searchable_views(store, projects).await?;
+    let mut outcome = match caught(search(&views, request, model)).await {
+        // Another version is another search, and this one is gone.
+        Err(KnowledgeError::Unreadable { .. }) if matches!(projects, Projects::At(_)) => return Err(cursor_expired()),
         Err(error @ KnowledgeError::Unreadable { .. }) => {
             let words = (request.mode != SearchMode::Vector).then_some(request.query.as_str());
             let mut changed = false;
@@ -328,10 +333,27 @@ async fn search_projects(
             if !changed {
                 return Err(error);
             }
-            let views = searchable_views(store, projects).await?;
-            caught(search(&views, request, model)).await
+            views = searchable_views(store, projects).await?;
+            caught(search(&views, request, model)).await?
         }
-        result => result,
+        result => result?,
+    };
+    if outcome.more {
+        for view in &views {
+            store.keep_for_pages(view);
+            outcome.page_versions.push(PageVersion {
+                project: view.project().clone(),
+                version: view.lance_version(),
+                epoch: store.lineage(view.project())?.epoch,
+            });
+        }
+    }
+    Ok(outcome)
+}
+
+fn cursor_expired() -> KnowledgeError {
+    KnowledgeError::Expired {
+        what: "cursor".to_owned(),
     }
 }
 
@@ -352,6 +374,11 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
                 {
                     views.push(view);
                 }
+            }
+        }
+        Projects::At(pages) => {
+            for page in pages {
+                views.push(store.page_view(page).await?.ok_or_else(cursor_expired)?);
             }
         }
     }

@@ -15,7 +15,9 @@ pub mod filter;
 pub mod fulltext;
 pub mod fusion;
 mod growth;
+mod held;
 mod identity;
+mod legs;
 pub mod maintenance;
 pub mod recovery;
 mod repair;
@@ -52,9 +54,11 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::cache::SweptCache;
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
+use crate::store::held::HeldVersions;
 use crate::store::recovery::{Condition, DamagedFragment};
 use crate::store::room::WriteState;
 use crate::store::schema::{TABLE_NAME, TableShape, table_shape};
+use crate::store::search::PageVersion;
 
 /// How long a version in which nothing damaged was found is not searched for damage again: a read that fails for
 /// another reason must not read the whole table each time.
@@ -174,7 +178,7 @@ pub struct Project {
     published: Arc<watch::Sender<u64>>,
     moment: Arc<RwLock<()>>,
     /// Versions that readers hold.
-    held: write::HeldVersions,
+    held: HeldVersions,
     /// Where its commit numbers come from; known once the project is opened.
     lineage: RwLock<Lineage>,
     /// What readers see; none until the project is opened. A std lock: held for a pointer's copy, never
@@ -304,7 +308,7 @@ impl Store {
             retention: self.config.retention,
             session: Arc::clone(&self.session),
             published: Arc::clone(&self.published),
-            held: write::HeldVersions::default(),
+            held: HeldVersions::default(),
             moment: Arc::clone(&self.moment),
             lineage: RwLock::default(),
             view: RwLock::new(None),
@@ -359,6 +363,26 @@ impl Store {
     /// Changes whenever a view of any project is published.
     pub fn publications(&self) -> watch::Receiver<u64> {
         self.published.subscribe()
+    }
+
+    /// Keeps a view for the next page of a search, for some minutes.
+    pub fn keep_for_pages(&self, view: &Arc<ProjectView>) {
+        if let Ok(Some(project)) = self.known(view.project()) {
+            project.held.keep_for_pages(view);
+        }
+    }
+
+    /// The version that a page of a search began with, if it can still be read.
+    pub async fn page_view(&self, page: &PageVersion) -> KnowledgeResult<Option<Arc<ProjectView>>> {
+        let present = self.view(&page.project).await?;
+        let Some(project) = self.known(&page.project)? else {
+            return Ok(None);
+        };
+        if project.lineage().epoch != page.epoch {
+            return Ok(None); // Restored since: another history with numbers of its own.
+        }
+        let present = present.filter(|view| view.lance_version() == page.version);
+        Ok(present.or_else(|| project.held.find(page.version)))
     }
 
     /// Whether a project is known to stand at this commit of this history ([`Lineage::epoch`]), with nothing of it
@@ -848,6 +872,7 @@ impl Project {
             if table.debt().await?.versions <= 1 {
                 return Ok(false);
             }
+            table.release_pages();
             table.maintain(maintenance::Step::Prune).await?;
             Ok::<bool, KnowledgeError>(true)
         };

@@ -360,7 +360,11 @@ impl Project {
 /// Waits until no view of the table is read any more, for a while at most.
 async fn wait_for_readers(table: &WriteTable) {
     let read_on = async {
-        while table.oldest_held_version().is_some() {
+        loop {
+            table.release_pages();
+            if table.oldest_held_version().is_none() {
+                return;
+            }
             tokio::time::sleep(READERS_PAUSE).await;
         }
     };

@@ -20,7 +20,7 @@ use crate::store::schema::{column, may_be_missing, vector_dimensions};
 /// One passage of an item with its embedding.
 #[derive(Clone, Debug)]
 pub struct EmbeddedPassage {
-    /// Where it begins, in Unicode scalar values.
+    /// Where it begins, in Unicode scalar values, as the table holds it.
     pub start: usize,
     /// Where it ends (exclusive).
     pub end: usize,
@@ -372,7 +372,7 @@ impl RowReader<'_> {
         Ok(None)
     }
 
-    /// The passage of a row.
+    /// The passage of a row, its place in Unicode scalar values.
     pub fn passage(&self, row: usize) -> KnowledgeResult<MatchedPassage> {
         Ok(MatchedPassage {
             text: self.required_text(column::PASSAGE_TEXT, row)?.to_owned(),

@@ -38,7 +38,7 @@ pub mod column {
     pub const PASSAGE: &str = "passage";
     /// Number of passages of the revision, in passage 0 and the others alike.
     pub const PASSAGES: &str = "passages";
-    /// Where the passage begins in the text, in Unicode scalar values.
+    /// Where the passage begins in the text, in Unicode scalar values (an answer says it in bytes).
     pub const START: &str = "start";
     /// Where it ends (exclusive).
     pub const END: &str = "end";

@@ -1,11 +1,29 @@
-//! A search over one project or several: legs on one view of each, fused once, then the page loaded.
+//! A search over one project or several: legs on one view of each, fused, then the page loaded.
+//!
+//! The results of a query are one sequence, and a page is a part of it, whatever its offset and limit. Fusion
+//! depends on how deep the legs are read (a passage that the keyword leg has not reached counts as one without
+//! a word in common), so they are read in rounds of fixed depth: what the first round finds is ranked and keeps
+//! its place, what the next one finds besides goes behind it, and so on until the page is filled. The first
+//! round is all that most searches need.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::domain::{SearchHit, SearchMode};
-use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::domain::{ProjectName, SearchHit, SearchMode};
+use crate::error::KnowledgeResult;
 use crate::store::fusion::{RankedItem, fuse};
+use crate::store::legs::{Leg, LegKind};
 use crate::store::view::{ProjectView, SearchRequest};
+
+/// Passages that each leg fetches in the first round; each further round fetches twice as many as the one
+/// before. Several passages of one item collapse into one result, and fusion needs depth to see that both legs
+/// agree.
+const FIRST_ROUND_PASSAGES: usize = 100;
+/// Items that each leg has after the first round, unless there are fewer; twice as many after each further one.
+/// A leg whose passages are of fewer items reads on.
+const FIRST_ROUND_ITEMS: usize = 10;
+/// Rounds that double. Later ones are as large as the last of these.
+const DOUBLINGS: usize = 6;
 
 /// What a search found.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +36,21 @@ pub struct SearchOutcome {
     pub versions: Vec<(String, i64)>,
     /// Why less was done than was asked for, if so.
     pub degraded: Option<String>,
+    /// Whether there may be results behind this page.
+    pub more: bool,
+    /// The versions that the next page has to read; filled in by the readers where there is more.
+    pub page_versions: Vec<PageVersion>,
+}
+
+/// A version of a project that the pages of a search read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageVersion {
+    /// The project.
+    pub project: ProjectName,
+    /// Lance's own version, which also counts maintenance: it moves rows.
+    pub version: u64,
+    /// The history that it is of ([`Lineage::epoch`](crate::store::Lineage)).
+    pub epoch: i64,
 }
 
 /// Searches `views`. All legs of one project read the same version; cosines compare across projects, so the
@@ -36,41 +69,46 @@ pub async fn search(
     };
     let mut degraded: Vec<String> = Vec::new();
     let mut used = Legs::default();
-    let mut vector_leg = Vec::new();
-    let mut text_leg = Vec::new();
-    for (source, view) in views.iter().enumerate() {
-        let mut request = request;
+    let mut requests = Vec::with_capacity(views.len());
+    for view in views {
+        view.check_searchable(request.at)?;
         degraded.extend(view.degraded());
-        if request.vector.is_some()
-            && let Err(mismatch) = view.check_model(model)
-        {
-            if request.mode != SearchMode::Hybrid {
-                return Err(mismatch);
+        let own = match view.check_model(model) {
+            Err(mismatch) if request.vector.is_some() => {
+                if request.mode != SearchMode::Hybrid {
+                    return Err(mismatch);
+                }
+                degraded.push(mismatch.to_string());
+                &keywords_only
             }
-            degraded.push(mismatch.to_string());
-            request = &keywords_only;
-        }
-        let (vector_hits, text_hits) = match view.legs(request, source).await {
-            // Its keyword index is damaged: the other projects are searched, and `degraded` says it.
-            Err(KnowledgeError::Unavailable { .. }) if views.len() > 1 => continue,
-            found => found?,
+            _ => request,
         };
-        used.vector |= request.vector.is_some() && request.mode != SearchMode::Text;
-        used.text |= request.mode != SearchMode::Vector && view.condition().keyword_index.is_none();
-        vector_leg.extend(vector_hits);
-        text_leg.extend(text_hits);
+        used.vector |= own.vector.is_some() && own.mode != SearchMode::Text;
+        used.text |= own.mode != SearchMode::Vector && view.condition().keyword_index.is_none();
+        requests.push((view.as_ref(), own));
     }
-    if views.len() > 1 {
-        vector_leg.sort_by(|a, b| b.similarity.unwrap_or(-1.0).total_cmp(&a.similarity.unwrap_or(-1.0)));
-        text_leg.sort_by(|a, b| b.bm25.unwrap_or(0.0).total_cmp(&a.bm25.unwrap_or(0.0)));
-    }
-
     let mode = used.mode(request.mode);
-    let mut ranked = fuse(&vector_leg, &text_leg, mode);
-    if let Some(threshold) = request.threshold {
-        ranked.retain(|item| item.score >= threshold);
+    let mut ranking = Ranking {
+        mode,
+        threshold: request.threshold,
+        vector_leg: Leg::new(LegKind::Vector, requests.iter().copied()),
+        text_leg: Leg::new(LegKind::Text, requests.iter().copied()),
+        items: Vec::new(),
+        ranked: HashSet::new(),
+        rounds: 0,
+        is_cut: false,
+    };
+    let end = request.offset.saturating_add(request.limit);
+    while !ranking.has_ended() && ranking.items.len() < end {
+        ranking.next_round().await?;
     }
-    let page: Vec<RankedItem> = ranked.into_iter().skip(request.offset).take(request.limit).collect();
+    let more = ranking.items.len() > end || !ranking.has_ended();
+    let page: Vec<RankedItem> = ranking
+        .items
+        .into_iter()
+        .skip(request.offset)
+        .take(request.limit)
+        .collect();
 
     let mut slots: Vec<Option<SearchHit>> = vec![None; page.len()];
     for (source, view) in views.iter().enumerate() {
@@ -92,7 +130,59 @@ pub async fn search(
             .map(|view| (view.project().to_string(), view.sequence()))
             .collect(),
         degraded: (!degraded.is_empty()).then(|| degraded.join("; ")),
+        more,
+        page_versions: Vec::new(),
     })
+}
+
+/// The results of a query in their order, as far as the rounds have come.
+struct Ranking<'a> {
+    mode: SearchMode,
+    threshold: Option<f32>,
+    vector_leg: Leg<'a>,
+    text_leg: Leg<'a>,
+    items: Vec<RankedItem>,
+    ranked: HashSet<(usize, String)>,
+    rounds: usize,
+    /// Whether a result fell below the threshold, and with it all behind it.
+    is_cut: bool,
+}
+
+impl Ranking<'_> {
+    fn has_ended(&self) -> bool {
+        self.is_cut || (self.vector_leg.is_exhausted() && self.text_leg.is_exhausted())
+    }
+
+    /// Reads the legs on, and puts what is new behind what is there.
+    async fn next_round(&mut self) -> KnowledgeResult<()> {
+        let doublings = self.rounds.min(DOUBLINGS);
+        let (passages, items) = (FIRST_ROUND_PASSAGES << doublings, FIRST_ROUND_ITEMS << doublings);
+        self.rounds += 1;
+        futures::try_join!(
+            self.vector_leg.deepen(passages, items),
+            self.text_leg.deepen(passages, items)
+        )?;
+        let fused = fuse(self.vector_leg.found(), self.text_leg.found(), self.mode);
+        self.append(fused);
+        Ok(())
+    }
+
+    /// What was found later stands behind what was found before, so it is no better either, whatever fusion
+    /// says of it now that the legs are deeper.
+    fn append(&mut self, fused: Vec<RankedItem>) {
+        let least = self.items.last().map_or(1.0, |item| item.score);
+        for mut item in fused {
+            if !self.ranked.insert((item.source, item.id.clone())) {
+                continue;
+            }
+            item.score = item.score.min(least);
+            if self.threshold.is_some_and(|threshold| item.score < threshold) {
+                self.is_cut = true;
+                return;
+            }
+            self.items.push(item);
+        }
+    }
 }
 
 /// The evidence that could be used in at least one project.

@@ -4,7 +4,7 @@
 //! the next request takes. All steps of one request read one view. A view can only be queried: nothing here
 //! writes, and the dataset inside is not given out of the store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow_array::{Float32Array, RecordBatch};
@@ -26,15 +26,11 @@ use crate::store::columns::Column;
 use crate::store::error::read_error;
 use crate::store::filter;
 use crate::store::fusion::{LegHit, RankedItem};
+use crate::store::legs::{LegKind, LegPage};
 use crate::store::recovery::Condition;
 use crate::store::rows::{ITEM_COLUMNS, RowReader, row_key};
 use crate::store::schema::{TableShape, column, may_be_missing};
 
-/// Passages that each leg of a search fetches for one that is asked for: several passages of one item collapse
-/// into one result, and fusion needs depth to see that both legs agree.
-const OVERFETCH: usize = 3;
-/// Least number of passages that each leg fetches.
-const MIN_CANDIDATES: usize = 100;
 /// Column of the cosine distance (1 - cosine) in the vector leg's results.
 const DISTANCE: &str = "_distance";
 /// Column of BM25 in the keyword leg's results.
@@ -291,46 +287,50 @@ impl ProjectView {
         stream.try_collect().await.map_err(read_error)
     }
 
-    /// Runs the legs that the mode asks for, on this view. `source` marks the hits.
-    pub(crate) async fn legs(
-        &self,
-        request: &SearchRequest,
-        source: usize,
-    ) -> KnowledgeResult<(Vec<LegHit>, Vec<LegHit>)> {
+    /// Refuses what cannot be searched at this moment of its history.
+    pub(crate) fn check_searchable(&self, at: Option<filter::Moment>) -> KnowledgeResult<()> {
         self.check_shape()?;
-        self.check_moment(request.at)?;
-        let wanted = request.offset + request.limit;
-        let candidates = (wanted * OVERFETCH).max(MIN_CANDIDATES);
-        let predicate = filter::matching(&request.filter, request.at);
-        let vector_leg = async {
-            match (&request.vector, request.mode) {
-                (Some(vector), SearchMode::Hybrid | SearchMode::Vector) => {
-                    self.vector_leg(vector, predicate.clone(), candidates, request.min_similarity, source)
+        self.check_moment(at)
+    }
+
+    /// The best passages of one leg, if the mode asks for it: `passages` of them at most, without those of the
+    /// items that are `known`. `source` marks the hits.
+    pub(crate) async fn leg_page(
+        &self,
+        kind: LegKind,
+        request: &SearchRequest,
+        known: &HashSet<String>,
+        passages: usize,
+        source: usize,
+    ) -> KnowledgeResult<LegPage> {
+        let nothing = LegPage {
+            hits: Vec::new(),
+            is_last: true,
+        };
+        let mut predicate = filter::matching(&request.filter, request.at);
+        if !known.is_empty() {
+            let known = known.iter().map(|id| lit(id.as_str())).collect();
+            predicate = predicate.and(col(column::ID).in_list(known, true));
+        }
+        match (kind, request.mode, &request.vector) {
+            (LegKind::Vector, SearchMode::Hybrid | SearchMode::Vector, Some(vector)) => {
+                self.vector_leg(vector, predicate, passages, request.min_similarity, source)
+                    .await
+            }
+            (LegKind::Vector, _, _) | (LegKind::Text, SearchMode::Vector, _) => Ok(nothing),
+            (LegKind::Text, SearchMode::Hybrid | SearchMode::Text, vector) => match &self.condition.keyword_index {
+                // By meaning alone, which `degraded` says.
+                Some(_) if request.mode == SearchMode::Hybrid && vector.is_some() => Ok(nothing),
+                Some(reason) => Err(KnowledgeError::Unavailable {
+                    part: "keyword index",
+                    reason: format!("{reason}; it is made anew with the next store"),
+                }),
+                None => {
+                    self.text_leg(&request.query, predicate, passages, vector.as_deref(), source)
                         .await
                 }
-                _ => Ok(Vec::new()),
-            }
-        };
-        let text_leg = async {
-            match request.mode {
-                SearchMode::Hybrid if self.condition.keyword_index.is_some() && request.vector.is_some() => {
-                    Ok(Vec::new()) // By meaning alone, which `degraded` says.
-                }
-                SearchMode::Hybrid | SearchMode::Text => {
-                    if let Some(reason) = &self.condition.keyword_index {
-                        return Err(KnowledgeError::Unavailable {
-                            part: "keyword index",
-                            reason: format!("{reason}; it is made anew with the next store"),
-                        });
-                    }
-                    let vector = request.vector.as_deref();
-                    self.text_leg(&request.query, predicate.clone(), candidates, vector, source)
-                        .await
-                }
-                SearchMode::Vector => Ok(Vec::new()),
-            }
-        };
-        futures::try_join!(vector_leg, text_leg)
+            },
+        }
     }
 
     /// The passages nearest to `vector`, nearest first.
@@ -338,20 +338,21 @@ impl ProjectView {
         &self,
         vector: &[f32],
         predicate: Expr,
-        candidates: usize,
+        passages: usize,
         min_similarity: f32,
         source: usize,
-    ) -> KnowledgeResult<Vec<LegHit>> {
+    ) -> KnowledgeResult<LegPage> {
         let mut scanner = self.scan(&[column::ID, DISTANCE], predicate)?;
         let key = Float32Array::from(vector.to_vec());
         scanner
-            .nearest(column::VECTOR, &key, candidates)
+            .nearest(column::VECTOR, &key, passages)
             .map_err(read_error)?
             // Always stated: the default of a table without an index is L2.
             .distance_metric(lancedb::DistanceType::Cosine.into())
             .with_row_id();
-        let mut hits = Vec::new();
+        let (mut hits, mut num_rows) = (Vec::new(), 0);
         for batch in Self::collect(&scanner).await? {
+            num_rows += batch.num_rows();
             let rows = RowReader(&batch);
             for row in 0..batch.num_rows() {
                 // A zero vector has no direction and a NaN distance: it is like nothing.
@@ -368,12 +369,12 @@ impl ProjectView {
                 });
             }
         }
-        hits.sort_by(|a, b| {
-            b.similarity
-                .partial_cmp(&a.similarity)
-                .unwrap_or(std::cmp::Ordering::Equal)
-        });
-        Ok(hits)
+        sort_best_first(&mut hits, |hit| hit.similarity);
+        Ok(LegPage {
+            // What is below the limit is last, so there is nothing behind it either.
+            is_last: num_rows < passages || hits.len() < num_rows,
+            hits,
+        })
     }
 
     /// The passages that hold words of `query`, best BM25 first, with their cosine where there is a vector.
@@ -381,12 +382,15 @@ impl ProjectView {
         &self,
         query: &str,
         predicate: Expr,
-        candidates: usize,
+        passages: usize,
         vector: Option<&[f32]>,
         source: usize,
-    ) -> KnowledgeResult<Vec<LegHit>> {
+    ) -> KnowledgeResult<LegPage> {
         if !super::fulltext::has_terms(query)? {
-            return Ok(Vec::new());
+            return Ok(LegPage {
+                hits: Vec::new(),
+                is_last: true,
+            });
         }
         let columns: &[&str] = match vector {
             Some(_) => &[column::ID, column::VECTOR, BM25],
@@ -396,11 +400,11 @@ impl ProjectView {
         let search = FullTextSearchQuery::new(query.to_owned())
             .with_column(column::PASSAGE_TEXT.to_owned())
             .map_err(read_error)?
-            .limit(Some(candidates as i64));
+            .limit(Some(passages as i64));
         scanner
             .full_text_search(search)
             .map_err(read_error)?
-            .limit(Some(candidates as i64), None)
+            .limit(Some(passages as i64), None)
             .map_err(read_error)?
             .with_row_id();
         let mut hits = Vec::new();
@@ -420,8 +424,11 @@ impl ProjectView {
                 });
             }
         }
-        hits.sort_by(|a, b| b.bm25.partial_cmp(&a.bm25).unwrap_or(std::cmp::Ordering::Equal));
-        Ok(hits)
+        sort_best_first(&mut hits, |hit| hit.bm25);
+        Ok(LegPage {
+            is_last: hits.len() < passages,
+            hits,
+        })
     }
 
     /// Loads the items of a page of results, in its order. An item whose text cannot be read any more is none.
@@ -471,9 +478,10 @@ impl ProjectView {
                 };
                 item = first.clone();
             }
+            let passage = rows.passage(row)?.in_bytes_of(&item.text);
             hits.push(Some(SearchHit {
                 item,
-                passage: rows.passage(row)?,
+                passage,
                 score: ranked.score,
                 similarity: ranked.similarity,
                 bm25: ranked.bm25,
@@ -779,6 +787,14 @@ impl ProjectView {
         }
         Ok(())
     }
+}
+
+/// Best first; of equals in the order of the table, so that it is the same every time.
+fn sort_best_first(hits: &mut [LegHit], score: impl Fn(&LegHit) -> Option<f32>) {
+    hits.sort_by(|a, b| {
+        let by_score = score(b).partial_cmp(&score(a)).unwrap_or(std::cmp::Ordering::Equal);
+        by_score.then(a.row_id.cmp(&b.row_id))
+    });
 }
 
 pub(crate) fn row_id(batch: &RecordBatch, row: usize) -> KnowledgeResult<u64> {

@@ -1,8 +1,8 @@
 //! The table as the writer holds it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow_array::{RecordBatch, RecordBatchIterator};
@@ -21,6 +21,7 @@ use crate::domain::{ProjectName, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
+use crate::store::held::HeldVersions;
 use crate::store::identity::{IdentityKind, SeenIdentities};
 use crate::store::recovery::Condition;
 use crate::store::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
@@ -37,28 +38,6 @@ const SEQUENCE_KEY: &str = "ccod.last_sequence";
 pub(crate) const ERASING_MARK: &str = "purge-unfinished";
 /// Pause between looks at whether a purge's readers are done.
 const READER_POLL: Duration = Duration::from_millis(20);
-
-/// Which versions of a table readers may still read, oldest first. Kept by the project, so that a table that is
-/// opened anew after a failure prunes nothing from under a reader of the one before.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct HeldVersions(Arc<Mutex<HeldQueue>>);
-
-/// Versions with the views that were published of them.
-type HeldQueue = VecDeque<(u64, Weak<ProjectView>)>;
-
-impl HeldVersions {
-    fn add(&self, version: u64, view: &Arc<ProjectView>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|(_, view)| view.strong_count() > 0);
-        held.push_back((version, Arc::downgrade(view)));
-    }
-
-    fn oldest(&self) -> Option<u64> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let live = held.iter().filter(|(_, view)| view.strong_count() > 0);
-        live.map(|(version, _)| *version).min()
-    }
-}
 
 /// A project's table, opened for writing. Only the holder of a project's lock has one.
 pub struct WriteTable {
@@ -292,14 +271,25 @@ impl WriteTable {
         self.held.oldest()
     }
 
+    /// Lets go of the versions that are kept for the pages of searches: what they hold is wanted gone, and their
+    /// cursors expire.
+    pub(crate) fn release_pages(&self) {
+        self.held.release_pages();
+    }
+
     /// Waits until no reader holds a version before the present one, for `patience` at most.
     pub(crate) async fn await_readers(&self, patience: Duration) -> KnowledgeResult<()> {
         let current = current_dataset(&self.table).await?.version().version;
         let begun = Instant::now();
-        while self.oldest_held_version().is_some_and(|held| held < current) && begun.elapsed() < patience {
+        loop {
+            // Each time: a search that ends may keep its version for the next page.
+            self.release_pages();
+            let is_read = self.oldest_held_version().is_some_and(|held| held < current);
+            if !is_read || begun.elapsed() >= patience {
+                return Ok(());
+            }
             tokio::time::sleep(READER_POLL).await;
         }
-        Ok(())
     }
 
     /// The rows that hold any of these identities. Those that were never seen cost nothing.
@@ -487,6 +477,8 @@ impl WriteTable {
     pub(crate) async fn finish_erasing(&self, patience: Duration) -> KnowledgeResult<()> {
         self.await_readers(patience).await?;
         self.prune_all().await?;
+        // Of one that was still read: it cannot be read any more.
+        self.release_pages();
         match std::fs::remove_file(self.erasing_mark().await?) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(error)),
             _ => Ok(()),

@@ -267,6 +267,9 @@ pub struct SearchParams {
     /// Adds to each hit how its score came about.
     #[serde(default, skip_serializing_if = "is_false")]
     pub explain: bool,
+    /// Goes on where a page ended: its `next_cursor`, with the same parameters but `limit`, and without `offset`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 fn default_search_limit() -> u32 {
@@ -286,6 +289,7 @@ impl Default for SearchParams {
             projects: None,
             as_of: None,
             explain: false,
+            cursor: None,
         }
     }
 }
@@ -315,6 +319,12 @@ impl Params for SearchParams {
         }
         if self.budget_tokens == Some(0) {
             return Err(out_of_range("budget_tokens", "1 or more"));
+        }
+        if self.cursor.is_some() && self.offset > 0 {
+            return Err(WireError::invalid_params(
+                "offset",
+                "give `cursor` or `offset`, not both; a cursor knows where it goes on",
+            ));
         }
         for name in self.projects.iter().flat_map(OneOrMany::as_slice) {
             if name != "*" {
@@ -385,6 +395,9 @@ pub struct SearchResult {
     /// Matches left out by `budget_tokens`.
     #[serde(default)]
     pub omitted: u64,
+    /// For the next page, which reads the same versions; null at the end.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
     /// The mode that was really used.
     pub mode: SearchMode,
     /// Why the mode is less than was asked for.

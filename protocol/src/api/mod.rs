@@ -291,7 +291,7 @@ methods! {
     StoreBatch KNOWLEDGE_STORE_BATCH = "knowledge.store_batch", StoreBatchParams => StoreBatchResult, write LONG,
         ["items"], "Stores up to 1,000 items; good items are stored even if others fail.";
     Search KNOWLEDGE_SEARCH = "knowledge.search", SearchParams => SearchResult, read READ,
-        ["query", "limit", "offset", "mode", "threshold"] filters ["budget_tokens", "projects", "as_of", "explain"],
+        ["query", "limit", "offset", "mode", "threshold"] filters ["budget_tokens", "projects", "as_of", "explain", "cursor"],
         "Finds items by meaning, by keyword or both, best first.";
     List KNOWLEDGE_LIST = "knowledge.list" also ["knowledge.query"], ListParams => ListResult, read READ,
         [] filters ["order", "limit", "cursor"], "Lists items by filter, page by page.";
@@ -406,6 +406,9 @@ mod tests {
             assert_eq!(default_timeout(name, usize::MAX), Duration::from_millis(TIMEOUT_MS_MAX));
         }
         assert_eq!(default_timeout("knowledge.search", 16_384), Duration::from_secs(10));
-        assert_eq!(default_timeout("knowledge.store_batch", 16 << 20), Duration::from_secs(600));
+        assert_eq!(
+            default_timeout("knowledge.store_batch", 16 << 20),
+            Duration::from_secs(600)
+        );
     }
 }
