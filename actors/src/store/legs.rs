@@ -55,8 +55,16 @@ struct Source<'a> {
     request: &'a SearchRequest,
     /// Items that were fetched: the next fetch leaves them out.
     known: HashSet<String>,
-    /// Those of them that do not stand in the leg yet: another view may have better ones that are not fetched.
+    queue: Queue,
+}
+
+/// What was fetched of a view and does not stand in the leg yet: another view may have better ones that are not
+/// fetched.
+#[derive(Default)]
+struct Queue {
+    /// Best first.
     waiting: VecDeque<LegHit>,
+    /// Whether nothing is left to be fetched.
     is_exhausted: bool,
 }
 
@@ -70,8 +78,7 @@ impl<'a> Leg<'a> {
                 view,
                 request,
                 known: HashSet::new(),
-                waiting: VecDeque::new(),
-                is_exhausted: false,
+                queue: Queue::default(),
             })
             .collect();
         Self {
@@ -90,7 +97,7 @@ impl<'a> Leg<'a> {
     pub(crate) fn is_exhausted(&self) -> bool {
         self.sources
             .iter()
-            .all(|source| source.is_exhausted && source.waiting.is_empty())
+            .all(|source| source.queue.is_exhausted && source.queue.waiting.is_empty())
     }
 
     /// Reads on by a fetch of `passages`, and by further ones until the leg has `items` items or ends.
@@ -113,19 +120,19 @@ impl<'a> Leg<'a> {
             match source.fetch(self.kind, passages).await {
                 Ok(()) => {}
                 // Its keyword index is damaged: the other projects are searched, and `degraded` says it.
-                Err(KnowledgeError::Unavailable { .. }) if is_one_of_many => source.is_exhausted = true,
+                Err(KnowledgeError::Unavailable { .. }) if is_one_of_many => source.queue.is_exhausted = true,
                 Err(error) => return Err(error),
             }
         }
-        let taken = take_certain(self.kind, &mut self.sources);
-        self.found.extend(taken);
+        let queues = self.sources.iter_mut().map(|source| &mut source.queue).collect();
+        self.found.extend(take_certain(self.kind, queues));
         Ok(())
     }
 }
 
 impl Source<'_> {
     async fn fetch(&mut self, kind: LegKind, passages: usize) -> KnowledgeResult<()> {
-        if self.is_exhausted || !self.waiting.is_empty() {
+        if self.queue.is_exhausted || !self.queue.waiting.is_empty() {
             return Ok(());
         }
         let page = self
@@ -134,31 +141,73 @@ impl Source<'_> {
             .await?;
         for hit in page.hits {
             if self.known.insert(hit.id.clone()) {
-                self.waiting.push_back(hit);
+                self.queue.waiting.push_back(hit);
             }
         }
         // A page without a new item cannot be, and would be fetched for ever.
-        self.is_exhausted = page.is_last || self.waiting.is_empty();
+        self.queue.is_exhausted = page.is_last || self.queue.waiting.is_empty();
         Ok(())
     }
 }
 
 /// Takes what waits and is no worse than anything that is not fetched yet: that of a view is no better than
 /// the last that was fetched of it. Pure.
-fn take_certain(kind: LegKind, sources: &mut [Source<'_>]) -> Vec<LegHit> {
-    let frontier = sources
+fn take_certain(kind: LegKind, queues: Vec<&mut Queue>) -> Vec<LegHit> {
+    let frontier = queues
         .iter()
-        .filter(|source| !source.is_exhausted)
-        .filter_map(|source| source.waiting.back())
+        .filter(|queue| !queue.is_exhausted)
+        .filter_map(|queue| queue.waiting.back())
         .map(|hit| kind.score(hit))
         .fold(f32::NEG_INFINITY, f32::max);
     let mut taken = Vec::new();
-    for source in sources {
-        while let Some(hit) = source.waiting.pop_front_if(|hit| kind.score(hit) >= frontier) {
+    for queue in queues {
+        while let Some(hit) = queue.waiting.pop_front_if(|hit| kind.score(hit) >= frontier) {
             taken.push(hit);
         }
     }
     // Stable: of equals, the project that was named first goes first.
     taken.sort_by(|a, b| kind.score(b).total_cmp(&kind.score(a)));
     taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(source: usize, is_exhausted: bool, scores: &[f32]) -> Queue {
+        let hit = |(number, score): (usize, &f32)| LegHit {
+            source,
+            id: format!("{source}-{number}"),
+            row_id: number as u64,
+            similarity: Some(*score),
+            bm25: None,
+        };
+        Queue {
+            waiting: scores.iter().enumerate().map(hit).collect(),
+            is_exhausted,
+        }
+    }
+
+    fn taken(queues: &mut [Queue]) -> Vec<String> {
+        let taken = take_certain(LegKind::Vector, queues.iter_mut().collect());
+        taken.into_iter().map(|hit| hit.id).collect()
+    }
+
+    #[test]
+    fn nothing_goes_before_what_may_still_be_fetched_and_be_better() {
+        // More of the first may be as good as 0.6, more of the second as good as 0.3.
+        let mut queues = [queue(0, false, &[0.9, 0.6]), queue(1, false, &[0.8, 0.6, 0.5, 0.3])];
+        assert_eq!(taken(&mut queues), ["0-0", "1-0", "0-1", "1-1"]);
+        // The first has been read on, and that is all of it.
+        queues[0] = queue(0, true, &[0.55, 0.1]);
+        assert_eq!(taken(&mut queues), ["0-0", "1-2", "1-3"]);
+        queues[1].is_exhausted = true;
+        assert_eq!(taken(&mut queues), ["0-1"]);
+    }
+
+    #[test]
+    fn one_view_waits_for_nobody() {
+        assert_eq!(taken(&mut [queue(0, false, &[0.5, 0.4])]), ["0-0", "0-1"]);
+        assert_eq!(taken(&mut [queue(0, true, &[])]), Vec::<String>::new());
+    }
 }
