@@ -1,6 +1,6 @@
 //! A large text keeps nobody out while it is stored, and hides nothing once it is there.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{Daemon, ids};
 
