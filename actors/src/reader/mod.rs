@@ -20,7 +20,7 @@ use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::changes::Change;
 use crate::store::maintenance::Debt;
-use crate::store::search::{PageVersion, SearchOutcome, search};
+use crate::store::search::{PageVersion, SearchOutcome, search, search_in};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
 use crate::writer::panic_text;
@@ -321,7 +321,7 @@ async fn search_projects(
 ) -> KnowledgeResult<SearchOutcome> {
     let model = &store.config().model.name;
     let mut views = searchable_views(store, projects).await?;
-    let mut outcome = match caught(search(&views, request, model)).await {
+    let mut outcome = match caught(search_in(store.pools(), &views, request, model)).await {
         // Another version is another search, and this one is gone.
         Err(KnowledgeError::Unreadable { .. }) if matches!(projects, Projects::At(_)) => return Err(cursor_expired()),
         Err(error @ KnowledgeError::Unreadable { .. }) => {
@@ -334,7 +334,7 @@ async fn search_projects(
                 return Err(error);
             }
             views = searchable_views(store, projects).await?;
-            caught(search(&views, request, model)).await?
+            caught(search_in(store.pools(), &views, request, model)).await?
         }
         result => result?,
     };

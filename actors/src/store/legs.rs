@@ -41,18 +41,20 @@ pub(crate) struct LegPage {
     pub is_last: bool,
 }
 
-/// A leg over several views.
-pub(crate) struct Leg<'a> {
+/// A view with what is searched for in it.
+pub(crate) type Target<'a> = (&'a ProjectView, &'a SearchRequest);
+
+/// A leg over several views, as far as it was read. Always of the same targets.
+#[derive(Debug)]
+pub(crate) struct Leg {
     kind: LegKind,
-    sources: Vec<Source<'a>>,
+    sources: Vec<Source>,
     found: Vec<LegHit>,
 }
 
 /// A leg's part in one view.
-struct Source<'a> {
-    number: usize,
-    view: &'a ProjectView,
-    request: &'a SearchRequest,
+#[derive(Debug, Default)]
+struct Source {
     /// Items that were fetched: the next fetch leaves them out.
     known: HashSet<String>,
     queue: Queue,
@@ -60,7 +62,7 @@ struct Source<'a> {
 
 /// What was fetched of a view and does not stand in the leg yet: another view may have better ones that are not
 /// fetched.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Queue {
     /// Best first.
     waiting: VecDeque<LegHit>,
@@ -68,22 +70,12 @@ struct Queue {
     is_exhausted: bool,
 }
 
-impl<'a> Leg<'a> {
-    /// A leg over these views, each with its request.
-    pub(crate) fn new(kind: LegKind, views: impl Iterator<Item = (&'a ProjectView, &'a SearchRequest)>) -> Self {
-        let sources = views
-            .enumerate()
-            .map(|(number, (view, request))| Source {
-                number,
-                view,
-                request,
-                known: HashSet::new(),
-                queue: Queue::default(),
-            })
-            .collect();
+impl Leg {
+    /// A leg over so many views.
+    pub(crate) fn new(kind: LegKind, views: usize) -> Self {
         Self {
             kind,
-            sources,
+            sources: std::iter::repeat_with(Source::default).take(views).collect(),
             found: Vec::new(),
         }
     }
@@ -101,10 +93,15 @@ impl<'a> Leg<'a> {
     }
 
     /// Reads on by a fetch of `passages`, and by further ones until the leg has `items` items or ends.
-    pub(crate) async fn deepen(&mut self, passages: usize, items: usize) -> KnowledgeResult<()> {
+    pub(crate) async fn deepen(
+        &mut self,
+        targets: &[Target<'_>],
+        passages: usize,
+        items: usize,
+    ) -> KnowledgeResult<()> {
         let mut passages = passages.min(MOST_PASSAGES);
         while !self.is_exhausted() {
-            self.fetch(passages).await?;
+            self.fetch(targets, passages).await?;
             if self.found.len() >= items {
                 break;
             }
@@ -114,10 +111,10 @@ impl<'a> Leg<'a> {
     }
 
     /// Fetches from each view of which nothing waits, then takes what is certain in its place.
-    async fn fetch(&mut self, passages: usize) -> KnowledgeResult<()> {
+    async fn fetch(&mut self, targets: &[Target<'_>], passages: usize) -> KnowledgeResult<()> {
         let is_one_of_many = self.sources.len() > 1;
-        for source in &mut self.sources {
-            match source.fetch(self.kind, passages).await {
+        for (number, (source, target)) in self.sources.iter_mut().zip(targets).enumerate() {
+            match source.fetch(self.kind, *target, number, passages).await {
                 Ok(()) => {}
                 // Its keyword index is damaged: the other projects are searched, and `degraded` says it.
                 Err(KnowledgeError::Unavailable { .. }) if is_one_of_many => source.queue.is_exhausted = true,
@@ -130,15 +127,18 @@ impl<'a> Leg<'a> {
     }
 }
 
-impl Source<'_> {
-    async fn fetch(&mut self, kind: LegKind, passages: usize) -> KnowledgeResult<()> {
+impl Source {
+    async fn fetch(
+        &mut self,
+        kind: LegKind,
+        (view, request): Target<'_>,
+        number: usize,
+        passages: usize,
+    ) -> KnowledgeResult<()> {
         if self.queue.is_exhausted || !self.queue.waiting.is_empty() {
             return Ok(());
         }
-        let page = self
-            .view
-            .leg_page(kind, self.request, &self.known, passages, self.number)
-            .await?;
+        let page = view.leg_page(kind, request, &self.known, passages, number).await?;
         for hit in page.hits {
             if self.known.insert(hit.id.clone()) {
                 self.queue.waiting.push_back(hit);

@@ -111,6 +111,8 @@ pub struct Store {
     /// Held shared by what reads one version for long (backups, exports), alone by a restore, which takes the
     /// files of that version away.
     transfers: Arc<tokio::sync::RwLock<()>>,
+    /// Rankings of the last searches, for their next pages.
+    pools: search::Pools,
 }
 
 /// The caches that all projects share. Lance tells tables apart by place and version number alone, so what
@@ -242,6 +244,7 @@ impl Store {
             projects: RwLock::new(BTreeMap::new()),
             published: Arc::new(watch::Sender::new(0)),
             moment: Arc::default(),
+            pools: search::Pools::default(),
             transfers: Arc::default(),
         });
         store.discover()?;
@@ -363,6 +366,11 @@ impl Store {
     /// Changes whenever a view of any project is published.
     pub fn publications(&self) -> watch::Receiver<u64> {
         self.published.subscribe()
+    }
+
+    /// Rankings of the last searches.
+    pub fn pools(&self) -> &search::Pools {
+        &self.pools
     }
 
     /// Keeps a view for the next page of a search, for some minutes.

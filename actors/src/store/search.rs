@@ -4,15 +4,19 @@
 //! depends on how deep the legs are read (a passage that the keyword leg has not reached counts as one without
 //! a word in common), so they are read in rounds of fixed depth: what the first round finds is ranked and keeps
 //! its place, what the next one finds besides goes behind it, and so on until the page is filled. The first
-//! round is all that most searches need.
+//! round is all that most searches need. The rankings of the last searches are remembered for their next pages.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use lance::Dataset;
+use sha2::{Digest, Sha256};
 
 use crate::domain::{ProjectName, SearchHit, SearchMode};
 use crate::error::KnowledgeResult;
 use crate::store::fusion::{RankedItem, fuse};
-use crate::store::legs::{Leg, LegKind};
+use crate::store::legs::{Leg, LegKind, Target};
+use crate::store::recovery::Condition;
 use crate::store::view::{ProjectView, SearchRequest};
 
 /// Passages that each leg fetches in the first round; each further round fetches twice as many as the one
@@ -24,6 +28,11 @@ const FIRST_ROUND_PASSAGES: usize = 100;
 const FIRST_ROUND_ITEMS: usize = 10;
 /// Rounds that double. Later ones are as large as the last of these.
 const DOUBLINGS: usize = 6;
+
+/// Rankings that are remembered. One of a few hundred items takes some 100 KB.
+const POOLS: usize = 32;
+/// Items of the longest ranking that is remembered.
+const POOL_ITEMS: usize = 4_000;
 
 /// What a search found.
 #[derive(Clone, Debug, Default)]
@@ -53,12 +62,22 @@ pub struct PageVersion {
     pub epoch: i64,
 }
 
+/// Searches `views` once, with nothing remembered. See [`search_in`].
+pub async fn search(
+    views: &[Arc<ProjectView>],
+    request: &SearchRequest,
+    model: &str,
+) -> KnowledgeResult<SearchOutcome> {
+    search_in(&Pools::default(), views, request, model).await
+}
+
 /// Searches `views`. All legs of one project read the same version; cosines compare across projects, so the
 /// legs are joined before they are ranked.
 ///
 /// `model` embedded the query. A project whose vectors come from another model is searched by keywords alone
 /// in hybrid mode, and refused in vector mode: distances between models mean nothing.
-pub async fn search(
+pub async fn search_in(
+    pools: &Pools,
     views: &[Arc<ProjectView>],
     request: &SearchRequest,
     model: &str,
@@ -69,7 +88,7 @@ pub async fn search(
     };
     let mut degraded: Vec<String> = Vec::new();
     let mut used = Legs::default();
-    let mut requests = Vec::with_capacity(views.len());
+    let mut targets = Vec::with_capacity(views.len());
     for view in views {
         view.check_searchable(request.at)?;
         degraded.extend(view.degraded());
@@ -85,30 +104,26 @@ pub async fn search(
         };
         used.vector |= own.vector.is_some() && own.mode != SearchMode::Text;
         used.text |= own.mode != SearchMode::Vector && view.condition().keyword_index.is_none();
-        requests.push((view.as_ref(), own));
+        targets.push((view.as_ref(), own));
     }
     let mode = used.mode(request.mode);
-    let mut ranking = Ranking {
-        mode,
-        threshold: request.threshold,
-        vector_leg: Leg::new(LegKind::Vector, requests.iter().copied()),
-        text_leg: Leg::new(LegKind::Text, requests.iter().copied()),
-        items: Vec::new(),
-        ranked: HashSet::new(),
-        rounds: 0,
-        is_cut: false,
-    };
+    let key = PoolKey::new(views, request, model);
+    let mut ranking = pools.take(&key).unwrap_or_else(|| Ranking::new(mode, views.len()));
     let end = request.offset.saturating_add(request.limit);
     while !ranking.has_ended() && ranking.items.len() < end {
-        ranking.next_round().await?;
+        ranking.next_round(&targets, request.threshold).await?;
     }
     let more = ranking.items.len() > end || !ranking.has_ended();
     let page: Vec<RankedItem> = ranking
         .items
-        .into_iter()
+        .iter()
         .skip(request.offset)
         .take(request.limit)
+        .cloned()
         .collect();
+    if more || request.offset > 0 {
+        pools.put(key, ranking);
+    }
 
     let mut slots: Vec<Option<SearchHit>> = vec![None; page.len()];
     for (source, view) in views.iter().enumerate() {
@@ -136,11 +151,11 @@ pub async fn search(
 }
 
 /// The results of a query in their order, as far as the rounds have come.
-struct Ranking<'a> {
+#[derive(Debug)]
+struct Ranking {
     mode: SearchMode,
-    threshold: Option<f32>,
-    vector_leg: Leg<'a>,
-    text_leg: Leg<'a>,
+    vector_leg: Leg,
+    text_leg: Leg,
     items: Vec<RankedItem>,
     ranked: HashSet<(usize, String)>,
     rounds: usize,
@@ -148,39 +163,124 @@ struct Ranking<'a> {
     is_cut: bool,
 }
 
-impl Ranking<'_> {
+impl Ranking {
+    fn new(mode: SearchMode, views: usize) -> Self {
+        Self {
+            mode,
+            vector_leg: Leg::new(LegKind::Vector, views),
+            text_leg: Leg::new(LegKind::Text, views),
+            items: Vec::new(),
+            ranked: HashSet::new(),
+            rounds: 0,
+            is_cut: false,
+        }
+    }
+
     fn has_ended(&self) -> bool {
         self.is_cut || (self.vector_leg.is_exhausted() && self.text_leg.is_exhausted())
     }
 
     /// Reads the legs on, and puts what is new behind what is there.
-    async fn next_round(&mut self) -> KnowledgeResult<()> {
+    async fn next_round(&mut self, targets: &[Target<'_>], threshold: Option<f32>) -> KnowledgeResult<()> {
         let doublings = self.rounds.min(DOUBLINGS);
         let (passages, items) = (FIRST_ROUND_PASSAGES << doublings, FIRST_ROUND_ITEMS << doublings);
         self.rounds += 1;
         futures::try_join!(
-            self.vector_leg.deepen(passages, items),
-            self.text_leg.deepen(passages, items)
+            self.vector_leg.deepen(targets, passages, items),
+            self.text_leg.deepen(targets, passages, items)
         )?;
         let fused = fuse(self.vector_leg.found(), self.text_leg.found(), self.mode);
-        self.append(fused);
+        self.append(fused, threshold);
         Ok(())
     }
 
     /// What was found later stands behind what was found before, so it is no better either, whatever fusion
     /// says of it now that the legs are deeper.
-    fn append(&mut self, fused: Vec<RankedItem>) {
+    fn append(&mut self, fused: Vec<RankedItem>, threshold: Option<f32>) {
         let least = self.items.last().map_or(1.0, |item| item.score);
         for mut item in fused {
             if !self.ranked.insert((item.source, item.id.clone())) {
                 continue;
             }
             item.score = item.score.min(least);
-            if self.threshold.is_some_and(|threshold| item.score < threshold) {
+            if threshold.is_some_and(|threshold| item.score < threshold) {
                 self.is_cut = true;
                 return;
             }
             self.items.push(item);
+        }
+    }
+}
+
+/// The rankings of the last searches that have more than one page, so that the next page goes on where the last
+/// one ended: it reads no leg again, and what is equally good stays in its order. Bounded; what is not here is
+/// found again.
+#[derive(Debug, Default)]
+pub struct Pools(Mutex<VecDeque<(PoolKey, Ranking)>>);
+
+/// Of which search a ranking is: the same request on the same versions.
+#[derive(Debug)]
+struct PoolKey {
+    request: [u8; 32],
+    versions: Vec<(Weak<Dataset>, Weak<Condition>)>,
+}
+
+impl PoolKey {
+    fn new(views: &[Arc<ProjectView>], request: &SearchRequest, model: &str) -> Self {
+        let SearchRequest {
+            query,
+            vector,
+            mode,
+            filter,
+            limit: _,
+            offset: _,
+            threshold,
+            min_similarity,
+            at,
+        } = request;
+        let mut digest = Sha256::new();
+        let plain = format!("{model:?} {query:?} {mode:?} {filter:?} {threshold:?} {min_similarity:?} {at:?}");
+        digest.update(plain);
+        for component in vector.iter().flat_map(|vector| vector.iter()) {
+            digest.update(component.to_le_bytes());
+        }
+        let version = |view: &Arc<ProjectView>| (Arc::downgrade(view.dataset()), Arc::downgrade(view.condition()));
+        Self {
+            request: digest.finalize().into(),
+            versions: views.iter().map(version).collect(),
+        }
+    }
+
+    fn is_of(&self, other: &Self) -> bool {
+        let same_versions = || {
+            let mut pairs = self.versions.iter().zip(&other.versions);
+            pairs.all(|(own, other)| own.0.ptr_eq(&other.0) && own.1.ptr_eq(&other.1))
+        };
+        self.request == other.request && self.versions.len() == other.versions.len() && same_versions()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.versions.iter().any(|(dataset, _)| dataset.strong_count() == 0)
+    }
+}
+
+impl Pools {
+    /// Takes the ranking out, so that another search at the same time finds its own.
+    fn take(&self, key: &PoolKey) -> Option<Ranking> {
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = pools.iter().position(|(known, _)| known.is_of(key))?;
+        pools.remove(place).map(|(_, ranking)| ranking)
+    }
+
+    fn put(&self, key: PoolKey, ranking: Ranking) {
+        if ranking.items.len() > POOL_ITEMS {
+            return;
+        }
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|(known, _)| !known.is_gone() && !known.is_of(&key));
+        pools.push_back((key, ranking));
+        if pools.len() > POOLS {
+            pools.pop_front();
         }
     }
 }
