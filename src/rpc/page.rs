@@ -5,6 +5,7 @@
 //! cursor has expired.
 
 use ccod_actors::domain::{ProjectName, SearchMode, hex};
+use ccod_actors::reader::Projects;
 use ccod_actors::store::search::PageVersion;
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
@@ -111,12 +112,22 @@ impl SearchCursor {
             )
         })?;
         if cursor.fingerprint != fingerprint {
-            return Err(WireError::invalid_params(
-                "cursor",
-                "`cursor` is of another search; repeat its parameters, or begin again without it",
-            ));
+            return Err(of_another_search());
         }
         Ok(cursor)
+    }
+
+    /// Refuses a cursor that would read other projects than those that the call names.
+    ///
+    /// # Errors
+    /// -32602.
+    pub(crate) fn check_projects(&self, named: &Projects) -> Result<(), WireError> {
+        match named {
+            Projects::Named(names) if !self.versions.iter().all(|page| names.contains(&page.project)) => {
+                Err(of_another_search())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses to go on in another mode: the embedder has failed since, or is back.
@@ -130,6 +141,13 @@ impl SearchCursor {
             Err(WireError::expired("cursor"))
         }
     }
+}
+
+fn of_another_search() -> WireError {
+    WireError::invalid_params(
+        "cursor",
+        "`cursor` is of another search; repeat its parameters, or begin again without it",
+    )
 }
 
 /// The parts of a line between slashes, if they are so many.
@@ -165,6 +183,11 @@ mod tests {
             let text = cursor.encode();
             assert_eq!(SearchCursor::of_search(&text, &own).unwrap(), cursor);
             cursor.check_mode(SearchMode::Text).unwrap();
+            cursor.check_projects(&Projects::All).unwrap();
+            let named = Projects::Named(cursor.versions.iter().map(|page| page.project.clone()).collect());
+            cursor.check_projects(&named).unwrap();
+            let others = Projects::Named(vec![ProjectName::parse("c", "project_id").unwrap()]);
+            assert_eq!(cursor.check_projects(&others).is_err(), !cursor.versions.is_empty());
             assert_eq!(cursor.check_mode(SearchMode::Hybrid).unwrap_err().code, -32028);
             let other = fingerprint(&params("b"), &ProjectName::default());
             assert_eq!(SearchCursor::of_search(&text, &other).unwrap_err().code, -32602);

@@ -47,6 +47,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         ));
     }
     if let Some(cursor) = &cursor {
+        cursor.check_projects(&projects)?;
         projects = Projects::At(cursor.versions.clone());
     }
     let asked = convert::mode(call.params.mode);
