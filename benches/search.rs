@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
-use ccod_actors::store::maintenance::{Pace, next_step};
+use ccod_actors::store::maintenance::{Pace, due_steps};
 use ccod_actors::store::rows::EmbeddedPassage;
 use ccod_actors::store::search::search;
 use ccod_actors::store::view::SearchRequest;
@@ -75,11 +75,13 @@ async fn upkeep(access: &WriteAccess, project: &ProjectName) -> usize {
     loop {
         let table = guard.table().unwrap();
         let debt = table.debt().await.unwrap();
-        let Some(step) = next_step(&debt, Pace::Busy) else {
+        let Some(step) = due_steps(&debt, Pace::Busy).first().copied() else {
             break;
         };
         let begun = Instant::now();
-        table.maintain(step).await.unwrap();
+        if !table.maintain(step).await.unwrap() {
+            break;
+        }
         println!("  {step:?}: {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
         guard.publish().await.unwrap();
         steps += 1;

@@ -20,7 +20,12 @@ pub const MAX_KEY_BYTES: usize = 256;
 /// The project of a request that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
-/// A checked project name: `[A-Za-z0-9][A-Za-z0-9._-]{0,99}`. Never a path.
+/// How the names of the projects of health probes begin. No caller can give such a name ([`ProjectName::parse`]), and
+/// a directory of it is none of a user's.
+pub(crate) const PROBE_PREFIX: &str = ".health-";
+
+/// A checked project name: `[A-Za-z0-9][A-Za-z0-9._-]{0,99}`. Never a path. The daemon's own projects have names that
+/// begin with a dot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProjectName(String);
 
@@ -41,6 +46,16 @@ impl ProjectName {
                 ),
             ))
         }
+    }
+
+    /// A name of the daemon's own, for the project of one health probe.
+    pub fn of_probe() -> Self {
+        Self(format!("{PROBE_PREFIX}{:016x}", rand::random::<u64>()))
+    }
+
+    /// Whether the project is one of the daemon's own: it is never listed, and no caller can name it.
+    pub fn is_own(&self) -> bool {
+        self.0.starts_with('.')
     }
 
     /// The name.
@@ -129,7 +144,13 @@ impl FromStr for KnowledgeKind {
 
 /// The present moment in the resolution that is stored (milliseconds).
 pub fn now_ms() -> DateTime<Utc> {
-    Utc::now().trunc_subsecs(3)
+    let now = Utc::now().trunc_subsecs(3);
+    // Tests of what happens after days set the clock on.
+    fail::fail_point!("clock::days_ahead", |days: Option<String>| {
+        let days = days.and_then(|days| days.parse().ok()).unwrap_or(0);
+        now + chrono::TimeDelta::days(days)
+    });
+    now
 }
 
 /// RFC 3339, UTC, milliseconds: the only form in which times leave the daemon.
@@ -522,6 +543,17 @@ mod tests {
                     assert_eq!(text[passage.start as usize..passage.end as usize], part);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_caller_can_name_a_project_of_the_daemon() {
+        let (one, other) = (ProjectName::of_probe(), ProjectName::of_probe());
+        assert_ne!(one, other);
+        assert!(one.is_own() && one.as_str().starts_with(PROBE_PREFIX));
+        assert!(ProjectName::parse(one.as_str(), "project_id").is_err());
+        for legal in ["health", "ccod-health-probe", "knowledge-manager-test"] {
+            assert!(!ProjectName::parse(legal, "project_id").unwrap().is_own());
         }
     }
 

@@ -40,6 +40,8 @@ pub struct PartStatus {
     pub state: PartState,
     /// Restarts since the daemon started.
     pub restarts: u64,
+    /// Whether it has been at work since the daemon started.
+    pub has_run: bool,
 }
 
 /// The present actors. Cheap to clone.

@@ -5,7 +5,7 @@
 //! keyword search only, no writer means read-only. Whatever changes is published on the `watch` channel that
 //! the request handlers read. The supervisor itself handles events only and is on nobody's path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,8 @@ pub struct SupervisorState {
     embedder: EmbedderShared,
     children: BTreeMap<ActorId, Child>,
     trackers: BTreeMap<Part, RestartTracker>,
+    /// The parts that have been at work since the daemon started.
+    have_run: BTreeSet<Part>,
     routes: Routes,
     publisher: watch::Sender<Routes>,
 }
@@ -127,6 +129,7 @@ impl Actor for Supervisor {
                 .into_iter()
                 .map(|part| (part, RestartTracker::new(arguments.restarts)))
                 .collect(),
+            have_run: BTreeSet::new(),
             routes,
             publisher,
         };
@@ -190,6 +193,7 @@ impl SupervisorState {
         let status = PartStatus {
             state,
             restarts: self.trackers.get(&part).map_or(0, RestartTracker::total),
+            has_run: self.have_run.contains(&part),
         };
         self.routes.parts.insert(part.name(), status);
         self.publish();
@@ -200,6 +204,7 @@ impl SupervisorState {
         match self.spawn(myself, part).await {
             Ok(child) => {
                 self.children.insert(child.cell.get_id(), child);
+                self.have_run.insert(part);
                 self.set_state(part, PartState::Running);
             }
             Err(error) => self.failed(myself, part, error.to_string()),

@@ -51,6 +51,7 @@ pub(crate) async fn status(context: &Context) -> CliResult {
         context.output.print_json(&status)?;
     } else {
         context.output.print(&render_status(&context.output, &status))?;
+        output::project_errors(&status.errors);
     }
     Ok(Exit::Ok)
 }

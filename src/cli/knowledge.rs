@@ -584,6 +584,7 @@ pub(crate) async fn stats(context: &Context, arguments: StatsArgs) -> CliResult 
     } else {
         let text = render_stats(&context.output, &counted, scope_name.as_deref());
         context.output.print(&text)?;
+        output::project_errors(&counted.errors);
     }
     Ok(Exit::Ok)
 }
@@ -658,6 +659,7 @@ pub(crate) async fn projects(context: &Context) -> CliResult {
         ]);
     }
     context.output.print(&table.render(&context.output))?;
+    output::project_errors(&listed.errors);
     Ok(Exit::Ok)
 }
 

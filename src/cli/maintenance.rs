@@ -320,8 +320,13 @@ pub(crate) async fn optimize(context: &Context, arguments: ProjectsArgs) -> CliR
         context
             .output
             .print_text_done(&optimized, &render_optimize(&context.output, &optimized))?;
+        output::project_errors(&optimized.errors);
     }
-    Ok(Exit::Ok)
+    Ok(if optimized.errors.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    })
 }
 
 fn render_optimize(output: &Output, optimized: &OptimizeResult) -> String {

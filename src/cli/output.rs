@@ -8,6 +8,7 @@
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 
+use ccod_protocol::api::ProjectError;
 use serde::Serialize;
 
 use super::exit::{CliError, CliResult, Exit};
@@ -191,6 +192,17 @@ mod no_stdout {
 pub(crate) fn message(text: impl Display) {
     // Nobody may be listening there, and there is no other place to say so.
     writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
+}
+
+/// Tells a person which projects a result over several is without.
+pub(crate) fn project_errors(errors: &[ProjectError]) {
+    for error in errors {
+        message(format_args!(
+            "warning: project {}: {}",
+            one_line(&error.project_id, 100),
+            one_line(&error.message, 4096)
+        ));
+    }
 }
 
 /// `text` with runs of white space as one space and control characters removed, at most `limit` characters.

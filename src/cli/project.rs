@@ -21,9 +21,6 @@ use sha2::{Digest, Sha256};
 /// Project of whatever lies outside a repository. No repository can claim it.
 pub(crate) const DEFAULT_PROJECT: &str = "default";
 
-/// Project of `knowledge-manager test`. No repository can claim it.
-pub(crate) const TEST_PROJECT: &str = "knowledge-manager-test";
-
 /// Longest name that the daemon takes.
 const MAX_NAME_BYTES: usize = 100;
 
@@ -142,9 +139,7 @@ impl Claims {
             return name.clone();
         }
         let base = base_name(repository);
-        let reserved = [DEFAULT_PROJECT, TEST_PROJECT]
-            .iter()
-            .any(|name| name.eq_ignore_ascii_case(&base));
+        let reserved = DEFAULT_PROJECT.eq_ignore_ascii_case(&base);
         if !base.is_empty() && !reserved && self.holder(&base).is_none() {
             return base;
         }

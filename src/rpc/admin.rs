@@ -5,21 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ccod_actors::deadline::Deadline;
-use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
-use ccod_actors::embedder::Lane;
+use ccod_actors::domain::ProjectName;
 use ccod_actors::error::KnowledgeError;
-use ccod_actors::reader::Projects;
-use ccod_actors::routes::PartState;
-use ccod_actors::store::view::SearchRequest;
+use ccod_actors::routes::{PartState, PartStatus};
 use ccod_actors::writer::ExclusiveTask;
 use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
 
-use super::{App, Call, SERVED, convert, store, wire_error};
-
-/// The project of `health {deep:true}`: made, searched and removed by each probe, shown nowhere.
-pub(crate) const HEALTH_PROJECT: &str = "ccod-health-probe";
+use super::{App, Call, SERVED, convert, probe, wire_error};
 
 /// Time between the answer to `admin.shutdown` and the shutdown, so that the answer gets out.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
@@ -28,7 +22,7 @@ const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
 pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api::HealthResult, WireError> {
     let (mut status, mut reasons) = health_of(&app).await;
     if call.params.deep
-        && let Err(error) = probe(&app, &call).await
+        && let Err(error) = probe::probe(&app, call.deadline(), call.origin()).await
     {
         status = HealthStatus::Degraded;
         reasons.push(format!("the probe (store, search, delete) failed: {error}"));
@@ -41,86 +35,43 @@ pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api
 }
 
 async fn health_of(app: &App) -> (HealthStatus, Vec<String>) {
+    let troubles = app.store.troubles().await;
     let routes = app.routes();
-    let mut reasons: Vec<String> = routes
-        .parts
-        .iter()
-        .filter_map(|(part, status)| match &status.state {
-            PartState::Running => None,
-            PartState::Restarting { reason } => Some(format!("{part} restarting: {reason}")),
-            PartState::Degraded { reason } => Some(format!("{part} degraded: {reason}")),
-            PartState::Stopped => Some(format!("{part} stopped")),
-        })
-        .collect();
-    reasons.extend(routes.writer.iter().flat_map(|writer| writer.troubles()));
-    reasons.extend(app.store.troubles().await);
-    let status = if routes.stopping {
+    let of_lanes = routes.writer.iter().flat_map(|writer| writer.troubles());
+    let troubles = of_lanes.chain(troubles).collect();
+    overall(&routes.parts, troubles, routes.stopping)
+}
+
+/// How the daemon is, and why it is not ok. While parts come up for the first time, and nothing else is wrong, it is
+/// starting. Pure.
+fn overall(
+    parts: &BTreeMap<&'static str, PartStatus>,
+    troubles: Vec<String>,
+    stopping: bool,
+) -> (HealthStatus, Vec<String>) {
+    let mut reasons = Vec::new();
+    let mut coming_up = troubles.is_empty();
+    for (part, status) in parts {
+        reasons.push(match &status.state {
+            PartState::Running => continue,
+            PartState::Restarting { reason } if !status.has_run => format!("{part} is not up yet: {reason}"),
+            PartState::Restarting { reason } => format!("{part} restarting: {reason}"),
+            PartState::Degraded { reason } => format!("{part} degraded: {reason}"),
+            PartState::Stopped => format!("{part} stopped"),
+        });
+        coming_up &= !status.has_run && matches!(status.state, PartState::Restarting { .. });
+    }
+    reasons.extend(troubles);
+    let status = if stopping {
         HealthStatus::Stopping
     } else if reasons.is_empty() {
         HealthStatus::Ok
+    } else if coming_up {
+        HealthStatus::Starting
     } else {
         HealthStatus::Degraded
     };
     (status, reasons)
-}
-
-/// Stores an item through the whole daemon, finds it, and removes it: in a project of its own.
-async fn probe(app: &App, call: &Call<api::Health>) -> Result<(), KnowledgeError> {
-    let project = ProjectName::parse(HEALTH_PROJECT, "project_id")?;
-    let deadline = call.deadline();
-    let routes = app.routes();
-    let (writer, embedder) = (routes.writer()?, routes.embedder()?);
-    let text = format!(
-        "health probe {:08x}: the quick brown fox jumps over the lazy dog",
-        rand_word()
-    );
-    let item = NewItem {
-        text: text.clone(),
-        kind: KnowledgeKind::System,
-        agent: Some("ccod".to_owned()),
-        session_id: None,
-        metadata: serde_json::Map::new(),
-        id: None,
-        idempotency_key: None,
-        on_duplicate: OnDuplicate::Store,
-        timestamp: now_ms(),
-        updated_at: None,
-    };
-    let prepared = store::prepare(embedder, item, Lane::Interactive, deadline, call.origin()).await?;
-    let reply = writer.store(project.clone(), vec![prepared], None, deadline).await?;
-    let stored = match reply.items.into_iter().next() {
-        Some(item) => item?,
-        None => return Err(KnowledgeError::internal("the writer gave no answer")),
-    };
-    let request = SearchRequest {
-        vector: Some(embedder.embed_query(&text, deadline, call.origin()).await?),
-        query: text,
-        mode: SearchMode::Hybrid,
-        filter: ItemFilter::default(),
-        limit: 1,
-        offset: 0,
-        threshold: None,
-        min_similarity: 0.0,
-        at: None,
-    };
-    let found = routes
-        .readers
-        .search(Projects::Named(vec![project.clone()]), request, deadline)
-        .await;
-    // Removed whatever the search said.
-    writer.drop_project(project, deadline).await?;
-    if found?.hits.first().is_some_and(|hit| hit.item.id == stored.id) {
-        Ok(())
-    } else {
-        Err(KnowledgeError::internal("what was stored was not found"))
-    }
-}
-
-/// Tells two probes apart; nothing depends on its quality.
-fn rand_word() -> u32 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.subsec_nanos())
 }
 
 /// Describes the daemon.
@@ -164,19 +115,28 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
     }
 
     let debts = writer.map(|stats| stats.debt).unwrap_or_default();
+    let report = routes.readers.project_stats(None, deadline).await.map_err(wire_error)?;
     let mut projects = Vec::new();
-    for project in routes.readers.project_stats(None, deadline).await.map_err(wire_error)? {
-        if project.project == HEALTH_PROJECT {
-            continue;
-        }
+    let mut errors = Vec::new();
+    for failed in report.failed {
+        projects.push(api::ProjectStatus {
+            project_id: failed.project.clone(),
+            bytes_on_disk: failed.bytes_on_disk,
+            state: Some(convert::UNREADABLE.to_owned()),
+            ..api::ProjectStatus::default()
+        });
+        errors.push(convert::project_error(failed.project, failed.error));
+    }
+    for project in report.projects {
         // What its files tell is of now; what only the writer knows is of its last turn.
         let mut debt = project.debt;
         if let Some(known) = debts.get(&project.project) {
             (debt.expired, debt.purge_unfinished) = (known.expired, known.purge_unfinished);
+            debt.removable_versions = known.removable_versions;
         }
         projects.push(api::ProjectStatus {
             items: project.items.total,
-            rows: project.items.passages,
+            rows: project.rows,
             bytes_on_disk: project.bytes_on_disk,
             fragments: debt.fragments as u64,
             versions: debt.versions as u64,
@@ -186,6 +146,8 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
             project_id: project.project,
         });
     }
+
+    projects.sort_by_key(|project| project.project_id.to_ascii_lowercase());
 
     // Last, since the projects may have been opened only now.
     let (status, reasons) = health_of(app).await;
@@ -216,6 +178,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
         limits: limits(app),
         server: to_object(app.server.snapshot()),
         projects,
+        errors,
         recovery,
     })
 }
@@ -331,6 +294,10 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
             Ok(done) => done,
             // Shown by `projects`; with all projects asked for it is not an error.
             Err(KnowledgeError::NeedsMigration { .. }) if call.project.is_none() => continue,
+            Err(error) if call.project.is_none() && !is_of_the_call(&error) => {
+                result.errors.push(convert::project_error(project.as_str(), error));
+                continue;
+            }
             Err(error) => return Err(wire_error(error)),
         };
         result.freed_bytes += freed;
@@ -340,6 +307,17 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
         result.projects.push(project.to_string());
     }
     Ok(result)
+}
+
+/// Whether an error ends a call over several projects: the next project would get the same.
+fn is_of_the_call(error: &KnowledgeError) -> bool {
+    matches!(
+        error,
+        KnowledgeError::DeadlineExceeded { .. }
+            | KnowledgeError::Cancelled
+            | KnowledgeError::ShuttingDown
+            | KnowledgeError::Unavailable { .. }
+    )
 }
 
 /// Runs all the upkeep of one project. Gives back the bytes that it freed on disk and the steps it took.
@@ -389,4 +367,41 @@ pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<
 /// Describes the methods that are served.
 pub(crate) async fn discover(_app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, WireError> {
     Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), SERVED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_until_each_part_has_been_up_once() {
+        let restarting = || PartState::Restarting {
+            reason: "injected".to_owned(),
+        };
+        let degraded = || PartState::Degraded {
+            reason: "injected".to_owned(),
+        };
+        let trouble = || vec!["project web: it cannot be opened".to_owned()];
+        let health = |state, has_run, troubles, stopping| {
+            let status = PartStatus {
+                state,
+                restarts: 0,
+                has_run,
+            };
+            let parts = BTreeMap::from([("writer", status)]);
+            let (status, reasons) = overall(&parts, troubles, stopping);
+            assert_eq!(reasons.is_empty(), status == HealthStatus::Ok, "{reasons:?}");
+            status
+        };
+        assert_eq!(health(PartState::Running, true, vec![], false), HealthStatus::Ok);
+        assert_eq!(health(restarting(), false, vec![], false), HealthStatus::Starting);
+        assert_eq!(health(restarting(), true, vec![], false), HealthStatus::Degraded);
+        assert_eq!(health(degraded(), false, vec![], false), HealthStatus::Degraded);
+        assert_eq!(
+            health(PartState::Running, true, trouble(), false),
+            HealthStatus::Degraded
+        );
+        assert_eq!(health(restarting(), false, trouble(), false), HealthStatus::Degraded);
+        assert_eq!(health(restarting(), false, vec![], true), HealthStatus::Stopping);
+    }
 }

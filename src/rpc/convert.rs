@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use ccod_actors::domain::{self, ItemFilter, KnowledgeKind, StoredItem, format_time};
+use ccod_actors::error::KnowledgeError;
 use ccod_actors::store::Durability;
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
@@ -20,6 +21,19 @@ pub(crate) fn kind(kind: api::KnowledgeType) -> KnowledgeKind {
         api::KnowledgeType::Pattern => KnowledgeKind::Pattern,
         api::KnowledgeType::General => KnowledgeKind::General,
         api::KnowledgeType::System => KnowledgeKind::System,
+    }
+}
+
+/// `state` of a project that cannot be read.
+pub(crate) const UNREADABLE: &str = "unreadable";
+
+/// Why a call over several projects is without this one.
+pub(crate) fn project_error(project: impl Into<String>, error: KnowledgeError) -> api::ProjectError {
+    let error = wire_error(error);
+    api::ProjectError {
+        project_id: project.into(),
+        code: error.code,
+        message: error.message,
     }
 }
 

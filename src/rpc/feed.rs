@@ -20,7 +20,6 @@ use ccod_protocol::context::{Notifier, NotifyError};
 use ccod_protocol::error::WireError;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::HEALTH_PROJECT;
 use super::{App, Call, convert, wire_error};
 
 /// How long a full queue is waited for before the subscriber counts as lagging.
@@ -29,8 +28,10 @@ const LAG_PATIENCE: Duration = Duration::from_secs(5);
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 /// Time for one query of changes.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after a query that failed for a passing reason.
+/// Pause after a query that failed; it doubles with each failure in a row.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The longest such pause.
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where a feed stands: the newest commit that was sent, of each project.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,7 +109,6 @@ impl Scope {
                 .projects()
                 .iter()
                 .map(|project| project.name().clone())
-                .filter(|name| name.as_str() != HEALTH_PROJECT)
                 .collect(),
         }
     }
@@ -135,7 +135,17 @@ pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Resu
         }
         None => {
             for project in scope.projects(&app) {
-                if let Some(view) = app.store.view(&project).await.map_err(wire_error)? {
+                let view = match app.store.view(&project).await {
+                    Ok(view) => view,
+                    // What one project has must not keep the others from being told of. Once it can be read, all of it
+                    // is told.
+                    Err(error) if matches!(scope, Scope::Every) => {
+                        tracing::warn!(%project, %error, "a feed begins without a project");
+                        continue;
+                    }
+                    Err(error) => return Err(wire_error(error)),
+                };
+                if let Some(view) = view {
                     let lineage = app.store.lineage(&project).map_err(wire_error)?;
                     cursor.advance(&project, view.sequence(), lineage);
                 }
@@ -155,6 +165,7 @@ pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Resu
         subscription,
         notifier: call.context.notifier.clone(),
         ended,
+        postponed: BTreeMap::new(),
     };
     let subscriptions = call.context.subscriptions.clone();
     tokio::spawn(async move {
@@ -186,6 +197,22 @@ struct Feed {
     subscription: String,
     notifier: Notifier,
     ended: CancellationToken,
+    /// Projects that could not be read, and when they are tried again. The others go on meanwhile.
+    postponed: BTreeMap<ProjectName, Postponed>,
+}
+
+/// A project that could not be read.
+struct Postponed {
+    until: Instant,
+    pause: Duration,
+}
+
+/// What became of one project's changes.
+enum Turn {
+    /// All of them are sent.
+    Done,
+    /// They cannot be read now.
+    Failed(KnowledgeError),
 }
 
 /// Why a feed ends.
@@ -203,8 +230,18 @@ impl Feed {
             loop {
                 publications.borrow_and_update();
                 self.catch_up().await?;
-                if publications.changed().await.is_err() {
-                    return Err::<(), End>(End::Gone); // The store is gone: the daemon stops.
+                let retry = self.postponed.values().map(|postponed| postponed.until).min();
+                let retry = async {
+                    match retry {
+                        Some(until) => tokio::time::sleep_until(until.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = publications.changed() => if changed.is_err() {
+                        return Err::<(), End>(End::Gone); // The store is gone: the daemon stops.
+                    },
+                    () = retry => {}
                 }
             }
         };
@@ -232,59 +269,75 @@ impl Feed {
         }
     }
 
-    /// Sends everything up to the present of each project.
+    /// Sends everything up to the present of each project that can be read.
     async fn catch_up(&mut self) -> Result<(), End> {
         for project in self.scope.projects(&self.app) {
-            loop {
-                let position = self.cursor.of(&project);
-                let after = position.commit;
-                // Of all projects one has changed, mostly: the others take no reader's time.
-                if self.app.store.stands_at(&project, after, position.epoch) {
-                    break;
+            let before = self.postponed.get(&project);
+            if before.is_some_and(|postponed| Instant::now() < postponed.until) {
+                continue;
+            }
+            match self.catch_up_with(&project).await? {
+                Turn::Done => {
+                    self.postponed.remove(&project);
                 }
-                let readers = self.app.routes().readers;
-                let page = match readers
-                    .changes(project.clone(), after, Deadline::after(QUERY_TIMEOUT))
-                    .await
-                {
-                    Ok(page) => page,
-                    // Shown by `projects`, and without changes until it is migrated.
-                    Err(KnowledgeError::NeedsMigration { .. }) => break,
-                    Err(error) => {
-                        tracing::debug!(%project, %error, "the feed tries again");
-                        tokio::time::sleep(RETRY_PAUSE).await;
-                        continue;
-                    }
-                };
-                if page.forgotten.is_some_and(|forgotten| after < forgotten) {
-                    // What happened between was closed, and is no longer kept.
-                    self.cursor.advance(&project, page.newest, page.lineage);
-                    return Err(End::Lagged { resync: true });
-                }
-                // Whoever has seen nothing yet gets all of it, whatever the history.
-                let of_another_history = after > 0 && position.epoch != page.lineage.epoch;
-                if of_another_history || after > page.newest || page.lost {
-                    // Restored, made anew, or of commits that a power cut or a damaged file has taken: what the
-                    // subscriber has seen need not be there any more.
-                    self.cursor.advance(&project, page.newest, page.lineage);
-                    return Err(End::Lagged { resync: true });
-                }
-                let mut changes = page.changes.into_iter().peekable();
-                while let Some(change) = changes.next() {
-                    // A commit is passed when its last change is sent: resuming repeats, it never leaves out.
-                    if changes.peek().is_none_or(|next| next.sequence > change.sequence) {
-                        self.cursor.advance(&project, change.sequence, page.lineage);
-                    }
-                    let change = self.wire_change(&project, change);
-                    self.send(change, Some(LAG_PATIENCE)).await?;
-                }
-                self.cursor.advance(&project, page.until.max(after), page.lineage);
-                if page.until >= page.newest {
-                    break;
+                Turn::Failed(error) => {
+                    tracing::debug!(%project, %error, "the feed tries again");
+                    let before = self.postponed.get(&project);
+                    let pause = before.map_or(RETRY_PAUSE, |before| (before.pause * 2).min(LONGEST_RETRY_PAUSE));
+                    let until = Instant::now() + pause;
+                    self.postponed.insert(project, Postponed { until, pause });
                 }
             }
         }
         Ok(())
+    }
+
+    /// Sends everything up to the present of one project.
+    async fn catch_up_with(&mut self, project: &ProjectName) -> Result<Turn, End> {
+        loop {
+            let position = self.cursor.of(project);
+            let after = position.commit;
+            // Of all projects one has changed, mostly: the others take no reader's time.
+            if self.app.store.stands_at(project, after, position.epoch) {
+                return Ok(Turn::Done);
+            }
+            let readers = self.app.routes().readers;
+            let page = match readers
+                .changes(project.clone(), after, Deadline::after(QUERY_TIMEOUT))
+                .await
+            {
+                Ok(page) => page,
+                // Shown by `projects`, and without changes until it is migrated.
+                Err(KnowledgeError::NeedsMigration { .. }) => return Ok(Turn::Done),
+                Err(error) => return Ok(Turn::Failed(error)),
+            };
+            if page.forgotten.is_some_and(|forgotten| after < forgotten) {
+                // What happened between was closed, and is no longer kept.
+                self.cursor.advance(project, page.newest, page.lineage);
+                return Err(End::Lagged { resync: true });
+            }
+            // Whoever has seen nothing yet gets all of it, whatever the history.
+            let of_another_history = after > 0 && position.epoch != page.lineage.epoch;
+            if of_another_history || after > page.newest || page.lost {
+                // Restored, made anew, or of commits that a power cut or a damaged file has taken: what the
+                // subscriber has seen need not be there any more.
+                self.cursor.advance(project, page.newest, page.lineage);
+                return Err(End::Lagged { resync: true });
+            }
+            let mut changes = page.changes.into_iter().peekable();
+            while let Some(change) = changes.next() {
+                // A commit is passed when its last change is sent: resuming repeats, it never leaves out.
+                if changes.peek().is_none_or(|next| next.sequence > change.sequence) {
+                    self.cursor.advance(project, change.sequence, page.lineage);
+                }
+                let change = self.wire_change(project, change);
+                self.send(change, Some(LAG_PATIENCE)).await?;
+            }
+            self.cursor.advance(project, page.until.max(after), page.lineage);
+            if page.until >= page.newest {
+                return Ok(Turn::Done);
+            }
+        }
     }
 
     fn wire_change(&self, project: &ProjectName, change: Change) -> api::Change {

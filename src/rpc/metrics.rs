@@ -94,7 +94,7 @@ impl Metrics {
         );
         self.gauge(
             "recovery_findings",
-            "What recovery did or found; admin.status has the words",
+            "What recovery did, and what was found that is not served; admin.status has the words",
             status.recovery.len() as f64,
         );
     }
@@ -204,6 +204,12 @@ impl Metrics {
             let projects = status.projects.iter();
             projects.map(move |project| (vec![label(&project.project_id)], number(project) as f64))
         };
+        let failed = status.errors.iter();
+        self.gauges(
+            "project_unreadable",
+            "1 for each project that cannot be read; admin.status says why",
+            failed.map(|failed| (vec![label(&failed.project_id)], 1.0)),
+        );
         self.gauges("project_items", "Live items", of(|project| project.items));
         self.gauges(
             "project_rows",

@@ -8,6 +8,7 @@ mod feed;
 mod life;
 mod metrics;
 mod page;
+mod probe;
 mod read;
 mod store;
 mod transfer;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use ccod_actors::domain::{self, ProjectName, SearchMode, StoredItem, format_time, parse_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
-use ccod_actors::reader::{ProjectStats, Projects};
+use ccod_actors::reader::{Projects, StatsReport};
 use ccod_actors::store::filter::Moment;
 use ccod_actors::store::fusion::VECTOR_WEIGHT;
 use ccod_actors::store::view::{ListRequest, SearchRequest};
@@ -16,7 +16,6 @@ use ccod_protocol::error::WireError;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::admin::HEALTH_PROJECT;
 use super::page::{self, SearchCursor};
 use super::{App, Call, convert, wire_error};
 
@@ -346,16 +345,11 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
     Ok(api::GetResult::Many { results, missing })
 }
 
-/// The projects' counts, without the daemon's own probe.
-async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<Vec<ProjectStats>, WireError> {
-    let mut stats = app
-        .routes()
-        .readers
-        .project_stats(call.project.clone(), call.deadline())
-        .await
-        .map_err(wire_error)?;
-    stats.retain(|project| project.project != HEALTH_PROJECT);
-    Ok(stats)
+/// The projects' counts.
+async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<StatsReport, WireError> {
+    let readers = app.routes().readers;
+    let counted = readers.project_stats(call.project.clone(), call.deadline()).await;
+    counted.map_err(wire_error)
 }
 
 /// Counts items.
@@ -366,7 +360,12 @@ pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::
         ..api::StatsResult::default()
     };
     let (mut oldest, mut newest) = (None, None);
-    for project in project_stats(&app, &call).await? {
+    let report = project_stats(&app, &call).await?;
+    for failed in report.failed {
+        result.bytes_on_disk += failed.bytes_on_disk;
+        result.errors.push(convert::project_error(failed.project, failed.error));
+    }
+    for project in report.projects {
         result.bytes_on_disk += project.bytes_on_disk;
         if project.needs_migration.is_some() {
             continue; // Its rows are not items yet; `projects` shows it.
@@ -399,18 +398,27 @@ fn later(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<
 
 /// Lists the projects.
 pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result<api::ProjectsResult, WireError> {
-    let projects = project_stats(&app, &call)
-        .await?
-        .into_iter()
-        .map(|project| api::ProjectSummary {
-            project_id: project.project,
-            total: project.items.total,
-            bytes_on_disk: project.bytes_on_disk,
-            newest: project.items.newest.map(format_time),
-            state: project.needs_migration.map(|_| "needs_migration".to_owned()),
-        })
-        .collect();
-    Ok(api::ProjectsResult { projects })
+    let report = project_stats(&app, &call).await?;
+    let read = report.projects.into_iter().map(|project| api::ProjectSummary {
+        project_id: project.project,
+        total: project.items.total,
+        bytes_on_disk: project.bytes_on_disk,
+        newest: project.items.newest.map(format_time),
+        state: project.needs_migration.map(|_| "needs_migration".to_owned()),
+    });
+    let mut projects: Vec<api::ProjectSummary> = read.collect();
+    let mut errors = Vec::new();
+    for failed in report.failed {
+        projects.push(api::ProjectSummary {
+            project_id: failed.project.clone(),
+            bytes_on_disk: failed.bytes_on_disk,
+            state: Some(convert::UNREADABLE.to_owned()),
+            ..api::ProjectSummary::default()
+        });
+        errors.push(convert::project_error(failed.project, failed.error));
+    }
+    projects.sort_by_key(|project| project.project_id.to_ascii_lowercase());
+    Ok(api::ProjectsResult { projects, errors })
 }
 
 /// Embeds texts.

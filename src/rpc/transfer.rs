@@ -23,7 +23,6 @@ use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
 use futures::future::join_all;
 use sha2::{Digest, Sha256};
 
-use super::admin::HEALTH_PROJECT;
 use super::{App, Call, convert, store, wire_error};
 use crate::transfer::{Entries, Entry, Format, Record};
 
@@ -121,7 +120,6 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
     let request = BackupRequest {
         path: PathBuf::from(&call.params.path),
         project: call.project.clone(),
-        leave_out: vec![ProjectName::parse(HEALTH_PROJECT, "project_id").map_err(wire_error)?],
     };
     let report = app
         .store

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use ccod_actors::error::KnowledgeError;
 use ccod_actors::store::verify::verify as verify_view;
 use ccod_protocol::api;
 use ccod_protocol::error::{Executed, WireError};
 use tokio::sync::Semaphore;
 
-use super::admin::HEALTH_PROJECT;
 use super::{App, Call, wire_error};
 
 /// One at a time: it reads as fast as the disk gives, and two would only be in each other's way.
@@ -25,8 +25,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
         Some(project) => vec![project.clone()],
         None => {
             let projects = app.store.projects();
-            let names = projects.iter().map(|project| project.name().clone());
-            names.filter(|name| name.as_str() != HEALTH_PROJECT).collect()
+            projects.iter().map(|project| project.name().clone()).collect()
         }
     };
     let mut result = api::VerifyResult::default();
@@ -61,6 +60,15 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
                     true => WireError::deadline_exceeded(Executed::No),
                     false => WireError::cancelled(Executed::No),
                 });
+            }
+            // Of one project: it says nothing about the others.
+            Err(error @ (KnowledgeError::Unreadable { .. } | KnowledgeError::Internal { .. })) => {
+                result.findings.push(finding(
+                    format!("the project cannot be read: {error}"),
+                    Some("restore it from a backup, or move its directory away"),
+                ));
+                result.projects.push(name.to_string());
+                continue;
             }
             Err(error) => return Err(wire_error(error)),
         };

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+mod idle;
 mod lanes;
 mod purge;
 #[path = "../integration/support.rs"]

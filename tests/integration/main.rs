@@ -1,6 +1,7 @@
 //! The daemon as its users meet it: the real executable, model, LanceDB and socket. One binary, because every
 //! test binary links the whole tree.
 
+mod apart;
 mod bad_input;
 mod careless_commands;
 mod command_line;

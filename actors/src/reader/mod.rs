@@ -61,6 +61,8 @@ pub struct ProjectStats {
     pub project: String,
     /// Its items.
     pub items: Arc<ItemStats>,
+    /// Its rows, closed ones and further passages included.
+    pub rows: u64,
     /// Bytes on disk.
     pub bytes_on_disk: u64,
     /// Upkeep that it is behind with, as far as its files tell.
@@ -71,6 +73,26 @@ pub struct ProjectStats {
     pub model: Option<String>,
     /// What is in the way of searching and writing it, if something is.
     pub needs_migration: Option<String>,
+}
+
+/// Counts of several projects: one that cannot be read does not hide the others.
+#[derive(Clone, Debug, Default)]
+pub struct StatsReport {
+    /// Those that could be counted, by name.
+    pub projects: Vec<ProjectStats>,
+    /// Those that could not be.
+    pub failed: Vec<FailedProject>,
+}
+
+/// A project that could not be read.
+#[derive(Clone, Debug)]
+pub struct FailedProject {
+    /// Its name.
+    pub project: String,
+    /// Bytes on disk, as far as they can be counted.
+    pub bytes_on_disk: u64,
+    /// Why.
+    pub error: KnowledgeError,
 }
 
 /// Items by id.
@@ -130,7 +152,7 @@ pub enum ReaderMessage {
     /// What changed in a project after a commit, a part of it at a time.
     Changes(ReadJob<(ProjectName, i64), ChangePage>),
     /// Count the items of one project, or of each.
-    Stats(ReadJob<Option<ProjectName>, Vec<ProjectStats>>),
+    Stats(ReadJob<Option<ProjectName>, StatsReport>),
 }
 
 impl std::fmt::Debug for ReaderMessage {
@@ -312,32 +334,47 @@ async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
     }
 }
 
-/// As [`on_view`], for a search over one project or several. Where there is more, the versions that it has read
-/// are kept for the next page.
+/// As [`on_view`], for a search over one project or several. Of several, those that cannot be searched are left out,
+/// and `degraded` says which and why. Where there is more, the versions that it has read are kept for the next page.
 async fn search_projects(
     store: &Store,
     projects: &Projects,
     request: &SearchRequest,
 ) -> KnowledgeResult<SearchOutcome> {
     let model = &store.config().model.name;
-    let mut views = searchable_views(store, projects).await?;
-    let mut outcome = match caught(search_in(store.pools(), &views, request, model)).await {
-        // Another version is another search, and this one is gone.
-        Err(KnowledgeError::Unreadable { .. }) if matches!(projects, Projects::At(_)) => return Err(cursor_expired()),
-        Err(error @ KnowledgeError::Unreadable { .. }) => {
-            let words = (request.mode != SearchMode::Vector).then_some(request.query.as_str());
-            let mut changed = false;
-            for view in &views {
-                changed |= reexamine(store, view, words).await;
-            }
-            if !changed {
-                return Err(error);
-            }
-            views = searchable_views(store, projects).await?;
-            caught(search_in(store.pools(), &views, request, model)).await?
+    let (mut views, mut left_out) = searchable_views(store, projects).await?;
+    let mut searched = caught(search_in(store.pools(), &views, request, model)).await;
+    if let Err(KnowledgeError::Unreadable { .. }) = &searched {
+        if matches!(projects, Projects::At(_)) {
+            // Another version is another search, and this one is gone.
+            return Err(cursor_expired());
         }
-        result => result?,
-    };
+        let words = (request.mode != SearchMode::Vector).then_some(request.query.as_str());
+        let mut changed = false;
+        for view in &views {
+            changed |= reexamine(store, view, words).await;
+        }
+        if changed {
+            (views, left_out) = searchable_views(store, projects).await?;
+            searched = caught(search_in(store.pools(), &views, request, model)).await;
+        }
+    }
+    if let Err(error) = &searched
+        && views.len() > 1
+        && is_of_a_project(error)
+    {
+        let (sound, failed) = searchable_alone(store, request, &views).await;
+        if !sound.is_empty() {
+            left_out.extend(failed);
+            views = sound;
+            searched = caught(search_in(store.pools(), &views, request, model)).await;
+        }
+    }
+    let mut outcome = searched?;
+    if !left_out.is_empty() {
+        let reasons = outcome.degraded.take().into_iter().chain(left_out);
+        outcome.degraded = Some(reasons.collect::<Vec<_>>().join("; "));
+    }
     if outcome.more {
         for view in &views {
             store.keep_for_pages(view);
@@ -351,28 +388,70 @@ async fn search_projects(
     Ok(outcome)
 }
 
+/// Whether an error says something about a project, and not about the request or the daemon.
+fn is_of_a_project(error: &KnowledgeError) -> bool {
+    matches!(
+        error,
+        KnowledgeError::Unreadable { .. }
+            | KnowledgeError::Internal { .. }
+            | KnowledgeError::ModelMismatch { .. }
+            | KnowledgeError::Expired { .. }
+    )
+}
+
+fn left_out(project: &ProjectName, error: &KnowledgeError) -> String {
+    format!("project {project} is left out: {error}")
+}
+
+/// Which of these views can be searched, and why the others cannot: each is searched by itself. Only where a search
+/// over all of them has failed.
+async fn searchable_alone(
+    store: &Store,
+    request: &SearchRequest,
+    views: &[Arc<ProjectView>],
+) -> (Vec<Arc<ProjectView>>, Vec<String>) {
+    let (mut sound, mut failed) = (Vec::new(), Vec::new());
+    for view in views {
+        let alone = std::slice::from_ref(view);
+        match caught(search(alone, request, &store.config().model.name)).await {
+            Ok(_) => sound.push(Arc::clone(view)),
+            Err(error) => failed.push(left_out(view.project(), &error)),
+        }
+    }
+    (sound, failed)
+}
+
 fn cursor_expired() -> KnowledgeError {
     KnowledgeError::Expired {
         what: "cursor".to_owned(),
     }
 }
 
-/// The views to search. A project that does not exist has none; of all projects, those of another shape are
-/// left out (they are shown by `projects`), while naming one is an error.
-async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult<Vec<Arc<ProjectView>>> {
-    let mut views = Vec::new();
+/// The views to search, and why projects are left out that cannot be opened. A project that does not exist has none;
+/// of all projects, those of another shape are left out (they are shown by `projects`), while naming one is an error,
+/// as is naming only what cannot be opened.
+async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<String>)> {
+    let (mut views, mut failed) = (Vec::new(), Vec::new());
+    let mut first_error = None;
+    let mut fail = |project: &ProjectName, error: KnowledgeError| {
+        failed.push(left_out(project, &error));
+        first_error.get_or_insert(error);
+    };
     match projects {
         Projects::Named(names) => {
             for name in names {
-                views.extend(store.view(name).await?);
+                match store.view(name).await {
+                    Ok(view) => views.extend(view),
+                    Err(error) if names.len() > 1 && is_of_a_project(&error) => fail(name, error),
+                    Err(error) => return Err(error),
+                }
             }
         }
         Projects::All => {
             for project in store.projects() {
-                if let Some(view) = project.view().await?
-                    && view.check_shape().is_ok()
-                {
-                    views.push(view);
+                match project.view().await {
+                    Ok(view) => views.extend(view.filter(|view| view.check_shape().is_ok())),
+                    Err(error) => fail(project.name(), error),
                 }
             }
         }
@@ -382,7 +461,10 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
             }
         }
     }
-    Ok(views)
+    match first_error {
+        Some(error) if views.is_empty() => Err(error),
+        _ => Ok((views, failed)),
+    }
 }
 
 async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -> KnowledgeResult<SearchOutcome> {
@@ -450,31 +532,40 @@ async fn change_page(store: &Store, project: &ProjectName, after: i64) -> Knowle
     Ok(ChangePage { lineage, ..page })
 }
 
-async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<Vec<ProjectStats>> {
-    let mut all = Vec::new();
+async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<StatsReport> {
+    let mut report = StatsReport::default();
     for project in store.projects() {
         if wanted.as_ref().is_some_and(|name| name != project.name()) {
             continue;
         }
-        let project = &project;
+        let known = &project;
         let counted = on_view(store, project.name(), move |view| async move {
             let (model, needs_migration) = match view.shape() {
                 crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
                 crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
             };
             Ok(ProjectStats {
-                project: project.name().to_string(),
+                project: known.name().to_string(),
                 items: view.stats().await?,
-                bytes_on_disk: project.bytes_on_disk().await?,
+                rows: view.row_count().await? as u64,
+                bytes_on_disk: known.bytes_on_disk().await?,
                 debt: view.debt().await?,
                 version: view.sequence(),
                 model,
                 needs_migration,
             })
         });
-        all.extend(counted.await?);
+        match counted.await {
+            Ok(counted) => report.projects.extend(counted),
+            Err(error) if wanted.is_some() => return Err(error),
+            Err(error) => report.failed.push(FailedProject {
+                project: project.name().to_string(),
+                bytes_on_disk: project.bytes_on_disk().await.unwrap_or(0),
+                error,
+            }),
+        }
     }
-    Ok(all)
+    Ok(report)
 }
 
 /// The pool. Cheap to clone; shared by the request handlers and the supervisor, which replaces readers.
@@ -619,7 +710,7 @@ impl ReaderPool {
         &self,
         project: Option<ProjectName>,
         deadline: Deadline,
-    ) -> KnowledgeResult<Vec<ProjectStats>> {
+    ) -> KnowledgeResult<StatsReport> {
         self.ask(project, deadline, ReaderMessage::Stats).await
     }
 

@@ -118,8 +118,6 @@ pub struct BackupRequest {
     pub path: PathBuf,
     /// One project; all of them if absent.
     pub project: Option<ProjectName>,
-    /// Projects that are nobody's (the daemon's own probe).
-    pub leave_out: Vec<ProjectName>,
 }
 
 /// What was backed up.
@@ -228,7 +226,7 @@ impl Store {
         let path = blocking(move || new_place(&path, &knowledge_dir, NewPlace::Directory)).await?;
         // The files of a view must stay where they are.
         let _turn = self.reading_for_long().await;
-        let (views, warnings) = self.moment(&request, watcher.as_ref()).await?;
+        let (views, mut warnings) = self.moment(&request, watcher.as_ref()).await?;
         if let (Some(project), true) = (&request.project, views.is_empty()) {
             return Err(match warnings.into_iter().next() {
                 Some(reason) => KnowledgeError::internal(reason),
@@ -237,7 +235,11 @@ impl Store {
         }
         let mut sources = Vec::with_capacity(views.len());
         for view in views {
-            sources.push(Source::of(view).await?);
+            let project = view.project().clone();
+            match Source::of(view).await {
+                Ok(source) => sources.push(source),
+                Err(error) => warnings.push(request.left_out(project.as_str(), error)?),
+            }
         }
         let mut backup = Backup {
             format: FORMAT,
@@ -251,7 +253,8 @@ impl Store {
         let target = path.clone();
         let created = backup.created.clone();
         let copier = Arc::clone(&watcher);
-        let (partial, projects) = blocking(move || {
+        let wanted = request.clone();
+        let (partial, copied) = blocking(move || {
             let partial = Partial::beside(&target)?;
             let record = BackupRecord {
                 path: target,
@@ -261,19 +264,31 @@ impl Store {
             };
             // Before the first byte: no copy of an item exists that a purge would not be told of.
             record.append(&home)?;
-            let projects = copy_sources(sources, &partial.path, copier.as_ref())?;
-            Ok((partial, projects))
+            let copied = copy_sources(sources, &partial.path, &wanted, copier.as_ref())?;
+            Ok((partial, copied))
         })
         .await?;
-        backup.projects = projects;
+        warnings.extend(copied.left_out);
 
-        let bytes = backup.projects.iter().map(BackupProject::bytes).sum();
-        for project in &backup.projects {
+        let bytes = copied.projects.iter().map(BackupProject::bytes).sum();
+        let knowledge = partial.path.join(KNOWLEDGE);
+        for project in copied.projects {
             watcher.check()?;
             watcher.progress(bytes, bytes, &format!("reading back {}", project.project_id));
-            check_table(&partial.path.join(KNOWLEDGE), project, true).await?;
+            match check_table(&knowledge, &project, true).await {
+                Ok(()) => backup.projects.push(project),
+                Err(error) => {
+                    warnings.push(request.left_out(&project.project_id, error)?);
+                    let copy = knowledge.join(&project.project_id);
+                    blocking(move || remove_copy(&copy)).await?;
+                }
+            }
         }
         watcher.check()?;
+        if let (true, Some(reason)) = (backup.projects.is_empty(), warnings.first()) {
+            return Err(KnowledgeError::internal(reason));
+        }
+        let bytes = backup.projects.iter().map(BackupProject::bytes).sum();
         let (target, written) = (path.clone(), backup.clone());
         blocking(move || partial.publish(&target, &written)).await?;
         Ok(BackupReport {
@@ -293,8 +308,13 @@ impl Store {
     ) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<String>)> {
         loop {
             watcher.check()?;
-            self.discover()?;
+            self.discover();
             let (mut viewless, mut warnings) = (BTreeSet::new(), Vec::new());
+            if request.project.is_none() {
+                let left_aside = self.left_aside.read().unwrap_or_else(PoisonError::into_inner);
+                let knowledge = left_aside.iter().filter(|left| left.holds_knowledge);
+                warnings.extend(knowledge.map(|left| format!("not in the backup: {}", left.reason)));
+            }
             for project in self.projects() {
                 let name = project.name();
                 if !request.wants(name) {
@@ -340,8 +360,19 @@ impl Store {
 }
 
 impl BackupRequest {
+    /// Why a project is not in the backup: its files are damaged, it seems. An error where it was asked for by name, or
+    /// where another try may succeed.
+    fn left_out(&self, project: &str, error: KnowledgeError) -> KnowledgeResult<String> {
+        match error {
+            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. } if self.project.is_none() => Ok(
+                format!("project {project} cannot be copied and is not in the backup ({error}); verify it"),
+            ),
+            error => Err(error),
+        }
+    }
+
     fn wants(&self, name: &ProjectName) -> bool {
-        !self.leave_out.contains(name) && self.project.as_ref().is_none_or(|project| project == name)
+        self.project.as_ref().is_none_or(|project| project == name)
     }
 }
 
@@ -432,48 +463,76 @@ fn all_files(directory: &Path) -> KnowledgeResult<BTreeSet<PathBuf>> {
     Ok(files)
 }
 
+/// What was copied.
+#[derive(Default)]
+struct Copied {
+    projects: Vec<BackupProject>,
+    /// Why others were not.
+    left_out: Vec<String>,
+}
+
 /// Copies the files of every source into `target/knowledge`, durably, and notes their sums.
-fn copy_sources(sources: Vec<Source>, target: &Path, watcher: &dyn Watcher) -> KnowledgeResult<Vec<BackupProject>> {
-    let mut total = 0;
-    for source in &sources {
-        for file in &source.files {
-            let file = source.table.join(file);
-            total += std::fs::metadata(&file)
-                .map_err(|error| unreadable(&file, &error))?
-                .len();
-        }
-    }
+fn copy_sources(
+    sources: Vec<Source>,
+    target: &Path,
+    request: &BackupRequest,
+    watcher: &dyn Watcher,
+) -> KnowledgeResult<Copied> {
+    let files = sources
+        .iter()
+        .flat_map(|source| source.files.iter().map(|file| source.table.join(file)));
+    // What cannot be looked at cannot be read either, which is told when its turn comes.
+    let total = files
+        .map(|file| std::fs::metadata(file).map_or(0, |metadata| metadata.len()))
+        .sum();
     let knowledge = target.join(KNOWLEDGE);
     create_directory(&knowledge).map_err(|error| unwritable(&knowledge, &error))?;
     let mut done = 0;
-    let mut projects = Vec::with_capacity(sources.len());
-    for mut source in sources {
+    let mut copied = Copied::default();
+    'sources: for mut source in sources {
         let message = format!("copying {}", source.record.project_id);
         let project = knowledge.join(&source.record.project_id);
         for file in &source.files {
             fail::fail_point!("backup::file");
             let path = Path::new(&format!("{TABLE_NAME}.lance")).join(file);
             let (from, to) = (source.table.join(file), project.join(&path));
-            let copied = copy_file(&from, &to, watcher, |bytes| {
+            let file = copy_file(&from, &to, watcher, |bytes| {
                 done += bytes;
                 watcher.progress(done, total, &message);
             });
-            let copied = copied.map_err(|error| match error {
-                CopyError::Source(error) => unreadable(&from, &error),
-                CopyError::Target(error) => unwritable(&to, &error),
-                CopyError::Over(error) => error,
-            })?;
+            let file = match file {
+                Ok(file) => file,
+                Err(CopyError::Source(error)) => {
+                    let why = request.left_out(&source.record.project_id, unreadable(&from, &error))?;
+                    copied.left_out.push(why);
+                    remove_copy(&project)?;
+                    continue 'sources;
+                }
+                Err(CopyError::Target(error)) => return Err(unwritable(&to, &error)),
+                Err(CopyError::Over(error)) => return Err(error),
+            };
             let path = path.to_str().map(str::to_owned);
             source.record.files.push(BackupFile {
                 path: path
                     .ok_or_else(|| KnowledgeError::internal("a file of the table has a name that is not UTF-8"))?,
-                ..copied
+                ..file
             });
         }
-        projects.push(source.record);
+        copied.projects.push(source.record);
     }
     sync_tree(target).map_err(|error| unwritable(target, &error))?;
-    Ok(projects)
+    Ok(copied)
+}
+
+/// Takes out of an unfinished backup what was copied of a project.
+fn remove_copy(copy: &Path) -> KnowledgeResult<()> {
+    match std::fs::remove_dir_all(copy) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unwritable(copy, &error)),
+        _ => copy
+            .parent()
+            .map_or(Ok(()), sync_directory)
+            .map_err(|error| unwritable(copy, &error)),
+    }
 }
 
 /// Why a file was not copied.

@@ -1,20 +1,22 @@
 //! Upkeep of a table, in steps: finish a purge that was cut short, forget closed rows that are older than they are
-//! kept, fold new rows into the
-//! keyword index, merge small fragments, rewrite worn ones, remove versions that nobody reads. What to do is
-//! decided by debt, not by a clock; one step is small, and the writer runs it between commits, so that a store
-//! waits for at most one.
+//! kept, fold new rows into the keyword index, merge small fragments, rewrite worn ones, remove versions that nobody
+//! reads. What to do is decided by debt; one step is small, and the writer runs it between commits, so that a store
+//! waits for at most one. Debt counts only what a step can take away, and a step that changed nothing is none.
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
-use lance::dataset::cleanup::CleanupPolicy;
+use lance::dataset::cleanup::{CleanupPolicy, RemovalStats};
 use lance::dataset::optimize::CompactionOptions;
 use lance::index::DatasetIndexExt;
 use lance_index::optimize::OptimizeOptions;
 use lance_table::format::IndexMetadata;
+use lance_table::io::commit::ManifestNamingScheme;
 use lancedb::table::OptimizeAction;
 use serde::Serialize;
 
+use crate::domain::now_ms;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::sync_directories;
 use crate::store::error::{read_error, write_error};
@@ -38,8 +40,13 @@ const FRAGMENTS_PER_TIER: usize = 12;
 /// Size classes of fragments, in rows. A merge of the smallest class that is full makes fragments of the next,
 /// so a row is rewritten once for each class, not once for each merge.
 const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
-/// Versions on disk from which on the unread ones are removed.
+/// Versions that nobody reads from which on they are removed, the present one included in the count.
 const VERSIONS: usize = 64;
+/// Rows that expire within this part of the retention of one another are forgotten together: each forgetting reads the
+/// closed rows and makes two versions.
+const FORGOTTEN_TOGETHER_PART: i32 = 64;
+/// The longest that a row is kept beyond the retention for that.
+const FORGOTTEN_TOGETHER: TimeDelta = TimeDelta::hours(1);
 /// Part of a fragment's rows that may be deleted (closed and moved, or forgotten) before it is rewritten.
 const DELETED_PART: f32 = 0.1;
 /// Fragments below this many rows are left to the merging of small ones.
@@ -64,6 +71,8 @@ pub struct Debt {
     pub deleted_rows: usize,
     /// Versions on disk.
     pub versions: usize,
+    /// Those of them that no reader holds.
+    pub removable_versions: usize,
     /// Whether closed rows are older than they are kept.
     pub expired: bool,
     /// Whether what a purge removed may still be in the files: it was cut short.
@@ -148,22 +157,23 @@ impl Pace {
     }
 }
 
-/// Decides the next step; none when there is no debt worth one at this pace. Pure.
-pub fn next_step(debt: &Debt, pace: Pace) -> Option<Step> {
+/// Decides what is worth a step at this pace, the most urgent first: one is run, the next ones only where it turns out
+/// that those before change nothing. Pure.
+pub fn due_steps(debt: &Debt, pace: Pace) -> Vec<Step> {
+    let mut due = Vec::new();
     if debt.purge_unfinished {
-        return Some(Step::Erase);
+        due.push(Step::Erase);
     }
     if debt.expired {
-        return Some(Step::Forget);
-    }
-    if debt.index_segments >= INDEX_SEGMENTS {
-        return Some(Step::Index {
-            merged: debt.index_segments,
-        });
+        due.push(Step::Forget);
     }
     let unindexed_fragments = debt.largest_bin(usize::MAX, None);
-    if debt.unindexed_rows >= pace.unindexed_rows() || unindexed_fragments >= pace.unindexed_fragments() {
-        return Some(Step::Index {
+    if debt.index_segments >= INDEX_SEGMENTS {
+        due.push(Step::Index {
+            merged: debt.index_segments,
+        });
+    } else if debt.unindexed_rows >= pace.unindexed_rows() || unindexed_fragments >= pace.unindexed_fragments() {
+        due.push(Step::Index {
             merged: segments_to_merge(&debt.segment_rows, debt.unindexed_rows),
         });
     }
@@ -172,14 +182,29 @@ pub fn next_step(debt: &Debt, pace: Pace) -> Option<Step> {
         let largest = segments.clone().map(|segment| debt.largest_bin(*target, Some(segment)));
         largest.max().unwrap_or(0) >= pace.fragments_per_tier(*target)
     };
-    if let Some(target_rows) = TIERS.into_iter().find(crowded) {
-        return Some(Step::Compact { target_rows });
-    }
+    due.extend(
+        TIERS
+            .into_iter()
+            .find(crowded)
+            .map(|target_rows| Step::Compact { target_rows }),
+    );
     let worn = |rows: &FragmentRows| rows.physical >= REWRITTEN_ROWS && !rows.is_mostly_kept(DELETED_PART);
     if debt.fragment_rows.iter().any(worn) {
-        return Some(Step::Rewrite { thorough: false });
+        due.push(Step::Rewrite { thorough: false });
     }
-    (debt.versions >= VERSIONS).then_some(Step::Prune)
+    if debt.removable_versions + 1 >= VERSIONS {
+        due.push(Step::Prune);
+    }
+    due
+}
+
+/// When rows of which the oldest was closed at `oldest_closed` are forgotten without being asked to. Pure.
+pub(crate) fn forgotten_at(oldest_closed: DateTime<Utc>, retention: TimeDelta) -> DateTime<Utc> {
+    let slack = FORGOTTEN_TOGETHER.min(retention / FORGOTTEN_TOGETHER_PART);
+    let kept = retention.checked_add(&slack).unwrap_or(TimeDelta::MAX);
+    oldest_closed
+        .checked_add_signed(kept)
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// How many of the last segments are merged with `new` rows. Pure.
@@ -207,7 +232,7 @@ pub fn next_thorough_step(debt: &Debt) -> Option<Step> {
     } else if debt.deleted_rows > 0 {
         Some(Step::Rewrite { thorough: true })
     } else {
-        (debt.versions > 1).then_some(Step::Prune)
+        (debt.removable_versions > 0).then_some(Step::Prune)
     }
 }
 
@@ -243,14 +268,15 @@ impl Debt {
 }
 
 impl ProjectView {
-    /// Measures the debt of this version, but for what only the writer knows: whether closed rows have expired and
-    /// whether a purge is unfinished. Reads the manifest and one directory.
+    /// Measures the debt of this version, but for what only the writer knows: whether closed rows have expired, whether
+    /// a purge is unfinished, and which versions nobody reads. Reads the manifest and one directory.
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
-        measure(self.dataset()).await
+        measure(self.dataset(), 0).await
     }
 }
 
-async fn measure(dataset: &Dataset) -> KnowledgeResult<Debt> {
+/// Measures the debt of a version. Readers hold none of the versions before `oldest_held`.
+pub(crate) async fn measure(dataset: &Dataset, oldest_held: u64) -> KnowledgeResult<Debt> {
     let segments = dataset.load_indices_by_name(TEXT_INDEX).await.map_err(read_error)?;
     let fragment_rows = fragment_rows(dataset, &segments);
     let mut segment_rows = vec![0; segments.len()];
@@ -262,7 +288,7 @@ async fn measure(dataset: &Dataset) -> KnowledgeResult<Debt> {
             None => unindexed_rows += live,
         }
     }
-    let versions = std::path::Path::new(dataset.uri()).join("_versions");
+    let versions = versions_on_disk(dataset);
     Ok(Debt {
         unindexed_rows,
         index_segments: segments.len(),
@@ -270,10 +296,22 @@ async fn measure(dataset: &Dataset) -> KnowledgeResult<Debt> {
         fragments: fragment_rows.len(),
         deleted_rows: fragment_rows.iter().map(|rows| rows.deleted).sum(),
         fragment_rows,
-        versions: std::fs::read_dir(versions).map_or(0, |entries| entries.count()),
+        removable_versions: versions.iter().filter(|version| **version < oldest_held).count(),
+        versions: versions.len(),
         expired: false,
         purge_unfinished: false,
     })
+}
+
+fn versions_on_disk(dataset: &Dataset) -> Vec<u64> {
+    let directory = std::path::Path::new(dataset.uri()).join("_versions");
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let versions = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let name = name.to_str()?;
+        ManifestNamingScheme::detect_scheme(name)?.parse_version(name)
+    });
+    versions.collect()
 }
 
 impl WriteTable {
@@ -281,10 +319,16 @@ impl WriteTable {
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
         let dataset = current_dataset(self.lancedb()).await?;
         Ok(Debt {
-            expired: self.holds_closed_before(self.retention_cutoff()),
+            expired: self.forgets_at().is_some_and(|at| at <= now_ms()),
             purge_unfinished: self.is_erasing().await?,
-            ..measure(&dataset).await?
+            ..measure(&dataset, self.oldest_kept_version(&dataset)).await?
         })
+    }
+
+    /// The oldest version that must stay: the oldest that a reader holds, or the present one.
+    fn oldest_kept_version(&self, dataset: &Dataset) -> u64 {
+        let current = dataset.version().version;
+        self.oldest_held_version().map_or(current, |held| held.min(current))
     }
 
     /// Runs every step of a thorough upkeep and counts them by name. Old versions stay: they can be pruned once
@@ -296,16 +340,18 @@ impl WriteTable {
         // Fragments that Lance does not merge (indexed and unindexed ones) are left after one try.
         let mut mergeable = true;
         loop {
-            let mut debt = self.debt().await?;
+            let mut debt = Debt {
+                // What has expired goes at once here, together with nothing or not.
+                expired: self.holds_closed_before(self.retention_cutoff()),
+                ..self.debt().await?
+            };
             if !mergeable {
                 debt.fragment_rows.clear();
             }
             let Some(step) = next_thorough_step(&debt).filter(|step| *step != Step::Prune) else {
                 return Ok(steps);
             };
-            let before = self.lance_version().await?;
-            self.maintain(step).await?;
-            let changed = self.lance_version().await? > before;
+            let changed = self.maintain(step).await?;
             match step {
                 Step::Compact { .. } => mergeable = changed,
                 _ if !changed => return Ok(steps),
@@ -322,14 +368,18 @@ impl WriteTable {
         Ok(current_dataset(self.lancedb()).await?.version().version)
     }
 
-    /// Runs one step.
-    pub async fn maintain(&mut self, step: Step) -> KnowledgeResult<()> {
+    /// Runs one step. True if it changed anything: it made a version, or removed some.
+    pub async fn maintain(&mut self, step: Step) -> KnowledgeResult<bool> {
+        let before = self.lance_version().await?;
         match step {
-            Step::Erase => self.erase_removed().await,
-            Step::Forget => self.forget_before(self.retention_cutoff()).await,
-            Step::Rewrite { thorough } => self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART }).await,
+            Step::Erase => self.erase_removed().await?,
+            Step::Forget => self.forget_before(self.retention_cutoff()).await?,
+            Step::Rewrite { thorough } => {
+                self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART })
+                    .await?
+            }
             // Of no segment is to append one.
-            Step::Index { merged } => self.optimize_index(OptimizeOptions::merge(merged)).await,
+            Step::Index { merged } => self.optimize_index(OptimizeOptions::merge(merged)).await?,
             Step::Compact { target_rows } => {
                 let options = CompactionOptions {
                     target_rows_per_fragment: target_rows,
@@ -338,10 +388,11 @@ impl WriteTable {
                     num_threads: Some(1),
                     ..CompactionOptions::default()
                 };
-                self.compact(options).await
+                self.compact(options).await?;
             }
-            Step::Prune => self.prune().await,
+            Step::Prune => return self.prune().await,
         }
+        Ok(self.lance_version().await? > before)
     }
 
     /// Rewrites the fragments of which more than `deleted_part` is deleted, and no others.
@@ -380,11 +431,12 @@ impl WriteTable {
     }
 
     /// Removes every version before the oldest that a reader holds, with the files only they use. Files that
-    /// no version names are removed as well: the caller holds the project's lock, so no write is in flight.
-    pub(crate) async fn prune(&self) -> KnowledgeResult<()> {
-        let current = current_dataset(self.lancedb()).await?.version().version;
-        self.prune_before(self.oldest_held_version().unwrap_or(current).min(current))
-            .await
+    /// no version names are removed as well: the caller holds the project's lock, so no write is in flight. True if
+    /// anything was removed.
+    pub(crate) async fn prune(&self) -> KnowledgeResult<bool> {
+        let dataset = current_dataset(self.lancedb()).await?;
+        let removed = self.prune_before(self.oldest_kept_version(&dataset)).await?;
+        Ok(removed.old_versions > 0 || removed.bytes_removed > 0)
     }
 
     /// Removes every version but the present one, whoever reads it, and for good: no power cut brings them back.
@@ -398,7 +450,7 @@ impl WriteTable {
             .map_err(write_error)
     }
 
-    async fn prune_before(&self, version: u64) -> KnowledgeResult<()> {
+    async fn prune_before(&self, version: u64) -> KnowledgeResult<RemovalStats> {
         let dataset = current_dataset(self.lancedb()).await?;
         let policy = CleanupPolicy {
             before_version: Some(version),
@@ -406,7 +458,7 @@ impl WriteTable {
             error_if_tagged_old_versions: false,
             ..CleanupPolicy::default()
         };
-        dataset.cleanup_with_policy(policy).await.map(drop).map_err(write_error)
+        dataset.cleanup_with_policy(policy).await.map_err(write_error)
     }
 }
 
@@ -459,6 +511,10 @@ mod tests {
         next_step(debt, Pace::Busy)
     }
 
+    fn next_step(debt: &Debt, pace: Pace) -> Option<Step> {
+        due_steps(debt, pace).first().copied()
+    }
+
     /// A debt of these fragments, with as many segments as they name.
     fn debt_of(fragment_rows: Vec<FragmentRows>) -> Debt {
         let segments = fragment_rows.iter().filter_map(|rows| rows.segment).max();
@@ -501,6 +557,7 @@ mod tests {
         assert_eq!(busy(&Debt::default()), None);
         let small = Debt {
             versions: 63,
+            removable_versions: 62,
             ..debt_of([whole(&[1; 11]), unindexed(11)].concat())
         };
         assert_eq!(busy(&small), None);
@@ -577,8 +634,50 @@ mod tests {
     fn versions_are_pruned_last() {
         let debt = Debt {
             versions: 64,
+            removable_versions: 63,
             ..Debt::default()
         };
         assert_eq!(busy(&debt), Some(Step::Prune));
+    }
+
+    #[test]
+    fn versions_that_are_read_are_no_debt() {
+        let debt = Debt {
+            versions: 5_000,
+            removable_versions: 0,
+            ..Debt::default()
+        };
+        assert_eq!(busy(&debt), None);
+        assert_eq!(next_step(&debt, Pace::Quiet), None);
+        assert_eq!(next_thorough_step(&debt), None);
+    }
+
+    #[test]
+    fn a_step_that_may_change_nothing_is_not_in_the_way_of_the_next() {
+        let worn = FragmentRows {
+            physical: 1_000,
+            deleted: 500,
+            segment: Some(0),
+        };
+        let debt = Debt {
+            expired: true,
+            versions: 100,
+            removable_versions: 99,
+            ..debt_of([vec![worn], whole(&[1; 12]), unindexed(12)].concat())
+        };
+        let due = due_steps(&debt, Pace::Busy);
+        let names: Vec<&str> = due.iter().map(|step| step.name()).collect();
+        assert_eq!(names, ["forget", "index", "compact", "rewrite", "prune"]);
+    }
+
+    #[test]
+    fn rows_that_expire_soon_after_one_another_are_forgotten_together() {
+        let closed = DateTime::<Utc>::UNIX_EPOCH;
+        let after = |retention: TimeDelta| forgotten_at(closed, retention) - closed;
+        assert_eq!(after(TimeDelta::zero()), TimeDelta::zero());
+        assert_eq!(after(TimeDelta::seconds(64)), TimeDelta::seconds(65));
+        assert_eq!(after(TimeDelta::days(7)), TimeDelta::days(7) + TimeDelta::hours(1));
+        // Longer than there is time.
+        assert_eq!(forgotten_at(closed, TimeDelta::MAX), DateTime::<Utc>::MAX_UTC);
     }
 }

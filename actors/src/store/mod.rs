@@ -8,6 +8,7 @@ pub mod backup;
 mod cache;
 pub mod changes;
 mod columns;
+mod discover;
 pub mod durable;
 pub mod error;
 pub mod export;
@@ -26,6 +27,7 @@ pub mod room;
 pub mod rows;
 pub mod schema;
 pub mod search;
+pub mod survey;
 pub mod verify;
 pub mod view;
 mod write;
@@ -52,6 +54,7 @@ pub use write::{WriteTable, Written};
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::cache::SweptCache;
+use crate::store::discover::{LeftAside, holds_table};
 use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::held::HeldVersions;
@@ -99,10 +102,12 @@ pub struct StoreConfig {
 pub struct Store {
     config: StoreConfig,
     session: Arc<SharedSession>,
-    /// The restores that were finished when the store was opened, a sentence each.
-    finished: Vec<String>,
+    /// What became of the interrupted restores when the store was opened.
+    finished: restore::Finished,
     /// By the name folded to lower case, so that a collision is seen on every file system.
     projects: RwLock<BTreeMap<String, Arc<Project>>>,
+    /// What lies in the data directory and is not served, as it was last looked at.
+    left_aside: RwLock<Vec<LeftAside>>,
     /// Counts the published views of all projects: what the change feed waits for.
     published: Arc<watch::Sender<u64>>,
     /// Held shared to publish a view, and alone for the instant in which a backup takes the views of all
@@ -195,6 +200,8 @@ pub struct Project {
     notes: std::sync::Mutex<Vec<String>>,
     /// Why the project is empty though there is something on disk, if so.
     lost: std::sync::Mutex<Option<String>>,
+    /// Why it could not be opened when that was last tried, and when.
+    unopened: std::sync::Mutex<Option<(Instant, String)>>,
     /// Whether taking damaged fragments out of the table has failed: tried again when it is opened again.
     repair_failed: AtomicBool,
     /// How often something was taken out of the table.
@@ -230,57 +237,71 @@ impl std::fmt::Debug for Project {
 }
 
 impl Store {
-    /// Opens the store: lists the projects, opens none of them yet.
+    /// Opens the store: lists the projects, opens none of them yet. Nothing that lies in the data directory makes it
+    /// fail: what cannot be used is told of by [`Store::troubles`] and [`Store::recovery`].
     pub fn open(config: StoreConfig) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
         let session = Arc::new(SharedSession::new(
             config.index_cache_bytes,
             config.metadata_cache_bytes,
         ));
-        let finished = restore::finish_interrupted(&config.knowledge_dir)?;
+        let finished = restore::finish_interrupted(&config.knowledge_dir);
+        discover::remove_left_probes(&config.knowledge_dir, |_| false);
         let store = Arc::new(Self {
             config,
             session,
             finished,
             projects: RwLock::new(BTreeMap::new()),
+            left_aside: RwLock::default(),
             published: Arc::new(watch::Sender::new(0)),
             moment: Arc::default(),
             pools: search::Pools::default(),
             transfers: Arc::default(),
         });
-        store.discover()?;
+        store.discover();
         let access = WriteAccess {
             store: Arc::clone(&store),
         };
         Ok((store, access))
     }
 
-    /// Finds the projects on disk.
-    fn discover(&self) -> KnowledgeResult<()> {
-        let entries = match std::fs::read_dir(&self.config.knowledge_dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => {
-                return Err(KnowledgeError::internal(format!(
-                    "{} cannot be read: {error}",
-                    self.config.knowledge_dir.display()
-                )));
-            }
+    /// Finds the projects on disk. Blocks for the reading of one directory.
+    fn discover(&self) {
+        let known: BTreeMap<String, ProjectName> = {
+            let projects = self.projects.read().unwrap_or_else(PoisonError::into_inner);
+            let named = projects
+                .iter()
+                .map(|(folded, project)| (folded.clone(), project.name.clone()));
+            named.collect()
         };
-        for entry in entries.flatten() {
-            let file_name = entry.file_name();
-            let Some(name) = file_name.to_str() else { continue };
-            if name.starts_with('.') {
-                continue; // Of a restore; no project is named so.
-            }
-            match ProjectName::parse(name, "project_id") {
-                Ok(project) if table_directory(&entry.path()).is_dir() => {
-                    self.register(&project)?;
-                }
-                Ok(_) => {}
-                Err(_) => tracing::warn!(directory = ?file_name, "not a project name, ignored"),
-            }
+        let found = discover::look(&self.config.knowledge_dir, |name| {
+            known.get(&name.folded()) == Some(name)
+        });
+        for project in found.projects {
+            // What is refused has got in by another spelling since; the next look tells of it.
+            self.register(&project).ok();
         }
-        Ok(())
+        let mut left_aside = self.left_aside.write().unwrap_or_else(PoisonError::into_inner);
+        for new in found.left_aside.iter().filter(|new| !left_aside.contains(new)) {
+            tracing::warn!("{}", new.reason);
+        }
+        *left_aside = found.left_aside;
+    }
+
+    /// Refuses a name that is no project's though something of that name lies in the data directory.
+    fn check_left_aside(&self, name: &ProjectName) -> KnowledgeResult<()> {
+        let reason = || {
+            let left_aside = self.left_aside.read().unwrap_or_else(PoisonError::into_inner);
+            let found = left_aside
+                .iter()
+                .find(|left| left.name.as_deref() == Some(name.as_str()));
+            found.map(|left| left.reason.clone())
+        };
+        if reason().is_none() {
+            return Ok(());
+        }
+        // It may have been cleared away meanwhile.
+        self.discover();
+        reason().map_or(Ok(()), |reason| Err(KnowledgeError::invalid("project_id", reason)))
     }
 
     /// The project of this name, if it is known; another spelling of its name is refused.
@@ -319,6 +340,7 @@ impl Store {
             recovered: AtomicBool::new(false),
             notes: std::sync::Mutex::default(),
             lost: std::sync::Mutex::default(),
+            unopened: std::sync::Mutex::default(),
             repair_failed: AtomicBool::new(false),
             repairs: AtomicU64::new(0),
             damage: std::sync::Mutex::default(),
@@ -345,21 +367,25 @@ impl Store {
         &self.config
     }
 
-    /// The known projects, by name.
+    /// The known projects of users, by name.
     pub fn projects(&self) -> Vec<Arc<Project>> {
         let projects = self.projects.read().unwrap_or_else(PoisonError::into_inner);
-        projects.values().cloned().collect()
+        let users = projects.values().filter(|project| !project.name.is_own());
+        users.cloned().collect()
     }
 
     /// The present view of a project; nothing where the project does not exist. Opens it on first use.
     pub async fn view(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         match self.known(name)? {
             Some(project) => project.view().await,
-            // Copied in while the daemon runs, as a migration does it.
-            None if table_directory(&self.config.knowledge_dir.join(name.as_str())).is_dir() => {
+            None => {
+                self.check_left_aside(name)?;
+                if !holds_table(&self.config.knowledge_dir.join(name.as_str()))? {
+                    return Ok(None);
+                }
+                // Copied in while the daemon runs, as a migration does it.
                 self.register(name)?.view().await
             }
-            None => Ok(None),
         }
     }
 
@@ -406,8 +432,10 @@ impl Store {
     }
 
     /// What recovery did and found, in the store and in each project, for `admin.status`.
-    pub async fn recovery(&self) -> Vec<String> {
-        let finished = self.finished.clone();
+    pub async fn recovery(self: &Arc<Self>) -> Vec<String> {
+        let finished = self.finished.done.iter().chain(&self.finished.failed).cloned();
+        let left_aside = self.look_again().await.into_iter().map(|left| left.reason);
+        let finished: Vec<String> = finished.chain(left_aside).collect();
         let projects = self.projects();
         let told = tokio::task::spawn_blocking(move || {
             let tell = |project: &Arc<Project>| {
@@ -425,14 +453,30 @@ impl Store {
     /// What is wrong with each project now, for `admin.health`: what cannot be read, and why nothing can be written
     /// where the last write failed for want of room or permission. That is looked at anew each time, so it ends when
     /// its cause does.
-    pub async fn troubles(&self) -> Vec<String> {
-        let mut found = Vec::new();
+    pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
+        let mut found = self.finished.failed.clone();
+        let left_aside = self.look_again().await.into_iter();
+        found.extend(left_aside.filter(|left| left.holds_knowledge).map(|left| left.reason));
         for project in self.projects() {
+            if project.is_to_be_opened_again() {
+                // Only to know whether it can be now; if not, that is told below.
+                project.view().await.ok();
+            }
             let writes = project.writes.trouble(&project.directory).await;
             let all = writes.into_iter().chain(project.unreadable());
             found.extend(all.map(|what| format!("project {}: {what}", project.name)));
         }
         found
+    }
+
+    /// What lies in the data directory now and is not served.
+    async fn look_again(self: &Arc<Self>) -> Vec<LeftAside> {
+        let store = Arc::clone(self);
+        let looked = tokio::task::spawn_blocking(move || {
+            store.discover();
+            store.left_aside.read().unwrap_or_else(PoisonError::into_inner).clone()
+        });
+        looked.await.unwrap_or_default()
     }
 
     /// After a read of `view` has failed: looks for what is damaged, and leaves it out of the next view. True if the
@@ -462,7 +506,13 @@ impl Store {
 impl WriteAccess {
     /// The project of this name, made known if it is new. Nothing is created on disk before the first write.
     pub fn project(&self, name: &ProjectName) -> KnowledgeResult<Arc<Project>> {
-        self.store.register(name)
+        match self.store.known(name)? {
+            Some(project) => Ok(project),
+            None => {
+                self.store.check_left_aside(name)?;
+                self.store.register(name)
+            }
+        }
     }
 
     /// The store.
@@ -477,28 +527,42 @@ impl WriteAccess {
         marked.map(|project| project.name.clone()).collect()
     }
 
-    /// Removes a project with everything in it, at once and for good: for the daemon's own probes.
-    pub async fn drop_project(&self, name: &ProjectName) -> KnowledgeResult<()> {
-        let Some(project) = self.store.known(name)? else {
-            return Ok(());
-        };
-        let mut guard = project.table.lock().await;
-        *guard = None;
-        project.clear_view();
-        let directory = project.directory.clone();
-        tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    /// Removes a project of the daemon's own with everything in it, at once and for good, and what other probes have
+    /// left.
+    ///
+    /// # Errors
+    /// [`KnowledgeError::InvalidParameter`] for a project of a user; otherwise the next one tries again.
+    pub async fn drop_own_project(&self, name: &ProjectName) -> KnowledgeResult<()> {
+        if !name.is_own() {
+            return Err(KnowledgeError::invalid(
+                "project_id",
+                format!("project {name} is not dropped"),
+            ));
+        }
+        if let Some(project) = self.store.known(name)? {
+            let mut guard = project.table.lock().await;
+            *guard = None;
+            project.clear_view();
+        }
+        let store = Arc::clone(&self.store);
+        let directory = self.store.config.knowledge_dir.join(name.as_str());
+        let folded = name.folded();
+        tokio::task::spawn_blocking(move || {
+            let removed = std::fs::remove_dir_all(directory);
+            let mut projects = store.projects.write().unwrap_or_else(PoisonError::into_inner);
+            projects.remove(&folded);
+            drop(projects);
+            discover::remove_left_probes(&store.config.knowledge_dir, |name| {
+                let projects = store.projects.read().unwrap_or_else(PoisonError::into_inner);
+                projects.contains_key(name)
+            });
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(error)),
+                _ => Ok(()),
+            }
         })
         .await
         .map_err(KnowledgeError::internal)?
-        .map_err(write_error)?;
-        self.store
-            .projects
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&name.folded());
-        Ok(())
     }
 
     /// Takes a project's table for writing; waits for a commit that is under way. The table is opened on first
@@ -557,20 +621,26 @@ impl WriteGuard<'_> {
         self.guard.as_mut()
     }
 
-    /// Publishes what was committed: from now on every new request sees it.
+    /// Publishes what was committed: from now on every new request sees it. Where nothing has changed, the view that
+    /// is published stays, with what it has computed, and no feed looks for changes.
     pub async fn publish(&mut self) -> KnowledgeResult<Arc<ProjectView>> {
         let table = self
             .guard
             .as_mut()
             .ok_or_else(|| KnowledgeError::internal("there is no table to publish"))?;
-        let view = table.view().await?;
-        if self
-            .project
-            .published()
-            .is_none_or(|before| before.lance_version() != view.lance_version())
-        {
+        let before = self.project.published();
+        let version = table.lance_version().await?;
+        let same_version = before.filter(|before| before.lance_version() == version);
+        if same_version.is_none() {
             self.project.writes.succeeded();
         }
+        if let Some(before) = same_version
+            && before.sequence() == table.next_sequence() - 1
+            && before.condition() == table.condition()
+        {
+            return Ok(before);
+        }
+        let view = table.view().await?;
         self.project.set_view(Arc::clone(&view));
         Ok(view)
     }
@@ -638,7 +708,9 @@ impl Project {
     fn set_view(&self, view: Arc<ProjectView>) {
         let _not_amid_a_backup = self.moment.read().unwrap_or_else(PoisonError::into_inner);
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
-        self.published.send_modify(|count| *count += 1);
+        if !self.name.is_own() {
+            self.published.send_modify(|count| *count += 1);
+        }
     }
 
     fn lineage(&self) -> Lineage {
@@ -701,10 +773,26 @@ impl Project {
 
     /// Opens the table, if there is one: recovers it first, once in a process.
     async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
-        let location = table_directory(&self.directory);
-        if !location.is_dir() {
+        let opened = self.try_open_table().await;
+        let mut unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner);
+        *unopened = opened.as_ref().err().map(|error| (Instant::now(), error.to_string()));
+        drop(unopened);
+        opened
+    }
+
+    /// Whether it could not be opened, a while ago.
+    fn is_to_be_opened_again(&self) -> bool {
+        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner);
+        unopened
+            .as_ref()
+            .is_some_and(|(when, _)| when.elapsed() >= REEXAMINE_AFTER)
+    }
+
+    async fn try_open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
+        if !holds_table(&self.directory)? {
             return Ok(None);
         }
+        let location = table_directory(&self.directory);
         if !self.recovered.load(Ordering::Acquire) {
             let (name, directory, table) = (self.name.clone(), self.directory.clone(), location.clone());
             let recovered = tokio::task::spawn_blocking(move || recovery::recover(&name, &directory, &table))
@@ -881,8 +969,7 @@ impl Project {
                 return Ok(false);
             }
             table.release_pages();
-            table.maintain(maintenance::Step::Prune).await?;
-            Ok::<bool, KnowledgeError>(true)
+            table.maintain(maintenance::Step::Prune).await
         };
         given_up.await.unwrap_or_else(|error| {
             tracing::warn!(project = %self.name, %error, "old versions could not be removed to make room");
@@ -899,6 +986,7 @@ impl Project {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.unopened.lock().unwrap_or_else(PoisonError::into_inner) = None;
         // Whoever holds it may wait for the table, which the caller holds; what is left then is a version that is
         // not searched again for a minute.
         if let Ok(mut examined) = self.examined.try_lock() {
@@ -914,9 +1002,11 @@ impl Project {
     /// What of the project cannot be read now.
     fn unreadable(&self) -> Vec<String> {
         let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
         let view = self.published();
         let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
-        lost.into_iter().chain(condition).collect()
+        lost.into_iter().chain(unopened).chain(condition).collect()
     }
 
     fn remember(&self, found: &BTreeMap<u64, DamagedFragment>) {

@@ -475,12 +475,21 @@ fn unused(path: PathBuf) -> PathBuf {
     candidate
 }
 
+/// What became of the interrupted restores, a sentence each.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Finished {
+    /// What was finished.
+    pub(crate) done: Vec<String>,
+    /// What could not be, and is tried again by the next start.
+    pub(crate) failed: Vec<String>,
+}
+
 /// Finishes the restores that a crash interrupted, and removes what those left that had not begun to change
-/// anything. Runs before the store knows a project. Gives back what it finished, a sentence each.
-pub(crate) fn finish_interrupted(knowledge: &Path) -> KnowledgeResult<Vec<String>> {
-    let mut told = Vec::new();
+/// anything. Runs before the store knows a project.
+pub(crate) fn finish_interrupted(knowledge: &Path) -> Finished {
+    let mut finished = Finished::default();
     let Ok(entries) = std::fs::read_dir(knowledge) else {
-        return Ok(told); // Nothing there yet; what cannot be read is reported by who reads it next.
+        return finished; // Nothing there yet; what cannot be read is reported by who reads it next.
     };
     for entry in entries.flatten() {
         let is_staging = entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX);
@@ -488,15 +497,20 @@ pub(crate) fn finish_interrupted(knowledge: &Path) -> KnowledgeResult<Vec<String
             continue;
         }
         let staging = entry.path();
-        let finished = finish(&staging, knowledge).map_err(|error| {
-            KnowledgeError::internal(format!(
-                "the restore in {} could not be finished: {error}; move that directory away to start without it",
-                staging.display()
-            ))
-        })?;
-        told.extend(finished);
+        match finish(&staging, knowledge) {
+            Ok(told) => finished.done.extend(told),
+            Err(error) => {
+                let what = format!(
+                    "the restore in {} could not be finished ({error}), so some of its projects may be missing or as \
+                     before it; the next start tries again, or move that directory away and restore anew",
+                    staging.display()
+                );
+                tracing::error!("{what}");
+                finished.failed.push(what);
+            }
+        }
     }
-    Ok(told)
+    finished
 }
 
 fn finish(staging: &Path, knowledge: &Path) -> io::Result<Option<String>> {
@@ -599,7 +613,7 @@ mod tests {
         mark(&home.staging().join("a"), "new");
         // A draft is not yet an intent.
         std::fs::write(home.staging().join("intent.draft"), "{").unwrap();
-        finish_interrupted(&home.knowledge()).unwrap();
+        assert!(finish_interrupted(&home.knowledge()).failed.is_empty());
         assert_eq!(home.held("a").as_deref(), Some("old"));
         assert!(!home.staging().exists() && !home.0.path().join("aside").exists());
     }
@@ -610,7 +624,8 @@ mod tests {
         for renames in 0..=5 {
             let home = Home::new(&["a", "b", "untouched"]);
             home.interrupted(&["a", "b", "c"], renames);
-            let told = finish_interrupted(&home.knowledge()).unwrap();
+            let Finished { done: told, failed } = finish_interrupted(&home.knowledge());
+            assert_eq!(failed, Vec::<String>::new());
             assert!(told.len() == 1 && told[0].contains("a, b, c"), "{told:?}");
             for project in ["a", "b", "c"] {
                 assert_eq!(home.held(project).as_deref(), Some("new"), "{project} after {renames}");
@@ -622,7 +637,7 @@ mod tests {
             assert_eq!(home.held("untouched").as_deref(), Some("old"));
             assert!(!home.staging().exists());
             // Once is enough, and again does nothing.
-            assert!(finish_interrupted(&home.knowledge()).unwrap().is_empty());
+            assert!(finish_interrupted(&home.knowledge()).done.is_empty());
             assert_eq!(home.held("a").as_deref(), Some("new"));
         }
     }
@@ -634,7 +649,7 @@ mod tests {
         home.interrupted(&["a", "b"], 2);
         mark(&home.knowledge().join("a"), "newer");
         std::fs::remove_dir_all(home.knowledge().join("b")).unwrap();
-        finish_interrupted(&home.knowledge()).unwrap();
+        assert!(finish_interrupted(&home.knowledge()).failed.is_empty());
         assert_eq!(home.held("a").as_deref(), Some("newer"));
         assert_eq!(home.held("b"), None);
     }
@@ -644,8 +659,9 @@ mod tests {
         let home = Home::new(&["a"]);
         home.interrupted(&["a"], 0);
         std::fs::write(home.staging().join(INTENT_FILE), "{").unwrap();
-        let error = finish_interrupted(&home.knowledge()).unwrap_err().to_string();
-        assert!(error.contains(".restore-00000001"), "{error}");
+        let finished = finish_interrupted(&home.knowledge());
+        assert!(finished.done.is_empty());
+        assert!(finished.failed[0].contains(".restore-00000001"), "{finished:?}");
         assert_eq!(home.held("a").as_deref(), Some("old"));
         assert_eq!(read_mark(&home.staging().join("a")).as_deref(), Some("new"));
     }
@@ -679,7 +695,7 @@ mod tests {
         let home = Home::new(&["a"]);
         mark(&home.aside("a"), "older");
         home.interrupted(&["a"], 0);
-        finish_interrupted(&home.knowledge()).unwrap();
+        assert!(finish_interrupted(&home.knowledge()).failed.is_empty());
         assert_eq!(read_mark(&home.aside("a")).as_deref(), Some("older"));
         assert_eq!(read_mark(&home.aside("a-2")).as_deref(), Some("old"));
     }

@@ -23,6 +23,7 @@ use crate::store::durable::DurableCommitHandler;
 use crate::store::error::{read_error, write_error};
 use crate::store::held::HeldVersions;
 use crate::store::identity::{IdentityKind, SeenIdentities};
+use crate::store::maintenance::forgotten_at;
 use crate::store::recovery::Condition;
 use crate::store::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
@@ -366,6 +367,11 @@ impl WriteTable {
             let key = revision.item.idempotency_key.as_deref();
             remember(&mut self.seen, revision.id, revision.content_hash, key);
         }
+    }
+
+    /// When rows are next to be forgotten; none as long as none is closed.
+    pub(crate) fn forgets_at(&self) -> Option<DateTime<Utc>> {
+        self.oldest_closed.map(|oldest| forgotten_at(oldest, self.retention))
     }
 
     /// Rows that were closed before this are to be forgotten.

@@ -9,22 +9,26 @@
 //! table is forgotten and opened anew, and the other lanes do not notice (see [`setback`]). Business errors never
 //! end anything.
 
+mod agenda;
 mod announce;
 pub mod commit;
 pub mod lane;
 mod setback;
+mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use agenda::Agenda;
 pub use announce::Announcement;
 use announce::Announcements;
 use commit::commit_group;
@@ -32,14 +36,15 @@ pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpd
 use lane::{GroupLimits, Lane, Touched, Weighed};
 pub(crate) use setback::Troubles;
 use setback::{Setbacks, Work};
+use upkeep::{Upkeep, UpkeepDone, finish_erasing};
 
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::restart::RestartPolicy;
-use crate::store::maintenance::{Debt, Pace, Step, next_step};
-use crate::store::{Project, WriteAccess, WriteGuard};
+use crate::store::maintenance::{Debt, Pace};
+use crate::store::{Project, WriteAccess};
 
 /// Commits of a busy lane after which one step of upkeep may come between: often enough that debt stays
 /// bounded under load, rarely enough that measuring it costs little.
@@ -86,7 +91,13 @@ pub enum WriterMessage {
     Upkeep(ProjectName),
     /// A while has passed since the lane had made this many commits.
     Quiet(ProjectName, u64),
-    /// Remove this project and everything in it.
+    /// Look what upkeep the projects need that nobody writes to.
+    Survey,
+    /// When rows of one of them are next to be forgotten.
+    Surveyed(ProjectName, Option<DateTime<Utc>>),
+    /// Look whether something on the agenda is due; the number of the timer.
+    Agenda(u64),
+    /// Remove this project of the daemon's own and everything in it.
     DropProject(ProjectName, oneshot::Sender<KnowledgeResult<()>>),
     /// Run this with the right to write, beside the lanes; what it changes it locks.
     WithAccess(AccessWork),
@@ -106,6 +117,9 @@ impl std::fmt::Debug for WriterMessage {
             Self::Nudge(_) => "Nudge",
             Self::Upkeep(_) => "Upkeep",
             Self::Quiet(..) => "Quiet",
+            Self::Survey => "Survey",
+            Self::Surveyed(..) => "Surveyed",
+            Self::Agenda(_) => "Agenda",
             Self::DropProject(..) => "DropProject",
             Self::WithAccess(_) => "WithAccess",
             Self::LaneDone(_) => "LaneDone",
@@ -168,21 +182,10 @@ pub struct LaneDone {
     /// Items that the group held; 0 for upkeep alone.
     items: usize,
     committed: bool,
-    /// What upkeep found at which pace, if it was its turn.
-    upkeep: Option<(Pace, Upkeep)>,
+    /// What upkeep found, if it was its turn.
+    upkeep: Option<UpkeepDone>,
     /// What panicked, if something did.
     panicked: Option<Work>,
-}
-
-/// What a turn of upkeep found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Upkeep {
-    /// No debt worth a step.
-    NothingDue,
-    /// One step was run; there may be more.
-    Stepped,
-    /// The step failed; it is tried again after the next commit.
-    Failed,
 }
 
 /// Counters of the writer, since it was started.
@@ -496,8 +499,8 @@ impl WriterHandle {
         }
     }
 
-    /// Removes a project and everything in it.
-    pub async fn drop_project(&self, project: ProjectName, deadline: Deadline) -> KnowledgeResult<()> {
+    /// Removes a project of the daemon's own and everything in it.
+    pub async fn drop_own_project(&self, project: ProjectName, deadline: Deadline) -> KnowledgeResult<()> {
         let (reply, answer) = oneshot::channel();
         self.send(WriterMessage::DropProject(project, reply), answer, deadline)
             .await
@@ -583,6 +586,8 @@ struct LaneState {
     write_setbacks: Setbacks,
     /// Panics of its upkeep.
     upkeep_setbacks: Setbacks,
+    /// Whether its project was dropped while a task was in flight: the lane ends with it.
+    dropped: bool,
 }
 
 /// A group that waits for stores that are on their way.
@@ -603,6 +608,11 @@ pub struct WriterState {
     lanes: HashMap<ProjectName, LaneState>,
     stats: WriterStats,
     debt: Arc<Mutex<HashMap<String, Debt>>>,
+    agenda: Agenda,
+    /// When the agenda is looked at next; none where nothing is on it.
+    timer: Option<upkeep::Timer>,
+    /// How often that was set.
+    timers_set: u64,
     drain: Option<oneshot::Sender<()>>,
     draining: bool,
 }
@@ -622,6 +632,7 @@ impl Actor for Writer {
             tracing::warn!(%project, "a purge was cut short, it is being finished");
             myself.cast(WriterMessage::Upkeep(project))?;
         }
+        myself.send_after(upkeep::first_look(), || WriterMessage::Survey);
         Ok(WriterState {
             announcements: arguments.announcements,
             troubles: arguments.troubles,
@@ -630,6 +641,9 @@ impl Actor for Writer {
             lanes: HashMap::new(),
             stats: WriterStats::default(),
             debt: Arc::default(),
+            agenda: Agenda::default(),
+            timer: None,
+            timers_set: 0,
             drain: None,
             draining: false,
         })
@@ -648,6 +662,8 @@ impl Actor for Writer {
             }
             WriterMessage::Exclusive(request) => state.accept_exclusive(&myself, request),
             WriterMessage::Nudge(project) => state.start(&myself, &project),
+            // The project of a probe that is over is not made known again.
+            WriterMessage::Upkeep(project) if project.is_own() && !state.lanes.contains_key(&project) => {}
             WriterMessage::Upkeep(project) => {
                 if state.ensure_lane(&project).is_ok()
                     && let Some(lane) = state.lanes.get_mut(&project)
@@ -664,18 +680,32 @@ impl Actor for Writer {
                     state.start(&myself, &project);
                 }
             }
-            WriterMessage::DropProject(project, reply) => {
-                let access = Arc::clone(&state.access);
-                // A lane that is left without its project makes itself a new one with the next store.
-                if state
-                    .lanes
-                    .get(&project)
-                    .is_some_and(|lane| !lane.busy && lane.waiting.is_empty())
-                {
-                    state.lanes.remove(&project);
+            WriterMessage::Survey => {
+                if !state.draining {
+                    tokio::spawn(upkeep::survey(Arc::clone(&state.access), myself));
                 }
+            }
+            WriterMessage::Surveyed(project, next) => state.surveyed(&myself, &project, next),
+            WriterMessage::Agenda(number) => state.look_at_agenda(&myself, number),
+            WriterMessage::DropProject(project, reply) => {
+                // What waits is of a probe that is over; a task in flight takes its lane along when it ends.
+                match state.lanes.get_mut(&project) {
+                    Some(lane) if lane.busy => {
+                        lane.waiting = Lane::default();
+                        lane.dropped = true;
+                    }
+                    _ => {
+                        state.lanes.remove(&project);
+                    }
+                }
+                state.agenda.remove(&project);
+                let (access, debt) = (Arc::clone(&state.access), Arc::clone(&state.debt));
                 tokio::spawn(async move {
-                    reply.send(access.drop_project(&project).await).ok();
+                    let dropped = access.drop_own_project(&project).await;
+                    debt.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .remove(project.as_str());
+                    reply.send(dropped).ok();
                 });
             }
             WriterMessage::WithAccess(work) => {
@@ -684,7 +714,11 @@ impl Actor for Writer {
                 } else {
                     Ok(Arc::clone(&state.access))
                 };
-                tokio::spawn(work(access));
+                tokio::spawn(async move {
+                    work(access).await;
+                    // Other tables may be in the places of those that were known.
+                    myself.cast(WriterMessage::Survey).ok();
+                });
             }
             WriterMessage::LaneDone(done) => state.lane_done(&myself, done),
             WriterMessage::Stats(reply) => {
@@ -818,6 +852,7 @@ impl WriterState {
                 quiet: false,
                 write_setbacks: Setbacks::new(self.config.setbacks),
                 upkeep_setbacks: Setbacks::new(self.config.setbacks),
+                dropped: false,
             };
             self.lanes.insert(project.clone(), lane);
         }
@@ -892,19 +927,24 @@ impl WriterState {
                 lane.commits += 1;
                 self.stats.commits += 1;
             }
-            if let Some((pace, upkeep)) = done.upkeep {
-                let stepped = upkeep == Upkeep::Stepped;
+            if let Some(upkeep) = done.upkeep {
+                let stepped = upkeep.outcome == Upkeep::Stepped;
                 self.stats.upkeep_steps += u64::from(stepped);
-                match pace {
+                match upkeep.pace {
                     Pace::Busy => lane.dirty = stepped,
                     Pace::Quiet => lane.quiet &= stepped,
                 }
-                if (pace, upkeep) == (Pace::Busy, Upkeep::NothingDue) {
+                if (upkeep.pace, upkeep.outcome) == (Pace::Busy, Upkeep::NothingDue) {
                     let quiet = WriterMessage::Quiet(done.project.clone(), lane.commits);
                     myself.send_after(QUIET, move || quiet);
                 }
             }
             self.stats.items += done.items as u64;
+            if lane.dropped {
+                self.lanes.remove(&done.project);
+            } else if let Some(upkeep) = done.upkeep {
+                self.upkeep_done(myself, &done.project, upkeep);
+            }
         }
         if let Some(work) = done.panicked {
             self.set_back(myself, &done.project, work);
@@ -1027,9 +1067,9 @@ impl LaneTurn {
         }
         if let Some(pace) = self.upkeep {
             match AssertUnwindSafe(self.upkeep(pace)).catch_unwind().await {
-                Ok(found) => done.upkeep = Some((pace, found)),
+                Ok(found) => done.upkeep = Some(found),
                 Err(_) => {
-                    done.upkeep = Some((pace, Upkeep::Failed));
+                    done.upkeep = Some(UpkeepDone::failed(pace));
                     done.panicked = Some(Work::Upkeep);
                     self.access.forget(&self.project).await;
                 }
@@ -1143,9 +1183,10 @@ impl LaneTurn {
             guard.discard_set_aside().await.map_err(unerased)?;
         }
         if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
-            table.prune().await?;
+            if table.prune().await? {
+                outcome.steps.insert("prune".to_owned(), 1);
+            }
             guard.sweep_caches();
-            outcome.steps.insert("prune".to_owned(), 1);
         }
         Ok(outcome)
     }
@@ -1188,51 +1229,10 @@ impl LaneTurn {
         }
     }
 
-    /// Runs one step of upkeep if there is debt.
-    async fn upkeep(&self, pace: Pace) -> Upkeep {
-        let step = async {
-            let mut guard = self.access.lock(&self.project, false).await?;
-            let Some(table) = guard.table() else {
-                return Ok(Upkeep::NothingDue);
-            };
-            let debt = table.debt().await?;
-            let step = next_step(&debt, pace);
-            self.debt
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(self.project.name().to_string(), debt);
-            let Some(step) = step else {
-                return Ok(Upkeep::NothingDue);
-            };
-            tracing::debug!(project = %self.project.name(), ?step, "upkeep");
-            if let Err(error) = table.maintain(step).await {
-                return Err(guard.failed(error));
-            }
-            guard.publish().await?;
-            match step {
-                Step::Erase => finish_erasing(&mut guard).await?,
-                Step::Prune => guard.sweep_caches(),
-                _ => {}
-            }
-            Ok::<Upkeep, KnowledgeError>(Upkeep::Stepped)
-        };
-        match step.await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(project = %self.project.name(), %error, "upkeep failed, it is tried again after the next store");
-                Upkeep::Failed
-            }
-        }
+    fn note_debt(&self, debt: Debt) {
+        let mut debts = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
+        debts.insert(self.project.name().to_string(), debt);
     }
-}
-
-/// Removes all files that may still hold what a purge removed; the table without it is published.
-async fn finish_erasing(guard: &mut WriteGuard<'_>) -> KnowledgeResult<()> {
-    guard.discard_set_aside().await?;
-    let Some(table) = guard.table() else { return Ok(()) };
-    let finished = table.finish_erasing(PURGE_PATIENCE).await;
-    guard.empty_caches();
-    finished
 }
 
 /// The words of a panic.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::common::{is_false, out_of_range};
-use super::{Durability, ModelIdentity, Params};
+use super::{Durability, ModelIdentity, Params, ProjectError};
 use crate::error::WireError;
 
 fn check_absolute(path: &str) -> Result<(), WireError> {
@@ -34,7 +34,7 @@ impl Params for HealthParams {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthStatus {
-    /// Not everything is up yet.
+    /// A part has not come up yet since the start, and is being tried again; `reasons` say which.
     Starting,
     /// Everything works.
     #[default]
@@ -131,7 +131,7 @@ pub struct ProjectStatus {
     pub unindexed_rows: u64,
     /// Maintenance that is due, by kind.
     pub maintenance_debt: BTreeMap<String, u64>,
-    /// Why it cannot be used, if it cannot.
+    /// Why it cannot be used, if it cannot: `needs_migration`, or `unreadable` (then only its bytes are counted).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -170,7 +170,10 @@ pub struct StatusResult {
     pub server: serde_json::Map<String, serde_json::Value>,
     /// Its projects.
     pub projects: Vec<ProjectStatus>,
-    /// What it had to repair at its start.
+    /// Why some of them could not be read: those whose `state` is `unreadable`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<ProjectError>,
+    /// What it had to repair at its start, and what lies in its data directory and is not served.
     pub recovery: Vec<String>,
 }
 
@@ -203,6 +206,9 @@ pub struct OptimizeResult {
     pub freed_bytes: u64,
     /// What was done, by kind.
     pub steps: BTreeMap<String, u64>,
+    /// Projects that could not be worked on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<ProjectError>,
 }
 
 /// Parameters of `admin.reembed`.

@@ -23,6 +23,17 @@ pub const METADATA_FILTERS_MAX: usize = 32;
 /// The project of a call that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
+/// A project that a call over several projects could not read or work on; the others were.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProjectError {
+    /// The project.
+    pub project_id: String,
+    /// The code of the error that a call for this project alone would have got.
+    pub code: i32,
+    /// Its message.
+    pub message: String,
+}
+
 /// What kind of knowledge an item holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::common::{is_false, out_of_range, yes};
 use super::{
     AsOf, Durability, FILTER_VALUES_MAX, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params,
-    SearchMode, check_project_name, parse_time,
+    ProjectError, SearchMode, check_project_name, parse_time,
 };
 use crate::error::WireError;
 
@@ -870,6 +870,9 @@ pub struct StatsResult {
     pub passages: u64,
     /// The model of the vectors.
     pub model: ModelIdentity,
+    /// Projects that could not be read; the numbers are without them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<ProjectError>,
 }
 
 /// Parameters of `knowledge.projects`: none.
@@ -889,7 +892,7 @@ pub struct ProjectSummary {
     pub bytes_on_disk: u64,
     /// When its newest item was created.
     pub newest: Option<String>,
-    /// Why it cannot be used yet, if it cannot (for example `needs_migration`).
+    /// Why it cannot be used, if it cannot: `needs_migration`, or `unreadable` (then its items are not counted).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -899,6 +902,9 @@ pub struct ProjectSummary {
 pub struct ProjectsResult {
     /// The projects, by name.
     pub projects: Vec<ProjectSummary>,
+    /// Why some of them could not be read: those whose `state` is `unreadable`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<ProjectError>,
 }
 
 /// A conversation: a text, or its parts.

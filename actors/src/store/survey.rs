@@ -1,0 +1,130 @@
+//! A look at what upkeep a project needs that nobody writes to: at the start of the writer, and after a restore.
+//!
+//! A project that is not open is not opened for it, so that a home of many projects costs no memory: its newest
+//! version is read beside everything else and forgotten again.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::builder::DatasetBuilder;
+use lancedb::expr::col;
+
+use super::{Caches, Project, WriteAccess, dataset_shape, table_directory};
+use crate::domain::{ProjectName, now_ms};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::discover::holds_table;
+use crate::store::error::read_error;
+use crate::store::maintenance::{Debt, Pace, due_steps, forgotten_at, measure};
+use crate::store::recovery::Condition;
+use crate::store::rows::RowReader;
+use crate::store::schema::{TableShape, column};
+use crate::store::view::ProjectView;
+use crate::store::write::ERASING_MARK;
+
+/// Bytes of each cache of a look: it reads what it reads once.
+const CACHE_BYTES: usize = 1 << 20;
+
+/// What upkeep a project needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Whether there is a step to run.
+    pub due: bool,
+    /// When rows are next to be forgotten.
+    pub forgets_at: Option<DateTime<Utc>>,
+}
+
+impl Survey {
+    fn of(debt: &Debt, forgets_at: Option<DateTime<Utc>>) -> Self {
+        let debt = Debt {
+            expired: forgets_at.is_some_and(|at| at <= now_ms()),
+            ..debt.clone()
+        };
+        Self {
+            due: !due_steps(&debt, Pace::Quiet).is_empty(),
+            forgets_at,
+        }
+    }
+}
+
+impl WriteAccess {
+    /// Looks at a project. Changes nothing on disk that a first read would not.
+    pub async fn survey(&self, project: &Arc<Project>) -> KnowledgeResult<Survey> {
+        if project.published().is_some() {
+            let guard = project.table.lock().await;
+            return match guard.as_ref() {
+                Some(table) if matches!(table.shape(), TableShape::Current { .. }) => {
+                    Ok(Survey::of(&table.debt().await?, table.forgets_at()))
+                }
+                _ => Ok(Survey::default()),
+            };
+        }
+        if !holds_table(&project.directory)? {
+            return Ok(Survey::default());
+        }
+        let name = project.name.clone();
+        let place = table_directory(&project.directory);
+        let place = place
+            .to_str()
+            .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?
+            .to_owned();
+        let retention = self.store().config().retention;
+        // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
+        let looked = tokio::spawn(async move {
+            let session = Caches::new(CACHE_BYTES, CACHE_BYTES).session;
+            let dataset = DatasetBuilder::from_uri(place)
+                .with_session(session)
+                .load()
+                .await
+                .map_err(read_error)?;
+            let shape = dataset_shape(&dataset);
+            if let TableShape::Foreign { .. } = shape {
+                return Ok(Survey::default());
+            }
+            let oldest_closed = oldest_closed(name, &dataset, shape).await?;
+            let forgets_at = oldest_closed.map(|oldest| forgotten_at(oldest, retention));
+            // Nobody has it open, so nobody reads an older version.
+            let debt = measure(&dataset, dataset.version().version).await?;
+            Ok(Survey::of(&debt, forgets_at))
+        });
+        looked.await.map_err(KnowledgeError::internal)?
+    }
+
+    /// Whether upkeep may run on a project that nobody has written to: not where it would take what is damaged out of
+    /// the table, which may still be put back. A purge is finished all the same.
+    pub async fn may_be_kept_up(&self, project: &Arc<Project>) -> bool {
+        let sound = match project.view().await {
+            Ok(Some(view)) => view.condition().is_sound(),
+            Ok(None) | Err(_) => false,
+        };
+        sound || project.directory.join(ERASING_MARK).exists()
+    }
+}
+
+async fn oldest_closed(
+    project: ProjectName,
+    dataset: &Dataset,
+    shape: TableShape,
+) -> KnowledgeResult<Option<DateTime<Utc>>> {
+    let view = ProjectView::new(
+        project,
+        Arc::new(dataset.clone()),
+        shape,
+        0,
+        Arc::new(Condition::default()),
+    );
+    let scanner = view.scan(&[column::CLOSED_AT], col(column::CLOSED_AT).is_not_null())?;
+    let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
+    let mut oldest = None;
+    while let Some(batch) = stream.try_next().await.map_err(read_error)? {
+        let rows = RowReader(&batch);
+        for row in 0..batch.num_rows() {
+            oldest = oldest
+                .into_iter()
+                .chain(rows.optional_time(column::CLOSED_AT, row)?)
+                .min();
+        }
+    }
+    Ok(oldest)
+}
