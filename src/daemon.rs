@@ -109,7 +109,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         routes,
         shutdown: stop.clone(),
         server: Arc::clone(&stats),
-        imports: rpc::imports(),
+        turns: rpc::Turns::default(),
         started,
     })
     .context("the methods cannot be registered")?;

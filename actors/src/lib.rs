@@ -18,6 +18,7 @@
 #![recursion_limit = "256"]
 
 pub mod admission;
+pub mod clock;
 pub mod deadline;
 pub mod domain;
 pub mod embedder;

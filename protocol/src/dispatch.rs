@@ -155,9 +155,8 @@ impl Shared {
                 // The panic hook has logged where; what it said may quote data and stays off the wire.
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(method = name, "a method panicked");
-                self.failure(WireError::internal(
-                    "the method failed unexpectedly; the daemon goes on",
-                ))
+                let error = WireError::internal("the method failed unexpectedly; the daemon goes on");
+                self.failure(error.with_executed(Executed::unanswered(writes)))
             }
             None if cancelled.is_cancelled() => self.failure(WireError::cancelled(Executed::unanswered(writes))),
             None => {

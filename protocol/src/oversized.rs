@@ -34,7 +34,15 @@ pub(crate) fn too_large(tail: &[u8], writes: bool, limit_bytes: usize) -> WireEr
     )
     .with_executed(Executed::Yes)
     .with_extra("limit_bytes", limit_bytes);
-    small_members(tail)
+    let members = small_members(tail);
+    let token = members.iter().find(|(name, _)| name == "undo_token");
+    let error = match token.and_then(|(_, token)| token.as_str()) {
+        Some(token) => error.with_fix(format!(
+            "`ccoctl undelete --undo {token}` undoes it, if it is not what was wanted"
+        )),
+        None => error,
+    };
+    members
         .into_iter()
         .fold(error, |error, (name, value)| error.with_extra(name, value))
 }
@@ -78,7 +86,8 @@ mod tests {
         assert_eq!(
             error["data"],
             json!({"kind": "response_too_large", "retryable": false, "executed": true, "limit_bytes": 99,
-                   "deleted": 1000, "undo_token": "abc", "version": 7})
+                   "deleted": 1000, "undo_token": "abc", "version": 7,
+                   "fix": "`ccoctl undelete --undo abc` undoes it, if it is not what was wanted"})
         );
         let read = serde_json::to_value(too_large(tail.as_bytes(), false, 99)).unwrap();
         assert_eq!(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ccod_actors::clock::believed_now;
 use ccod_actors::domain::{Deletion, ItemFilter, ItemPatch, ProjectName, check_key, format_time, now_ms};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
@@ -209,7 +210,7 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
                     ),
                 ));
             }
-            if now_ms() - deletion.at > app.store.config().retention {
+            if believed_now() - deletion.at > app.store.config().retention {
                 return Err(WireError::expired("the undo token"));
             }
             (deletion.project.clone(), UndeleteTarget::Deletion(deletion))

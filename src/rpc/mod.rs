@@ -18,7 +18,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ccod_actors::admission::Admission;
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::ProjectName;
 use ccod_actors::routes::Routes;
@@ -36,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 
 pub(crate) use errors::wire_error;
-pub(crate) use transfer::imports;
+pub(crate) use transfer::Turns;
 
 /// What every handler can reach.
 pub(crate) struct App {
@@ -50,8 +49,8 @@ pub(crate) struct App {
     pub(crate) shutdown: CancellationToken,
     /// Counters of the server.
     pub(crate) server: Arc<ServerStats>,
-    /// The places of imports, see [`imports`].
-    pub(crate) imports: Admission,
+    /// The places of long work with files.
+    pub(crate) turns: Turns,
     /// When the daemon began to serve.
     pub(crate) started: Instant,
 }

@@ -40,9 +40,12 @@ const ESCAPED_BYTES: u64 = 6;
 const ITEM_OVERHEAD_BYTES: u64 = 64 << 10;
 /// Bytes of a file that are read at once; its format is known by the first of them.
 const READ_BYTES: usize = 64 << 10;
-/// Imports that run at once; more wait. Each takes the bulk lane of the embedder and has one thread read for it, so
-/// that more of them would not be sooner done.
+/// Imports that run at once; more wait. They share the bulk lane of the embedder, so that more of them would not be
+/// done sooner.
 const IMPORTS: u32 = 2;
+/// Backups and restores that run at once; more wait. Each holds a thread for as long as it copies, and all file work
+/// of the daemon shares a few of those.
+const COPIES: u32 = 2;
 /// Pause where the writer has no room for a single item.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -110,6 +113,35 @@ async fn blocking<T: Send + 'static>(
         .map_err(wire_error)
 }
 
+/// The places of long work with files.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    imports: Admission,
+    copies: Admission,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            imports: Admission::new("the queue of imports", IMPORTS, 1_000),
+            copies: Admission::new("the queue of backups and restores", COPIES, 1_000),
+        }
+    }
+}
+
+/// Waits for a place, as long as the caller does.
+async fn turn(places: &Admission, context: &CallContext, others: &str) -> Result<Permit, WireError> {
+    if let Ok(turn) = places.try_acquire(1) {
+        return Ok(turn);
+    }
+    context.progress(0, None, &format!("waiting for other {others}"));
+    tokio::select! {
+        biased;
+        () = context.cancelled.cancelled() => Err(WireError::cancelled(WireExecuted::No)),
+        turn = places.acquire(1, Deadline::at(context.deadline)) => turn.map_err(wire_error),
+    }
+}
+
 fn bad_path(message: impl Into<String>) -> KnowledgeError {
     KnowledgeError::invalid("path", message)
 }
@@ -117,6 +149,7 @@ fn bad_path(message: impl Into<String>) -> KnowledgeError {
 /// Copies projects as they are at one moment.
 pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api::BackupResult, WireError> {
     check_owner(&call.context)?;
+    let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
     let request = BackupRequest {
         path: PathBuf::from(&call.params.path),
         project: call.project.clone(),
@@ -146,6 +179,7 @@ pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<a
     check_owner(&call.context)?;
     // Known before the copying, which takes long.
     app.routes().writer().map_err(wire_error)?;
+    let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
     let watcher = CallWatcher::new(&call.context);
     let path = PathBuf::from(&call.params.path);
     let staged = app
@@ -311,24 +345,6 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
     })
 }
 
-/// The places of imports.
-pub(crate) fn imports() -> Admission {
-    Admission::new("the queue of imports", IMPORTS, 1_000)
-}
-
-/// Waits for a place, as long as the caller does.
-async fn import_turn(app: &App, call: &Call<api::Import>) -> Result<Permit, WireError> {
-    if let Ok(turn) = app.imports.try_acquire(1) {
-        return Ok(turn);
-    }
-    call.context.progress(0, None, "waiting for other imports");
-    tokio::select! {
-        biased;
-        () = call.context.cancelled.cancelled() => Err(WireError::cancelled(WireExecuted::No)),
-        turn = app.imports.acquire(1, call.deadline()) => turn.map_err(wire_error),
-    }
-}
-
 /// Stores the items of a file.
 pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api::ImportResult, WireError> {
     check_owner(&call.context)?;
@@ -337,7 +353,7 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     let most_bytes = ESCAPED_BYTES * (limits.max_text_bytes + limits.max_metadata_bytes) + ITEM_OVERHEAD_BYTES;
     let most_bytes = usize::try_from(most_bytes).unwrap_or(usize::MAX);
     let path = PathBuf::from(&call.params.path);
-    let _turn = import_turn(&app, &call).await?;
+    let _turn = turn(&app.turns.imports, &call.context, "imports").await?;
     let counter: Arc<dyn Watcher> = watcher.clone();
     let mut source = blocking(move || ImportSource::open(&path, most_bytes, counter)).await?;
     let mut total = 0;

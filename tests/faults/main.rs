@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+mod clock;
 mod idle;
 mod lanes;
 mod purge;
@@ -58,6 +59,8 @@ impl Inside {
         config.supervision.degraded_retry_ms = 1_000;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
+            // As the daemon has it: what holds them all shows.
+            .max_blocking_threads(16)
             .enable_all()
             .build()
             .unwrap();

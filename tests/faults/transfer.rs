@@ -126,3 +126,53 @@ fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
             .all(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
     );
 }
+
+#[test]
+fn many_backups_at_once_leave_threads_for_everybody_else() {
+    const BACKUPS: usize = 20;
+    let daemon = Inside::start();
+    daemon.call("knowledge.store", json!({"text": "to be copied"}));
+    let place = tempfile::tempdir().unwrap();
+    fail::cfg("backup::file", "pause").unwrap();
+    let mut connections: Vec<_> = (0..BACKUPS)
+        .map(|number| {
+            let mut connection = daemon.connect();
+            let path = place.path().join(format!("backup-{number}"));
+            let backup = json!({"jsonrpc": "2.0", "id": 1, "method": "admin.backup", "params": {"path": path}});
+            connection.send(format!("{backup}\n"));
+            connection
+        })
+        .collect();
+    // All have come, two are in the middle of a file, and the others wait.
+    let begun = std::time::Instant::now();
+    loop {
+        let in_flight = daemon.call("admin.status", json!({}))["server"]["in_flight"]
+            .as_u64()
+            .unwrap();
+        let copying = std::fs::read_dir(place.path()).unwrap().count();
+        assert!(copying <= 2, "{copying} backups hold a thread each");
+        if in_flight > BACKUPS as u64 && copying == 2 {
+            break;
+        }
+        assert!(
+            begun.elapsed() < support::PATIENCE,
+            "{in_flight} in flight, {copying} copy"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    daemon.call("knowledge.store", json!({"text": "meanwhile"}));
+    assert_eq!(
+        daemon.call("knowledge.search", json!({"query": "meanwhile"}))["results"][0]["text"],
+        "meanwhile"
+    );
+    fail::remove("backup::file");
+    for connection in &mut connections {
+        let answer = loop {
+            let line = connection.receive().unwrap();
+            if line["id"] == 1 {
+                break line;
+            }
+        };
+        assert!(answer.get("result").is_some(), "{answer}");
+    }
+}

@@ -16,7 +16,7 @@ use lance_table::io::commit::ManifestNamingScheme;
 use lancedb::table::OptimizeAction;
 use serde::Serialize;
 
-use crate::domain::now_ms;
+use crate::clock::believed_now;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::sync_directories;
 use crate::store::error::{read_error, write_error};
@@ -319,7 +319,7 @@ impl WriteTable {
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
         let dataset = current_dataset(self.lancedb()).await?;
         Ok(Debt {
-            expired: self.forgets_at().is_some_and(|at| at <= now_ms()),
+            expired: self.forgets_at().is_some_and(|at| at <= believed_now()),
             purge_unfinished: self.is_erasing().await?,
             ..measure(&dataset, self.oldest_kept_version(&dataset)).await?
         })

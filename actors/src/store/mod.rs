@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::ReadParams;
 use lance::session::{CacheSpec, Session};
@@ -51,6 +51,7 @@ pub use view::ProjectView;
 use write::current_dataset;
 pub use write::{WriteTable, Written};
 
+use crate::clock;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::cache::SweptCache;
@@ -258,10 +259,21 @@ impl Store {
             transfers: Arc::default(),
         });
         store.discover();
+        clock::begin(store.last_commit());
         let access = WriteAccess {
             store: Arc::clone(&store),
         };
         Ok((store, access))
+    }
+
+    /// When anything was last committed to any project, as the file system tells: each commit puts a manifest into a
+    /// table's directory of versions.
+    fn last_commit(&self) -> Option<DateTime<Utc>> {
+        let written = self.projects().into_iter().filter_map(|project| {
+            let versions = table_directory(&project.directory).join("_versions");
+            std::fs::metadata(versions).and_then(|found| found.modified()).ok()
+        });
+        written.max().map(DateTime::from)
     }
 
     /// Finds the projects on disk. Blocks for the reading of one directory.

@@ -12,7 +12,8 @@ use lance::dataset::builder::DatasetBuilder;
 use lancedb::expr::col;
 
 use super::{Caches, Project, WriteAccess, dataset_shape, table_directory};
-use crate::domain::{ProjectName, now_ms};
+use crate::clock::believed_now;
+use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::holds_table;
 use crate::store::error::read_error;
@@ -38,7 +39,7 @@ pub struct Survey {
 impl Survey {
     fn of(debt: &Debt, forgets_at: Option<DateTime<Utc>>) -> Self {
         let debt = Debt {
-            expired: forgets_at.is_some_and(|at| at <= now_ms()),
+            expired: forgets_at.is_some_and(|at| at <= believed_now()),
             ..debt.clone()
         };
         Self {

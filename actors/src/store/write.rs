@@ -17,6 +17,7 @@ use lancedb::index::Index;
 use lancedb::table::{NativeTable, WriteOptions};
 use lancedb::{Connection, Table};
 
+use crate::clock::believed_now;
 use crate::domain::{ProjectName, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::DurableCommitHandler;
@@ -376,7 +377,7 @@ impl WriteTable {
 
     /// Rows that were closed before this are to be forgotten.
     pub(crate) fn retention_cutoff(&self) -> DateTime<Utc> {
-        now_ms() - self.retention
+        believed_now() - self.retention
     }
 
     /// Whether rows that were closed before `cutoff` are kept.

@@ -8,7 +8,8 @@ use chrono::{DateTime, Utc};
 use ractor::ActorRef;
 
 use super::{LaneTurn, PURGE_PATIENCE, WriterMessage};
-use crate::domain::{ProjectName, now_ms};
+use crate::clock::believed_now;
+use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::maintenance::{Pace, Step, due_steps};
 use crate::store::schema::TableShape;
@@ -61,7 +62,7 @@ pub(super) fn first_look() -> Duration {
 
 /// How long the timer sleeps until `next`.
 fn sleep_until(next: DateTime<Utc>) -> Duration {
-    let left = (next - now_ms()).to_std().unwrap_or_default();
+    let left = (next - believed_now()).to_std().unwrap_or_default();
     left.min(hastened(LONGEST_SLEEP))
 }
 
@@ -130,7 +131,7 @@ impl super::WriterState {
             return;
         }
         self.timer = None;
-        let due = self.agenda.take_due(now_ms());
+        let due = self.agenda.take_due(believed_now());
         if !due.is_empty() {
             let (access, writer) = (Arc::clone(&self.access), myself.clone());
             tokio::spawn(async move {
@@ -145,7 +146,7 @@ impl super::WriterState {
     /// Takes note of what a turn of upkeep found.
     pub(super) fn upkeep_done(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName, done: UpkeepDone) {
         match done.outcome {
-            Upkeep::Failed => self.agenda.failed(project, now_ms()),
+            Upkeep::Failed => self.agenda.failed(project, believed_now()),
             Upkeep::NothingDue | Upkeep::Stepped => self.agenda.in_order(project, done.forgets_at),
         }
         self.set_timer(myself);
