@@ -584,6 +584,11 @@ impl Config {
         self.run_dir().join("ccod.lock")
     }
 
+    /// The file whose lock the daemon holds that writes to the projects.
+    pub fn store_lock_path(&self) -> PathBuf {
+        self.knowledge_dir().join(ccod_actors::store::lock::LOCK_FILE)
+    }
+
     /// Log of a daemon in the background.
     pub fn log_path(&self) -> PathBuf {
         self.run_dir().join("ccod.log")

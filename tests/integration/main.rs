@@ -14,6 +14,7 @@ mod life;
 mod life_commands;
 mod lifecycle;
 mod line_endings;
+mod process;
 mod recovery;
 mod support;
 mod transfer;

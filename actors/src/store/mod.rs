@@ -16,6 +16,7 @@ pub mod fulltext;
 pub mod fusion;
 mod growth;
 mod identity;
+pub mod lock;
 pub mod maintenance;
 pub mod recovery;
 mod repair;
@@ -42,6 +43,7 @@ use lancedb::Connection;
 use tokio::sync::{Mutex, watch};
 
 pub use durable::Durability;
+pub use lock::{StoreLock, StoreLockError};
 pub use restore::Lineage;
 pub use view::ProjectView;
 use write::current_dataset;
@@ -94,6 +96,8 @@ pub struct StoreConfig {
 /// All projects. See the module.
 pub struct Store {
     config: StoreConfig,
+    /// Held for as long as anything of the store is in use.
+    lock: StoreLock,
     session: Arc<SharedSession>,
     /// The restores that were finished when the store was opened, a sentence each.
     finished: Vec<String>,
@@ -167,6 +171,7 @@ pub struct WriteAccess {
 pub struct Project {
     name: ProjectName,
     directory: PathBuf,
+    lock: StoreLock,
     durability: Durability,
     model: ModelIdentity,
     retention: TimeDelta,
@@ -224,15 +229,18 @@ impl std::fmt::Debug for Project {
 }
 
 impl Store {
-    /// Opens the store: lists the projects, opens none of them yet.
-    pub fn open(config: StoreConfig) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
+    /// Opens the store: finishes what a restore has left, and lists the projects; opens none of them yet. `lock` is
+    /// that of its directory.
+    pub fn open(config: StoreConfig, lock: StoreLock) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
         let session = Arc::new(SharedSession::new(
             config.index_cache_bytes,
             config.metadata_cache_bytes,
         ));
+        lock.check()?;
         let finished = restore::finish_interrupted(&config.knowledge_dir)?;
         let store = Arc::new(Self {
             config,
+            lock,
             session,
             finished,
             projects: RwLock::new(BTreeMap::new()),
@@ -299,6 +307,7 @@ impl Store {
         let project = Arc::new(Project {
             name: name.clone(),
             directory: self.config.knowledge_dir.join(name.as_str()),
+            lock: self.lock.clone(),
             durability: self.config.durability,
             model: self.config.model.clone(),
             retention: self.config.retention,
@@ -439,6 +448,7 @@ impl WriteAccess {
             return Ok(());
         };
         let mut guard = project.table.lock().await;
+        project.lock.check()?;
         *guard = None;
         project.clear_view();
         let directory = project.directory.clone();
@@ -461,6 +471,7 @@ impl WriteAccess {
     /// use and created where there is none and `create` is set. What of it cannot be read is taken out of it first.
     pub async fn lock<'a>(&self, project: &'a Project, create: bool) -> KnowledgeResult<WriteGuard<'a>> {
         let mut guard = project.table.lock().await;
+        project.lock.check()?;
         match project.prepare_to_write(&mut guard, create).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
             Err(error) => Err(project.writes.failed(&project.directory, error)),
@@ -657,6 +668,8 @@ impl Project {
 
     /// Opens the table, if there is one: recovers it first, once in a process.
     async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
+        // Recovery may change what it finds.
+        self.lock.check()?;
         let location = table_directory(&self.directory);
         if !location.is_dir() {
             return Ok(None);
@@ -681,7 +694,7 @@ impl Project {
         }
         let mut read_params = checked_reads();
         read_params.session(self.session.current());
-        read_params.commit_handler = Some(Arc::new(DurableCommitHandler::new(self.durability)));
+        read_params.commit_handler = Some(Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone())));
         let connection = self.connect().await?;
         // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
         let opened = tokio::spawn(async move {
@@ -960,7 +973,7 @@ impl Project {
             .await
             .map_err(KnowledgeError::internal)??;
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let handler = Arc::new(DurableCommitHandler::new(self.durability));
+        let handler = Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone()));
         let connection = self.connect().await?;
         WriteTable::create(&connection, &self.model, handler, self.session.current()).await?;
         // Opened as any other table is: the index is made there.
