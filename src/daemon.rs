@@ -360,3 +360,35 @@ fn restart_policy(config: &config::SupervisionConfig) -> RestartPolicy {
         degraded_retry: Duration::from_millis(config.degraded_retry_ms),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_part_of_the_grace_leaves_time_for_the_rest() {
+        let cases = [(10_000, 8_000, 8_000), (10_000, 10_000, 8_000), (10_000, 500, 500)];
+        let short = [(3_000, 3_000, 1_500), (100, 100, 50), (600_000, 600_000, 598_000)];
+        for (whole, configured, expected) in cases.into_iter().chain(short) {
+            let mut config = Config::at("/home");
+            config.shutdown.grace_ms = whole;
+            config.limits.shutdown_grace_ms = configured;
+            assert_eq!(server_grace(&config), expected, "{whole} {configured}");
+        }
+    }
+
+    /// What `docs/configuration.md` says to service managers.
+    #[test]
+    fn the_units_wait_longer_than_the_grace_and_do_not_restart_what_was_asked_to_stop() {
+        let grace = config::ShutdownConfig::default().grace_ms / 1_000 + MANAGER_PATIENCE.as_secs();
+        let unit = include_str!("../packaging/systemd/ccod.service");
+        let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        assert!(value("TimeoutStopSec=").parse::<u64>().unwrap() > grace);
+        let codes: Vec<&str> = value("RestartPreventExitStatus=").split(' ').collect();
+        assert!(codes.contains(&shutdown::UNFINISHED_EXIT.to_string().as_str()));
+        let agent = include_str!("../packaging/launchd/org.cco.ccod.plist");
+        let timeout = agent.split("<key>ExitTimeOut</key>").nth(1).unwrap();
+        let timeout = timeout.split("<integer>").nth(1).unwrap().split('<').next().unwrap();
+        assert!(timeout.parse::<u64>().unwrap() > grace);
+    }
+}

@@ -389,6 +389,10 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
         .and_then(|options| Ok(endpoint::prepare_run_dir(&config.run_dir(), &options)?));
     prepared.map_err(|error| start_error(&error))?;
     let log_path = config.log_path();
+    if !a_lock_is_held(config) {
+        // One that cannot be set aside grows; that is no reason not to start.
+        log_file::set_aside_if_large(&log_path).unwrap_or_default();
+    }
     let log =
         log_file::open(&log_path).map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
     let log_start = log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
