@@ -3,7 +3,7 @@
 //! Whoever starts the daemon opens `run/ccod.log` and hands it over as standard error, so that what the daemon says
 //! before it logs, and what a panic says, is there too. From then on the file is the daemon's: it sets it aside
 //! when it has grown too large, opens it again when somebody else has moved it, and standard output and standard
-//! error follow. A standard error that is anything else (a terminal, a pipe, another file) is left alone.
+//! error follow. The same holds for the file that the configuration names. A standard error that is anything else (a terminal, a pipe, another file) is left alone.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -41,6 +41,16 @@ impl LogFile {
     pub fn behind_stderr(path: &Path) -> Option<Self> {
         let named = std::fs::symlink_metadata(path).ok()?;
         (named.is_file() && same_file(&named, &behind_stderr().ok()?)).then(|| Self::new(path, MAX_LOG_BYTES))
+    }
+
+    /// Makes the log at `path` what standard output and standard error write to.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn redirect(path: &Path) -> io::Result<Self> {
+        let log = Self::new(path, MAX_LOG_BYTES);
+        log.shared.open()?;
+        Ok(log)
     }
 
     fn new(path: &Path, max_bytes: u64) -> Self {

@@ -131,7 +131,13 @@ pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
         detach::from_parent();
     }
     let loaded = Config::load(overrides)?;
-    let log = LogFile::behind_stderr(&loaded.config.log_path());
+    let log_path = loaded.config.log_path();
+    let log = match &loaded.config.log.file {
+        Some(path) => Some(
+            LogFile::redirect(path).map_err(|error| CliError::io(format_args!("open {}", path.display()), &error))?,
+        ),
+        None => LogFile::behind_stderr(&log_path),
+    };
     logging::init(&loaded.config.log, log.clone())?;
     set_lance_environment()?;
 
@@ -431,6 +437,10 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
         "WATCHDOG_USEC",
     ] {
         command.env_remove(name);
+    }
+    // A path of `--set` is relative to the directory here as well.
+    if let Some(log) = &config.log.file {
+        command.arg(format!("--set=log.file={}", log.display()));
     }
     let child = command
         .spawn()

@@ -392,6 +392,31 @@ fn the_log_is_set_aside_while_the_daemon_runs() {
     assert!(daemon.home.run(&["daemon", "stop"]).status.success());
 }
 
+#[test]
+fn the_log_goes_to_the_file_that_the_configuration_names() {
+    let home = Home::new();
+    std::fs::create_dir(home.path()).unwrap();
+    std::fs::write(home.path().join("ccod.toml"), "[log]\nfile = \"own.log\"\n").unwrap();
+    let own = home.path().join("own.log");
+    let logged = || std::fs::read_to_string(&own).unwrap_or_default();
+    assert!(home.run(&["daemon", "start"]).status.success());
+    assert!(logged().contains("serving"));
+    assert!(home.run(&["daemon", "stop"]).status.success());
+    assert!(!home.path().join("run/ccod.log").exists());
+
+    let mut daemon = Daemon::start_in(home, &[]);
+    std::fs::remove_file(daemon.home.path().join("own.log")).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    let own = daemon.home.path().join("own.log");
+    until("it goes on there", || {
+        std::fs::read_to_string(&own).is_ok_and(|log| log.contains("SIGHUP"))
+    });
+    assert_eq!(mode(&own), 0o600);
+    assert_eq!(daemon.log(), "", "none of it goes elsewhere");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), Some(0));
+}
+
 /// More work than a second is enough for.
 fn much_work(id: u64) -> String {
     let items: Vec<_> = (0..1_000)
