@@ -13,7 +13,7 @@ use ccod_actors::store::maintenance::{Pace, due_steps};
 use ccod_actors::store::rows::EmbeddedPassage;
 use ccod_actors::store::search::search;
 use ccod_actors::store::view::SearchRequest;
-use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, WriteAccess};
+use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, WriteAccess};
 use ccod_actors::writer::commit::commit_group;
 use ccod_actors::writer::{PreparedItem, WriteOp};
 use rand::rngs::StdRng;
@@ -126,7 +126,9 @@ async fn main() {
             },
             retention: chrono::TimeDelta::days(7),
         };
-        let (store, access) = Store::open(config).unwrap();
+        std::fs::create_dir_all(&config.knowledge_dir).unwrap();
+        let lock = StoreLock::acquire(&config.knowledge_dir).unwrap();
+        let (store, access) = Store::open(config, lock).unwrap();
         let project = ProjectName::default();
 
         let mut times = Vec::new();

@@ -68,6 +68,8 @@ pub struct LogConfig {
     pub level: String,
     /// Text or JSON lines.
     pub format: LogFormat,
+    /// The file that it goes to; none for standard error, which for a daemon in the background is `run/ccod.log`.
+    pub file: Option<PathBuf>,
 }
 
 impl Default for LogConfig {
@@ -75,6 +77,7 @@ impl Default for LogConfig {
         Self {
             level: "info".to_owned(),
             format: LogFormat::Text,
+            file: None,
         }
     }
 }
@@ -539,13 +542,14 @@ impl Config {
 
         let mut config: Self = figment.extract().map_err(|error| extraction_error(&error, &origins))?;
         config.share_item_limits();
-        if let Some(socket) = &config.socket {
+        for (key, path) in [("socket", &mut config.socket), ("log.file", &mut config.log.file)] {
+            let Some(path) = path else { continue };
             // A relative path is relative to where it was written: in the file, to the file's directory.
-            let socket = match origins.get("socket") {
-                Some(Origin::File { .. }) if !socket.starts_with("~") => config.home.join(socket),
-                _ => socket.clone(),
+            let written = match origins.get(key) {
+                Some(Origin::File { .. }) if !path.starts_with("~") => config.home.join(&*path),
+                _ => path.clone(),
             };
-            config.socket = Some(absolute(&socket, user_home.as_deref())?);
+            *path = absolute(&written, user_home.as_deref())?;
         }
         if let Err(Problem { key, message }) = config.check() {
             let origin = origins.get(&key).cloned().unwrap_or(Origin::Default);
@@ -584,9 +588,14 @@ impl Config {
         self.run_dir().join("ccod.lock")
     }
 
+    /// The file whose lock the daemon holds that writes to the projects.
+    pub fn store_lock_path(&self) -> PathBuf {
+        self.knowledge_dir().join(ccod_actors::store::lock::LOCK_FILE)
+    }
+
     /// Log of a daemon in the background.
     pub fn log_path(&self) -> PathBuf {
-        self.run_dir().join("ccod.log")
+        self.log.file.clone().unwrap_or_else(|| self.run_dir().join("ccod.log"))
     }
 
     /// Directory of further models.
@@ -876,8 +885,8 @@ impl Provider for Setting {
 fn setting_from_text(schema: &Schema, key: &str, text: String, origin: Origin) -> Setting {
     let value = match schema.defaults.get(key) {
         // A number or bool that does not parse stays text, so that the error quotes it. What has no default
-        // is a number as well, but for the one path.
-        Some(serde_json::Value::Number(_) | serde_json::Value::Null) if key != "socket" => text
+        // is a number as well, but for the paths.
+        Some(serde_json::Value::Number(_) | serde_json::Value::Null) if !["socket", "log.file"].contains(&key) => text
             .replace('_', "")
             .parse::<u64>()
             .map_or_else(|_| Value::from(text.clone()), Value::from),
@@ -1430,6 +1439,23 @@ mod tests {
         let loaded = load(home.path(), flags, &[]).expect("loads");
         let here = std::env::current_dir().expect("current directory");
         assert_eq!(loaded.config.socket_path(), here.join("other.sock"));
+        assert_eq!(loaded.config.log_path(), home.path().join("run/ccod.log"));
+    }
+
+    #[test]
+    fn so_is_the_log() {
+        let home = home_with("[log]\nfile = \"logs/ccod.log\"\n");
+        let loaded = load(home.path(), Overrides::default(), &[]).expect("loads");
+        assert_eq!(loaded.config.log_path(), home.path().join("logs/ccod.log"));
+        let flags = Overrides {
+            set: vec!["log.file=12".to_owned()],
+            ..Overrides::default()
+        };
+        let loaded = load(home.path(), flags, &[]).expect("loads");
+        assert_eq!(
+            loaded.config.log_path(),
+            std::env::current_dir().expect("here").join("12")
+        );
     }
 
     #[test]

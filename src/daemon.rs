@@ -1,7 +1,6 @@
 //! The daemon, put together: lock, store, model, actors, socket; and taken apart in the other order.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use anyhow::Context as _;
 use ccod_actors::embedder::{EmbedderConfig, EmbedderShared, ModelCell};
 use ccod_actors::reader::ReaderConfig;
 use ccod_actors::restart::RestartPolicy;
-use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig};
+use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, StoreLockError};
 use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
 use ccod_actors::writer::WriterConfig;
 use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointLock};
@@ -23,13 +22,18 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
+use crate::home::{self, HomeError};
+use crate::log_file::LogFile;
+use crate::ownership::Ownership;
 use crate::rpc::{self, App};
 use crate::shutdown;
 
-/// Mode of every directory under `$CCO_HOME`.
-const DIRECTORY_MODE: u32 = 0o700;
-/// What is left of the grace for stopping the actors once the connections are done, at least.
-const LEAST_ACTOR_GRACE: Duration = Duration::from_secs(1);
+/// Of the grace, what is kept for the time after the server's part: the answers to what it cut off, then the actors.
+const RESERVED_GRACE: Duration = Duration::from_secs(2);
+/// What the actors have to stop, at least, however late it is.
+const LEAST_ACTOR_GRACE: Duration = Duration::from_millis(100);
+/// How much longer than the grace a service manager is asked to wait: the end of the runtime, and of the process.
+const MANAGER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start, for the exit code.
 #[derive(Debug, thiserror::Error)]
@@ -37,27 +41,63 @@ pub enum StartError {
     /// The socket or its directory cannot be used: taken, unsafe, or not permitted.
     #[error(transparent)]
     Endpoint(#[from] endpoint::EndpointError),
+    /// The home, or the directory of the projects, is not one to keep things in.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// Another process writes to the store, or it cannot be locked.
+    #[error(transparent)]
+    Store(#[from] StoreLockError),
     /// Anything else.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
-/// Serves until SIGTERM, SIGINT or `admin.shutdown`. True if everything that was accepted was finished.
-pub async fn run(config: Config) -> Result<bool, StartError> {
-    let stop = CancellationToken::new();
-    shutdown::listen(stop.clone()).context("signals cannot be listened to")?;
-    run_until(config, stop).await
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to, and everything that was accepted was finished.
+    Finished,
+    /// It was asked to, and something was left when the time was over.
+    Unfinished,
+    /// It was not asked to: it could not go on.
+    Failed,
 }
 
-/// Serves until `stop` is cancelled. Tests run the daemon inside their process by this.
+/// Serves until SIGTERM, SIGINT or `admin.shutdown`. `log` is the file behind standard error, if it is the daemon's.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(config: Config, log: Option<LogFile>) -> Result<End, StartError> {
+    let stop = CancellationToken::new();
+    shutdown::listen(stop.clone(), log.clone()).context("signals cannot be listened to")?;
+    serve(config, stop, log).await
+}
+
+/// Serves until `stop` is cancelled; true if everything that was accepted was finished. Tests run the daemon inside
+/// their process by this.
+///
+/// # Errors
+/// When it cannot start.
 pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, StartError> {
+    Ok(serve(config, stop, None).await? == End::Finished)
+}
+
+async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) -> Result<End, StartError> {
     let started = Instant::now();
     // Lance creates its files with the modes of the process: owner only, for all of them.
     endpoint::restrict_umask();
-    create_private_directory(&config.home)?;
+    home::prepare(&config.home)?;
 
     raise_open_files();
 
+    // The store's lock comes first: whoever holds it is the daemon of this home, whatever becomes of sockets and run
+    // directories.
+    home::prepare_knowledge(&config.knowledge_dir())?;
+    let store_lock = StoreLock::acquire(&config.knowledge_dir())?;
+    home::close(&config.knowledge_dir())?;
+    if config.access.socket_group.is_empty() {
+        home::advise(&config.home);
+    }
     // Nothing is read, changed or unlinked before the lock is held.
     let socket_path = config.socket_path();
     let options = bind_options(&config.access)?;
@@ -69,18 +109,26 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     {
         endpoint::prepare_run_dir(directory, &options)?;
     }
+    if let Some(log) = &log {
+        log.take();
+    }
     let socket = match inherited_socket()? {
         Some(descriptor) => BoundSocket::from_fd(descriptor)?.with_policy(options.policy.clone()),
-        None => endpoint::bind(&socket_path, &lock, &options)?,
+        None => {
+            if let Some(directory) = socket_path.parent() {
+                endpoint::check_reachable(directory, &options)?;
+            }
+            endpoint::bind(&socket_path, &lock, &options)?
+        }
     };
-    create_private_directory(&config.knowledge_dir())?;
 
     let model = Arc::new(load_model(&config)?);
     let identity = ModelIdentity {
         name: model.identity().to_owned(),
         dimensions: model.dimensions(),
     };
-    let (store, access) = Store::open(store_config(&config, identity)).context("the store cannot be opened")?;
+    let (store, access) =
+        Store::open(store_config(&config, identity), store_lock.clone()).context("the store cannot be opened")?;
     let embedder_config = embedder_config(&config.embedder);
     embedder_config
         .validate(model.max_tokens())
@@ -101,8 +149,10 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
     .context("the supervisor cannot start")?;
 
     let stats = Arc::new(ServerStats::default());
-    let limits = config.limits.clone();
     let grace = Duration::from_millis(config.shutdown.grace_ms);
+    let mut limits = config.limits.clone();
+    limits.shutdown_grace_ms = server_grace(&config);
+    let check_period = Duration::from_millis(limits.socket_check_ms);
     let module = rpc::module(App {
         config,
         store,
@@ -131,6 +181,23 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         }
         true
     });
+    let ownership = Ownership {
+        store: store_lock,
+        endpoint: lock.clone(),
+        options,
+        log,
+    };
+    let ownership = tokio::spawn(ownership.watch(check_period, stop.clone()));
+    // One clock for the whole end, from the moment it was asked for.
+    let asked = stop.clone();
+    let clock = tokio::spawn(async move {
+        asked.cancelled().await;
+        let deadline = Instant::now() + grace;
+        notify_manager(NotifyState::Stopping);
+        let patience = u32::try_from((grace + MANAGER_PATIENCE).as_micros()).unwrap_or(u32::MAX);
+        notify_manager(NotifyState::ExtendTimeoutUsec(patience));
+        deadline
+    });
 
     // Returns once the listener is closed and every accepted request is answered.
     let report = Server::new(module)
@@ -142,21 +209,41 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> Result<bool, 
         tracing::error!(%error, "the socket cannot be served");
         stop.cancel();
     }
-    notify_manager(NotifyState::Stopping);
-    let stopping = Instant::now();
-    let actor_grace = grace.saturating_sub(stopping.elapsed()).max(LEAST_ACTOR_GRACE);
+    let deadline = clock.await.unwrap_or_else(|_| Instant::now());
+    let actor_grace = deadline
+        .saturating_duration_since(Instant::now())
+        .max(LEAST_ACTOR_GRACE);
     let (reply, answer) = oneshot::channel();
     let drained = match supervisor.cast(SupervisorMessage::Shutdown(actor_grace, reply)) {
         Ok(()) => answer.await.unwrap_or(false),
         Err(_) => false,
     };
     let supervised = watchdog.await.unwrap_or(false);
+    let owned = ownership.await.unwrap_or(false);
     drop(lock);
     tracing::info!(drained, ?report, "stopped");
-    Ok(drained && supervised && report.is_clean())
+    Ok(if !(supervised && owned && report.error.is_none()) {
+        End::Failed
+    } else if drained && report.is_clean() {
+        End::Finished
+    } else {
+        End::Unfinished
+    })
 }
 
-fn bind_options(access: &config::AccessConfig) -> Result<BindOptions, StartError> {
+/// The server's part of the grace, in milliseconds: what is configured, but so much less than the whole that there is
+/// time for what comes after.
+fn server_grace(config: &Config) -> u64 {
+    let whole = config.shutdown.grace_ms;
+    let reserved = u64::try_from(RESERVED_GRACE.as_millis()).unwrap_or(u64::MAX);
+    config.limits.shutdown_grace_ms.min(whole - reserved.min(whole / 2))
+}
+
+/// How the socket is bound and who is served.
+///
+/// # Errors
+/// When a user or the group of the configuration does not exist.
+pub fn bind_options(access: &config::AccessConfig) -> Result<BindOptions, StartError> {
     let uids = access
         .uids()
         .map_err(|part| anyhow::anyhow!("access.allowed_uids: `{part}` is no user id"))?;
@@ -212,35 +299,6 @@ fn raise_open_files() {
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
-}
-
-/// Creates a directory for its owner alone, with its parents; tightens one of ours that is too open. Afterwards
-/// its name is on disk: what is acknowledged must not vanish with the directory that it lies in. The name is
-/// synced even if the directory was there, for whoever made it may not have done that.
-fn create_private_directory(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    let missing = path
-        .ancestors()
-        .skip(1)
-        .take_while(|ancestor| !ancestor.exists())
-        .count();
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(path)
-        .with_context(|| format!("{} cannot be created", path.display()))?;
-    let metadata = std::fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(DIRECTORY_MODE))
-            .with_context(|| format!("{} is open to others and cannot be closed", path.display()))?;
-    }
-    for parent in path.ancestors().skip(1).take(missing + 1) {
-        // A parent of another user may not be readable; the directory can be used all the same.
-        if let Err(error) = std::fs::File::open(parent).and_then(|directory| directory.sync_all()) {
-            tracing::warn!(directory = %parent.display(), %error, "cannot be synced, a power cut could take what is in it");
-        }
-    }
-    Ok(())
 }
 
 fn load_model(config: &Config) -> anyhow::Result<ModelCell> {
@@ -300,5 +358,37 @@ fn restart_policy(config: &config::SupervisionConfig) -> RestartPolicy {
         backoff: Duration::from_millis(config.backoff_ms),
         backoff_cap: Duration::from_millis(config.backoff_cap_ms),
         degraded_retry: Duration::from_millis(config.degraded_retry_ms),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_part_of_the_grace_leaves_time_for_the_rest() {
+        let cases = [(10_000, 8_000, 8_000), (10_000, 10_000, 8_000), (10_000, 500, 500)];
+        let short = [(3_000, 3_000, 1_500), (100, 100, 50), (600_000, 600_000, 598_000)];
+        for (whole, configured, expected) in cases.into_iter().chain(short) {
+            let mut config = Config::at("/home");
+            config.shutdown.grace_ms = whole;
+            config.limits.shutdown_grace_ms = configured;
+            assert_eq!(server_grace(&config), expected, "{whole} {configured}");
+        }
+    }
+
+    /// What `docs/configuration.md` says to service managers.
+    #[test]
+    fn the_units_wait_longer_than_the_grace_and_do_not_restart_what_was_asked_to_stop() {
+        let grace = config::ShutdownConfig::default().grace_ms / 1_000 + MANAGER_PATIENCE.as_secs();
+        let unit = include_str!("../packaging/systemd/ccod.service");
+        let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        assert!(value("TimeoutStopSec=").parse::<u64>().unwrap() > grace);
+        let codes: Vec<&str> = value("RestartPreventExitStatus=").split(' ').collect();
+        assert!(codes.contains(&shutdown::UNFINISHED_EXIT.to_string().as_str()));
+        let agent = include_str!("../packaging/launchd/org.cco.ccod.plist");
+        let timeout = agent.split("<key>ExitTimeOut</key>").nth(1).unwrap();
+        let timeout = timeout.split("<integer>").nth(1).unwrap().split('<').next().unwrap();
+        assert!(timeout.parse::<u64>().unwrap() > grace);
     }
 }

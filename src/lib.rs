@@ -6,6 +6,9 @@
 
 pub mod config;
 pub mod daemon;
+pub mod home;
+pub mod log_file;
+mod ownership;
 mod rpc;
 mod shutdown;
 mod transfer;

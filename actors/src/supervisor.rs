@@ -20,6 +20,9 @@ use crate::routes::{PartState, PartStatus, Routes};
 use crate::store::{Store, WriteAccess};
 use crate::writer::{Writer, WriterArguments, WriterConfig, WriterHandle};
 
+/// What the parts have to stop, however late it is.
+const LEAST_STOP: Duration = Duration::from_millis(100);
+
 /// The supervised parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
@@ -301,10 +304,17 @@ impl SupervisorState {
             };
             embedder && writer
         };
-        let drained = tokio::time::timeout(grace, drain).await.unwrap_or(false);
-        for (_, child) in std::mem::take(&mut self.children) {
+        let end = tokio::time::Instant::now() + grace;
+        let drained = tokio::time::timeout_at(end, drain).await.unwrap_or(false);
+        let children = std::mem::take(&mut self.children);
+        for child in children.values() {
             child.cell.stop(Some("shutdown".to_owned()));
-            if tokio::time::timeout(Duration::from_secs(1), child.task).await.is_err() {
+        }
+        // All at once, and within the time that is left; what was drained stops in no time.
+        let end = end.max(tokio::time::Instant::now() + LEAST_STOP);
+        for child in children.into_values() {
+            if tokio::time::timeout_at(end, child.task).await.is_err() {
+                child.cell.kill();
                 tracing::warn!(part = child.part.name(), "a part did not stop in time");
             }
         }

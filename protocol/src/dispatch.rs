@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) rate: Option<RateLimiter>,
     pub(crate) shutdown: CancellationToken,
+    /// Cancelled when the time for finishing is over: what still runs then is answered for.
+    pub(crate) over: CancellationToken,
     /// Notifications, which outlive their connections.
     pub(crate) detached: TaskTracker,
 }
@@ -143,10 +145,13 @@ impl Shared {
             response = &mut call => Some(response),
             () = tokio::time::sleep_until(deadline) => None,
             () = cancelled.cancelled() => None,
+            // Long work looks at its token, so this stops it.
+            () = self.over.cancelled() => { cancelled.cancel(); None }
         };
         let finished = match finished {
             Some(response) => Some(response),
             // The method knows it as well, and may say more than dispatch can.
+            None if self.over.is_cancelled() => tokio::time::timeout(grace.min(LAST_WORDS), &mut call).await.ok(),
             None => tokio::time::timeout(grace, &mut call).await.ok(),
         };
         match finished {
@@ -157,6 +162,9 @@ impl Shared {
                 tracing::error!(method = name, "a method panicked");
                 let error = WireError::internal("the method failed unexpectedly; the daemon goes on");
                 self.failure(error.with_executed(Executed::unanswered(writes)))
+            }
+            None if self.over.is_cancelled() => {
+                self.failure(WireError::shutting_down().with_executed(Executed::unanswered(writes)))
             }
             None if cancelled.is_cancelled() => self.failure(WireError::cancelled(Executed::unanswered(writes))),
             None => {
@@ -211,11 +219,19 @@ impl Shared {
                 writes,
             };
         };
-        let error = if code == ErrorKind::ResponseTooLarge.code() {
+        let mut error = if code == ErrorKind::ResponseTooLarge.code() {
             WireError::response_too_large(self.limits.max_response_bytes)
         } else {
             read_error(&json)
         };
+        if self.over.is_cancelled() && error.kind() == ErrorKind::Cancelled {
+            // By the end of the daemon, not by the caller. What the method says of its effect stays.
+            let stopping = WireError::shutting_down();
+            error.code = stopping.code;
+            error.message = stopping.message;
+            error.data.kind = stopping.data.kind;
+            error.data.retryable = stopping.data.retryable;
+        }
         if let Some(queued) = queued {
             queued.notify(false);
         }
@@ -223,6 +239,8 @@ impl Shared {
     }
 }
 
+/// How long a method that the end of the daemon has cancelled may take to say what became of it.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 /// The id that dispatch gives to jsonrpsee.
 const OUR_ID: Id<'static> = Id::Number(0);
 /// How jsonrpsee's response to it begins.

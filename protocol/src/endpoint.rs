@@ -21,7 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::peer::PeerPolicy;
 
@@ -83,6 +83,21 @@ pub enum EndpointError {
         gid: u32,
         /// The group it must have.
         expected: u32,
+    },
+    /// A directory above the socket is closed to the socket group.
+    #[error(
+        "{path} (mode {mode:04o}, group id {gid}) keeps the socket group {group} from the socket; run: chgrp {group} {path} && chmod g+x {path}, or choose a path outside with --socket",
+        path = path.display()
+    )]
+    GroupCannotReach {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// Its group.
+        gid: u32,
+        /// The socket group.
+        group: u32,
     },
     /// Another daemon holds the lock.
     #[error("another daemon{} holds {path}; use it, or stop it with `ccoctl daemon stop`", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
@@ -237,6 +252,39 @@ pub fn prepare_run_dir(directory: &Path, options: &BindOptions) -> Result<(), En
     }
 }
 
+/// Whether the socket group can come to a socket in `directory`, which [`prepare_run_dir`] has accepted: it may pass
+/// through a directory that is open to all, or to it.
+///
+/// # Errors
+/// [`EndpointError::GroupCannotReach`] names the first directory, from the root, that is closed to it.
+pub fn check_reachable(directory: &Path, options: &BindOptions) -> Result<(), EndpointError> {
+    let Some(group) = options.socket_group else {
+        return Ok(());
+    };
+    let directory = fs::canonicalize(directory).map_err(failed("look at", directory))?;
+    let mut ancestors: Vec<&Path> = directory.ancestors().collect();
+    ancestors.reverse();
+    for path in ancestors {
+        let found = fs::metadata(path).map_err(failed("look at", path))?;
+        let mode = found.mode() & 0o7777;
+        // The kernel looks at the rights of the group alone where the group is the directory's.
+        let passable = if found.gid() == group {
+            mode & 0o010 != 0
+        } else {
+            mode & 0o001 != 0
+        };
+        if !passable {
+            return Err(EndpointError::GroupCannotReach {
+                path: path.to_owned(),
+                mode,
+                gid: found.gid(),
+                group,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// The right to bind and to remove sockets: an exclusive lock on a file beside them, held until the last
 /// clone is dropped.
 #[derive(Clone, Debug)]
@@ -247,7 +295,8 @@ pub struct EndpointLock {
 #[derive(Debug)]
 struct HeldLock {
     path: PathBuf,
-    file: Flock<File>,
+    /// The locked file; another one once the lock was taken anew.
+    file: Mutex<Flock<File>>,
 }
 
 impl EndpointLock {
@@ -256,58 +305,13 @@ impl EndpointLock {
     /// # Errors
     /// [`EndpointError::Locked`] if another process holds it.
     pub fn acquire(path: &Path) -> Result<Self, EndpointError> {
-        loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
-                .open(path)
-                .map_err(|source| match source.raw_os_error() {
-                    Some(code) if code == nix::errno::Errno::ELOOP as i32 => {
-                        EndpointError::LockIsForeign(path.to_owned())
-                    }
-                    _ => failed("open the lock file", path)(source),
-                })?;
-            let opened = file.metadata().map_err(failed("look at", path))?;
-            if !opened.is_file() || opened.uid() != geteuid().as_raw() {
-                return Err(EndpointError::LockIsForeign(path.to_owned()));
-            }
-            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => file,
-                Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                    return Err(EndpointError::Locked {
-                        path: path.to_owned(),
-                        pid: written_pid(&mut file),
-                    });
-                }
-                Err((_, error)) => return Err(failed("lock", path)(error.into())),
-            };
-            // Between opening and locking, somebody may have removed the file; then two could hold "it".
-            match fs::symlink_metadata(path) {
-                Ok(named) if same_file(&named, &opened) => {}
-                _ => continue,
-            }
-            // For people who wonder who holds it. Nothing is decided by it.
-            let noted = file
-                .set_len(0)
-                .and_then(|()| file.seek(SeekFrom::Start(0)))
-                .and_then(|_| {
-                    let line = format!("{}\n", std::process::id());
-                    file.write_all(line.as_bytes())
-                });
-            if let Err(error) = noted {
-                tracing::warn!(%error, path = %path.display(), "the lock file cannot be written; the lock holds all the same");
-            }
-            return Ok(Self {
-                held: Arc::new(HeldLock {
-                    path: path.to_owned(),
-                    file,
-                }),
-            });
-        }
+        let file = lock_file(path)?;
+        Ok(Self {
+            held: Arc::new(HeldLock {
+                path: path.to_owned(),
+                file: Mutex::new(file),
+            }),
+        })
     }
 
     /// Where the lock is.
@@ -319,10 +323,79 @@ impl EndpointLock {
     /// Whether the lock file is still the one that is locked. If not, another daemon could lock a new one.
     #[must_use]
     pub fn still_ours(&self) -> bool {
-        let held = self.held.file.metadata();
-        let named = fs::symlink_metadata(&self.held.path);
-        matches!((held, named), (Ok(held), Ok(named)) if same_file(&held, &named))
+        let file = self.held.file.lock().unwrap_or_else(PoisonError::into_inner);
+        names(&self.held.path, &file)
     }
+
+    /// Takes the lock anew if its file was removed or replaced, with the directory that holds it. True if it had to.
+    ///
+    /// # Errors
+    /// [`EndpointError::Locked`] if another process has taken it since: that one is the daemon now. Otherwise what
+    /// is wrong with the directory; the next try may succeed.
+    pub fn renew(&self, options: &BindOptions) -> Result<bool, EndpointError> {
+        let mut file = self.held.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if names(&self.held.path, &file) {
+            return Ok(false);
+        }
+        if let Some(directory) = self.held.path.parent() {
+            prepare_run_dir(directory, options)?;
+        }
+        *file = lock_file(&self.held.path)?;
+        Ok(true)
+    }
+}
+
+/// Opens and locks the file at `path`.
+fn lock_file(path: &Path) -> Result<Flock<File>, EndpointError> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
+            .open(path)
+            .map_err(|source| match source.raw_os_error() {
+                Some(code) if code == nix::errno::Errno::ELOOP as i32 => EndpointError::LockIsForeign(path.to_owned()),
+                _ => failed("open the lock file", path)(source),
+            })?;
+        let opened = file.metadata().map_err(failed("look at", path))?;
+        if !opened.is_file() || opened.uid() != geteuid().as_raw() {
+            return Err(EndpointError::LockIsForeign(path.to_owned()));
+        }
+        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(EndpointError::Locked {
+                    path: path.to_owned(),
+                    pid: written_pid(&mut file),
+                });
+            }
+            Err((_, error)) => return Err(failed("lock", path)(error.into())),
+        };
+        // Between opening and locking, somebody may have removed the file; then two could hold "it".
+        if !names(path, &file) {
+            continue;
+        }
+        // For people who wonder who holds it. Nothing is decided by it.
+        let noted = file
+            .set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| {
+                let line = format!("{}\n", std::process::id());
+                file.write_all(line.as_bytes())
+            });
+        if let Err(error) = noted {
+            tracing::warn!(%error, path = %path.display(), "the lock file cannot be written; the lock holds all the same");
+        }
+        return Ok(file);
+    }
+}
+
+/// Whether `path` is the name of the open `file`.
+fn names(path: &Path, file: &File) -> bool {
+    matches!((fs::symlink_metadata(path), file.metadata()), (Ok(named), Ok(held)) if same_file(&named, &held))
 }
 
 fn written_pid(file: &mut File) -> Option<u32> {
@@ -516,6 +589,8 @@ impl EndpointName {
         let Some(name) = &self.name else {
             return Err(EndpointError::NotListening);
         };
+        // Whatever took the socket's name may have taken the lock file as well.
+        name.lock.renew(&name.options)?;
         if let Some(directory) = name.path.parent() {
             prepare_run_dir(directory, &name.options)?;
         }

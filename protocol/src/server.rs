@@ -28,6 +28,8 @@ use crate::rate::RateLimiter;
 const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// The longest wait after a failed accept.
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Time after the grace for what is left: each open call is told that the daemon stops, and the answers go out.
+pub const FAREWELL: Duration = Duration::from_secs(1);
 /// Refused clients that are given time to read why; further ones are closed at once.
 const MAX_REFUSALS: usize = 64;
 
@@ -38,7 +40,8 @@ pub struct ServeReport {
     pub connections: u64,
     /// Requests that wanted an answer.
     pub requests: u64,
-    /// Connections that were cut off because they did not finish within the grace period.
+    /// Connections, and notifications that ran on without one, that had not finished within the grace period. Their
+    /// calls were answered `shutting_down`.
     pub cut_off: usize,
     /// Why it could not begin; none if it did.
     pub error: Option<io::Error>,
@@ -105,8 +108,8 @@ impl Server {
     }
 
     /// Serves until `shutdown` is cancelled. Then it stops accepting and removes the socket's name,
-    /// connections stop reading, accepted calls finish, their answers are flushed; what is not done after
-    /// [`Limits::shutdown_grace_ms`] is cut off.
+    /// connections stop reading, accepted calls finish, their answers are flushed. What is not done after
+    /// [`Limits::shutdown_grace_ms`] is cancelled and answered `shutting_down`, within [`FAREWELL`].
     pub async fn serve(self, socket: BoundSocket, shutdown: CancellationToken) -> ServeReport {
         let Self {
             methods,
@@ -129,6 +132,7 @@ impl Server {
             rate: RateLimiter::new(&limits),
             detached: TaskTracker::new(),
             shutdown: shutdown.clone(),
+            over: CancellationToken::new(),
             stats,
             methods,
             limits,
@@ -265,18 +269,20 @@ impl Door {
     async fn finish(mut self) -> ServeReport {
         let grace = Instant::now() + Duration::from_millis(self.shared.limits.shutdown_grace_ms);
         self.shared.detached.close();
-        while !self.connections.is_empty() {
-            if tokio::time::timeout_at(grace, self.connections.join_next())
-                .await
-                .is_err()
-            {
-                break;
-            }
-        }
-        let left = tokio::time::timeout_at(grace, self.shared.detached.wait()).await;
-        let cut_off = self.connections.len() + if left.is_err() { self.shared.detached.len() } else { 0 };
+        let cut_off = self.ended_by(grace).await;
         if cut_off > 0 {
-            tracing::warn!(cut_off, "connections and notifications were cut off at the end");
+            tracing::warn!(
+                cut_off,
+                "the time for stopping is over; what still runs is cancelled and answered so"
+            );
+            self.shared.over.cancel();
+            let silent = self.ended_by(Instant::now() + FAREWELL).await;
+            if silent > 0 {
+                tracing::warn!(
+                    silent,
+                    "connections were closed before their clients had read everything"
+                );
+            }
         }
         self.connections.shutdown().await;
         let seen = self.shared.stats.snapshot();
@@ -286,6 +292,20 @@ impl Door {
             cut_off,
             error: None,
         }
+    }
+
+    /// Waits for connections and notifications until `deadline`. How many are left.
+    async fn ended_by(&mut self, deadline: Instant) -> usize {
+        while !self.connections.is_empty() {
+            if tokio::time::timeout_at(deadline, self.connections.join_next())
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        let waited = tokio::time::timeout_at(deadline, self.shared.detached.wait()).await;
+        self.connections.len() + if waited.is_err() { self.shared.detached.len() } else { 0 }
     }
 }
 

@@ -4,9 +4,8 @@
 //! once all but one find it taken and end. Whoever started them waits for the socket, whichever of them it is
 //! that answers.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,16 +16,18 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use ccod::config::{Config, Origin, Overrides};
-use ccod::daemon::StartError;
+use ccod::daemon::{End, StartError};
+use ccod::log_file::{self, LogFile, MAX_LOG_BYTES};
+use ccod_actors::store::StoreLockError;
 use ccod_protocol::api::{self, HealthParams, HealthResult, HealthStatus, ShutdownParams, StatusParams};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
-use ccod_protocol::endpoint::EndpointError;
+use ccod_protocol::endpoint::{self, EndpointError};
 use ccod_protocol::error::ErrorKind;
 
 use super::connect::{self, Daemon, NoConnection, Scope};
 use super::exit::{CliError, CliResult, Exit};
 use super::output::{self, Output, Style};
-use super::{Context, logging, when};
+use super::{Context, detach, logging, when};
 
 /// How long a start may take if `--timeout` does not say.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,8 +42,12 @@ const MAX_POLL: Duration = Duration::from_millis(50);
 /// probed the lock in the wrong moment.
 const MAX_SPAWNS: u32 = 3;
 
-/// The log is set aside at a start beyond this size, so that it cannot grow forever.
-const MAX_LOG_BYTES: u64 = 8 * 1024 * 1024;
+/// How long `daemon stop` waits for the socket of a daemon that has the lock: it may be starting, or be about to
+/// make a run directory again that was removed.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the end of the process may take beyond the daemon's grace.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Lines of the log that a failed start shows.
 const LOG_TAIL_LINES: usize = 20;
@@ -123,12 +128,17 @@ impl RunArgs {
 /// `ccoctl daemon run`: this process becomes the daemon.
 pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
     if arguments.detached {
-        // Fails only for the leader of a process group, which a spawned process is not; and the daemon works
-        // without: it would then end with the terminal.
-        nix::unistd::setsid().map(drop).unwrap_or_default();
+        detach::from_parent();
     }
     let loaded = Config::load(overrides)?;
-    logging::init(&loaded.config.log)?;
+    let log_path = loaded.config.log_path();
+    let log = match &loaded.config.log.file {
+        Some(path) => Some(
+            LogFile::redirect(path).map_err(|error| CliError::io(format_args!("open {}", path.display()), &error))?,
+        ),
+        None => LogFile::behind_stderr(&log_path),
+    };
+    logging::init(&loaded.config.log, log.clone())?;
     set_lance_environment()?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -137,14 +147,17 @@ pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
         .enable_all()
         .build()
         .map_err(|error| CliError::io("start the runtime", &error))?;
-    let ended = runtime.block_on(ccod::daemon::run(loaded.config));
+    let ended = runtime.block_on(ccod::daemon::run(loaded.config, log));
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
     match ended {
-        Ok(true) => Ok(Exit::Ok),
-        Ok(false) => Err(
-            CliError::new(Exit::Failed, "stopped before everything that was accepted was finished")
-                .fix("the log says what was left; writes that were acknowledged are safe"),
-        ),
+        Ok(End::Finished) => Ok(Exit::Ok),
+        // Not a failure: a service manager must not start again what was asked to stop.
+        Ok(End::Unfinished) => Err(CliError::new(
+            Exit::Retry,
+            "stopped before everything that was accepted was finished",
+        )
+        .fix("the log says what was left; writes that were acknowledged are safe, the others may be repeated")),
+        Ok(End::Failed) => Err(CliError::new(Exit::Failed, "the daemon could not go on").fix("the log says why")),
         Err(error) => Err(start_error(&error)),
     }
 }
@@ -158,17 +171,24 @@ fn start_error(error: &StartError) -> CliError {
             EndpointError::RunDirIsLink(_)
             | EndpointError::RunDirIsForeign { .. }
             | EndpointError::RunDirIsOpen { .. }
+            | EndpointError::GroupCannotReach { .. }
             | EndpointError::LockIsForeign(_) => Exit::Permission,
-            EndpointError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Exit::Permission
-            }
+            EndpointError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
             _ => Exit::Failed,
         },
-        StartError::Other(_) => Exit::Failed,
+        StartError::Home(_) => Exit::Permission,
+        StartError::Store(StoreLockError::Held { .. }) => Exit::Retry,
+        StartError::Store(StoreLockError::NoFile(_)) => Exit::Permission,
+        StartError::Store(StoreLockError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Exit::Permission
+        }
+        StartError::Store(_) | StartError::Other(_) => Exit::Failed,
     };
     // With the causes: this is the line that a failed start leaves in the log.
     match error {
         StartError::Endpoint(error) => CliError::new(exit, error.to_string()),
+        StartError::Home(error) => CliError::new(exit, error.to_string()),
+        StartError::Store(error) => CliError::new(exit, error.to_string()),
         StartError::Other(error) => CliError::new(exit, format!("{error:#}")),
     }
 }
@@ -342,7 +362,7 @@ impl SpawnedDaemon {
         let Some(ended) = ended else {
             return Ok(None);
         };
-        if lock_is_held(&config.lock_path()) {
+        if a_lock_is_held(config) {
             return Ok(None);
         }
         let lost = ended.code() == Some(i32::from(Exit::Retry as u8));
@@ -368,14 +388,19 @@ impl SpawnedDaemon {
 
 fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
     let config = &context.loaded.config;
-    let run_dir = config.run_dir();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&run_dir)
-        .map_err(|error| CliError::io(format_args!("create {}", run_dir.display()), &error))?;
+    // What the daemon would refuse is not touched here either.
+    let prepared = ccod::home::check(&config.home)
+        .map_err(StartError::from)
+        .and_then(|()| ccod::daemon::bind_options(&config.access))
+        .and_then(|options| Ok(endpoint::prepare_run_dir(&config.run_dir(), &options)?));
+    prepared.map_err(|error| start_error(&error))?;
     let log_path = config.log_path();
-    let log = open_log(&log_path).map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
+    if !a_lock_is_held(config) {
+        // One that cannot be set aside grows; that is no reason not to start.
+        log_file::set_aside_if_large(&log_path).unwrap_or_default();
+    }
+    let log =
+        log_file::open(&log_path).map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
     let log_start = log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
     let error_log = log
         .try_clone()
@@ -395,13 +420,29 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
     {
         command.arg("--socket").arg(socket);
     }
-    let child = command
+    command
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(error_log)
         // A daemon must not keep a directory from being unmounted or removed.
-        .current_dir("/")
+        .current_dir("/");
+    // What a service manager has told this process is not for the daemon.
+    for name in [
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    ] {
+        command.env_remove(name);
+    }
+    // A path of `--set` is relative to the directory here as well.
+    if let Some(log) = &config.log.file {
+        command.arg(format!("--set=log.file={}", log.display()));
+    }
+    let child = command
         .spawn()
         .map_err(|error| CliError::io(format_args!("run {}", executable.display()), &error))?;
     Ok(SpawnedDaemon {
@@ -422,17 +463,12 @@ fn own_executable() -> CliResult<PathBuf> {
     Ok(replaced.filter(|replaced| replaced.exists()).unwrap_or(path))
 }
 
-fn open_log(path: &Path) -> std::io::Result<File> {
-    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_LOG_BYTES) {
-        std::fs::rename(path, path.with_extension("log.1"))?;
-    }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
-}
-
 /// The last lines of the log that were written since `start`.
 fn log_tail(path: &Path, start: u64) -> String {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|mut log| {
+        // Set aside meanwhile, it is a new one.
+        let start = if log.metadata()?.len() < start { 0 } else { start };
         log.seek(SeekFrom::Start(start))?;
         log.take(MAX_LOG_BYTES).read_to_end(&mut bytes)
     });
@@ -449,6 +485,11 @@ fn log_tail(path: &Path, start: u64) -> String {
         .join("\n")
 }
 
+/// Whether a daemon holds the endpoint's lock or the store's.
+fn a_lock_is_held(config: &Config) -> bool {
+    lock_is_held(&config.lock_path()) || lock_is_held(&config.store_lock_path())
+}
+
 /// Whether a daemon holds the lock. Looking takes it for a moment, so look only when there is a reason to.
 fn lock_is_held(path: &Path) -> bool {
     let Ok(file) = OpenOptions::new().write(true).open(path) else {
@@ -462,32 +503,21 @@ fn lock_is_held(path: &Path) -> bool {
 
 async fn stop(context: &Context) -> CliResult {
     let config = &context.loaded.config;
-    let socket = config.socket_path();
-    let client = match connect::connect(&socket).await {
-        Ok(client) => client,
-        Err(NoConnection::Failed(error)) => return Err(error),
-        Err(NoConnection::Absent) if lock_is_held(&config.lock_path()) => {
-            return Err(CliError::new(
-                Exit::Unavailable,
-                format!(
-                    "a daemon holds {} and does not listen on {}",
-                    config.lock_path().display(),
-                    socket.display()
-                ),
-            )
-            .fix("it may be starting or stopping: try again; or it was started with another --socket"));
-        }
-        Err(NoConnection::Absent) => {
-            report_state(&context.output, "stopped", "no daemon was running")?;
-            return Ok(Exit::Ok);
-        }
+    let Some(client) = connect_to_stop(config).await? else {
+        report_state(&context.output, "stopped", "no daemon was running")?;
+        return Ok(Exit::Ok);
     };
     let daemon = Daemon::over(client, context);
-    daemon.call::<api::Shutdown>(Scope::None, &ShutdownParams {}).await?;
-    let patience = Duration::from_millis(config.shutdown.grace_ms) + Duration::from_secs(5);
+    let stopping = daemon.call::<api::Shutdown>(Scope::None, &ShutdownParams {}).await?;
+    // Its own word for it: it may run with another configuration than this command reads.
+    let grace_ms = match stopping.grace_ms {
+        0 => config.shutdown.grace_ms,
+        told => told,
+    };
+    let patience = Duration::from_millis(grace_ms) + STOP_PATIENCE;
     let deadline = Instant::now() + context.timeout.unwrap_or(patience);
     let mut poll = MIN_POLL;
-    while lock_is_held(&config.lock_path()) {
+    while a_lock_is_held(config) {
         if Instant::now() >= deadline {
             return Err(
                 CliError::new(Exit::Retry, "the daemon is still finishing what it accepted")
@@ -499,6 +529,36 @@ async fn stop(context: &Context) -> CliResult {
     }
     report_state(&context.output, "stopped", "stopped")?;
     Ok(Exit::Ok)
+}
+
+/// A connection to the daemon that is to be stopped; none if none runs.
+async fn connect_to_stop(config: &Config) -> CliResult<Option<Client>> {
+    let socket = config.socket_path();
+    let deadline = Instant::now() + SOCKET_PATIENCE;
+    loop {
+        match connect::connect(&socket).await {
+            Ok(client) => return Ok(Some(client)),
+            Err(NoConnection::Failed(error)) => return Err(error),
+            Err(NoConnection::Absent) if !a_lock_is_held(config) => return Ok(None),
+            Err(NoConnection::Absent) if Instant::now() >= deadline => {
+                let lock = if lock_is_held(&config.lock_path()) {
+                    config.lock_path()
+                } else {
+                    config.store_lock_path()
+                };
+                return Err(CliError::new(
+                    Exit::Unavailable,
+                    format!(
+                        "a daemon holds {} and does not listen on {}",
+                        lock.display(),
+                        socket.display()
+                    ),
+                )
+                .fix("it may be starting or stopping: try again; or it was started with another --socket"));
+            }
+            Err(NoConnection::Absent) => tokio::time::sleep(MAX_POLL).await,
+        }
+    }
 }
 
 fn report_state(output: &Output, state: &str, text: &str) -> CliResult<()> {
@@ -605,17 +665,5 @@ mod tests {
         assert_eq!(tail.lines().count(), LOG_TAIL_LINES);
         assert!(tail.ends_with("  line 29"), "{tail}");
         assert!(!tail.contains("old line"), "{tail}");
-    }
-
-    #[test]
-    fn a_large_log_is_set_aside() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("ccod.log");
-        File::create(&path)
-            .and_then(|file| file.set_len(MAX_LOG_BYTES + 1))
-            .expect("written");
-        let log = open_log(&path).expect("opened");
-        assert_eq!(log.metadata().expect("metadata").len(), 0);
-        assert!(directory.path().join("ccod.log.1").exists());
     }
 }

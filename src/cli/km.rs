@@ -166,7 +166,7 @@ pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
     if let KmCommand::Store { text, .. } = &command {
         knowledge::check_not_blank(text)?;
     }
-    let project = context.project(None);
+    let project = context.project(None)?;
     let daemon = Daemon::open(context).await?;
     match command {
         KmCommand::Store {

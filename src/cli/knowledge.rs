@@ -292,7 +292,7 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
 
 /// `ccoctl store`.
 pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let parameters = StoreParams {
         metadata: parse_metadata(arguments.metadata.as_deref())?,
         text: text_to_store(arguments.text)?,
@@ -337,8 +337,10 @@ fn store_summary(stored: &StoreResult) -> String {
 
 /// `ccoctl search`.
 pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResult {
-    let scope_name = (!arguments.all_projects).then(|| context.project(arguments.project.as_deref()));
     let asked = arguments.mode;
+    let scope_name = (!arguments.all_projects)
+        .then(|| context.project(arguments.project.as_deref()))
+        .transpose()?;
     let parameters = SearchParams {
         query: arguments.query,
         limit: arguments.limit,
@@ -456,7 +458,7 @@ pub(crate) fn search_summary(found: &SearchResult, asked: SearchMode, project: O
 
 /// `ccoctl list`.
 pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let parameters = ListParams {
         filters: arguments.filters.into_filters(),
         order: arguments.order,
@@ -511,7 +513,7 @@ fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> 
 
 /// `ccoctl get`.
 pub(crate) async fn get(context: &Context, arguments: GetArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let mut ids = arguments.ids;
     let parameters = if ids.len() == 1 {
         GetParams {
@@ -574,7 +576,9 @@ fn render_item(output: &Output, item: &Item) -> String {
 
 /// `ccoctl stats`.
 pub(crate) async fn stats(context: &Context, arguments: StatsArgs) -> CliResult {
-    let scope_name = (!arguments.all_projects).then(|| context.project(arguments.project.as_deref()));
+    let scope_name = (!arguments.all_projects)
+        .then(|| context.project(arguments.project.as_deref()))
+        .transpose()?;
     let daemon = Daemon::open(context).await?;
     let counted = daemon
         .call::<api::Stats>(Scope::of(scope_name.as_deref()), &StatsParams {})

@@ -143,7 +143,7 @@ pub(crate) struct SimilarArgs {
 
 /// `ccoctl update`.
 pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let changes = arguments.changes;
     let parameters = UpdateParams {
         id: arguments.id,
@@ -170,7 +170,7 @@ pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResul
 
 /// `ccoctl history`.
 pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let parameters = HistoryParams { id: arguments.id };
     let daemon = Daemon::open(context).await?;
     let history = daemon
@@ -244,7 +244,7 @@ pub(crate) async fn delete(context: &Context, arguments: DeleteArgs) -> CliResul
     let must_ask = by_filter
         && !arguments.dry_run
         && Consent::detect(arguments.yes).must_ask("delete all items that meet the filter", Some("--dry-run"))?;
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let scope = Scope::Project(&project);
     let daemon = Daemon::open(context).await?;
     let mut announced = None;
@@ -359,7 +359,7 @@ pub(crate) async fn undelete(context: &Context, arguments: UndeleteArgs) -> CliR
     let by_ids = arguments.undo.is_none();
     // A token names its project.
     let project = match arguments.project {
-        None if by_ids => Some(context.project(None)),
+        None if by_ids => Some(context.project(None)?),
         named => named,
     };
     let parameters = UndeleteParams {
@@ -392,7 +392,7 @@ fn undelete_summary(undeleted: &UndeleteResult) -> String {
 
 /// `ccoctl purge`.
 pub(crate) async fn purge(context: &Context, arguments: PurgeArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let ids = arguments.ids;
     if Consent::detect(arguments.yes).must_ask("remove items for good", None)? {
         output::message(shown_ids(&ids, ids.len() as u64));
@@ -438,7 +438,7 @@ fn purge_summary(purged: &PurgeResult, missing: &[&str], project: &str) -> Strin
 pub(crate) async fn cleanup(context: &Context, arguments: CleanupArgs) -> CliResult {
     let must_ask = arguments.apply
         && Consent::detect(arguments.yes).must_ask("delete all items of that age", Some("leaving out --apply"))?;
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let scope = Scope::Project(&project);
     let look = CleanupParams {
         older_than_days: arguments.older_than,
@@ -519,7 +519,7 @@ fn cleanup_summary(cleaned: &CleanupResult, project: &str) -> String {
 
 /// `ccoctl similar`.
 pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let parameters = SimilarParams {
         id: arguments.id,
         limit: arguments.limit,

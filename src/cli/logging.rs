@@ -5,11 +5,13 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 use ccod::config::{LogConfig, LogFormat};
+use ccod::log_file::LogFile;
 
 use super::exit::{CliError, CliResult, Exit};
 
 /// Starts logging. Called once, by `daemon run`.
-pub(crate) fn init(log: &LogConfig) -> CliResult<()> {
+/// `file` is the daemon's own file behind standard error, if it is one.
+pub(crate) fn init(log: &LogConfig, file: Option<LogFile>) -> CliResult<()> {
     let filter = EnvFilter::try_new(directives(&log.level)).map_err(|error| {
         CliError::new(
             Exit::Config,
@@ -19,7 +21,15 @@ pub(crate) fn init(log: &LogConfig) -> CliResult<()> {
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        // Where the log cannot be written (a closed pipe, a terminal that is gone), the subscriber would say so on
+        // standard error, and fail the request in which it tries.
+        .log_internal_errors(false)
+        .with_writer(move || -> Box<dyn std::io::Write> {
+            match &file {
+                Some(file) => Box::new(file.clone()),
+                None => Box::new(std::io::stderr()),
+            }
+        });
     let started = match log.format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -171,7 +171,7 @@ fn restore_summary(restored: &RestoreResult) -> String {
 
 /// `ccoctl export`.
 pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let parameters = ExportParams {
         path: absolute(&arguments.path)?,
         format: arguments.format,
@@ -191,7 +191,7 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
 
 /// `ccoctl import`.
 pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref());
+    let project = context.project(arguments.project.as_deref())?;
     let parameters = ImportParams {
         path: absolute(&arguments.path)?,
         dry_run: arguments.dry_run,

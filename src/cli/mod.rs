@@ -8,6 +8,7 @@ mod admin;
 mod confirm;
 mod connect;
 mod daemon;
+mod detach;
 mod exit;
 mod grammar;
 mod km;
@@ -18,6 +19,7 @@ mod maintenance;
 mod output;
 mod progress;
 mod project;
+mod state_file;
 mod when;
 
 use std::ffi::{OsStr, OsString};
@@ -184,12 +186,15 @@ pub(crate) struct Context {
 
 impl Context {
     /// The project of a command: the one named, else that of the current directory.
-    fn project(&self, named: Option<&str>) -> String {
+    ///
+    /// # Errors
+    /// When it cannot be told which repository has which project.
+    fn project(&self, named: Option<&str>) -> CliResult<String> {
         match (named, std::env::current_dir()) {
-            (Some(name), _) => name.to_owned(),
+            (Some(name), _) => Ok(name.to_owned()),
             (None, Ok(directory)) => project::detect(&self.loaded.config.home, &directory),
             // A directory that was removed underneath belongs to no repository.
-            (None, Err(_)) => project::DEFAULT_PROJECT.to_owned(),
+            (None, Err(_)) => Ok(project::DEFAULT_PROJECT.to_owned()),
         }
     }
 }

@@ -3,20 +3,22 @@
 //! A project is a repository: all worktrees of one share its git common directory and so its project. The name
 //! is the repository's base name, because people type it; the first repository to use a name keeps it, and
 //! another one of the same name gets a suffix made from its path, so two checkouts called `api` never mix their
-//! knowledge. Claims are kept in `$CCO_HOME/projects.json`.
+//! knowledge. Claims are kept in `$CCO_HOME/projects.json`; if they cannot be read, no project is guessed.
 //!
 //! Git's files are read directly: spawning `git` would cost more than the whole request.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::exit::{CliError, CliResult, Exit};
+use super::output;
+use super::state_file::{Found, StateFile};
 
 /// Project of whatever lies outside a repository. No repository can claim it.
 pub(crate) const DEFAULT_PROJECT: &str = "default";
@@ -28,17 +30,29 @@ const MAX_NAME_BYTES: usize = 100;
 const SUFFIX_DIGITS: usize = 6;
 
 /// The project of the directory `start`, claiming its name in `home`.
-pub(crate) fn detect(home: &Path, start: &Path) -> String {
+///
+/// # Errors
+/// When the claims cannot be read: a guess could be the name of another repository.
+pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
     let Some(repository) = git_common_dir(start) else {
-        return DEFAULT_PROJECT.to_owned();
+        return Ok(DEFAULT_PROJECT.to_owned());
     };
-    match claim(home, &repository) {
-        Ok(name) => name,
-        // A read-only home (a sandbox): the name is what the claims on disk say, it is only not recorded.
-        Err(_) => {
-            let claims = read_claims(&claims_path(home)).unwrap_or_default();
-            claims.name_for(&repository)
-        }
+    let file = StateFile::at(home.join("projects.json"));
+    let found = read_claims(&file)?;
+    if let Some(reason) = &found.mended
+        && io::stderr().is_terminal()
+    {
+        output::message(reason);
+    }
+    let name = found.claims.name_for(&repository);
+    if found.mended.is_none() && found.claims.claims.contains_key(&name) {
+        return Ok(name);
+    }
+    match claim(home, &file, &repository) {
+        Ok(claimed) => claimed,
+        // A home that cannot be written to (a sandbox): the name is what the claims on disk say, it is only not
+        // recorded.
+        Err(_) => Ok(name),
     }
 }
 
@@ -120,7 +134,6 @@ fn sanitise(name: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Claims {
     /// Path of the git common directory by the project's name.
-    #[serde(default)]
     claims: BTreeMap<String, String>,
 }
 
@@ -151,60 +164,58 @@ impl Claims {
     }
 }
 
-fn claims_path(home: &Path) -> PathBuf {
-    home.join("projects.json")
+/// The claims as found.
+struct FoundClaims {
+    claims: Claims,
+    /// What happened, if they are not what the file says, but its copy.
+    mended: Option<String>,
 }
 
-fn read_claims(path: &Path) -> io::Result<Claims> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Claims::default()),
-        Err(error) => Err(error),
+fn read_claims(file: &StateFile) -> CliResult<FoundClaims> {
+    let path = file.path().display();
+    let found = file
+        .read()
+        .map_err(|error| CliError::io(format_args!("read {path}"), &error))?;
+    match found {
+        Found::Nothing => Ok(FoundClaims {
+            claims: Claims::default(),
+            mended: None,
+        }),
+        Found::Sound(claims) => Ok(FoundClaims { claims, mended: None }),
+        Found::Copy(claims, reason) => Ok(FoundClaims {
+            claims,
+            mended: Some(format!(
+                "{path} {reason}; its copy {} is used instead",
+                file.copy_path().display()
+            )),
+        }),
+        Found::Damaged(reason) => Err(CliError::new(
+            Exit::Config,
+            format!("{path} {reason}; it says which repository has which project, so none can be chosen"),
+        )
+        .fix(format!(
+            "name the project with --project, or put the file back from a backup; without one, remove it and {}: then \
+             the next repository of each name gets the project of that name",
+            file.copy_path().display()
+        ))),
     }
 }
 
-/// The name of `repository`, recorded if it is new.
-fn claim(home: &Path, repository: &Path) -> io::Result<String> {
-    let path = claims_path(home);
-    let claims = read_claims(&path)?;
-    let name = claims.name_for(repository);
-    if claims.claims.contains_key(&name) {
-        return Ok(name);
-    }
+/// The name of `repository`, recorded. The outer error is one of writing.
+fn claim(home: &Path, file: &StateFile, repository: &Path) -> io::Result<CliResult<String>> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home)?;
-    let _lock = lock(&home.join("projects.json.lock"))?;
+    let _lock = file.lock()?;
     // Read again under the lock: another command may have claimed the name meanwhile.
-    let mut claims = read_claims(&path)?;
+    let mut claims = match read_claims(file) {
+        Ok(found) => found.claims,
+        Err(error) => return Ok(Err(error)),
+    };
     let name = claims.name_for(repository);
     claims
         .claims
         .insert(name.clone(), repository.to_string_lossy().into_owned());
-    write_atomically(&path, &serde_json::to_vec_pretty(&claims)?)?;
-    Ok(name)
-}
-
-fn lock(path: &Path) -> io::Result<Flock<File>> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
-}
-
-/// Replaces `path` whole: readers take no lock and must never see half a file.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension(format!("json.{}.tmp", std::process::id()));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)
+    file.write(&claims)?;
+    Ok(Ok(name))
 }
 
 #[cfg(test)]
@@ -212,6 +223,14 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    fn detect(home: &Path, start: &Path) -> String {
+        super::detect(home, start).expect("a project")
+    }
+
+    fn claims_path(home: &Path) -> PathBuf {
+        home.join("projects.json")
+    }
 
     fn git(directory: &Path, arguments: &[&str]) -> String {
         let output = Command::new("git")
@@ -313,6 +332,85 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let mode = claims_path(&home).metadata().expect("written").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn damaged_claims_are_not_guessed_at() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let (first, second) = (root.path().join("one/api"), root.path().join("two/api"));
+        repository(&first);
+        repository(&second);
+        let home = root.path().join("home");
+        let names = [detect(&home, &first), detect(&home, &second)];
+        assert_ne!(names[0], names[1]);
+        let (path, copy) = (claims_path(&home), home.join("projects.json.bak"));
+        let whole = std::fs::read(&path).expect("read");
+        let damages: [Option<&[u8]>; 5] = [
+            None,
+            Some(b""),
+            Some(&[0; 64]),
+            Some(&whole[..whole.len() - 4]),
+            Some(b"{}"),
+        ];
+        let damage = |path: &Path, bytes: Option<&[u8]>| match bytes {
+            Some(bytes) => std::fs::write(path, bytes).expect("written"),
+            None => std::fs::remove_file(path).expect("removed"),
+        };
+        for bytes in damages {
+            // The copy says the same, and the file is mended by it, whichever repository comes first.
+            for places in [[&second, &first], [&first, &second]] {
+                damage(&path, bytes);
+                for place in places {
+                    let expected = if place == &first { &names[0] } else { &names[1] };
+                    assert_eq!(&detect(&home, place), expected, "{bytes:?}");
+                }
+                assert_eq!(std::fs::read(&path).expect("read"), whole);
+            }
+        }
+        for bytes in damages.into_iter().flatten() {
+            std::fs::write(&path, bytes).expect("written");
+            std::fs::write(&copy, bytes).expect("written");
+            for place in [&first, &second] {
+                let error = super::detect(&home, place).expect_err("refused");
+                assert_eq!(error.exit, Exit::Config);
+                assert!(error.fix.is_some_and(|fix| fix.contains("--project")));
+            }
+            assert_eq!(
+                std::fs::read(&path).expect("read"),
+                bytes,
+                "kept for whoever can mend it"
+            );
+        }
+        let outside = root.path().join("outside");
+        std::fs::create_dir(&outside).expect("directory");
+        assert_eq!(detect(&home, &outside), "default");
+    }
+
+    #[test]
+    fn claims_at_the_same_moment_all_stay() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let home = root.path().join("home");
+        let places: Vec<PathBuf> = (0..12)
+            .map(|number| root.path().join(format!("{number}/api")))
+            .collect();
+        for place in &places {
+            repository(place);
+        }
+        let claimed: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> = places
+                .iter()
+                .map(|place| scope.spawn(|| detect(&home, place)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("claimed"))
+                .collect()
+        });
+        let different: std::collections::BTreeSet<&String> = claimed.iter().collect();
+        assert_eq!(different.len(), places.len(), "{claimed:?}");
+        for (place, name) in places.iter().zip(&claimed) {
+            assert_eq!(&detect(&home, place), name);
+        }
     }
 
     #[test]

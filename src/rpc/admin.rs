@@ -351,7 +351,10 @@ pub(crate) async fn shutdown(app: Arc<App>, _call: Call<api::Shutdown>) -> Resul
         tokio::time::sleep(SHUTDOWN_DELAY).await;
         token.cancel();
     });
-    Ok(api::ShutdownResult { stopping: true })
+    Ok(api::ShutdownResult {
+        stopping: true,
+        grace_ms: app.config.shutdown.grace_ms,
+    })
 }
 
 /// Names the version, the capabilities and the limits.

@@ -15,7 +15,7 @@ use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, ProjectName, parse_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{Executed, KnowledgeError, KnowledgeResult};
-use ccod_actors::store::backup::{BackupRequest, NewPlace, Watcher, new_place, partial_beside};
+use ccod_actors::store::backup::{BackupRequest, NewPlace, Watcher, new_place, open_regular, partial_beside};
 use ccod_actors::writer::{ItemOutcome, PreparedItem, WriterHandle};
 use ccod_protocol::api::{self, Params as _};
 use ccod_protocol::context::CallContext;
@@ -431,11 +431,7 @@ impl ImportSource {
     /// Opens a file and tells its format.
     fn open(path: &Path, most_bytes: usize, watcher: Arc<dyn Watcher>) -> KnowledgeResult<Self> {
         let unreadable = |error: std::io::Error| bad_path(format!("{} cannot be read: {error}", path.display()));
-        // A pipe would be waited for, and a device has no end.
-        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-            return Err(bad_path(format!("{} must be a file", path.display())));
-        }
-        let file = File::open(path).map_err(unreadable)?;
+        let file = open_regular(path).map_err(unreadable)?;
         let mut reader = BufReader::with_capacity(
             READ_BYTES,
             WatchedFile {

@@ -17,6 +17,7 @@ mod life_commands;
 mod lifecycle;
 mod line_endings;
 mod paging;
+mod process;
 mod recovery;
 mod support;
 mod transfer;

@@ -22,6 +22,7 @@ use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lance::index::DatasetIndexExt;
 use lance_io::local::to_local_path;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -145,7 +146,9 @@ impl Backup {
             format: u32,
         }
         let place = directory.join(BACKUP_FILE);
-        let text = std::fs::read_to_string(&place).map_err(|error| match error.kind() {
+        let mut text = String::new();
+        let read = open_regular(&place).and_then(|mut file| file.read_to_string(&mut text));
+        read.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 bad_path(format!("{} is no backup: it has no {BACKUP_FILE}", directory.display()))
             }
@@ -552,7 +555,7 @@ pub(crate) fn copy_file(
     watcher: &dyn Watcher,
     mut advanced: impl FnMut(u64),
 ) -> Result<BackupFile, CopyError> {
-    let mut source = File::open(from).map_err(CopyError::Source)?;
+    let mut source = open_regular(from).map_err(CopyError::Source)?;
     if let Some(parent) = to.parent() {
         create_directory(parent).map_err(CopyError::Target)?;
     }
@@ -787,6 +790,23 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// A directory for its owner alone, with its parents.
 pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Opens a file that somebody has named to be read. What is looked at is what was opened, and nothing is waited for:
+/// a pipe would be, and a device has no end.
+///
+/// # Errors
+/// When it is no file, or the system refuses.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits())
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it must be a file"))
+    }
 }
 
 /// A new file for its owner alone.

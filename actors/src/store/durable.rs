@@ -17,6 +17,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use crate::store::lock::StoreLock;
 use async_trait::async_trait;
 use lance_io::local::to_local_path;
 use lance_io::object_store::ObjectStore;
@@ -51,6 +52,8 @@ impl Durability {
 /// Commit handler of one table. See the module.
 pub struct DurableCommitHandler {
     durability: Durability,
+    /// Asked before a version is published: whoever has lost it must not.
+    lock: StoreLock,
     /// Files that are known to be synced: those of the last manifest, so that it stays as small as the table.
     synced: Mutex<HashSet<PathBuf>>,
 }
@@ -67,9 +70,10 @@ impl fmt::Debug for DurableCommitHandler {
 impl DurableCommitHandler {
     /// A handler for one table. The first commit syncs every file of the table once: what an earlier process
     /// wrote is not taken on trust.
-    pub fn new(durability: Durability) -> Self {
+    pub fn new(durability: Durability, lock: StoreLock) -> Self {
         Self {
             durability,
+            lock,
             synced: Mutex::new(HashSet::new()),
         }
     }
@@ -198,6 +202,9 @@ impl CommitHandler for DurableCommitHandler {
         let bytes = memory.read_one_all(&staged).await?;
         let size = bytes.len() as u64;
 
+        self.lock
+            .check()
+            .map_err(|error| other(std::io::Error::other(error.to_string())))?;
         let path = naming_scheme.manifest_path(base_path, manifest.version);
         let publisher = object_store::local::LocalFileSystem::new().with_fsync(self.durability == Durability::Full);
         let options = PutOptions {

@@ -19,6 +19,7 @@ mod growth;
 mod held;
 mod identity;
 mod legs;
+pub mod lock;
 pub mod maintenance;
 pub mod recovery;
 mod repair;
@@ -46,6 +47,7 @@ use lancedb::Connection;
 use tokio::sync::{Mutex, watch};
 
 pub use durable::Durability;
+pub use lock::{StoreLock, StoreLockError};
 pub use restore::Lineage;
 pub use view::ProjectView;
 use write::current_dataset;
@@ -102,6 +104,8 @@ pub struct StoreConfig {
 /// All projects. See the module.
 pub struct Store {
     config: StoreConfig,
+    /// Held for as long as anything of the store is in use.
+    lock: StoreLock,
     session: Arc<SharedSession>,
     /// What became of the interrupted restores when the store was opened.
     finished: restore::Finished,
@@ -179,6 +183,7 @@ pub struct WriteAccess {
 pub struct Project {
     name: ProjectName,
     directory: PathBuf,
+    lock: StoreLock,
     durability: Durability,
     model: ModelIdentity,
     retention: TimeDelta,
@@ -238,17 +243,20 @@ impl std::fmt::Debug for Project {
 }
 
 impl Store {
-    /// Opens the store: lists the projects, opens none of them yet. Nothing that lies in the data directory makes it
-    /// fail: what cannot be used is told of by [`Store::troubles`] and [`Store::recovery`].
-    pub fn open(config: StoreConfig) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
+    /// Opens the store: finishes what a restore has left, and lists the projects; opens none of them yet. `lock` is
+    /// that of its directory. Nothing that lies in the data directory makes it fail: what cannot be used is told of by
+    /// [`Store::troubles`] and [`Store::recovery`].
+    pub fn open(config: StoreConfig, lock: StoreLock) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
         let session = Arc::new(SharedSession::new(
             config.index_cache_bytes,
             config.metadata_cache_bytes,
         ));
+        lock.check()?;
         let finished = restore::finish_interrupted(&config.knowledge_dir);
         discover::remove_left_probes(&config.knowledge_dir, |_| false);
         let store = Arc::new(Self {
             config,
+            lock,
             session,
             finished,
             projects: RwLock::new(BTreeMap::new()),
@@ -339,6 +347,7 @@ impl Store {
         let project = Arc::new(Project {
             name: name.clone(),
             directory: self.config.knowledge_dir.join(name.as_str()),
+            lock: self.lock.clone(),
             durability: self.config.durability,
             model: self.config.model.clone(),
             retention: self.config.retention,
@@ -551,6 +560,7 @@ impl WriteAccess {
                 format!("project {name} is not dropped"),
             ));
         }
+        self.store.lock.check()?;
         if let Some(project) = self.store.known(name)? {
             let mut guard = project.table.lock().await;
             *guard = None;
@@ -581,6 +591,7 @@ impl WriteAccess {
     /// use and created where there is none and `create` is set. What of it cannot be read is taken out of it first.
     pub async fn lock<'a>(&self, project: &'a Project, create: bool) -> KnowledgeResult<WriteGuard<'a>> {
         let mut guard = project.table.lock().await;
+        project.lock.check()?;
         match project.prepare_to_write(&mut guard, create).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
             Err(error) => Err(project.writes.failed(&project.directory, error)),
@@ -801,6 +812,8 @@ impl Project {
     }
 
     async fn try_open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
+        // Recovery may change what it finds.
+        self.lock.check()?;
         if !holds_table(&self.directory)? {
             return Ok(None);
         }
@@ -825,7 +838,7 @@ impl Project {
         }
         let mut read_params = checked_reads();
         read_params.session(self.session.current());
-        read_params.commit_handler = Some(Arc::new(DurableCommitHandler::new(self.durability)));
+        read_params.commit_handler = Some(Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone())));
         let connection = self.connect().await?;
         // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
         let opened = tokio::spawn(async move {
@@ -1107,7 +1120,7 @@ impl Project {
             .await
             .map_err(KnowledgeError::internal)??;
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let handler = Arc::new(DurableCommitHandler::new(self.durability));
+        let handler = Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone()));
         let connection = self.connect().await?;
         WriteTable::create(&connection, &self.model, handler, self.session.current()).await?;
         // Opened as any other table is: the index is made there.

@@ -289,6 +289,7 @@ impl WriteAccess {
             let directory = staged.staging.path.join(&restored.project_id);
             blocking(move || lineage.write(&directory).map_err(write_error)).await?;
         }
+        self.store().lock.check()?;
         for (project, table) in projects.iter().zip(&tables) {
             project.clear_view();
             if let Some(table) = table.as_ref() {

@@ -416,4 +416,7 @@ impl Params for ShutdownParams {}
 pub struct ShutdownResult {
     /// Always true: it is stopping.
     pub stopping: bool,
+    /// Milliseconds within which it ends, whatever still runs. Zero from daemons that do not say.
+    #[serde(default)]
+    pub grace_ms: u64,
 }

@@ -139,6 +139,72 @@ fn a_shared_daemon_opens_the_door_to_its_group_only() {
 }
 
 #[test]
+fn a_directory_that_keeps_the_group_out_is_named() {
+    let group = nix::unistd::getegid().as_raw();
+    let place = place();
+    let options = BindOptions {
+        socket_group: Some(group),
+        ..Default::default()
+    };
+    endpoint::prepare_run_dir(&place.run, &options).unwrap();
+    let home = place.directory.path();
+    for (closed, open) in [(0o700, 0o710), (0o701, 0o750), (0o760, 0o770)] {
+        fs::set_permissions(home, fs::Permissions::from_mode(closed)).unwrap();
+        let error = endpoint::check_reachable(&place.run, &options).unwrap_err();
+        assert!(
+            matches!(&error, EndpointError::GroupCannotReach { path, .. } if *path == home.canonicalize().unwrap()),
+            "{error}"
+        );
+        assert!(error.to_string().contains("chmod g+x"), "{error}");
+        endpoint::check_reachable(&place.run, &BindOptions::default()).unwrap();
+        fs::set_permissions(home, fs::Permissions::from_mode(open)).unwrap();
+        endpoint::check_reachable(&place.run, &options).unwrap();
+    }
+    // Another group passes where everybody does.
+    let other = BindOptions {
+        socket_group: Some(group + 1),
+        ..Default::default()
+    };
+    fs::set_permissions(home, fs::Permissions::from_mode(0o711)).unwrap();
+    let error = endpoint::check_reachable(&place.run, &other).unwrap_err();
+    assert!(
+        matches!(&error, EndpointError::GroupCannotReach { path, .. } if path.ends_with("run")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_lock_that_was_removed_is_taken_anew_unless_another_has_it() {
+    let (place, lock) = prepared();
+    let options = BindOptions::default();
+    assert!(!lock.renew(&options).unwrap());
+    for _ in 0..2 {
+        fs::remove_dir_all(&place.run).unwrap();
+        assert!(!lock.still_ours());
+        assert!(lock.renew(&options).unwrap() && lock.still_ours());
+        assert_eq!((mode(&place.run), mode(&place.lock)), (0o700, 0o600));
+        assert!(EndpointLock::acquire(&place.lock).is_err(), "it is held again");
+    }
+    // A clone is the same lock.
+    let clone = lock.clone();
+    fs::remove_file(&place.lock).unwrap();
+    assert!(clone.renew(&options).unwrap() && lock.still_ours());
+
+    fs::remove_file(&place.lock).unwrap();
+    let other = EndpointLock::acquire(&place.lock).unwrap();
+    let error = lock.renew(&options).unwrap_err();
+    assert!(matches!(error, EndpointError::Locked { .. }), "{error}");
+    assert!(other.still_ours());
+    // A directory that is not as it should be is no reason to give up.
+    drop(other);
+    fs::set_permissions(&place.run, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::remove_file(&place.lock).unwrap();
+    assert!(matches!(lock.renew(&options), Err(EndpointError::RunDirIsOpen { .. })));
+    fs::set_permissions(&place.run, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(lock.renew(&options).unwrap());
+}
+
+#[test]
 fn the_lock_is_exclusive_and_says_who_holds_it() {
     let (place, lock) = prepared();
     assert_eq!(mode(&place.lock), 0o600);

@@ -89,10 +89,37 @@ async fn what_does_not_finish_is_cut_off() {
     let mut wire = daemon.connect().await;
     wire.send(format!("{}\n", request(1, "test.hold", json!([])))).await;
     daemon.rig.begun(1).await;
+    wire.send(format!(
+        "{}\n{}\n{}\n",
+        request(2, "test.until_cancelled", json!([])),
+        json!([request(3, "test.hold", json!([]))]),
+        json!({"jsonrpc": "2.0", "method": "test.hold"}),
+    ))
+    .await;
+    daemon.rig.begun(4).await;
     let report = daemon.stop().await;
-    assert_eq!(report.cut_off, 1);
+    // The connection, and the notification that nobody waits for.
+    assert_eq!(report.cut_off, 2);
     assert!(!report.is_clean());
-    assert!(wire.rest().await.is_empty());
+    // Each is told, so that it need not guess: what may have happened is unknown, what says that it did not, did not.
+    let answers = wire.rest().await;
+    assert_eq!(answers.len(), 3, "{answers:?}");
+    let of = |id: u64| {
+        answers
+            .iter()
+            .map(|answer| answer.get(0).unwrap_or(answer))
+            .find(|answer| answer["id"] == id)
+            .unwrap()
+    };
+    for (id, executed) in [(1, json!("unknown")), (2, json!(false)), (3, json!("unknown"))] {
+        let error = &of(id)["error"];
+        assert_eq!(
+            (&error["code"], &error["data"]["kind"], &error["data"]["executed"]),
+            (&json!(-32053), &json!("shutting_down"), &executed),
+            "{id}: {error}"
+        );
+        assert_eq!(error["data"]["retryable"], true);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

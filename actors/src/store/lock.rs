@@ -1,0 +1,226 @@
+//! The lock of the store: one process writes below `knowledge/`.
+//!
+//! It lies in the directory that it protects, so nothing that happens to sockets and run directories takes it
+//! away. It is the kernel's and ends with its holder, however that ends. Should `knowledge/` itself be removed or
+//! replaced, the lock file goes with it: [`StoreLock::is_held`] then says no, and whoever writes asks first.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use crate::error::{KnowledgeError, KnowledgeResult};
+
+/// Name of the lock file in the directory of the projects. No project is named so.
+pub const LOCK_FILE: &str = ".lock";
+
+/// Tries to get the lock: who only looks whether it is held takes it for a moment.
+const TRIES: u32 = 10;
+/// Pause between two of them.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Why the store cannot be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreLockError {
+    /// Another process holds it.
+    #[error(
+        "another daemon{} holds {path}; use it, or stop it with `ccoctl daemon stop`",
+        pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(),
+        path = path.display()
+    )]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// The holder's process, as it wrote it there.
+        pid: Option<u32>,
+    },
+    /// Something else has the name.
+    #[error("the lock file {} is not a regular file; move it away", .0.display())]
+    NoFile(PathBuf),
+    /// The system refused.
+    #[error("{path} cannot be locked: {source}", path = path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The right to change what lies below a directory of projects, for as long as a clone of it lives.
+#[derive(Clone, Debug)]
+pub struct StoreLock {
+    held: Arc<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    file: Flock<File>,
+}
+
+impl StoreLock {
+    /// Takes the lock of the projects in `knowledge_dir`, which exists. Blocks for a tenth of a second at most.
+    ///
+    /// # Errors
+    /// [`StoreLockError::Held`] if another process has it.
+    pub fn acquire(knowledge_dir: &Path) -> Result<Self, StoreLockError> {
+        let path = knowledge_dir.join(LOCK_FILE);
+        let failed = |source: io::Error| StoreLockError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut tries = 0;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
+                .open(&path)
+                .map_err(|error| match error.raw_os_error() {
+                    Some(code) if code == Errno::ELOOP as i32 => StoreLockError::NoFile(path.clone()),
+                    _ => failed(error),
+                })?;
+            if !file.metadata().map_err(failed)?.is_file() {
+                return Err(StoreLockError::NoFile(path));
+            }
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // Between opening and locking, somebody may have removed the file; then two could hold "it".
+                Ok(file) if is_named(&path, &file) => {
+                    let mut file = file;
+                    note_holder(&mut file, &path);
+                    return Ok(Self {
+                        held: Arc::new(Held { path, file }),
+                    });
+                }
+                Ok(_) => {}
+                Err((_, Errno::EWOULDBLOCK)) if tries < TRIES => {
+                    tries += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    let pid = holder(&mut file);
+                    return Err(StoreLockError::Held { path, pid });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
+            }
+        }
+    }
+
+    /// Whether the lock file is still the one that is locked. If not, the directory or the file was removed or
+    /// replaced, and another process may have locked the new one.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        is_named(&self.held.path, &self.held.file)
+    }
+
+    /// Refuses what would change the store once the lock is lost.
+    ///
+    /// # Errors
+    /// [`KnowledgeError::Unavailable`].
+    pub fn check(&self) -> KnowledgeResult<()> {
+        if self.is_held() {
+            return Ok(());
+        }
+        Err(KnowledgeError::Unavailable {
+            part: "the store",
+            reason: format!(
+                "{} was removed or replaced while the daemon ran, which writes nothing more and ends",
+                self.held.path.display()
+            ),
+        })
+    }
+
+    /// The lock file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.held.path
+    }
+}
+
+fn is_named(path: &Path, file: &File) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!(
+        (std::fs::symlink_metadata(path).map(identity), file.metadata().map(identity)),
+        (Ok(named), Ok(held)) if named == held
+    )
+}
+
+/// For people who wonder who holds it. Nothing is decided by it.
+fn note_holder(file: &mut File, path: &Path) {
+    let noted = file
+        .set_len(0)
+        .and_then(|()| file.seek(SeekFrom::Start(0)))
+        .and_then(|_| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    if let Err(error) = noted {
+        tracing::warn!(%error, path = %path.display(), "the lock file cannot be written; the lock holds all the same");
+    }
+}
+
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    Read::take(file, 32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holds_it_until_the_last_clone_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = StoreLock::acquire(directory.path()).unwrap();
+        let clone = lock.clone();
+        drop(lock);
+        let refused = StoreLock::acquire(directory.path()).unwrap_err();
+        assert!(
+            matches!(refused, StoreLockError::Held { pid: Some(pid), .. } if pid == std::process::id()),
+            "{refused}"
+        );
+        drop(clone);
+        StoreLock::acquire(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_or_replaced_is_not_held() {
+        let home = tempfile::tempdir().unwrap();
+        let (directory, aside) = (home.path().join("knowledge"), home.path().join("aside"));
+        std::fs::create_dir(&directory).unwrap();
+        let lock = StoreLock::acquire(&directory).unwrap();
+        lock.check().unwrap();
+        std::fs::rename(&directory, &aside).unwrap();
+        assert!(lock.check().is_err());
+        std::fs::create_dir(&directory).unwrap();
+        let other = StoreLock::acquire(&directory).unwrap();
+        assert!(!lock.is_held() && other.is_held());
+        // Put back, it is the same as before.
+        std::fs::remove_dir_all(&directory).unwrap();
+        std::fs::rename(&aside, &directory).unwrap();
+        assert!(lock.is_held() && !other.is_held());
+        std::fs::remove_file(directory.join(LOCK_FILE)).unwrap();
+        assert!(!lock.is_held());
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_locked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOCK_FILE);
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        assert!(matches!(
+            StoreLock::acquire(directory.path()),
+            Err(StoreLockError::NoFile(_))
+        ));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(StoreLock::acquire(directory.path()).is_err());
+    }
+}
