@@ -1,55 +1,89 @@
 //! One connection: what it reads, what it runs, what it writes.
 //!
 //! ```text
-//! socket -> framer -> envelope -> slot (32) -> a task per call -> outbox (64 lines, 32 MiB) -> writer -> socket
+//! socket -> framer -> envelope -> queue -> slot (32) -> a task per call -> outbox (64 lines, 32 MiB) -> writer -> socket
 //! ```
 //!
-//! - A call keeps its slot until its line is written. With no slot free, input is not read: the kernel
-//!   makes the client wait. Requests of one connection run side by side; responses come as they finish.
+//! - A call keeps its slot until its line is written. With no slot free, what is read waits in a short queue, so that
+//!   an `rpc.cancel` behind it is seen; when the queue is full, input is not read: the kernel makes the client wait.
+//!   Requests of one connection run side by side; responses come as they finish.
+//! - A batch has one line, so its calls give their slots back when they finish. The batch itself has a place, of which
+//!   there are a few, until its line is written.
 //! - End of input ends reading, not the calls: they finish, their lines are written, then the socket is
 //!   closed. A client that is gone altogether (the kernel tells, also while input is not read) takes its
 //!   calls with it, and so does one that does not read for the write timeout.
-//! - When the daemon stops, what was accepted is answered; what is read after that is refused with
+//! - When the daemon stops, what was started is answered; what waits and what is read after that is refused with
 //!   `shutting_down`.
+//! - A connection beyond the limit has one of a few spare places, which are for what an operator needs: anything else
+//!   is answered `busy`, and then it is closed (see [`Place`]).
 
-use bytes::{BufMut, Bytes, BytesMut};
+mod batch;
+mod output;
+mod queue;
+
+use bytes::{Bytes, BytesMut};
 use jsonrpsee_types::Params;
 use serde_json::value::RawValue;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant as TokioInstant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, CancelResult, Method};
+use crate::budget::{RequestBytes, Share};
 use crate::codec::{Frame, Framer};
-use crate::context::{CallContext, ConnectionId, Line, Outbox, Subscriptions};
-use crate::dispatch::{Found, Outcome, Shared, head, success};
+use crate::context::{CallContext, ConnectionId, Guard, Line, Outbox, Subscriptions};
+use crate::dispatch::{Outcome, Shared, head, success};
 use crate::envelope::{self, IdKey, Request};
 use crate::error::{Executed, WireError};
-use crate::limits::{ServerStats, add};
-use crate::oversized::{SMALL_ERROR_BYTES, too_large};
+use crate::limits::add;
 use crate::params::{TIMEOUT_MS_MAX, peek_timeout};
 use crate::peer::PeerIdentity;
+
+use batch::{Answer, Entries, assemble};
+use output::{Hangup, linger, write};
+use queue::{Call, Listed, Queue, Reply, Running};
+
+pub(crate) use output::refuse;
+pub(crate) use queue::BatchPlace;
 
 /// How much is read at once. Small, for every idle connection holds it; large requests take many reads,
 /// each far cheaper than what is done with the request.
 const READ_BYTES: usize = 16 << 10;
-/// Lines up to this size together are written with one call.
-const WRITE_BYTES: usize = 64 << 10;
-/// How long a client that is cut off may take to notice.
-const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+/// Batches of one connection whose answers are not written yet. A batch is as good as all of its requests, so few
+/// keep a connection busy.
+const BATCHES: usize = 4;
+/// How long a connection on a spare place may be without a call. Enough for a program that has connected to ask.
+const SPARE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A connection's place among all of them.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// One of those of [`crate::limits::Limits::max_connections`].
+    Full(#[allow(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit),
+    /// One of the few beyond: only what an operator needs is served. It becomes a full one when one is free.
+    Spare {
+        /// Held for its Drop.
+        _permit: OwnedSemaphorePermit,
+        /// Why there was no full place.
+        reason: String,
+        /// Whether a full place may be taken later.
+        may_grow: bool,
+    },
+}
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIdentity, id: ConnectionId) {
+pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIdentity, id: ConnectionId, place: Place) {
     let gone = CancellationToken::new();
-    let (outbox, lines) = Outbox::new(&shared.limits, Arc::clone(&shared.stats));
+    let share = Share::new(&shared.limits, Arc::clone(&shared.stats));
+    let (outbox, lines) = Outbox::new(&shared.limits, Arc::clone(&shared.stats), Arc::clone(&share));
     let hangup = stream.as_fd().try_clone_to_owned();
     let (reader, writer) = stream.into_split();
     let writer = tokio::spawn(write(
@@ -62,6 +96,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
     let mut connection = Connection {
         framer: Framer::new(shared.limits.max_message_bytes, shared.limits.max_depth),
         slots: Arc::new(Semaphore::new(shared.limits.max_in_flight_per_connection)),
+        batches: Arc::new(Semaphore::new(BATCHES)),
+        waiting: Queue::default(),
         calls: JoinSet::new(),
         running: Arc::default(),
         subscriptions: Subscriptions::new(gone.clone(), shared.limits.max_subscriptions_per_connection),
@@ -71,12 +107,16 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
         },
         buffered: 0,
         outbox,
+        share,
         gone: gone.clone(),
+        closing: CancellationToken::new(),
+        quiet_since: TokioInstant::now(),
+        place,
         peer,
         id,
         shared,
     };
-    let ended = connection.read(&reader).await;
+    let ended = connection.run(&reader).await;
     if ended.is_ok() {
         connection.finish().await;
     }
@@ -99,40 +139,6 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
     }
 }
 
-/// Lets a client that is still sending take note of why it is cut off: closed at once, its next write would
-/// fail before it reads.
-async fn linger(reader: &OwnedReadHalf, shutdown: CancellationToken) {
-    let mut sink = [0; 4096];
-    let until_end = async {
-        while reader.readable().await.is_ok() {
-            match reader.try_read(&mut sink) {
-                Ok(0) => return,
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-                _ => {}
-            }
-        }
-    };
-    tokio::select! {
-        _ = tokio::time::timeout(REFUSAL_LINGER, until_end) => {}
-        () = shutdown.cancelled() => {}
-    }
-}
-
-/// Tells a client why it may not come in, and closes.
-pub(crate) async fn refuse(stream: UnixStream, error: WireError, shutdown: CancellationToken) {
-    let mut line = BytesMut::from(&head(None)[..]);
-    line.put(crate::dispatch::error_tail(&error));
-    line.put_u8(b'\n');
-    let (reader, mut writer) = stream.into_split();
-    // The socket's buffer is empty, so this takes no time; if it fails, the client has left.
-    let told = tokio::time::timeout(REFUSAL_LINGER, writer.write_all(&line)).await;
-    if !matches!(told, Ok(Ok(()))) {
-        return;
-    }
-    drop(writer);
-    linger(&reader, shutdown).await;
-}
-
 /// The connection is gone, or given up: nothing more can be said on it.
 struct Gone;
 
@@ -144,6 +150,7 @@ enum Reading {
 }
 
 /// Why reading ended.
+#[derive(Clone, Copy)]
 enum Ended {
     /// The client has sent everything.
     ByClient,
@@ -151,56 +158,94 @@ enum Ended {
     ByUs,
 }
 
-/// The calls that `rpc.cancel` can name.
-type Running = Arc<Mutex<RunningCalls>>;
-
-#[derive(Default)]
-struct RunningCalls {
-    calls: Vec<(u64, IdKey, CancellationToken)>,
-    next: u64,
-}
-
 struct Connection {
     shared: Arc<Shared>,
     peer: PeerIdentity,
     id: ConnectionId,
+    place: Place,
     framer: Framer,
     /// Bytes of the framer that are counted in the server's total.
     buffered: usize,
     outbox: Outbox,
+    /// Its part of the memory for answers.
+    share: Arc<Share>,
+    /// Calls that were read and have no slot yet.
+    waiting: Queue,
     /// Places for calls that run or whose line waits to be written.
     slots: Arc<Semaphore>,
+    /// Places for batches whose line is not written yet.
+    batches: Arc<Semaphore>,
     calls: JoinSet<()>,
     running: Running,
     subscriptions: Subscriptions,
     /// Cancelled when the connection has failed: every call's token is its child.
     gone: CancellationToken,
+    /// Cancelled when nothing more shall be read: an answer was one after which the connection is closed.
+    closing: CancellationToken,
+    /// Since when it has no call.
+    quiet_since: TokioInstant,
     hangup: Hangup,
 }
 
 impl Connection {
-    async fn read(&mut self, reader: &OwnedReadHalf) -> Result<Ended, Gone> {
+    /// Reads until the client, the daemon or a fault ends it, and everything that was read has been started.
+    async fn run(&mut self, reader: &OwnedReadHalf) -> Result<Ended, Gone> {
         let mut chunk = BytesMut::with_capacity(READ_BYTES);
         let shutdown = self.shared.shutdown.clone();
         let gone = self.gone.clone();
+        let closing = self.closing.clone();
         let patience = self.shared.limits.partial_request_timeout();
+        let mut over = None;
         loop {
             while self.calls.try_join_next().is_some() {}
+            self.answer_what_was_cancelled().await?;
+            self.start_waiting();
+            if let Some(ended) = over
+                && self.waiting.is_empty()
+            {
+                return Ok(ended);
+            }
+            if !self.calls.is_empty() {
+                self.quiet_since = TokioInstant::now();
+            }
+            let reads = over.is_none() && self.waiting.has_room();
+            let spare = over.is_none() && self.calls.is_empty() && matches!(self.place, Place::Spare { .. });
+            let place = self.place_for_the_next();
             tokio::select! {
                 biased;
                 () = gone.cancelled() => return Err(Gone),
                 () = shutdown.cancelled() => {
-                    self.refuse_the_rest(reader, &mut chunk).await?;
+                    self.refuse_what_waits().await?;
+                    if over.is_none() {
+                        self.refuse_the_rest(reader, &mut chunk).await?;
+                    }
                     return Ok(Ended::ByUs);
                 }
+                () = closing.cancelled(), if over.is_none() => {
+                    over = Some(Ended::ByUs);
+                    continue;
+                }
                 _ = self.calls.join_next(), if !self.calls.is_empty() => continue,
-                ready = reader.readable() => if ready.is_err() { return Err(Gone) },
-                () = tokio::time::sleep(patience), if self.framer.is_partial() => {
+                () = place, if !self.waiting.is_empty() => continue,
+                () = tokio::time::sleep_until(self.quiet_since + SPARE_PATIENCE), if spare => {
+                    if let Some(refusal) = self.grow() {
+                        self.say(None, refusal).await?;
+                        over = Some(Ended::ByUs);
+                    }
+                    continue;
+                }
+                ready = reader.readable(), if reads => if ready.is_err() { return Err(Gone) },
+                () = self.hangup.wait(), if !reads => {
+                    tracing::debug!(connection = %self.id, "the client left its calls behind");
+                    return Err(Gone);
+                }
+                () = tokio::time::sleep(patience), if reads && self.framer.is_partial() => {
                     let seconds = patience.as_secs();
                     let error = WireError::parse_error(format!("the request was not completed within {seconds} seconds; send it anew"));
                     self.say(None, error).await?;
                     tracing::info!(connection = %self.id, "an incomplete request was given up");
-                    return Ok(Ended::ByUs);
+                    over = Some(Ended::ByUs);
+                    continue;
                 }
             }
             chunk.clear();
@@ -209,11 +254,11 @@ impl Connection {
                     if let Some(frame) = self.framer.finish() {
                         self.frame(frame).await?;
                     }
-                    return Ok(Ended::ByClient);
+                    over = Some(Ended::ByClient);
                 }
                 Ok(_) => {
                     if self.take(&chunk).await? == Reading::Over {
-                        return Ok(Ended::ByUs);
+                        over = Some(Ended::ByUs);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -256,12 +301,25 @@ impl Connection {
         add(&self.shared.stats.bytes_read, bytes.len());
         self.framer.push(bytes);
         while let Some(frame) = self.framer.next() {
+            self.uncount();
             if self.frame(frame).await? == Reading::Over {
                 return Ok(Reading::Over);
             }
             while self.calls.try_join_next().is_some() {}
         }
         self.account().await
+    }
+
+    /// Counts no more what has left the framer: it is counted with its call from now on.
+    fn uncount(&mut self) {
+        let held = self.framer.buffered();
+        if held < self.buffered {
+            self.shared
+                .stats
+                .bytes_buffered
+                .fetch_sub((self.buffered - held) as u64, Ordering::Relaxed);
+            self.buffered = held;
+        }
     }
 
     /// Counts what is held of an incomplete request, and gives the connection up if all of them together
@@ -340,18 +398,13 @@ impl Connection {
             Err(refusal) if refusal.silent => return Ok(()),
             Err(refusal) => return self.say(refusal.id, refusal.error).await,
         };
-        match self.prepare(&request).await? {
-            Prepared::Call(call) => {
-                let Some(id) = request.id else {
-                    self.detach(call);
-                    return Ok(());
-                };
-                let head = head(Some(id));
-                let outbox = self.outbox.clone();
-                self.calls.spawn(async move {
-                    let (outcome, slot) = call.run().await;
-                    send(&outbox, head, outcome, Some(slot)).await;
-                });
+        match self.prepare(&request) {
+            Prepared::Call(mut call) => {
+                if let Some(id) = request.id {
+                    call.reply = Reply::Line(head(Some(id)));
+                }
+                self.waiting.push(call);
+                self.start_waiting();
                 Ok(())
             }
             Prepared::Outcome(outcome) => match request.id {
@@ -362,23 +415,26 @@ impl Connection {
     }
 
     async fn batch(&mut self, json: &str) -> Result<(), Gone> {
-        let Ok(entries) = serde_json::from_str::<Vec<&RawValue>>(json) else {
-            return self
-                .say(None, WireError::invalid_request("the batch cannot be read"))
-                .await;
-        };
-        if entries.is_empty() {
-            return self
-                .say(
-                    None,
-                    WireError::invalid_request("the batch is empty; put requests into it"),
-                )
-                .await;
-        }
         let most = self.shared.limits.max_batch_requests;
-        if entries.len() > most {
-            return self.say(None, WireError::batch_too_large(most)).await;
-        }
+        let entries = match batch::entries(json, most) {
+            Ok(Entries::Some(entries)) if !entries.is_empty() => entries,
+            Ok(Entries::Some(_)) => {
+                return self
+                    .say(
+                        None,
+                        WireError::invalid_request("the batch is empty; put requests into it"),
+                    )
+                    .await;
+            }
+            Ok(Entries::TooMany) => return self.say(None, WireError::batch_too_large(most)).await,
+            Err(_) => {
+                return self
+                    .say(None, WireError::invalid_request("the batch cannot be read"))
+                    .await;
+            }
+        };
+        let place = BatchPlace::default();
+        let mut waits = false;
         let mut answers = Vec::new();
         for entry in entries {
             let request = match envelope::read(entry.get()) {
@@ -389,22 +445,17 @@ impl Connection {
                     continue;
                 }
             };
-            let answer = match self.prepare(&request).await? {
+            let answer = match self.prepare(&request) {
                 Prepared::Outcome(outcome) => Answer::Now(outcome),
                 Prepared::Call(call) if request.id.is_none() => {
-                    self.detach(call);
+                    self.waiting.push(call);
                     continue;
                 }
-                Prepared::Call(call) => {
+                Prepared::Call(mut call) => {
                     let (tell, told) = oneshot::channel();
-                    self.calls.spawn(async move {
-                        // Here the slot is given back with the outcome: the line waits for the others, and
-                        // a batch may be longer than there are slots.
-                        let (outcome, _slot) = call.run().await;
-                        if tell.send(outcome).is_err() {
-                            tracing::trace!("a batch was given up");
-                        }
-                    });
+                    call.reply = Reply::Batch(tell, Arc::clone(&place));
+                    self.waiting.push(call);
+                    waits = true;
                     Answer::Later(told)
                 }
             };
@@ -412,24 +463,32 @@ impl Connection {
                 answers.push((head(Some(id)), answer));
             }
         }
+        self.start_waiting();
         if answers.is_empty() {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
         let outbox = self.outbox.clone();
-        self.calls
-            .spawn(async move { assemble(&shared, &outbox, answers).await });
-        Ok(())
+        let closing = self.closing.clone();
+        let assembled = async move {
+            if assemble(&shared, &outbox, answers, place).await {
+                closing.cancel();
+            }
+        };
+        if waits {
+            self.calls.spawn(assembled);
+            return Ok(());
+        }
+        // Nothing bounds how many of these there are but the room for their lines.
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => Err(Gone),
+            () = assembled => Ok(()),
+        }
     }
 
-    /// Runs a notification. Its sender wants no answer and may leave at once, so it outlives the
-    /// connection; the server waits for it when it stops.
-    fn detach(&self, call: Box<Call>) {
-        self.shared.detached.spawn(async move { drop(call.run().await) });
-    }
-
-    /// Finds the method and a place to run it, or the answer that takes neither.
-    async fn prepare(&mut self, request: &Request<'_>) -> Result<Prepared, Gone> {
+    /// Makes a call of a request, or the answer that takes no place.
+    fn prepare(&mut self, request: &Request<'_>) -> Prepared {
         let received = Instant::now();
         let stats = Arc::clone(&self.shared.stats);
         add(
@@ -441,21 +500,31 @@ impl Connection {
             1,
         );
         if request.method == api::Cancel::NAME {
-            return Ok(Prepared::Outcome(self.cancel(request.params)));
+            return Prepared::Outcome(self.cancel(request.params));
         }
-        let found = match self.shared.find(&request.method) {
-            Ok(found) => found,
-            Err(error) => return Ok(Prepared::Outcome(self.shared.failure(error))),
+        let call = match self.call(request, received) {
+            Ok(call) => call,
+            Err(error) => return Prepared::Outcome(self.shared.failure(error)),
         };
-        let Some(slot) = self.slot().await? else {
-            return Ok(Prepared::Outcome(self.shared.failure(WireError::shutting_down())));
-        };
-        let admitted = match self.shared.admit(&self.peer) {
-            Ok(admitted) => admitted,
-            Err(error) => return Ok(Prepared::Outcome(self.shared.failure(error))),
-        };
+        Prepared::Call(call)
+    }
+
+    fn call(&mut self, request: &Request<'_>, received: Instant) -> Result<Call, WireError> {
+        if self.shared.shutdown.is_cancelled() {
+            return Err(WireError::shutting_down());
+        }
+        let found = self.shared.find(&request.method)?;
+        if !found.is_operators()
+            && let Some(refusal) = self.grow()
+        {
+            // What is in the way of it goes on as long as this connection does.
+            self.closing.cancel();
+            return Err(refusal);
+        }
         let params_bytes = request.params.map_or(0, str::len);
+        let bytes = RequestBytes::count(params_bytes, &self.shared.limits, &self.shared.stats)?;
         let timeout = peek_timeout(request.params).unwrap_or_else(|| found.default_timeout(params_bytes));
+        let timeout = timeout.min(Duration::from_millis(TIMEOUT_MS_MAX));
         let cancelled = match request.id {
             Some(_) => self.gone.child_token(),
             None => CancellationToken::new(),
@@ -465,7 +534,7 @@ impl Connection {
             connection: self.id,
             request_id: request.id.map(Arc::from),
             received,
-            deadline: received + timeout.min(Duration::from_millis(TIMEOUT_MS_MAX)),
+            deadline: received + timeout,
             cancelled: cancelled.clone(),
             notifier: self.outbox.notifier(),
             subscriptions: self.subscriptions.clone(),
@@ -473,32 +542,122 @@ impl Connection {
         let listed = request
             .id
             .map(|id| Listed::new(&self.running, IdKey::of(id), cancelled));
-        Ok(Prepared::Call(Box::new(Call {
+        Ok(Call {
             shared: Arc::clone(&self.shared),
             found,
             params: Params::new(request.params).into_owned(),
             context,
-            slot,
-            admitted,
+            timeout,
+            share: Arc::clone(&self.share),
             listed,
-            counted: InFlight::new(stats),
-        })))
+            bytes,
+            reply: Reply::Nothing,
+        })
     }
 
-    /// A place for one more call. None: the daemon began to stop before there was one.
-    async fn slot(&mut self) -> Result<Option<OwnedSemaphorePermit>, Gone> {
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Ok(Some(slot));
+    /// Takes a full place where this connection has a spare one. None: it has a full one now.
+    fn grow(&mut self) -> Option<WireError> {
+        let Place::Spare { reason, may_grow, .. } = &self.place else {
+            return None;
+        };
+        if *may_grow && let Ok(permit) = Arc::clone(&self.shared.places).try_acquire_owned() {
+            self.place = Place::Full(permit);
+            return None;
         }
+        if !self.closing.is_cancelled() {
+            add(&self.shared.stats.connections_refused, 1);
+        }
+        Some(WireError::busy(reason, self.shared.limits.busy_retry_after_ms))
+    }
+
+    /// Ready when the call at the front of the queue may have what it lacked.
+    fn place_for_the_next(&self) -> impl Future<Output = ()> + use<> {
+        let batch = self.waiting.front().and_then(|call| match &call.reply {
+            Reply::Batch(_, place) if place.get().is_none() => Some(Arc::clone(&self.batches)),
+            _ => None,
+        });
         let slots = Arc::clone(&self.slots);
-        let shutdown = self.shared.shutdown.clone();
-        let gone = self.gone.clone();
+        let share = Arc::clone(&self.share);
+        async move {
+            share.not_full().await;
+            // Nobody else takes them, so what is free now is free when it is taken.
+            if let Some(batches) = batch {
+                batches.acquire().await.map(drop).unwrap_or_default();
+            }
+            slots.acquire().await.map(drop).unwrap_or_default();
+        }
+    }
+
+    /// Starts what waits, as far as there are places.
+    fn start_waiting(&mut self) {
+        while let Some(call) = self.waiting.front() {
+            if self.shared.shutdown.is_cancelled() || self.share.is_full() {
+                return;
+            }
+            if let Reply::Batch(_, place) = &call.reply
+                && place.get().is_none()
+            {
+                let Ok(permit) = Arc::clone(&self.batches).try_acquire_owned() else {
+                    return;
+                };
+                // It was empty, and only this task fills it.
+                place.set(permit).map_err(drop).unwrap_or_default();
+            }
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+                return;
+            };
+            if let Some(call) = self.waiting.pop() {
+                self.start(call, slot);
+            }
+        }
+    }
+
+    fn start(&mut self, call: Call, slot: OwnedSemaphorePermit) {
+        let shared = Arc::clone(&self.shared);
+        let admitted = shared.admit(&self.peer, &call.found);
+        if matches!(call.reply, Reply::Nothing) {
+            // Its sender wants no answer and may leave at once, so it outlives the connection; the server waits for
+            // it when it stops.
+            if let Ok(admitted) = admitted {
+                self.shared.detached.spawn(async move {
+                    drop(call.run(admitted).await);
+                    drop(slot);
+                });
+            }
+            return;
+        }
+        let outbox = self.outbox.clone();
+        let closing = self.closing.clone();
+        self.calls.spawn(async move {
+            let (outcome, reply) = match admitted {
+                Ok(admitted) => call.run(admitted).await,
+                Err(error) => (shared.failure(error), call.reply),
+            };
+            deliver(&outbox, reply, outcome, Some(slot), &closing).await;
+        });
+    }
+
+    /// Answers what was cancelled while it waited.
+    async fn answer_what_was_cancelled(&mut self) -> Result<(), Gone> {
+        for call in self.waiting.take_cancelled() {
+            self.answer_unstarted(call, WireError::cancelled(Executed::No)).await?;
+        }
+        Ok(())
+    }
+
+    async fn refuse_what_waits(&mut self) -> Result<(), Gone> {
+        while let Some(call) = self.waiting.pop() {
+            self.answer_unstarted(call, WireError::shutting_down()).await?;
+        }
+        Ok(())
+    }
+
+    async fn answer_unstarted(&self, call: Call, error: WireError) -> Result<(), Gone> {
+        let outcome = self.shared.failure(error);
         tokio::select! {
             biased;
-            () = gone.cancelled() => Err(Gone),
-            slot = slots.acquire_owned() => slot.map(Some).map_err(|_| Gone),
-            () = shutdown.cancelled() => Ok(None),
-            () = self.hangup.wait() => Err(Gone),
+            () = self.gone.cancelled() => Err(Gone),
+            () = deliver(&self.outbox, call.reply, outcome, None, &self.closing) => Ok(()),
         }
     }
 
@@ -509,30 +668,33 @@ impl Connection {
             #[serde(borrow)]
             id: &'a RawValue,
         }
-        // Checks names and shape; the raw id is taken apart from it, for a number may not fit any type.
+        let json = params.unwrap_or_default();
+        // The raw id is taken apart from the decoding, for a number may not fit any type.
+        let raw = match serde_json::from_str::<Named<'_>>(json) {
+            Ok(named) => Some(named.id.get()),
+            Err(_) => match batch::entries(json, 1) {
+                Ok(Entries::Some(list)) => list.first().map(|raw| raw.get()),
+                _ => None,
+            },
+        };
+        if raw.is_some_and(|raw| !envelope::is_id(raw)) {
+            return self.shared.failure(WireError::invalid_params(
+                "id",
+                "`id` must be that of a request in flight: a string or a number",
+            ));
+        }
+        // Checks names and shape.
         if let Err(error) = crate::params::decode_str::<api::Cancel>(params) {
             return self.shared.failure(error);
         }
-        let json = params.unwrap_or_default();
-        let raw = match serde_json::from_str::<Named<'_>>(json) {
-            Ok(named) => Some(named.id),
-            Err(_) => serde_json::from_str::<Vec<&RawValue>>(json)
-                .ok()
-                .and_then(|list| list.into_iter().next()),
-        };
         let Some(raw) = raw else {
             return self.shared.failure(WireError::invalid_params(
                 "id",
                 "`id` must be that of a request in flight",
             ));
         };
-        let key = IdKey::of(raw.get());
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut cancelled = 0;
-        for (_, _, token) in running.calls.iter().filter(|(_, id, _)| *id == key) {
-            token.cancel();
-            cancelled += 1;
-        }
+        let cancelled = running.cancel(&IdKey::of(raw));
         self.shared.stats.cancelled.fetch_add(cancelled, Ordering::Relaxed);
         success(&CancelResult { cancelled })
     }
@@ -570,91 +732,42 @@ impl Connection {
 
 /// What becomes of a request.
 enum Prepared {
-    /// It runs.
-    Call(Box<Call>),
+    /// It waits for a place to run.
+    Call(Call),
     /// It is answered already.
     Outcome(Outcome),
 }
 
-/// A call that may run.
-struct Call {
-    shared: Arc<Shared>,
-    found: Found,
-    params: Params<'static>,
-    context: CallContext,
-    slot: OwnedSemaphorePermit,
-    admitted: OwnedSemaphorePermit,
-    listed: Option<Listed>,
-    counted: InFlight,
-}
-
-impl Call {
-    /// Runs it; gives its slot back with the outcome, and its other places when it has one.
-    async fn run(self: Box<Self>) -> (Outcome, OwnedSemaphorePermit) {
-        let Self {
-            shared,
-            found,
-            params,
-            context,
-            slot,
-            admitted,
-            listed,
-            counted,
-        } = *self;
-        let outcome = shared.run(found, params, context).await;
-        drop((admitted, listed, counted));
-        (outcome, slot)
-    }
-}
-
-/// Keeps a call in the list of those that can be cancelled.
-struct Listed {
-    running: Running,
-    number: u64,
-}
-
-impl Listed {
-    fn new(running: &Running, id: IdKey, token: CancellationToken) -> Self {
-        let mut list = running.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = list.next;
-        list.next += 1;
-        list.calls.push((number, id, token));
-        Self {
-            running: Arc::clone(running),
-            number,
+/// Gives an outcome to whoever waits for it. A call that has a line of its own keeps its slot until that is written.
+async fn deliver(
+    outbox: &Outbox,
+    reply: Reply,
+    outcome: Outcome,
+    slot: Option<OwnedSemaphorePermit>,
+    closing: &CancellationToken,
+) {
+    match reply {
+        Reply::Line(_) if outcome.closes => {
+            send(outbox, head(None), outcome, slot).await;
+            closing.cancel();
         }
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        let mut list = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = list.calls.iter().position(|(number, ..)| *number == self.number) {
-            list.calls.swap_remove(place);
+        Reply::Line(head) => {
+            send(outbox, head, outcome, slot).await;
         }
-    }
-}
-
-/// Counts a call as in flight.
-struct InFlight(Arc<ServerStats>);
-
-impl InFlight {
-    fn new(stats: Arc<ServerStats>) -> Self {
-        stats.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(stats)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        Reply::Batch(tell, _) => {
+            if tell.send(outcome).is_err() {
+                tracing::trace!("a batch was given up");
+            }
+        }
+        Reply::Nothing => {}
     }
 }
 
 /// Queues one response.
 async fn send(outbox: &Outbox, head: Bytes, outcome: Outcome, slot: Option<OwnedSemaphorePermit>) -> bool {
     let mut line = Line::new(vec![head, outcome.tail]);
-    line.slot = slot;
+    line.guards.extend(outcome.held.map(Guard::Bytes));
+    line.guards.extend(slot.map(Guard::Slot));
     let sent = outbox.send(line).await;
     if sent {
         outbox.count_response();
@@ -666,149 +779,4 @@ async fn send(outbox: &Outbox, head: Bytes, outcome: Outcome, slot: Option<Owned
         }
     }
     sent
-}
-
-/// An entry of a batch.
-enum Answer {
-    Now(Outcome),
-    Later(oneshot::Receiver<Outcome>),
-}
-
-/// Puts the answers of a batch on one line, in the order of the requests. What would make the line longer
-/// than a response may be becomes an error of its own, so that the others still get through.
-async fn assemble(shared: &Shared, outbox: &Outbox, answers: Vec<(Bytes, Answer)>) {
-    let most = shared.limits.max_response_bytes;
-    let mut parts = Vec::with_capacity(answers.len() * 3 + 1);
-    let mut queued = Vec::new();
-    let mut length = 2;
-    for (place, (head, answer)) in answers.into_iter().enumerate() {
-        let outcome = match answer {
-            Answer::Now(outcome) => outcome,
-            Answer::Later(told) => match told.await {
-                Ok(outcome) => outcome,
-                Err(_) => shared.failure(WireError::cancelled(Executed::Unknown)),
-            },
-        };
-        let mut tail = outcome.tail;
-        let fits = length + head.len() + tail.len() <= most;
-        if !fits && (outcome.success || tail.len() > SMALL_ERROR_BYTES) {
-            tail = shared.failure(too_large(&tail, outcome.writes, most)).tail;
-        } else if let Some(notify) = outcome.queued {
-            queued.push((notify, outcome.success));
-        }
-        length += head.len() + tail.len() + 1;
-        parts.push(Bytes::from_static(if place == 0 { b"[" } else { b"," }));
-        parts.push(head);
-        parts.push(tail);
-    }
-    parts.push(Bytes::from_static(b"]"));
-    if outbox.send(Line::new(parts)).await {
-        outbox.count_response();
-        for (notify, success) in queued {
-            notify.notify(success);
-        }
-    }
-}
-
-/// Notices that the client has closed its end altogether, which end of input alone does not say.
-///
-/// The kernel reports it as a hang-up. It is watched on a descriptor of its own, so that clearing that
-/// one's readiness does not disturb the writer's, and only while nothing is read: otherwise reading tells
-/// soon enough.
-struct Hangup {
-    descriptor: Option<OwnedFd>,
-    watched: Option<UnixStream>,
-}
-
-impl Hangup {
-    async fn wait(&mut self) {
-        if let Some(descriptor) = self.descriptor.take() {
-            self.watched = UnixStream::from_std(descriptor.into()).ok();
-        }
-        let Some(watched) = &self.watched else {
-            // Without a descriptor to spare, the write timeout and the deadline still end the calls.
-            return std::future::pending().await;
-        };
-        loop {
-            match watched.ready(Interest::WRITABLE).await {
-                Ok(ready) if !ready.is_write_closed() => {
-                    // Writable, which does not matter here: forget it until something changes.
-                    let cleared: io::Result<()> =
-                        watched.try_io(Interest::WRITABLE, || Err(io::ErrorKind::WouldBlock.into()));
-                    debug_assert!(cleared.is_err());
-                }
-                _ => return,
-            }
-        }
-    }
-}
-
-/// Writes lines until the outbox is closed and empty, then closes the socket for writing. If the client
-/// does not take anything for `patience`, the connection is given up.
-async fn write(
-    mut socket: OwnedWriteHalf,
-    mut lines: mpsc::Receiver<Line>,
-    patience: Duration,
-    stats: Arc<ServerStats>,
-    gone: CancellationToken,
-) {
-    let mut small = BytesMut::new();
-    let mut written = Vec::new();
-    while let Some(line) = lines.recv().await {
-        small.clear();
-        let mut next = Some(line);
-        let mut result = Ok(());
-        while let Some(line) = next.take() {
-            let large = line.length() > WRITE_BYTES;
-            for part in &line.parts {
-                if large && part.len() > READ_BYTES {
-                    result = put(&mut socket, &small, patience).await;
-                    small.clear();
-                    if result.is_ok() {
-                        result = put(&mut socket, part, patience).await;
-                    }
-                    if result.is_err() {
-                        break;
-                    }
-                } else {
-                    small.extend_from_slice(part);
-                }
-            }
-            small.extend_from_slice(b"\n");
-            add(&stats.bytes_written, line.length() + 1);
-            written.push(line);
-            if result.is_err() || large || small.len() >= WRITE_BYTES {
-                break;
-            }
-            next = lines.try_recv().ok();
-        }
-        if result.is_ok() {
-            result = put(&mut socket, &small, patience).await;
-        }
-        // Only now do the lines give back their places and bytes.
-        written.clear();
-        if small.capacity() > 2 * WRITE_BYTES {
-            small = BytesMut::new();
-        }
-        if let Err(error) = result {
-            tracing::debug!(%error, "the connection was given up while writing");
-            gone.cancel();
-            return;
-        }
-    }
-}
-
-/// Writes all of `bytes`; fails when nothing is taken for `patience`.
-async fn put(socket: &mut OwnedWriteHalf, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match tokio::time::timeout(patience, socket.write(bytes)).await {
-            Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(Ok(count)) => bytes = &bytes[count..],
-            Ok(Err(error)) => return Err(error),
-            Err(_) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
-            }
-        }
-    }
-    Ok(())
 }

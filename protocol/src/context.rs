@@ -14,6 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::RPC_PROGRESS;
+use crate::budget::{Held, Share};
+use crate::connection::BatchPlace;
 use crate::error::WireError;
 use crate::limits::{Limits, ServerStats};
 use crate::peer::PeerIdentity;
@@ -95,7 +97,9 @@ impl CallContext {
     pub fn detached(timeout: Duration) -> Self {
         let now = Instant::now();
         let cancelled = CancellationToken::new();
-        let (outbox, _) = Outbox::new(&Limits::default(), Arc::default());
+        let limits = Limits::default();
+        let share = Share::new(&limits, Arc::default());
+        let (outbox, _) = Outbox::new(&limits, Arc::default(), share);
         Self {
             peer: PeerIdentity {
                 uid: nix::unistd::geteuid().as_raw(),
@@ -133,6 +137,7 @@ pub struct Notifier {
     // Weak: a subscription task that outlives its connection must not keep its writer alive.
     lines: mpsc::WeakSender<Line>,
     bytes: Arc<Semaphore>,
+    share: Arc<Share>,
     max_line_bytes: usize,
     stats: Arc<ServerStats>,
 }
@@ -179,10 +184,13 @@ impl Notifier {
         let held = Arc::clone(&self.bytes)
             .try_acquire_many_owned(weight)
             .map_err(|_| refused(NotifyError::Full))?;
+        let counted = self
+            .share
+            .try_hold(text.len())
+            .ok_or_else(|| refused(NotifyError::Full))?;
         place.send(Line {
             parts: vec![single_line(text)],
-            held: Some(held),
-            slot: None,
+            guards: vec![Guard::Room(held), Guard::Bytes(counted)],
         });
         self.stats.notifications_sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -200,19 +208,29 @@ impl Notifier {
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) parts: Vec<Bytes>,
-    /// Its share of the bytes that may wait; given back when it is written or dropped.
-    pub(crate) held: Option<OwnedSemaphorePermit>,
-    /// The call's place among those in flight, which it keeps until it is written: a client that does not
-    /// read cannot start more.
-    pub(crate) slot: Option<OwnedSemaphorePermit>,
+    /// What it keeps until it is written or dropped: a client that does not read cannot start more.
+    pub(crate) guards: Vec<Guard>,
+}
+
+/// What a line keeps.
+#[derive(Debug)]
+#[allow(dead_code, reason = "held for their Drop")]
+pub(crate) enum Guard {
+    /// Its share of the bytes that may wait in the connection's queue.
+    Room(OwnedSemaphorePermit),
+    /// Its share of the memory for answers.
+    Bytes(Held),
+    /// The call's place among those in flight.
+    Slot(OwnedSemaphorePermit),
+    /// The place of the batch that it answers.
+    Batch(BatchPlace),
 }
 
 impl Line {
     pub(crate) fn new(parts: Vec<Bytes>) -> Self {
         Self {
             parts,
-            held: None,
-            slot: None,
+            guards: Vec::new(),
         }
     }
 
@@ -244,18 +262,20 @@ fn weight(length: usize, max: usize) -> u32 {
 pub(crate) struct Outbox {
     lines: mpsc::Sender<Line>,
     bytes: Arc<Semaphore>,
+    share: Arc<Share>,
     max_line_bytes: usize,
     stats: Arc<ServerStats>,
 }
 
 impl Outbox {
-    pub(crate) fn new(limits: &Limits, stats: Arc<ServerStats>) -> (Self, mpsc::Receiver<Line>) {
+    pub(crate) fn new(limits: &Limits, stats: Arc<ServerStats>, share: Arc<Share>) -> (Self, mpsc::Receiver<Line>) {
         let (lines, receiver) = mpsc::channel(limits.reply_queue_lines);
         let max_line_bytes = limits.max_response_bytes;
         (
             Self {
                 lines,
                 bytes: Arc::new(Semaphore::new(max_line_bytes)),
+                share,
                 max_line_bytes,
                 stats,
             },
@@ -267,6 +287,7 @@ impl Outbox {
         Notifier {
             lines: self.lines.downgrade(),
             bytes: Arc::clone(&self.bytes),
+            share: Arc::clone(&self.share),
             max_line_bytes: self.max_line_bytes,
             stats: Arc::clone(&self.stats),
         }
@@ -283,7 +304,7 @@ impl Outbox {
         let Ok(held) = Arc::clone(&self.bytes).acquire_many_owned(weight).await else {
             return false;
         };
-        line.held = Some(held);
+        line.guards.push(Guard::Room(held));
         self.lines.send(line).await.is_ok()
     }
 }
@@ -356,7 +377,7 @@ mod tests {
             ..Limits::default()
         };
         let stats = Arc::new(ServerStats::default());
-        let (outbox, receiver) = Outbox::new(&limits, Arc::clone(&stats));
+        let (outbox, receiver) = Outbox::new(&limits, Arc::clone(&stats), Share::new(&limits, Arc::clone(&stats)));
         let notifier = outbox.notifier();
         notifier.notify("a", &1).unwrap();
         notifier.notify("a", &2).unwrap();
@@ -376,7 +397,7 @@ mod tests {
             max_response_bytes: 2048,
             ..Limits::default()
         };
-        let (outbox, mut receiver) = Outbox::new(&limits, Arc::default());
+        let (outbox, mut receiver) = Outbox::new(&limits, Arc::default(), Share::new(&limits, Arc::default()));
         let notifier = outbox.notifier();
         notifier.notify("a", &"x".repeat(1200)).unwrap();
         assert_eq!(notifier.notify("a", &"x".repeat(1200)), Err(NotifyError::Full));

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api;
+use crate::budget::{Held, Share};
 use crate::context::{CallContext, single_line};
 use crate::error::{ErrorKind, Executed, WireError};
 use crate::limits::{Limits, ServerStats};
@@ -36,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<ServerStats>,
     /// Calls that may still start, over all connections.
     pub(crate) in_flight: Arc<Semaphore>,
+    /// As `in_flight`, for what an operator needs when that is used up.
+    pub(crate) operators_in_flight: Arc<Semaphore>,
+    /// Connections that may still be opened.
+    pub(crate) places: Arc<Semaphore>,
     pub(crate) rate: Option<RateLimiter>,
     pub(crate) shutdown: CancellationToken,
     /// Cancelled when the time for finishing is over: what still runs then is answered for.
@@ -57,6 +62,11 @@ impl Found {
         api::default_timeout(self.name, params_bytes)
     }
 
+    /// Whether it is served when everything is in use: see [`api::Method::OPERATOR`].
+    pub(crate) fn is_operators(&self) -> bool {
+        api::method_info(self.name).is_some_and(|row| row.operator)
+    }
+
     fn writes(&self) -> bool {
         // A method that no row names might do anything.
         api::method_info(self.name).is_none_or(|row| row.writes)
@@ -70,8 +80,25 @@ pub(crate) struct Outcome {
     /// Told once the response is in its place among those that go out.
     pub(crate) queued: Option<jsonrpsee::MethodResponseNotifyTx>,
     pub(crate) success: bool,
-    /// Whether the call may have changed something.
+    /// Whether the call may have changed what is stored.
     pub(crate) writes: bool,
+    /// Whether it has the id null, and the connection is closed after it.
+    pub(crate) closes: bool,
+    /// Its share of the memory for answers.
+    pub(crate) held: Option<Held>,
+}
+
+impl Outcome {
+    fn new(tail: Bytes, success: bool) -> Self {
+        Self {
+            tail,
+            queued: None,
+            success,
+            writes: false,
+            closes: false,
+            held: None,
+        }
+    }
 }
 
 impl Shared {
@@ -96,14 +123,22 @@ impl Shared {
     ///
     /// # Errors
     /// `shutting_down`, `rate_limited` or `busy`.
-    pub(crate) fn admit(&self, peer: &PeerIdentity) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
+    pub(crate) fn admit(
+        &self,
+        peer: &PeerIdentity,
+        found: &Found,
+    ) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
         if self.shutdown.is_cancelled() {
             return Err(WireError::shutting_down());
         }
         if let Some(rate) = &self.rate {
             rate.check(peer)?;
         }
-        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| {
+        let mut admitted = Arc::clone(&self.in_flight).try_acquire_owned();
+        if admitted.is_err() && found.is_operators() {
+            admitted = Arc::clone(&self.operators_in_flight).try_acquire_owned();
+        }
+        admitted.map_err(|_| {
             WireError::busy(
                 format!("{} requests are in flight already", self.limits.max_in_flight),
                 self.limits.busy_retry_after_ms,
@@ -115,16 +150,48 @@ impl Shared {
     pub(crate) fn failure(&self, error: WireError) -> Outcome {
         self.stats.errors.add(error.code);
         Outcome {
-            tail: error_tail(&error),
-            queued: None,
-            success: false,
-            writes: false,
+            // A peer that is refused is refused as a whole: no id, and nothing after it.
+            closes: error.code == ErrorKind::Forbidden.code(),
+            ..Outcome::new(error_tail(&error), false)
         }
     }
 
-    /// Runs a call to its end, whatever that is. Every path out of here is an answer.
-    pub(crate) async fn run(&self, found: Found, params: Params<'static>, context: CallContext) -> Outcome {
+    /// What becomes of an answer that is larger than may be: see [`crate::oversized`].
+    pub(crate) fn too_large(&self, outcome: &Outcome) -> Outcome {
+        let most = self.limits.max_response_bytes;
+        self.failure(too_large(&outcome.tail, outcome.writes, most))
+    }
+
+    /// Runs a call to its end, whatever that is. Every path out of here is an answer, which is counted in `share`.
+    pub(crate) async fn run(
+        &self,
+        found: Found,
+        params: Params<'static>,
+        context: CallContext,
+        share: &Arc<Share>,
+    ) -> Outcome {
         let writes = found.writes();
+        let connection = context.connection;
+        let mut outcome = self.run_to_its_end(found, params, context).await;
+        let bytes = outcome.tail.len();
+        outcome.held = Some(if writes || !outcome.success {
+            share.hold(bytes)
+        } else {
+            match share.try_hold_answer(bytes) {
+                Ok(held) => held,
+                Err(error) => {
+                    tracing::warn!(%connection, bytes, "an answer was dropped: too many wait to be read");
+                    outcome = self.failure(error);
+                    share.hold(outcome.tail.len())
+                }
+            }
+        });
+        outcome
+    }
+
+    async fn run_to_its_end(&self, found: Found, params: Params<'static>, context: CallContext) -> Outcome {
+        let writes = found.writes();
+        let connection = context.connection;
         if context.is_over() {
             // It waited for its turn beyond its deadline: nothing was started.
             let error = if context.cancelled.is_cancelled() {
@@ -138,7 +205,7 @@ impl Shared {
         let cancelled = context.cancelled.clone();
         let deadline = TokioInstant::from_std(context.deadline);
         let name = found.name;
-        let call = AssertUnwindSafe(self.invoke(found, params, context)).catch_unwind();
+        let call = AssertUnwindSafe(self.invoke(found.callback, params, context, writes)).catch_unwind();
         let mut call = pin!(call);
         let finished = tokio::select! {
             biased;
@@ -159,7 +226,7 @@ impl Shared {
             Some(Err(_panic)) => {
                 // The panic hook has logged where; what it said may quote data and stays off the wire.
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(method = name, "a method panicked");
+                tracing::error!(method = name, %connection, "a method panicked; the line before says where");
                 let error = WireError::internal("the method failed unexpectedly; the daemon goes on");
                 self.failure(error.with_executed(Executed::unanswered(writes)))
             }
@@ -177,17 +244,23 @@ impl Shared {
 
     /// Calls the callback with an id of our own. The callback itself runs inside the future, so that a
     /// panic before its first await is caught too.
-    async fn invoke(&self, found: Found, params: Params<'static>, context: CallContext) -> MethodResponse {
+    async fn invoke(
+        &self,
+        callback: MethodCallback,
+        params: Params<'static>,
+        context: CallContext,
+        writes: bool,
+    ) -> MethodResponse {
         let connection = JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
         // The answer to a change is looked into when it is too large, see `oversized`.
-        let max = if found.writes() {
+        let max = if writes {
             usize::MAX
         } else {
             self.limits.max_response_bytes
         };
         let mut extensions = Extensions::new();
         extensions.insert(context);
-        match found.callback {
+        match callback {
             MethodCallback::Async(call) => call(OUR_ID, params, connection, max, extensions).await,
             MethodCallback::Sync(call) => call(OUR_ID, params, max, extensions),
             MethodCallback::Unsubscription(call) => call(OUR_ID, params, connection, max, extensions),
@@ -205,19 +278,19 @@ impl Shared {
         let code = response.as_error_code();
         let (json, queued, _) = response.into_parts();
         let Some(code) = code else {
-            let tail = result_tail(json);
-            if tail.len() > self.limits.max_response_bytes {
+            let too_large = json.get().len() > self.limits.max_response_bytes;
+            let mut outcome = Outcome {
+                writes,
+                ..Outcome::new(result_tail(json), true)
+            };
+            if too_large {
                 if let Some(queued) = queued {
                     queued.notify(false);
                 }
-                return self.failure(too_large(&tail, writes, self.limits.max_response_bytes));
+                return self.too_large(&outcome);
             }
-            return Outcome {
-                tail,
-                queued,
-                success: true,
-                writes,
-            };
+            outcome.queued = queued;
+            return outcome;
         };
         let mut error = if code == ErrorKind::ResponseTooLarge.code() {
             WireError::response_too_large(self.limits.max_response_bytes)
@@ -294,12 +367,7 @@ pub(crate) fn head(id: Option<&str>) -> Bytes {
 /// A result as an outcome, for what dispatch answers itself.
 pub(crate) fn success<T: serde::Serialize>(result: &T) -> Outcome {
     let json = serde_json::to_string(result).unwrap_or_else(|_| "null".to_owned());
-    Outcome {
-        tail: single_line(format!("\"result\":{json}}}").into_bytes()),
-        queued: None,
-        success: true,
-        writes: false,
-    }
+    Outcome::new(single_line(format!("\"result\":{json}}}").into_bytes()), true)
 }
 
 #[cfg(test)]

@@ -15,10 +15,12 @@
 //! [`endpoint::bind`] and [`server::serve`]. To call: [`client::Client`].
 
 pub mod api;
+mod budget;
 pub mod client;
 pub mod codec;
 mod connection;
 pub mod context;
+mod descriptors;
 pub mod discover;
 pub mod discovery;
 mod dispatch;

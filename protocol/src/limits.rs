@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
 
@@ -13,6 +14,10 @@ pub struct Limits {
     /// Connections at the same time; one more gets a busy line and is closed. Each costs two file
     /// descriptors and up to `max_message_bytes` of memory.
     pub max_connections: usize,
+    /// Connections beyond `max_connections` that serve what an operator needs (`admin.health`, `status`, `metrics`,
+    /// `shutdown`, `rpc.version` and `rpc.cancel`) and answer anything else `busy`: a daemon that is full can still
+    /// be asked and stopped.
+    pub operator_connections: usize,
     /// The longest request, in bytes. Holds a batch of 1,000 items of usual size.
     pub max_message_bytes: usize,
     /// The longest response, in bytes. Above `max_message_bytes`, so that what went in comes out.
@@ -26,11 +31,18 @@ pub struct Limits {
     pub max_in_flight_per_connection: usize,
     /// Requests in flight overall; one more is answered `busy` at once, so that queues stay short.
     pub max_in_flight: usize,
+    /// As `max_in_flight`, for what an operator needs when that is used up.
+    pub operator_in_flight: usize,
     /// Change feeds of one connection.
     pub max_subscriptions_per_connection: usize,
-    /// Bytes of incomplete requests held for all connections together; bounds what many large requests
-    /// at once can occupy. A connection that would go over it is answered `busy` and closed.
+    /// Bytes of incomplete requests held for all connections together, and as many of those of calls in flight; bounds
+    /// what many large requests at once can occupy. A connection whose incomplete request would go over it is answered
+    /// `busy` and closed, a call that would is answered `busy`.
     pub max_buffered_bytes: usize,
+    /// Bytes of answers and notifications that wait to be written, for all connections together. One connection may
+    /// have half of them. Beyond, a large answer of a read becomes `busy`: clients that ask and
+    /// do not read would otherwise leave any number of answers with the daemon.
+    pub max_queued_bytes: usize,
     /// Lines waiting to be written to one connection; responses wait for a place, notifications are
     /// refused without one.
     pub reply_queue_lines: usize,
@@ -67,14 +79,17 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 256,
+            operator_connections: 8,
             max_message_bytes: 16 << 20,
             max_response_bytes: 32 << 20,
             max_batch_requests: 32,
             max_depth: 64,
             max_in_flight_per_connection: 32,
             max_in_flight: 512,
+            operator_in_flight: 16,
             max_subscriptions_per_connection: 16,
             max_buffered_bytes: 256 << 20,
+            max_queued_bytes: 256 << 20,
             reply_queue_lines: 64,
             write_timeout_ms: 10_000,
             partial_request_timeout_ms: 30_000,
@@ -122,6 +137,9 @@ impl Limits {
         if self.max_buffered_bytes < self.max_message_bytes {
             return Err("`max_buffered_bytes` must be at least `max_message_bytes`".to_owned());
         }
+        if self.max_queued_bytes < self.max_response_bytes {
+            return Err("`max_queued_bytes` must be at least `max_response_bytes`".to_owned());
+        }
         if self.max_text_bytes > self.max_message_bytes {
             return Err("`max_text_bytes` must be at most `max_message_bytes`".to_owned());
         }
@@ -168,6 +186,11 @@ pub struct ServerStats {
     pub(crate) bytes_read: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_buffered: AtomicU64,
+    pub(crate) bytes_in_flight: AtomicU64,
+    pub(crate) bytes_queued: AtomicU64,
+    /// Connections that could not be accepted for want of a file descriptor, and when that was last.
+    pub(crate) descriptors_lacking: AtomicU64,
+    pub(crate) descriptors_lacked_at: Mutex<Option<Instant>>,
     pub(crate) notifications_sent: AtomicU64,
     pub(crate) notifications_refused: AtomicU64,
     pub(crate) rebinds: AtomicU64,
@@ -223,6 +246,12 @@ pub struct ServerSnapshot {
     pub bytes_written: u64,
     /// Bytes of incomplete requests held now.
     pub bytes_buffered: u64,
+    /// Bytes of the parameters of calls that wait or run.
+    pub bytes_in_flight: u64,
+    /// Bytes of answers and notifications that wait to be written.
+    pub bytes_queued: u64,
+    /// Times that a connection could not be accepted for want of a file descriptor.
+    pub descriptors_lacking: u64,
     /// Notifications that were queued for writing.
     pub notifications_sent: u64,
     /// Notifications for which a queue had no place.
@@ -234,6 +263,24 @@ pub struct ServerSnapshot {
 }
 
 impl ServerStats {
+    /// Notes that a connection could not be accepted for want of a file descriptor.
+    pub(crate) fn lacks_descriptors(&self) {
+        self.descriptors_lacking.fetch_add(1, Ordering::Relaxed);
+        *self
+            .descriptors_lacked_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// When a connection last could not be accepted for want of a file descriptor.
+    #[must_use]
+    pub fn descriptors_lacked_at(&self) -> Option<Instant> {
+        *self
+            .descriptors_lacked_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The numbers as they are now. They are read one by one, so they may be a few calls apart.
     #[must_use]
     pub fn snapshot(&self) -> ServerSnapshot {
@@ -252,6 +299,9 @@ impl ServerStats {
             bytes_read: read(&self.bytes_read),
             bytes_written: read(&self.bytes_written),
             bytes_buffered: read(&self.bytes_buffered),
+            bytes_in_flight: read(&self.bytes_in_flight),
+            bytes_queued: read(&self.bytes_queued),
+            descriptors_lacking: read(&self.descriptors_lacking),
             notifications_sent: read(&self.notifications_sent),
             notifications_refused: read(&self.notifications_refused),
             rebinds: read(&self.rebinds),

@@ -14,8 +14,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection;
+use crate::connection::{self, Place};
 use crate::context::ConnectionId;
+use crate::descriptors::{Reserve, lacks_descriptors};
 use crate::dispatch::Shared;
 use crate::endpoint::{BoundSocket, EndpointName};
 use crate::error::WireError;
@@ -129,6 +130,8 @@ impl Server {
         };
         let shared = Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(limits.max_in_flight)),
+            operators_in_flight: Arc::new(Semaphore::new(limits.operator_in_flight)),
+            places: Arc::new(Semaphore::new(limits.max_connections)),
             rate: RateLimiter::new(&limits),
             detached: TaskTracker::new(),
             shutdown: shutdown.clone(),
@@ -139,7 +142,8 @@ impl Server {
         });
         let mut door = Door {
             policy: policy.unwrap_or_else(|| name.policy.clone()),
-            places: Arc::new(Semaphore::new(shared.limits.max_connections)),
+            spare_places: Arc::new(Semaphore::new(shared.limits.operator_connections)),
+            reserve: Reserve::new(shared.limits.operator_connections),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             connections: JoinSet::new(),
             next: 1,
@@ -156,7 +160,10 @@ impl Server {
 struct Door {
     shared: Arc<Shared>,
     policy: PeerPolicy,
-    places: Arc<Semaphore>,
+    /// For connections beyond the limit: see [`Place::Spare`].
+    spare_places: Arc<Semaphore>,
+    /// Descriptors for them when there are no others.
+    reserve: Reserve,
     refusals: Arc<Semaphore>,
     connections: JoinSet<()>,
     next: u64,
@@ -179,13 +186,14 @@ impl Door {
                 () = shutdown.cancelled() => return name,
                 _ = self.connections.join_next(), if !self.connections.is_empty() => {}
                 _ = look.tick() => {
+                    self.reserve.fill();
                     if let Some(rate) = &self.shared.rate {
                         rate.forget_idle();
                     }
                     if let Some((again, renamed)) = bind_again(&name, &mut lost) {
                         // Those who connected before the name was gone still wait on the old listener.
                         while let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) {
-                            self.admit(stream);
+                            self.admit(stream, false);
                         }
                         self.shared.stats.rebinds.fetch_add(1, Ordering::Relaxed);
                         (listener, name) = (again, renamed);
@@ -194,9 +202,20 @@ impl Door {
                 accepted = listener.accept() => match accepted {
                     Ok(stream) => {
                         backoff = ACCEPT_BACKOFF_MIN;
-                        self.admit(stream);
+                        self.admit(stream, false);
+                    }
+                    Err(error) if lacks_descriptors(&error) && self.reserve.release() => {
+                        tracing::warn!(%error, "no file descriptors are left; a connection is accepted with a reserved one");
+                        self.shared.stats.lacks_descriptors();
+                        // Somebody else may have taken what was released.
+                        if let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) {
+                            self.admit(stream, true);
+                        }
                     }
                     Err(error) => {
+                        if lacks_descriptors(&error) {
+                            self.shared.stats.lacks_descriptors();
+                        }
                         tracing::warn!(%error, wait_ms = backoff.as_millis(), "a connection could not be accepted");
                         tokio::select! {
                             () = shutdown.cancelled() => return name,
@@ -209,7 +228,8 @@ impl Door {
         }
     }
 
-    fn admit(&mut self, stream: Stream) {
+    /// Lets a client in; `scarce` if only a reserved file descriptor was left for it.
+    fn admit(&mut self, stream: Stream, scarce: bool) {
         let stats = Arc::clone(&self.shared.stats);
         add(&stats.connections_total, 1);
         let id = ConnectionId(self.next);
@@ -229,27 +249,41 @@ impl Door {
             );
             return self.refuse(stream.into(), refusal);
         }
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let limit = self.shared.limits.max_connections;
-            tracing::warn!(
-                uid = peer.uid,
-                pid = peer.pid,
-                limit,
-                "a client was refused: too many connections"
-            );
-            let retry = self.shared.limits.busy_retry_after_ms;
-            return self.refuse(
-                stream.into(),
-                WireError::busy(format!("{limit} connections are open already"), retry),
-            );
+        let place = match self.place(scarce) {
+            Ok(place) => place,
+            Err(reason) => {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, reason, "a client was refused");
+                let retry = self.shared.limits.busy_retry_after_ms;
+                return self.refuse(stream.into(), WireError::busy(reason, retry));
+            }
         };
         let shared = Arc::clone(&self.shared);
         stats.connections_open.fetch_add(1, Ordering::Relaxed);
         let open = OpenConnection(stats);
         self.connections.spawn(async move {
-            connection::serve(shared, stream.into(), peer, id).await;
-            drop((place, open));
+            connection::serve(shared, stream.into(), peer, id, place).await;
+            drop(open);
         });
+    }
+
+    /// A place for one more connection, or why there is none.
+    fn place(&self, scarce: bool) -> Result<Place, String> {
+        if !scarce && let Ok(permit) = Arc::clone(&self.shared.places).try_acquire_owned() {
+            return Ok(Place::Full(permit));
+        }
+        let reason = if scarce {
+            "the daemon has no file descriptors left".to_owned()
+        } else {
+            format!("{} connections are open already", self.shared.limits.max_connections)
+        };
+        match Arc::clone(&self.spare_places).try_acquire_owned() {
+            Ok(permit) => Ok(Place::Spare {
+                _permit: permit,
+                reason,
+                may_grow: !scarce,
+            }),
+            Err(_) => Err(reason),
+        }
     }
 
     fn refuse(&mut self, stream: UnixStream, error: WireError) {

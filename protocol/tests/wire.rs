@@ -9,6 +9,8 @@ mod wire {
     mod framing;
     mod fuzz_corpus;
     mod limits;
+    mod memory;
+    mod operator;
     mod requests;
     mod shutdown;
     mod support;

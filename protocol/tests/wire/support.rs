@@ -38,6 +38,8 @@ pub(super) struct Rig {
     pub(super) begun: AtomicU64,
     /// Calls whose futures were dropped before they ended.
     pub(super) dropped: AtomicU64,
+    /// Calls of `knowledge.history` that have begun.
+    pub(super) large: AtomicU64,
     pub(super) changed: Notify,
     /// A permit lets one `test.hold` go on.
     pub(super) gate: Semaphore,
@@ -136,6 +138,39 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
         .register_async_method("test.big", move |params, _, _| async move {
             let bytes = parsed(&params)["bytes"].as_u64().unwrap();
             Answer::Ok(Value::String("x".repeat(usize::try_from(bytes).unwrap())))
+        })
+        .unwrap();
+    module
+        // A read by the table's word, whose answer has as many bytes as its id says.
+        .register_async_method(api::History::NAME, |params, rig, _| async move {
+            rig.large.fetch_add(1, Ordering::SeqCst);
+            rig.changed.notify_waiters();
+            let bytes = params::decode_params::<api::History>(&params)?
+                .params
+                .id
+                .parse()
+                .unwrap();
+            Answer::Ok(Value::String("x".repeat(bytes)))
+        })
+        .unwrap();
+    module
+        .register_async_method("test.forbidden", |_, _, _| async move {
+            Answer::Err(WireError::forbidden(Some(7)).into())
+        })
+        .unwrap();
+    // What an operator needs, by the table's word.
+    for name in [api::Health::NAME, api::Version::NAME] {
+        module
+            .register_async_method(name, |_, _, _| async move { Answer::Ok(json!({ "status": "ok" })) })
+            .unwrap();
+    }
+    // A write whose result may be large.
+    module
+        .register_async_method(api::Delete::NAME, |params, _, _| async move {
+            let decoded = params::decode_params::<api::Delete>(&params)?;
+            let count = decoded.params.filters.agents()[0].parse::<usize>().unwrap();
+            let ids: Vec<String> = (0..count).map(|number| format!("general-{number:020}")).collect();
+            Answer::Ok(json!({ "deleted": count, "ids": ids, "undo_token": "token", "version": 7 }))
         })
         .unwrap();
     module
@@ -316,6 +351,7 @@ impl Daemon {
         let rig = Arc::new(Rig {
             begun: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            large: AtomicU64::new(0),
             changed: Notify::new(),
             gate: Semaphore::new(0),
         });

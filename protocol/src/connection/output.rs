@@ -1,0 +1,160 @@
+//! What is written to a connection, and how its end is noticed.
+
+use bytes::{BufMut, BytesMut};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::READ_BYTES;
+use crate::context::Line;
+use crate::dispatch::head;
+use crate::error::WireError;
+use crate::limits::{ServerStats, add};
+
+/// Lines up to this size together are written with one call.
+const WRITE_BYTES: usize = 64 << 10;
+/// How long a client that is cut off may take to notice.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+
+/// Lets a client that is still sending take note of why it is cut off: closed at once, its next write would
+/// fail before it reads.
+pub(super) async fn linger(reader: &OwnedReadHalf, shutdown: CancellationToken) {
+    let mut sink = [0; 4096];
+    let until_end = async {
+        while reader.readable().await.is_ok() {
+            match reader.try_read(&mut sink) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(REFUSAL_LINGER, until_end) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// Tells a client why it may not come in, and closes.
+pub(crate) async fn refuse(stream: UnixStream, error: WireError, shutdown: CancellationToken) {
+    let mut line = BytesMut::from(&head(None)[..]);
+    line.put(crate::dispatch::error_tail(&error));
+    line.put_u8(b'\n');
+    let (reader, mut writer) = stream.into_split();
+    // The socket's buffer is empty, so this takes no time; if it fails, the client has left.
+    let told = tokio::time::timeout(REFUSAL_LINGER, writer.write_all(&line)).await;
+    if !matches!(told, Ok(Ok(()))) {
+        return;
+    }
+    drop(writer);
+    linger(&reader, shutdown).await;
+}
+
+/// Notices that the client has closed its end altogether, which end of input alone does not say.
+///
+/// The kernel reports it as a hang-up. It is watched on a descriptor of its own, so that clearing that
+/// one's readiness does not disturb the writer's, and only while nothing is read: otherwise reading tells
+/// soon enough.
+pub(super) struct Hangup {
+    pub(super) descriptor: Option<OwnedFd>,
+    pub(super) watched: Option<UnixStream>,
+}
+
+impl Hangup {
+    pub(super) async fn wait(&mut self) {
+        if let Some(descriptor) = self.descriptor.take() {
+            self.watched = UnixStream::from_std(descriptor.into()).ok();
+        }
+        let Some(watched) = &self.watched else {
+            // Without a descriptor to spare, the write timeout and the deadline still end the calls.
+            return std::future::pending().await;
+        };
+        loop {
+            match watched.ready(Interest::WRITABLE).await {
+                Ok(ready) if !ready.is_write_closed() => {
+                    // Writable, which does not matter here: forget it until something changes.
+                    let cleared: io::Result<()> =
+                        watched.try_io(Interest::WRITABLE, || Err(io::ErrorKind::WouldBlock.into()));
+                    debug_assert!(cleared.is_err());
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Writes lines until the outbox is closed and empty, then closes the socket for writing. If the client
+/// does not take anything for `patience`, the connection is given up.
+pub(super) async fn write(
+    mut socket: OwnedWriteHalf,
+    mut lines: mpsc::Receiver<Line>,
+    patience: Duration,
+    stats: Arc<ServerStats>,
+    gone: CancellationToken,
+) {
+    let mut small = BytesMut::new();
+    let mut written = Vec::new();
+    while let Some(line) = lines.recv().await {
+        small.clear();
+        let mut next = Some(line);
+        let mut result = Ok(());
+        while let Some(line) = next.take() {
+            let large = line.length() > WRITE_BYTES;
+            for part in &line.parts {
+                if large && part.len() > READ_BYTES {
+                    result = put(&mut socket, &small, patience).await;
+                    small.clear();
+                    if result.is_ok() {
+                        result = put(&mut socket, part, patience).await;
+                    }
+                    if result.is_err() {
+                        break;
+                    }
+                } else {
+                    small.extend_from_slice(part);
+                }
+            }
+            small.extend_from_slice(b"\n");
+            add(&stats.bytes_written, line.length() + 1);
+            written.push(line);
+            if result.is_err() || large || small.len() >= WRITE_BYTES {
+                break;
+            }
+            next = lines.try_recv().ok();
+        }
+        if result.is_ok() {
+            result = put(&mut socket, &small, patience).await;
+        }
+        // Only now do the lines give back their places and bytes.
+        written.clear();
+        if small.capacity() > 2 * WRITE_BYTES {
+            small = BytesMut::new();
+        }
+        if let Err(error) = result {
+            tracing::debug!(%error, "the connection was given up while writing");
+            gone.cancel();
+            return;
+        }
+    }
+}
+
+/// Writes all of `bytes`; fails when nothing is taken for `patience`.
+async fn put(socket: &mut OwnedWriteHalf, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match tokio::time::timeout(patience, socket.write(bytes)).await {
+            Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(Ok(count)) => bytes = &bytes[count..],
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! A daemon in which everything is in use can still be asked how it is, and stopped.
+
+use super::support::*;
+use ccod_protocol::limits::Limits;
+use serde_json::{Value, json};
+
+fn health(id: i64) -> Value {
+    request(id, "admin.health", json!({}))
+}
+
+/// A daemon with one connection open, which is as many as it may have.
+async fn full() -> (Daemon, Wire) {
+    let daemon = Daemon::with(Limits {
+        max_connections: 1,
+        operator_connections: 2,
+        ..quick()
+    });
+    let mut wire = daemon.connect().await;
+    assert_eq!(wire.call(&echo(1, json!([]))).await, result(1, json!([])));
+    (daemon, wire)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_connection_beyond_the_limit_serves_an_operator_and_nobody_else() {
+    let (daemon, _wire) = full().await;
+    let mut operator = daemon.connect().await;
+    for id in 0..5 {
+        assert_eq!(operator.call(&health(id)).await, result(id, json!({ "status": "ok" })));
+    }
+    assert_eq!(
+        operator.call(&request(5, "rpc.cancel", json!([9]))).await,
+        result(5, json!({ "cancelled": 0 }))
+    );
+    // Anything else is told why, with its id, and then the connection is closed.
+    let mut other = daemon.connect().await;
+    let refusal = other.call(&echo(9, json!([]))).await;
+    refused(&refusal, &json!(9), -32009);
+    assert_eq!(refusal["error"]["data"]["executed"], false);
+    assert_eq!(other.rest().await, Vec::<Value>::new());
+    // In a batch as well; what an operator may ask is answered in it.
+    let mut mixed = daemon.connect().await;
+    let answers = mixed.call(&json!([health(1), echo(2, json!([]))])).await;
+    assert_eq!(answers[0], result(1, json!({ "status": "ok" })));
+    refused(&answers[1], &json!(2), -32009);
+    assert_eq!(mixed.rest().await, Vec::<Value>::new());
+    assert_eq!(
+        operator.call(&health(6)).await["result"]["status"],
+        "ok",
+        "the operator is not disturbed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn places_for_operators_are_not_kept_by_who_says_nothing() {
+    let (daemon, _wire) = full().await;
+    let mut silent = [daemon.connect().await, daemon.connect().await];
+    // No spare place is left: the next one is refused at once.
+    let mut third = daemon.connect().await;
+    let answers = third.rest().await;
+    assert_eq!(answers.len(), 1);
+    refused(&answers[0], &Value::Null, -32009);
+    for wire in &mut silent {
+        let answers = wire.rest().await;
+        assert_eq!(answers.len(), 1);
+        refused(&answers[0], &Value::Null, -32009);
+    }
+    daemon
+        .rig
+        .until("they are gone", |_| daemon.stats.snapshot().connections_open == 1)
+        .await;
+    assert_eq!(daemon.connect().await.call(&health(1)).await["result"]["status"], "ok");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_spare_connection_becomes_a_full_one_when_there_is_a_place() {
+    let (daemon, wire) = full().await;
+    let mut operator = daemon.connect().await;
+    assert_eq!(operator.call(&health(1)).await["result"]["status"], "ok");
+    drop(wire);
+    daemon
+        .rig
+        .until("the first is gone", |_| daemon.stats.snapshot().connections_open == 1)
+        .await;
+    assert_eq!(operator.call(&echo(2, json!([]))).await, result(2, json!([])));
+    // It has taken the place.
+    let mut other = daemon.connect().await;
+    refused(&other.call(&echo(3, json!([]))).await, &json!(3), -32009);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn an_operator_is_served_when_all_calls_are_in_use() {
+    let daemon = Daemon::with(Limits {
+        max_in_flight: 2,
+        operator_in_flight: 1,
+        ..quick()
+    });
+    let mut wire = daemon.connect().await;
+    for id in 0..2 {
+        wire.send(format!("{}\n", request(id, "test.hold", json!([])))).await;
+    }
+    daemon.rig.begun(2).await;
+    let mut operator = daemon.connect().await;
+    assert_eq!(operator.call(&health(1)).await["result"]["status"], "ok");
+    refused(&operator.call(&echo(2, json!([]))).await, &json!(2), -32009);
+    assert_eq!(operator.call(&health(3)).await["result"]["status"], "ok");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn who_is_forbidden_gets_no_id_and_is_closed() {
+    let daemon = Daemon::start();
+    for input in [
+        request(1, "test.forbidden", json!({})).to_string(),
+        json!([echo(1, json!([])), request(2, "test.forbidden", json!({}))]).to_string(),
+    ] {
+        let mut wire = daemon.connect().await;
+        wire.send(format!("{input}\n")).await;
+        let lines = wire.rest().await;
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let last = lines[0].as_array().map_or(&lines[0], |batch| batch.last().unwrap());
+        refused(last, &Value::Null, -32026);
+    }
+}
