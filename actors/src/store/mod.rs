@@ -520,6 +520,7 @@ impl WriteAccess {
         let mut guard = project.table.lock().await;
         match project.prepare_to_write(&mut guard, create).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
+            Err(error) if project.is_suspended() => Err(error), // Not for want of room.
             Err(error) => Err(project.writes.failed(&project.directory, error)),
         }
     }

@@ -98,8 +98,10 @@ impl Intent {
     }
 
     fn remove(staging: &Path) -> io::Result<()> {
-        std::fs::remove_file(staging.join(INTENT_FILE))?;
-        sync_directory(staging)
+        match std::fs::remove_file(staging.join(INTENT_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sync_directory(staging),
+        }
     }
 }
 
@@ -390,7 +392,17 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
             "the restored projects could not be put in place ({error}); nothing was changed"
         ))
     };
-    intent.write(&staging.path).map_err(|error| failed(&error))?;
+    let halfway = |error: &io::Error, second: &io::Error| {
+        KnowledgeError::internal(format!(
+            "the restore stopped halfway ({error}; {second}); start the daemon again, it then finishes the restore"
+        ))
+    };
+    if let Err(error) = intent.write(&staging.path) {
+        // It may be there all the same, and would be carried out.
+        let removed = Intent::remove(&staging.path);
+        staging.unfinished = removed.is_err();
+        return Err(removed.map_or_else(|second| halfway(&error, &second), |()| failed(&error)));
+    }
     fail::fail_point!("restore::intended", |_| {
         staging.unfinished = true;
         Err(KnowledgeError::internal("failpoint restore::intended"))
@@ -405,22 +417,27 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
                 from.parent().map_or(Ok(()), sync_directory)
             });
             match undone {
-                Ok(()) => Err(failed(&error)),
+                Ok(()) => Err(error),
                 Err(second) => {
                     staging.unfinished = true;
-                    return Err(KnowledgeError::internal(format!(
-                        "the restore stopped halfway ({error}; {second}); start the daemon again, it then finishes"
-                    )));
+                    return Err(halfway(&error, &second));
                 }
             }
         }
     };
-    if let Err(error) = Intent::remove(&staging.path) {
-        // The next start does it again, which does nothing where all is in place.
-        staging.unfinished = true;
-        tracing::warn!(%error, "what a restore left could not be removed, the next start tries again");
+    match (outcome, Intent::remove(&staging.path)) {
+        (outcome, Ok(())) => outcome.map_err(|error| failed(&error)),
+        (Err(error), Err(second)) => {
+            staging.unfinished = true;
+            Err(halfway(&error, &second))
+        }
+        (Ok(kept), Err(error)) => {
+            // The next start does it again, which does nothing where all is in place.
+            staging.unfinished = true;
+            tracing::warn!(%error, "what a restore left could not be removed, the next start tries again");
+            Ok(kept)
+        }
     }
-    outcome
 }
 
 /// Puts every staged project in its place and what was there aside. Can be repeated: what is done already is
