@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ccod_actors::admission::{Admission, Permit};
 use ccod_actors::deadline::Deadline;
-use ccod_actors::domain::{NewItem, ProjectName, parse_time};
+use ccod_actors::domain::{NewItem, ProjectName, now_ms, parse_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{Executed, KnowledgeError, KnowledgeResult};
 use ccod_actors::store::backup::{BackupRequest, NewPlace, Watcher, new_place, open_regular, partial_beside};
@@ -659,7 +659,8 @@ impl<'a> Import<'a> {
         params.check()?;
         let mut item = store::new_item(params, &self.app.config.items).map_err(wire_error)?;
         item.timestamp = timestamp?.unwrap_or(item.timestamp);
-        item.updated_at = updated_at?;
+        // Always set: what comes from elsewhere was not here at its times.
+        item.updated_at = updated_at?.or_else(|| Some(now_ms()));
         Ok(item)
     }
 

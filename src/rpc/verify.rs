@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ccod_actors::error::KnowledgeError;
-use ccod_actors::store::verify::verify as verify_view;
+use ccod_actors::store::verify::verify as verify_project;
 use ccod_protocol::api;
 use ccod_protocol::error::{Executed, WireError};
 use tokio::sync::Semaphore;
@@ -35,8 +35,8 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             problem,
             fix: fix.map(str::to_owned),
         };
-        let view = match app.store.view(&name).await {
-            Ok(Some(view)) => view,
+        match app.store.view(&name).await {
+            Ok(Some(_)) => {}
             Ok(None) => continue,
             Err(error) => {
                 result.findings.push(finding(
@@ -46,15 +46,16 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
                 result.projects.push(name.to_string());
                 continue;
             }
-        };
+        }
         let read_before = result.rows;
         let progress = |done: u64, total: u64| {
             let message = format!("project {name}");
             call.context
                 .progress(read_before + done, Some(read_before + total), &message);
         };
-        let verified = match verify_view(&view, progress, || call.context.is_over()).await {
-            Ok(verified) => verified,
+        let verified = match verify_project(&app.store, &name, progress, || call.context.is_over()).await {
+            Ok(Some(verified)) => verified,
+            Ok(None) => continue, // Gone meanwhile.
             Err(_) if call.context.is_over() => {
                 return Err(match call.context.remaining().is_zero() {
                     true => WireError::deadline_exceeded(Executed::No),

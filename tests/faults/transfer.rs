@@ -94,10 +94,25 @@ fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
         }
     };
     assert!(call(&daemon, "admin.backup").get("result").is_some());
+    daemon.call("knowledge.store", json!({"text": "acknowledged before the crash"}));
+    daemon.call("knowledge.store", json!({"text": "elsewhere", "project_id": "other"}));
     fail::cfg("restore::intended", "return").unwrap();
     assert!(call(&daemon, "admin.restore").get("error").is_some());
     fail::remove("restore::intended");
-    daemon.call("knowledge.store", json!({"text": "acknowledged before the crash"}));
+    // Nothing is acknowledged any more that the next start would move aside. What is there can be read.
+    assert_eq!(daemon.count(), 2);
+    for (method, params) in [
+        ("knowledge.store", json!({"text": "refused"})),
+        ("knowledge.delete", json!({"type": ["general"]})),
+        ("knowledge.purge", json!({"id": "x", "confirm": true})),
+    ] {
+        let error = daemon.call_error(method, params);
+        assert_eq!(error["code"], -32024, "{method}: {error}");
+        assert!(error.to_string().contains("start the daemon again"), "{error}");
+    }
+    let health = daemon.call("admin.health", json!({}));
+    assert!(health["reasons"].to_string().contains("stopped halfway"), "{health}");
+    daemon.call("knowledge.store", json!({"text": "goes on", "project_id": "other"}));
     assert_eq!(daemon.count(), 2);
     assert!(daemon.shut_down());
     daemon.boot();
@@ -175,4 +190,73 @@ fn many_backups_at_once_leave_threads_for_everybody_else() {
         };
         assert!(answer.get("result").is_some(), "{answer}");
     }
+}
+/// Calls `change` while a verification looks at the files of its version, and gives back what that answers.
+fn verified_during(daemon: &Inside, change: impl FnOnce()) -> serde_json::Value {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+    let ((begun, has_begun), (go_on, may_go_on)) = (channel(), channel::<()>());
+    let (begun, may_go_on) = (Mutex::new(Some(begun)), Mutex::new(may_go_on));
+    // Only the first time: what is read again is read without a pause.
+    fail::cfg_callback("verify::files", move || {
+        if let Some(begun) = begun.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            may_go_on.lock().unwrap().recv().unwrap();
+        }
+    })
+    .unwrap();
+    let mut connection = daemon.connect();
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "admin.verify", "params": {}});
+    connection.send(format!("{request}\n"));
+    has_begun.recv_timeout(support::PATIENCE).unwrap();
+    change();
+    go_on.send(()).unwrap();
+    loop {
+        let line = connection.receive().unwrap();
+        if line["id"] == 1 {
+            fail::remove("verify::files");
+            return line["result"].clone();
+        }
+    }
+}
+
+#[test]
+fn a_verification_whose_version_is_taken_away_reads_the_next_one() {
+    let daemon = Inside::start();
+    let id = daemon.call("knowledge.store", json!({"text": "to be removed"}))["id"].clone();
+    daemon.call("knowledge.store", json!({"text": "stays"}));
+    let verified = verified_during(&daemon, || {
+        let purged = daemon.call("knowledge.purge", json!({"id": id, "confirm": true}));
+        assert_eq!(purged["purged"], 1);
+    });
+    assert_eq!(
+        (&verified["ok"], &verified["rows"]),
+        (&json!(true), &json!(2)),
+        "{verified}"
+    );
+
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("backup");
+    daemon.call("admin.backup", json!({"path": path}));
+    for number in 0..3 {
+        daemon.call("knowledge.store", json!({"text": format!("after the backup {number}")}));
+    }
+    let verified = verified_during(&daemon, || {
+        daemon.call("admin.restore", json!({"path": path}));
+    });
+    assert_eq!(
+        (&verified["ok"], &verified["rows"]),
+        (&json!(true), &json!(2)),
+        "{verified}"
+    );
+
+    // What is really damaged is still said.
+    let data = daemon
+        .home
+        .path()
+        .join("home/knowledge/default/orchestra_knowledge.lance/data");
+    let file = std::fs::read_dir(data).unwrap().flatten().next().unwrap();
+    std::fs::remove_file(file.path()).unwrap();
+    let verified = daemon.call("admin.verify", json!({}));
+    assert_eq!(verified["ok"], false, "{verified}");
 }

@@ -10,6 +10,7 @@ mod degraded;
 mod discovery;
 mod empty_is_not_all;
 mod feed;
+mod growth;
 mod knowledge;
 mod large_text;
 mod life;

@@ -269,9 +269,10 @@ fn a_feed_that_has_seen_what_is_lost_is_told_so() {
 }
 
 #[test]
-fn a_commit_whose_file_is_gone_or_cut_is_stepped_back_from() {
+fn a_fast_commit_whose_file_is_gone_or_cut_is_stepped_back_from() {
     for damage in ["gone", "cut"] {
-        let stored = Stored::new().damaged(|stored| {
+        let fast = Daemon::start_in(Home::new(), &[("CCO_DURABILITY", "fast")]);
+        let stored = Stored::in_daemon(fast).damaged(|stored| {
             let newest = &stored.data_files[3];
             match damage {
                 "gone" => fs::remove_file(newest).unwrap(),
@@ -284,6 +285,79 @@ fn a_commit_whose_file_is_gone_or_cut_is_stepped_back_from() {
         assert!(told.contains("was torn") && told.contains(name), "{told}");
         stored.assert_writable();
     }
+}
+
+/// What was answered under `full` was on disk: a file of it that is missing was lost later, and the version before
+/// would bring back what was deleted.
+#[test]
+fn a_durable_commit_whose_file_is_gone_is_never_stepped_back_from() {
+    for (directory, damage) in [("data", "gone"), ("data", "cut"), ("_deletions", "gone")] {
+        let stored = Stored::new();
+        let disk = &stored.disk;
+        let before = disk.files(directory);
+        let deleted = stored
+            .daemon
+            .call("knowledge.delete", json!({"ids": [stored.ids[0], stored.ids[1]]}));
+        let fresh: Vec<PathBuf> = disk.files(directory).difference(&before).cloned().collect();
+        if fresh.is_empty() {
+            assert_eq!(
+                directory, "_deletions",
+                "a fragment of which every row is closed is dropped whole"
+            );
+            continue;
+        }
+        let name = fresh[0].file_name().unwrap().to_str().unwrap().to_owned();
+        let stored = stored.damaged(|_| match damage {
+            "gone" => fs::remove_file(&fresh[0]).unwrap(),
+            _ => cut(&fresh[0], length(&fresh[0]) / 2),
+        });
+        assert_eq!(stored.found(), [2, 3], "{directory} {damage}");
+        assert!(stored.disk.set_aside().is_empty());
+        let health = stored.health();
+        assert!(
+            health["status"] == "degraded" && health["reasons"].to_string().contains(&name),
+            "{health}"
+        );
+        assert!(stored.recovery().contains(&name), "{}", stored.recovery());
+        stored.assert_writable();
+        // No number is given twice.
+        let next = stored.daemon.call("knowledge.store", json!({"text": TEXTS[0]}));
+        assert!(
+            next["version"].as_i64() > deleted["version"].as_i64(),
+            "{next} after {deleted}"
+        );
+        let stored = stored.restarted();
+        assert_eq!(stored.found(), [2, 3]);
+    }
+}
+
+/// The deletion of one of several rows of a fragment is a file of its own; without it nobody knows which are gone.
+#[test]
+fn a_deletion_file_that_is_gone_brings_nothing_back() {
+    let daemon = Daemon::start();
+    let items: Vec<Value> = (0..6)
+        .map(|number| json!({"id": format!("n{number}"), "text": format!("note {number} of several")}))
+        .collect();
+    daemon.call("knowledge.store_batch", json!({"items": items}));
+    let disk = OnDisk::of(&daemon.home);
+    daemon.store("apart from them");
+    daemon.call("knowledge.delete", json!({"id": "n3"}));
+    let deletions = disk.files("_deletions");
+    assert_eq!(deletions.len(), 1, "{deletions:?}");
+    let mut daemon = daemon;
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    deletions.iter().for_each(|file| fs::remove_file(file).unwrap());
+    let daemon = daemon.restart_after_end();
+    let error = daemon.call_error("knowledge.get", json!({"id": "n3"}));
+    assert!(error["data"]["degraded"].to_string().contains("_deletions"), "{error}");
+    assert_eq!(
+        daemon.call("knowledge.list", json!({}))["total"],
+        1,
+        "the rest of its file is left out too"
+    );
+    let undone = daemon.call("knowledge.undelete", json!({"ids": ["n3"]}));
+    assert_eq!(undone["restored"], 1, "its closed row is in another file: {undone}");
 }
 
 #[test]
@@ -543,6 +617,111 @@ fn a_table_without_any_version_is_kept_aside_and_the_project_begins_anew() {
         .daemon
         .call("knowledge.purge", json!({"id": id, "confirm": true}));
     assert!(!aside[0].join("orchestra_knowledge.lance").exists());
+}
+
+/// The numbers begin anew, so whoever has followed what is lost must not take them for those that it has seen.
+#[test]
+fn a_feed_from_before_a_project_began_anew_is_told_so() {
+    let stored = Stored::new();
+    let seen = stored.daemon.call("knowledge.subscribe", json!({}))["cursor"].clone();
+    let stored = stored.damaged(|stored| {
+        for manifest in stored.disk.manifests() {
+            cut(&manifest, 0);
+        }
+    });
+    // More than there were: the old cursor's number is one of the new ones.
+    for number in 0..TEXTS.len() + 3 {
+        stored.daemon.store(&format!("a new beginning {number}"));
+    }
+    let stored = stored.restarted();
+    let mut connection = stored.daemon.connect();
+    connection.call("knowledge.subscribe", json!({"cursor": seen}));
+    let told = connection.receive().unwrap();
+    let change = &told["params"]["result"];
+    assert_eq!(
+        (&change["op"], &change["resync"]),
+        (&json!("lagged"), &json!(true)),
+        "{told}"
+    );
+    let resume = change["cursor"].clone();
+    let mut connection = stored.daemon.connect();
+    connection.call("knowledge.subscribe", json!({"cursor": resume}));
+    let id = stored.daemon.store("and on it goes");
+    assert_eq!(connection.receive().unwrap()["params"]["result"]["id"], id);
+}
+
+/// A file of state that is damaged or cannot be read is not taken for one that is not there: numbers would be given
+/// twice.
+#[test]
+fn damaged_state_is_refused_with_what_to_do() {
+    let stored = Stored::new();
+    stored
+        .daemon
+        .call("knowledge.store", json!({"text": "elsewhere", "project_id": "other"}));
+    let mut stored = stored;
+    for name in ["restored.json", "lost-commits.json"] {
+        for damage in [
+            "",
+            "\0\0\0\0",
+            "{\"epoch\":17953",
+            "{\"gaps\":[{\"after\":1,",
+            "a directory",
+        ] {
+            let file = stored.disk.0.join(name);
+            stored = stored.damaged(|_| match damage {
+                "a directory" => fs::create_dir(&file).unwrap(),
+                _ => fs::write(&file, damage).unwrap(),
+            });
+            let daemon = &stored.daemon;
+            for (method, params) in [
+                ("knowledge.search", json!({"query": "violin"})),
+                ("knowledge.store", json!({"text": "not now"})),
+                ("knowledge.delete", json!({"id": stored.ids[0]})),
+            ] {
+                let error = daemon.call_error(method, params);
+                assert!(error.to_string().contains(name), "{method} {damage:?}: {error}");
+            }
+            let health = stored.health();
+            assert!(
+                health["status"] == "degraded" && health["reasons"].to_string().contains(name),
+                "{health}"
+            );
+            assert_eq!(
+                daemon
+                    .search_ids(json!({"query": "elsewhere", "project_id": "other"}))
+                    .len(),
+                1,
+                "the others go on"
+            );
+            if damage == "a directory" {
+                fs::remove_dir(&file).unwrap();
+            } else {
+                assert_eq!(fs::read(&file).unwrap(), damage.as_bytes(), "it stays as it is");
+                fs::remove_file(&file).unwrap();
+            }
+            // Nothing needs a restart.
+            assert_eq!(stored.found(), [0, 1, 2, 3]);
+            assert_eq!(stored.health()["status"], "ok");
+        }
+    }
+    // What the message advises begins another history.
+    let seen = stored.daemon.call("knowledge.subscribe", json!({}))["cursor"].clone();
+    let file = stored.disk.0.join("restored.json");
+    let stored = stored.damaged(|_| fs::write(&file, "").unwrap());
+    let error = stored
+        .daemon
+        .call_error("knowledge.search", json!({"query": "violin"}))
+        .to_string();
+    let advice = error.replace("\\\"", "\"");
+    let begin = advice.find("{\"epoch\"").unwrap_or_else(|| panic!("{error}"));
+    let end = begin + advice[begin..].find('}').unwrap() + 1;
+    fs::write(&file, &advice[begin..end]).unwrap();
+    assert_eq!(stored.found(), [0, 1, 2, 3]);
+    let mut connection = stored.daemon.connect();
+    connection.call("knowledge.subscribe", json!({"cursor": seen}));
+    let told = connection.receive().unwrap();
+    assert_eq!(told["params"]["result"]["resync"], true, "{told}");
+    stored.assert_writable();
 }
 
 #[test]

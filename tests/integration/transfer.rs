@@ -695,6 +695,33 @@ fn an_import_takes_what_it_can_and_names_the_rest() {
     );
 }
 
+/// An import brings items with times of their own; here they are from their import on.
+#[test]
+fn as_of_a_time_shows_no_item_before_its_import() {
+    let daemon = Daemon::start();
+    let before = daemon.call("knowledge.store", json!({"text": "stored a note before"}));
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("notes.jsonl");
+    let records = [
+        json!({"id": "both", "text": "imported note with both", "timestamp": "2020-01-01T00:00:00Z",
+               "updated_at": "2021-01-01T00:00:00Z"}),
+        json!({"id": "one", "text": "imported note with one", "timestamp": "2020-01-01T00:00:00Z"}),
+        json!({"id": "none", "text": "imported note with none"}),
+    ];
+    let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+    std::fs::write(&path, lines).unwrap();
+    let report = long_call(&daemon, "admin.import", json!({"path": path}));
+    assert_eq!(report["imported"], 3, "{report}");
+    let after = daemon.call("knowledge.store", json!({"text": "stored a note after"}));
+    let at = |time: &Value| daemon.search_ids(json!({"query": "note", "as_of": time})).len();
+    assert_eq!(at(&json!("2022-01-01")), 0);
+    assert_eq!(at(&before["timestamp"]), 1);
+    assert_eq!(at(&after["timestamp"]), 5);
+    // Their times are theirs all the same.
+    let one = daemon.call("knowledge.get", json!({"id": "one"}));
+    assert_eq!(one["timestamp"], "2020-01-01T00:00:00.000Z", "{one}");
+}
+
 #[test]
 fn long_calls_tell_how_far_they_are() {
     let daemon = Daemon::start();

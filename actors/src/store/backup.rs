@@ -430,6 +430,7 @@ async fn version_files(dataset: &Dataset, table: &Path) -> KnowledgeResult<BTree
     let indices = dataset.load_indices().await.map_err(read_error)?;
     let base = dataset.branch_location().path;
     let mut files: BTreeSet<PathBuf> = referenced_files(dataset.manifest(), &indices, &base)
+        .map_err(read_error)?
         .into_iter()
         .collect();
     for index in indices.iter() {
@@ -751,13 +752,35 @@ impl BackupRecord {
 /// their place, unfinished ones too, and what restores have kept aside.
 pub fn known_backups(home: &Path, project: &str) -> Vec<String> {
     let mut places = BTreeSet::new();
-    let records = std::fs::read_to_string(home.join(RECORD_FILE)).unwrap_or_default();
-    let records = records
-        .lines()
-        .filter_map(|line| serde_json::from_str::<BackupRecord>(line).ok());
+    let mut unknown = Vec::new();
+    let records_file = home.join(RECORD_FILE);
+    let records = match std::fs::read(&records_file) {
+        Ok(records) => records,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            unknown.push(format!(
+                "those that {} names, which cannot be read ({error})",
+                records_file.display()
+            ));
+            Vec::new()
+        }
+    };
+    let lines = records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let (records, damaged): (Vec<_>, Vec<_>) = lines
+        .map(serde_json::from_slice::<BackupRecord>)
+        .partition(Result::is_ok);
+    if !damaged.is_empty() {
+        unknown.push(format!(
+            "those that {} damaged lines of {} named",
+            damaged.len(),
+            records_file.display()
+        ));
+    }
+    let records = records.into_iter().flatten();
     for record in records.filter(|record| record.projects.iter().any(|name| name == project)) {
         for place in [record.path, record.partial] {
-            if place.join(KNOWLEDGE).join(project).is_dir() {
+            // What cannot be looked at may be there.
+            if place.join(KNOWLEDGE).join(project).try_exists().unwrap_or(true) {
                 places.insert(place);
             }
         }
@@ -770,7 +793,8 @@ pub fn known_backups(home: &Path, project: &str) -> Vec<String> {
                 .filter(|place| place.is_dir()),
         );
     }
-    places.iter().map(|place| place.display().to_string()).collect()
+    let places = places.iter().map(|place| place.display().to_string());
+    places.chain(unknown).collect()
 }
 
 /// The home that a knowledge directory belongs to.

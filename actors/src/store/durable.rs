@@ -9,16 +9,22 @@
 //! 2. the manifest is staged, synced, linked under its final name, and its directory synced.
 //!
 //! So a manifest that can be seen is never empty and never names data that a power cut could take away. With
-//! `durability = "fast"` step 1 and the syncs of step 2 are left out.
+//! `durability = "fast"` step 1 and the syncs of step 2 are left out. Each manifest says in the table's metadata how
+//! it was made, so that recovery can tell a commit that a power cut may have torn from a file that was lost later.
+//!
+//! A file that the version before names too and that is not there any more is damage that is known or will be found;
+//! it stands in nobody's way here, for what adds to a table needs nothing of what is damaged.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::lock::StoreLock;
 use async_trait::async_trait;
+use lance::Dataset;
 use lance_io::local::to_local_path;
 use lance_io::object_store::ObjectStore;
 use lance_table::format::{IndexMetadata, Manifest, Transaction};
@@ -28,6 +34,9 @@ use lance_table::io::commit::{
 use lance_table::io::deletion::deletion_file_path;
 use object_store::path::Path;
 use object_store::{Error as ObjectStoreError, ObjectStore as _, PutMode, PutOptions};
+
+use crate::error::KnowledgeResult;
+use crate::store::error::read_error;
 
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,13 +58,34 @@ impl Durability {
     }
 }
 
+/// Key of how a version was made in the table's metadata. The value names the version: another writer carries the
+/// entry on, which then says nothing of its own versions.
+const MADE_KEY: &str = "ccod.made";
+
+fn made(durability: Durability, version: u64) -> String {
+    format!("{}@{version}", durability.as_str())
+}
+
+/// Whether everything that a version names was on disk before it could be seen, as its manifest tells.
+pub(crate) fn made_durably(manifest: &Manifest) -> bool {
+    manifest.table_metadata.get(MADE_KEY) == Some(&made(Durability::Full, manifest.version))
+}
+
 /// Commit handler of one table. See the module.
 pub struct DurableCommitHandler {
     durability: Durability,
     /// Asked before a version is published: whoever has lost it must not.
     lock: StoreLock,
-    /// Files that are known to be synced: those of the last manifest, so that it stays as small as the table.
-    synced: Mutex<HashSet<PathBuf>>,
+    known: Mutex<KnownFiles>,
+}
+
+/// Files of the table, as far as they matter to the next commit: never more than two versions name.
+#[derive(Default)]
+struct KnownFiles {
+    /// Known to be synced.
+    synced: HashSet<PathBuf>,
+    /// Named by the version that the next commit builds upon.
+    named: HashSet<PathBuf>,
 }
 
 impl fmt::Debug for DurableCommitHandler {
@@ -74,37 +104,46 @@ impl DurableCommitHandler {
         Self {
             durability,
             lock,
-            synced: Mutex::new(HashSet::new()),
+            known: Mutex::default(),
         }
     }
 
-    /// Syncs what `manifest` names and is not yet known to be on disk, and the directories that hold it.
-    async fn sync_references(
-        &self,
-        manifest: &Manifest,
-        indices: &[IndexMetadata],
-        base_path: &Path,
-    ) -> std::io::Result<()> {
-        let referenced = referenced_files(manifest, indices, base_path);
-        let fresh: Vec<PathBuf> = {
-            let synced = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            referenced
-                .iter()
-                .filter(|file| !synced.contains(*file))
-                .cloned()
-                .collect()
+    /// Notes which files the version that was opened names: one that is missing of these does not keep the next
+    /// commit from being made.
+    pub(crate) fn builds_upon(&self, dataset: &Dataset, indices: &[IndexMetadata]) -> KnowledgeResult<()> {
+        let base = dataset.branch_location().path;
+        self.known().named = referenced_files(dataset.manifest(), indices, &base).map_err(read_error)?;
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownFiles> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Syncs those of the `referenced` files that are not known to be on disk, and the directories that hold them.
+    async fn sync_references(&self, referenced: &HashSet<PathBuf>, base_path: &Path) -> std::io::Result<()> {
+        let fresh: Vec<(PathBuf, bool)> = {
+            let known = self.known();
+            let fresh = referenced.iter().filter(|file| !known.synced.contains(*file));
+            fresh.map(|file| (file.clone(), known.named.contains(file))).collect()
         };
         let table = PathBuf::from(to_local_path(base_path));
-        tokio::task::spawn_blocking(move || sync_files(&fresh, &table))
+        let missing = tokio::task::spawn_blocking(move || sync_files(&fresh, &table))
             .await
             .map_err(std::io::Error::other)??;
-        *self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = referenced;
+        // What is put back is synced then.
+        self.known().synced = referenced.difference(&missing).cloned().collect();
         Ok(())
     }
 }
 
-/// Every file that a version consists of, as paths of this machine.
-pub(crate) fn referenced_files(manifest: &Manifest, indices: &[IndexMetadata], base_path: &Path) -> HashSet<PathBuf> {
+/// Every file that a version consists of, as paths of this machine. Of an index whose directory is missing it is the
+/// directory.
+pub(crate) fn referenced_files(
+    manifest: &Manifest,
+    indices: &[IndexMetadata],
+    base_path: &Path,
+) -> std::io::Result<HashSet<PathBuf>> {
     let local = |path: Path| PathBuf::from(to_local_path(&path));
     let mut files = HashSet::new();
     for fragment in manifest.fragments.iter() {
@@ -120,20 +159,36 @@ pub(crate) fn referenced_files(manifest: &Manifest, indices: &[IndexMetadata], b
             .join("_indices")
             .join(index.uuid.to_string());
         // The manifest may list an index's files or not; the directory holds them all either way.
-        if let Ok(entries) = std::fs::read_dir(&directory) {
-            files.extend(entries.flatten().map(|entry| entry.path()));
+        let read = || std::fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect();
+        match read() {
+            Ok::<Vec<PathBuf>, std::io::Error>(found) => files.extend(found),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                files.insert(directory);
+            }
+            Err(error) => {
+                return Err(std::io::Error::new(
+                    error.kind(),
+                    format!("{} cannot be read: {error}", directory.display()),
+                ));
+            }
         }
     }
-    files
+    Ok(files)
 }
 
-/// Syncs `files`, then each directory from theirs up to `table`, then `table`'s own parent: a new table must
-/// not vanish with the entry that names it.
-fn sync_files(files: &[PathBuf], table: &std::path::Path) -> std::io::Result<()> {
+/// Syncs files, then each directory from theirs up to `table`, then `table`'s own parent: a new table must not vanish
+/// with the entry that names it. With each file goes whether it may be missing; answers those that are.
+fn sync_files(files: &[(PathBuf, bool)], table: &std::path::Path) -> std::io::Result<HashSet<PathBuf>> {
     let mut directories = HashSet::new();
-    for file in files {
+    let mut missing = HashSet::new();
+    for (file, may_be_missing) in files {
         match File::open(file) {
             Ok(opened) => opened.sync_all()?,
+            Err(error) if error.kind() == ErrorKind::NotFound && *may_be_missing => {
+                tracing::warn!(path = %file.display(), "a file of the table is missing, which a commit goes past");
+                missing.insert(file.clone());
+                continue;
+            }
             Err(error) => {
                 return Err(std::io::Error::new(
                     error.kind(),
@@ -156,7 +211,7 @@ fn sync_files(files: &[PathBuf], table: &std::path::Path) -> std::io::Result<()>
     for directory in directories {
         File::open(&directory)?.sync_all()?;
     }
-    Ok(())
+    Ok(missing)
 }
 
 #[async_trait]
@@ -189,11 +244,17 @@ impl CommitHandler for DurableCommitHandler {
                 std::io::Error::from_raw_os_error,
             )))
         });
-        if self.durability == Durability::Full {
-            self.sync_references(manifest, indices.as_deref().unwrap_or_default(), base_path)
-                .await
-                .map_err(other)?;
-        }
+        let referenced = match self.durability {
+            Durability::Full => {
+                let indices = indices.as_deref().unwrap_or_default();
+                let referenced = referenced_files(manifest, indices, base_path).map_err(other)?;
+                self.sync_references(&referenced, base_path).await.map_err(other)?;
+                referenced
+            }
+            Durability::Fast => HashSet::new(),
+        };
+        let how = made(self.durability, manifest.version);
+        manifest.table_metadata.insert(MADE_KEY.to_owned(), how);
 
         // The manifest is built in memory, so that it appears under its name whole or not at all.
         let memory = ObjectStore::memory();
@@ -220,6 +281,7 @@ impl CommitHandler for DurableCommitHandler {
                 }
                 error => CommitError::OtherError(error.into()),
             })?;
+        self.known().named = referenced;
         if self.durability == Durability::Full && manifest.version == 1 {
             // The first version also creates the table's directory and `_versions` in it.
             let table = PathBuf::from(to_local_path(base_path));
@@ -261,4 +323,125 @@ pub(crate) fn sync_directories(table: &std::path::Path) -> std::io::Result<()> {
         }
     }
     File::open(table)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{Int64Array, RecordBatch, RecordBatchIterator};
+    use arrow_schema::{DataType, Field, Schema};
+    use lance::dataset::builder::DatasetBuilder;
+    use lance::dataset::{ReadParams, WriteMode, WriteParams};
+    use lance::index::DatasetIndexExt;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn one(number: i64) -> RecordBatchIterator<[Result<RecordBatch, arrow_schema::ArrowError>; 1]> {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(vec![number]))]);
+        RecordBatchIterator::new([batch], schema)
+    }
+
+    /// A table of two commits, opened as at a start, with the data file of the first.
+    async fn table(directory: &TempDir) -> (Dataset, PathBuf) {
+        let uri = directory.path().join("numbers.lance");
+        let params = |mode| WriteParams {
+            mode,
+            commit_handler: Some(Arc::new(DurableCommitHandler::new(Durability::Full))),
+            ..WriteParams::default()
+        };
+        let place = uri.to_str().unwrap();
+        Dataset::write(one(1), place, Some(params(WriteMode::Create)))
+            .await
+            .unwrap();
+        Dataset::write(one(2), place, Some(params(WriteMode::Append)))
+            .await
+            .unwrap();
+        let handler = Arc::new(DurableCommitHandler::new(Durability::Full));
+        let read = ReadParams {
+            commit_handler: Some(Arc::clone(&handler) as _),
+            ..ReadParams::default()
+        };
+        let dataset = DatasetBuilder::from_uri(place)
+            .with_read_params(read)
+            .load()
+            .await
+            .unwrap();
+        let indices = dataset.load_indices().await.unwrap();
+        handler.builds_upon(&dataset, &indices).unwrap();
+        let first = uri.join("data").join(&dataset.fragments()[0].files[0].path);
+        (dataset, first)
+    }
+
+    #[tokio::test]
+    async fn a_manifest_says_how_it_was_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dataset, _) = table(&directory).await;
+        assert!(made_durably(dataset.manifest()));
+        dataset.append(one(3), None).await.unwrap();
+        assert!(made_durably(dataset.manifest()));
+        // Another writer carries the entry on, and its versions are not taken for ours.
+        let mut foreign = Dataset::open(dataset.uri()).await.unwrap();
+        assert!(made_durably(foreign.manifest()));
+        foreign.append(one(4), None).await.unwrap();
+        assert!(foreign.manifest().table_metadata.contains_key(MADE_KEY));
+        assert!(!made_durably(foreign.manifest()));
+    }
+
+    #[tokio::test]
+    async fn an_old_file_that_is_missing_is_in_the_way_of_no_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dataset, first) = table(&directory).await;
+        let kept = std::fs::read(&first).unwrap();
+        std::fs::remove_file(&first).unwrap();
+        for number in 3..5 {
+            dataset.append(one(number), None).await.unwrap();
+        }
+        assert_eq!(dataset.count_rows(None).await.unwrap(), 4);
+        // Put back, it is there again.
+        std::fs::write(&first, kept).unwrap();
+        dataset.append(one(5), None).await.unwrap();
+        let rows = dataset.scan().try_into_batch().await.unwrap().num_rows();
+        assert_eq!(rows, 5);
+    }
+
+    #[test]
+    fn a_new_file_that_is_missing_ends_the_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let (there, gone) = (directory.path().join("there"), directory.path().join("gone"));
+        std::fs::write(&there, "x").unwrap();
+        let error = sync_files(&[(there.clone(), false), (gone.clone(), false)], directory.path()).unwrap_err();
+        assert!(error.to_string().contains("gone cannot be made durable"), "{error}");
+        let missing = sync_files(&[(there, false), (gone.clone(), true)], directory.path()).unwrap();
+        assert_eq!(missing, HashSet::from([gone]));
+    }
+
+    #[tokio::test]
+    async fn an_index_whose_files_cannot_be_listed_ends_the_commit() {
+        use lance_index::IndexType;
+        use lance_index::scalar::ScalarIndexParams;
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dataset, _) = table(&directory).await;
+        dataset
+            .create_index(&["n"], IndexType::BTree, None, &ScalarIndexParams::default(), false)
+            .await
+            .unwrap();
+        let indices = dataset.load_indices().await.unwrap();
+        let base = dataset.branch_location().path;
+        let listed = referenced_files(dataset.manifest(), &indices, &base).unwrap();
+        let index = directory
+            .path()
+            .join("numbers.lance/_indices")
+            .join(indices[0].uuid.to_string());
+        assert!(listed.iter().any(|file| file.starts_with(&index) && *file != index));
+        std::fs::remove_dir_all(&index).unwrap();
+        let listed = referenced_files(dataset.manifest(), &indices, &base).unwrap();
+        assert!(listed.contains(&index));
+        // A file in its place cannot be listed, whoever asks.
+        std::fs::write(&index, "").unwrap();
+        let error = referenced_files(dataset.manifest(), &indices, &base).unwrap_err();
+        assert!(error.to_string().contains("cannot be read"), "{error}");
+    }
 }

@@ -28,6 +28,7 @@ pub mod room;
 pub mod rows;
 pub mod schema;
 pub mod search;
+mod state;
 pub mod survey;
 pub mod verify;
 pub mod view;
@@ -42,7 +43,9 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::ReadParams;
+use lance::index::DatasetIndexExt;
 use lance::session::{CacheSpec, Session};
+use lance_table::io::commit::CommitHandler;
 use lancedb::Connection;
 use tokio::sync::{Mutex, watch};
 
@@ -69,6 +72,9 @@ use crate::store::search::PageVersion;
 /// How long a version in which nothing damaged was found is not searched for damage again: a read that fails for
 /// another reason must not read the whole table each time.
 const REEXAMINE_AFTER: Duration = Duration::from_secs(60);
+/// Why a project is not written to after a restore has stopped halfway.
+const HALF_RESTORED: &str = "a restore of the project stopped halfway; start the daemon again, it then finishes the \
+                             restore, and what would be written until then would be moved aside";
 /// What the caches hold and nobody has asked for in this time goes with the next pruning of old versions.
 const CACHE_IDLE: Duration = Duration::from_secs(30);
 
@@ -222,6 +228,8 @@ pub struct Project {
     suspected: std::sync::Mutex<Option<(u64, Instant)>>,
     /// Whether the last write could not be made for want of room or permission.
     writes: WriteState,
+    /// Whether a restore has stopped halfway: the next start finishes it, and moves aside what is here.
+    suspended: AtomicBool,
 }
 
 impl std::fmt::Debug for Store {
@@ -369,6 +377,7 @@ impl Store {
             suspect: AtomicBool::new(false),
             suspected: std::sync::Mutex::default(),
             writes: WriteState::new(self.config.min_free_bytes),
+            suspended: AtomicBool::new(false),
         });
         let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
         let entry = projects.entry(name.folded()).or_insert(project);
@@ -544,7 +553,11 @@ impl WriteAccess {
     /// The projects in which a purge was begun and not finished, as those that a crash has cut short.
     pub fn unfinished_purges(&self) -> Vec<ProjectName> {
         let projects = self.store.projects().into_iter();
-        let marked = projects.filter(|project| project.directory.join(write::ERASING_MARK).exists());
+        // Where that cannot be told, the attempt tells.
+        let marked = projects.filter(|project| {
+            let mark = project.directory.join(write::ERASING_MARK);
+            mark.try_exists().unwrap_or(true)
+        });
         marked.map(|project| project.name.clone()).collect()
     }
 
@@ -594,6 +607,7 @@ impl WriteAccess {
         project.lock.check()?;
         match project.prepare_to_write(&mut guard, create).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
+            Err(error) if project.is_suspended() => Err(error), // Not for want of room.
             Err(error) => Err(project.writes.failed(&project.directory, error)),
         }
     }
@@ -765,6 +779,9 @@ impl Project {
             *guard = self.open_table().await?;
         }
         match guard.as_mut() {
+            None if self.is_suspended() => Err(KnowledgeError::Unreadable {
+                message: HALF_RESTORED.to_owned(),
+            }),
             None => Ok(None),
             Some(table) => {
                 let view = table.view().await?;
@@ -794,7 +811,7 @@ impl Project {
             .map_err(read_error)
     }
 
-    /// Opens the table, if there is one: recovers it first, once in a process.
+    /// Opens the table, if there is one. Why it cannot be opened is shown until it can be.
     async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         let opened = self.try_open_table().await;
         let mut unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -838,7 +855,8 @@ impl Project {
         }
         let mut read_params = checked_reads();
         read_params.session(self.session.current());
-        read_params.commit_handler = Some(Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone())));
+        let handler = Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone()));
+        read_params.commit_handler = Some(Arc::clone(&handler) as Arc<dyn CommitHandler>);
         let connection = self.connect().await?;
         // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
         let opened = tokio::spawn(async move {
@@ -860,6 +878,8 @@ impl Project {
             }
         };
         let dataset = current_dataset(&table).await?;
+        let indices = dataset.load_indices().await.map_err(read_error)?;
+        handler.builds_upon(&dataset, &indices)?;
         let mut condition = recovery::inspect(&dataset, &location, &self.remembered()).await?;
         let version = dataset.version().version;
         if self.suspect.swap(false, Ordering::AcqRel) && self.is_to_be_searched(version) {
@@ -879,7 +899,7 @@ impl Project {
             }
         }
         let mut taken = taken?;
-        let lineage = Lineage::read(&self.directory);
+        let lineage = Lineage::read(&self.directory)?;
         *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = lineage;
         taken.continue_after(lineage.sequence);
         self.repair_failed.store(false, Ordering::Release);
@@ -954,6 +974,11 @@ impl Project {
 
     /// Opens or creates the table, and takes out of it what cannot be read.
     async fn prepare_to_write(&self, table: &mut Option<WriteTable>, create: bool) -> KnowledgeResult<()> {
+        if self.is_suspended() {
+            return Err(KnowledgeError::ReadOnly {
+                reason: HALF_RESTORED.to_owned(),
+            });
+        }
         if table.is_none() {
             *table = self.open_table().await?;
         }
@@ -1019,6 +1044,15 @@ impl Project {
         }
     }
 
+    /// From now on nothing is written to the project, or again.
+    fn suspend(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Release);
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
+    }
+
     fn note(&self, notes: Vec<String>) {
         let mut kept = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(notes);
@@ -1031,7 +1065,12 @@ impl Project {
         let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
         let view = self.published();
         let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
-        lost.into_iter().chain(unopened).chain(condition).collect()
+        let half_restored = self.is_suspended().then(|| HALF_RESTORED.to_owned());
+        lost.into_iter()
+            .chain(unopened)
+            .chain(condition)
+            .chain(half_restored)
+            .collect()
     }
 
     fn remember(&self, found: &BTreeMap<u64, DamagedFragment>) {

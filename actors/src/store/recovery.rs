@@ -5,9 +5,9 @@
 //!
 //! - staging files of interrupted writes are removed;
 //! - a newest version whose manifest cannot be read is set aside and the one before it is opened;
-//! - so is one that names a data file which is missing or cut off, if the version before it is whole there: that
-//!   is a commit that a power cut tore (`durability = "fast"` allows that);
-//! - a damaged file that older versions name too is no torn commit. The table is opened as it is, and reads leave
+//! - so is one that names a data file which is missing or cut off, if the version before it is whole there and it
+//!   was not made with `durability = "full"`, which its manifest tells: that is a commit that a power cut tore;
+//! - any other damaged file is of no torn commit. The table is opened as it is, and reads leave
 //!   out the fragments that cannot be read ([`Condition`]); the writer takes them out of the table before its next
 //!   commit (see [`super::repair`]), at once where a part of their rows can still be read.
 //!
@@ -19,7 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,10 @@ use tokio::runtime::Handle;
 
 use crate::domain::{ProjectName, format_time, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::durable::made_durably;
 use crate::store::error::{file_error, file_read_error, is_passing, read_error};
+use crate::store::restore::{LINEAGE_FILE, Lineage};
+use crate::store::state::{self, sync_directory, write_durably};
 
 /// Directory inside a project's directory for what was taken out of its table.
 pub(crate) const SET_ASIDE: &str = "set-aside";
@@ -175,7 +178,10 @@ pub(crate) fn recover(project: &ProjectName, directory: &Path, table: &Path) -> 
             }
         };
         let missing = missing_files(&manifest, table);
-        if !missing.is_empty() && tears_only_itself(&missing, &versions[place + 1..])? {
+        // What was made durably was whole: its file was lost later, and to step back would undo what was answered.
+        // The fragment is marked as damaged when the table is opened.
+        let may_be_torn = !missing.is_empty() && !made_durably(&manifest);
+        if may_be_torn && tears_only_itself(&missing, &versions[place + 1..])? {
             torn.push((version.clone(), name_some(&missing)));
             continue;
         }
@@ -184,7 +190,7 @@ pub(crate) fn recover(project: &ProjectName, directory: &Path, table: &Path) -> 
     }
     let Some(opened) = opened else {
         recovered.vacant = true;
-        if torn.is_empty() && !holds_files(table) {
+        if torn.is_empty() && !holds_files(table)? {
             return Ok(recovered); // A crash while the table was made: nothing was in it.
         }
         recovered.lost = Some(format!(
@@ -561,25 +567,37 @@ fn is_staging_name(name: &str) -> bool {
 }
 
 /// Whether there is any file in a directory or below it, the version hint aside.
-fn holds_files(directory: &Path) -> bool {
-    entries_of(directory)
-        .into_iter()
-        .any(|path| match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => holds_files(&path),
+fn holds_files(directory: &Path) -> KnowledgeResult<bool> {
+    for path in state::entries(directory)? {
+        let holds = match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => holds_files(&path)?,
             _ => path.file_name().is_none_or(|name| name != VERSION_HINT),
-        })
+        };
+        if holds {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Makes room for a new table where [`recover`] found none that can be read: empty directories are removed,
 /// anything else is set aside as a whole. Does nothing where there is no directory. Blocks.
 pub(crate) fn clear_site(project: &ProjectName, directory: &Path, table: &Path) -> KnowledgeResult<()> {
-    if !table.exists() {
+    if !state::exists(table)? {
         return Ok(());
     }
-    if !holds_files(table) {
+    if !holds_files(table)? {
         fs::remove_dir_all(table).map_err(|error| file_error("removed", table, error))?;
         return sync_directory(directory);
     }
+    // The numbers of what is lost are not known, so they begin anew, as another history: whoever has followed this
+    // one is told so. First of all, for once the table is away nothing tells any more that there was one.
+    let before = Lineage::read(directory)?;
+    Lineage {
+        epoch: now_ms().timestamp_millis().max(before.epoch + 1),
+        sequence: before.sequence,
+    }
+    .replace(directory)?;
     let aside = SetAside::create(directory)?;
     let what = format!(
         "no version of the table could be read; it was moved here as a whole, and project {project} began anew"
@@ -743,9 +761,9 @@ pub(crate) fn set_aside_so_far(project_directory: &Path) -> Vec<String> {
 /// Removes the files in a project's [`SET_ASIDE`], for a purge: nobody knows what they still hold. The reports stay.
 /// Blocks.
 pub(crate) fn discard_set_aside(project_directory: &Path) -> KnowledgeResult<()> {
-    for directory in entries_of(&project_directory.join(SET_ASIDE)) {
+    for directory in state::entries(&project_directory.join(SET_ASIDE))? {
         let mut removed = false;
-        for path in entries_of(&directory) {
+        for path in state::entries(&directory)? {
             if path.file_name().is_some_and(|name| name == REPORT_FILE) {
                 continue;
             }
@@ -775,7 +793,6 @@ pub(crate) fn discard_set_aside(project_directory: &Path) -> KnowledgeResult<()>
 /// What [`GAPS_FILE`] holds.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct GapsFile {
-    #[serde(default)]
     gaps: Vec<Gap>,
     /// Versions that were set aside, each with one commit at most, before it was known which number came last.
     #[serde(default)]
@@ -785,23 +802,15 @@ struct GapsFile {
 impl GapsFile {
     fn read(project_directory: &Path) -> KnowledgeResult<Self> {
         let path = project_directory.join(GAPS_FILE);
-        match fs::read(&path) {
-            Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::error!(path = %path.display(), %error, "not readable, taken as empty");
-                Self::default()
-            })),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(file_read_error(&path, error)),
-        }
+        let remedy = format!(
+            "it holds the commit numbers that were lost: {}, once the damaged file is removed",
+            state::begin_another_history(&project_directory.join(LINEAGE_FILE))
+        );
+        Ok(state::read(&path, &remedy)?.unwrap_or_default())
     }
 
     fn write(&self, project_directory: &Path) -> KnowledgeResult<()> {
-        let text = serde_json::to_vec_pretty(self).map_err(KnowledgeError::internal)?;
-        let path = project_directory.join(GAPS_FILE);
-        let staged = project_directory.join(format!("{GAPS_FILE}#0"));
-        write_durably(&staged, &text)?;
-        fs::rename(&staged, &path).map_err(|error| file_error("written", &path, error))?;
-        sync_directory(project_directory)
+        state::write(&project_directory.join(GAPS_FILE), self)
     }
 
     /// Gives what is lost its numbers. `last` is the highest number that was read, `damage` what could not be,
@@ -856,21 +865,6 @@ pub(crate) fn gaps(
     Ok(kept.gaps)
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> KnowledgeResult<()> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|error| file_error("written", path, error))
-}
-
-fn sync_directory(path: &Path) -> KnowledgeResult<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| file_error("made durable", path, error))
-}
-
 #[cfg(test)]
 mod tests {
     use arrow_array::{Int64Array, RecordBatch, RecordBatchIterator};
@@ -879,6 +873,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::store::durable::{Durability, DurableCommitHandler};
 
     /// A project's directory with a table of one number for each commit.
     struct Numbers {
@@ -901,6 +896,11 @@ mod tests {
         }
 
         async fn append(&self, number: i64) {
+            self.append_as(number, None).await;
+        }
+
+        /// As the daemon commits, with this durability; as Lance does where there is none.
+        async fn append_as(&self, number: i64, durability: Option<Durability>) {
             let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
             let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(vec![number]))]);
             let mode = if self.table().exists() {
@@ -910,6 +910,7 @@ mod tests {
             };
             let params = WriteParams {
                 mode,
+                commit_handler: durability.map(|durability| Arc::new(DurableCommitHandler::new(durability)) as _),
                 ..WriteParams::default()
             };
             let reader = RecordBatchIterator::new([batch], schema);
@@ -1034,6 +1035,65 @@ mod tests {
             numbers.recover().await.unwrap();
             assert_eq!(numbers.numbers().await, (2, vec![1, 2]), "{damage}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_was_made_durably_is_never_stepped_back_from() {
+        for (durability, opened) in [(Some(Durability::Full), 3), (Some(Durability::Fast), 2), (None, 2)] {
+            let numbers = Numbers::with(1).await;
+            // The one before tells nothing of this one, whichever way it was made.
+            numbers.append_as(2, Some(Durability::Full)).await;
+            numbers.append_as(3, durability).await;
+            fs::remove_file(numbers.data_file(3).await).unwrap();
+            numbers.recover().await.unwrap();
+            let dataset = Dataset::open(numbers.table().to_str().unwrap()).await.unwrap();
+            assert_eq!(dataset.version().version, opened, "{durability:?}");
+            let damaged = damaged_fragments(dataset.fragments(), &numbers.table());
+            assert_eq!(damaged.len(), usize::from(opened == 3), "{durability:?}: {damaged:?}");
+            assert_eq!(numbers.set_aside().len(), usize::from(opened == 2));
+        }
+    }
+
+    #[tokio::test]
+    async fn damaged_files_of_state_are_refused() {
+        let numbers = Numbers::with(2).await;
+        let directory = numbers.directory.path();
+        let known = || gaps(directory, 2, &BTreeMap::new(), 2);
+        assert_eq!(known().unwrap(), Vec::new());
+        for damaged in ["", "\0\0\0", "{\"gaps\":[{\"after\":2", "{}"] {
+            fs::write(directory.join(GAPS_FILE), damaged).unwrap();
+            let error = known().unwrap_err().to_string();
+            assert!(
+                error.contains("lost-commits.json is damaged") && error.contains("restored.json"),
+                "{error}"
+            );
+            // Nor is it written over by a version that is set aside.
+            fs::write(numbers.manifest(2), "").unwrap();
+            assert!(numbers.recover().await.is_err());
+            assert_eq!(fs::read(directory.join(GAPS_FILE)).unwrap(), damaged.as_bytes());
+        }
+        assert!(numbers.set_aside().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_project_that_begins_anew_begins_another_history() {
+        let numbers = Numbers::with(1).await;
+        let directory = numbers.directory.path();
+        let name = ProjectName::parse("numbers", "project_id").unwrap();
+        let before = Lineage {
+            epoch: i64::MAX - 1,
+            sequence: 7,
+        };
+        before.replace(directory).unwrap();
+        fs::write(numbers.manifest(1), "").unwrap();
+        assert!(numbers.recover().await.unwrap().vacant);
+        clear_site(&name, directory, &numbers.table()).unwrap();
+        let after = Lineage::read(directory).unwrap();
+        assert_eq!((after.epoch, after.sequence), (i64::MAX, 7));
+        // Where there was nothing, nothing ends.
+        fs::create_dir_all(numbers.table().join(VERSIONS)).unwrap();
+        clear_site(&name, directory, &numbers.table()).unwrap();
+        assert_eq!(Lineage::read(directory).unwrap(), after);
     }
 
     #[tokio::test]

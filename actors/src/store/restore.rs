@@ -28,22 +28,24 @@ use crate::store::backup::{
     create_directory, create_file, home_of, sync_directory, sync_tree,
 };
 use crate::store::error::write_error;
+use crate::store::state;
 
 /// How the directory of a restore under way begins.
 const STAGING_PREFIX: &str = ".restore-";
 /// File of such a directory that says what is to be done. Its being there means that it will be.
 const INTENT_FILE: &str = "intent.json";
 /// File of a project's directory that holds its [`Lineage`].
-const LINEAGE_FILE: &str = "restored.json";
+pub(crate) const LINEAGE_FILE: &str = "restored.json";
 /// How long searches that run on the old version may take before its files are moved under them.
 const READERS_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at whether they are done.
 const READERS_PAUSE: Duration = Duration::from_millis(5);
 
-/// Where the commit numbers of a project come from: the last restore, if there was one.
+/// Where the commit numbers of a project come from: the last restore, or the last time that it began anew because
+/// nothing of it could be read, if there was one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lineage {
-    /// Names the history: the time of the restore, in milliseconds since 1970; 0 if there was none.
+    /// Names the history: the time at which it began, in milliseconds since 1970; 0 for the first one.
     pub epoch: i64,
     /// The number that the restore itself took; every later commit has a higher one.
     pub sequence: i64,
@@ -51,22 +53,21 @@ pub struct Lineage {
 
 impl Lineage {
     /// The lineage of the project in this directory.
-    pub(crate) fn read(directory: &Path) -> Self {
+    ///
+    /// # Errors
+    /// [`KnowledgeError::Unreadable`] where it cannot be read: numbers might be given twice.
+    pub(crate) fn read(directory: &Path) -> KnowledgeResult<Self> {
         let place = directory.join(LINEAGE_FILE);
-        match std::fs::read(&place) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::error!(path = %place.display(), %error, "is damaged; commit numbers may repeat");
-                Self::default()
-            }),
-            Err(_) => Self::default(),
-        }
+        let remedy = format!(
+            "it holds where commit numbers go on: {}",
+            state::begin_another_history(&place)
+        );
+        Ok(state::read(&place, &remedy)?.unwrap_or_default())
     }
 
-    fn write(self, directory: &Path) -> io::Result<()> {
-        let mut file = create_file(&directory.join(LINEAGE_FILE))?;
-        file.write_all(&serde_json::to_vec(&self)?)?;
-        file.sync_all()?;
-        sync_directory(directory)
+    /// Puts it in place of the one before.
+    pub(crate) fn replace(self, directory: &Path) -> KnowledgeResult<()> {
+        state::write(&directory.join(LINEAGE_FILE), &self)
     }
 }
 
@@ -97,8 +98,10 @@ impl Intent {
     }
 
     fn remove(staging: &Path) -> io::Result<()> {
-        std::fs::remove_file(staging.join(INTENT_FILE))?;
-        sync_directory(staging)
+        match std::fs::remove_file(staging.join(INTENT_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sync_directory(staging),
+        }
     }
 }
 
@@ -287,7 +290,7 @@ impl WriteAccess {
                 sequence: last + 1,
             };
             let directory = staged.staging.path.join(&restored.project_id);
-            blocking(move || lineage.write(&directory).map_err(write_error)).await?;
+            blocking(move || lineage.replace(&directory)).await?;
         }
         self.store().lock.check()?;
         for (project, table) in projects.iter().zip(&tables) {
@@ -315,6 +318,8 @@ impl WriteAccess {
         for (project, table) in projects.iter().zip(&mut tables) {
             **table = None;
             project.begin_anew();
+            // The next start moves aside what is in their places then.
+            project.suspend(staged.staging.unfinished && swapped.is_err());
         }
         self.store().session.begin_anew();
         drop(tables);
@@ -345,7 +350,14 @@ impl Project {
     /// The newest commit number that was given for it, as far as can be known: what cannot be opened is replaced
     /// all the same.
     async fn last_sequence(&self, table: &mut Option<WriteTable>) -> i64 {
-        let written = Lineage::read(&self.directory).sequence;
+        let written = Lineage::read(&self.directory).map_or_else(
+            |error| {
+                // The restore begins another history, in which any number is a new one.
+                tracing::warn!(project = %self.name, %error, "is replaced by a restore");
+                0
+            },
+            |lineage| lineage.sequence,
+        );
         if table.is_none() {
             match self.open_table().await {
                 Ok(opened) => *table = opened,
@@ -381,7 +393,17 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
             "the restored projects could not be put in place ({error}); nothing was changed"
         ))
     };
-    intent.write(&staging.path).map_err(|error| failed(&error))?;
+    let halfway = |error: &io::Error, second: &io::Error| {
+        KnowledgeError::internal(format!(
+            "the restore stopped halfway ({error}; {second}); start the daemon again, it then finishes the restore"
+        ))
+    };
+    if let Err(error) = intent.write(&staging.path) {
+        // It may be there all the same, and would be carried out.
+        let removed = Intent::remove(&staging.path);
+        staging.unfinished = removed.is_err();
+        return Err(removed.map_or_else(|second| halfway(&error, &second), |()| failed(&error)));
+    }
     fail::fail_point!("restore::intended", |_| {
         staging.unfinished = true;
         Err(KnowledgeError::internal("failpoint restore::intended"))
@@ -396,22 +418,27 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
                 from.parent().map_or(Ok(()), sync_directory)
             });
             match undone {
-                Ok(()) => Err(failed(&error)),
+                Ok(()) => Err(error),
                 Err(second) => {
                     staging.unfinished = true;
-                    return Err(KnowledgeError::internal(format!(
-                        "the restore stopped halfway ({error}; {second}); start the daemon again, it then finishes"
-                    )));
+                    return Err(halfway(&error, &second));
                 }
             }
         }
     };
-    if let Err(error) = Intent::remove(&staging.path) {
-        // The next start does it again, which does nothing where all is in place.
-        staging.unfinished = true;
-        tracing::warn!(%error, "what a restore left could not be removed, the next start tries again");
+    match (outcome, Intent::remove(&staging.path)) {
+        (outcome, Ok(())) => outcome.map_err(|error| failed(&error)),
+        (Err(error), Err(second)) => {
+            staging.unfinished = true;
+            Err(halfway(&error, &second))
+        }
+        (Ok(kept), Err(error)) => {
+            // The next start does it again, which does nothing where all is in place.
+            staging.unfinished = true;
+            tracing::warn!(%error, "what a restore left could not be removed, the next start tries again");
+            Ok(kept)
+        }
     }
-    outcome
 }
 
 /// Puts every staged project in its place and what was there aside. Can be repeated: what is done already is
@@ -489,15 +516,18 @@ pub(crate) struct Finished {
 /// anything. Runs before the store knows a project.
 pub(crate) fn finish_interrupted(knowledge: &Path) -> Finished {
     let mut finished = Finished::default();
-    let Ok(entries) = std::fs::read_dir(knowledge) else {
-        return finished; // Nothing there yet; what cannot be read is reported by who reads it next.
+    let stagings = match state::entries(knowledge) {
+        Ok(entries) => entries,
+        Err(error) => {
+            finished.failed.push(error.to_string());
+            return finished;
+        }
     };
-    for entry in entries.flatten() {
-        let is_staging = entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX);
-        if !is_staging || !entry.path().is_dir() {
+    for staging in stagings {
+        let name = staging.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with(STAGING_PREFIX) || !staging.is_dir() {
             continue;
         }
-        let staging = entry.path();
         match finish(&staging, knowledge) {
             Ok(told) => finished.done.extend(told),
             Err(error) => {
@@ -704,12 +734,19 @@ mod tests {
     #[test]
     fn lineages_survive_the_disk() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(Lineage::read(directory.path()), Lineage::default());
+        assert_eq!(Lineage::read(directory.path()).unwrap(), Lineage::default());
         let lineage = Lineage {
             epoch: 1_795_362_864_593,
             sequence: 42,
         };
-        lineage.write(directory.path()).unwrap();
-        assert_eq!(Lineage::read(directory.path()), lineage);
+        lineage.replace(directory.path()).unwrap();
+        assert_eq!(Lineage::read(directory.path()).unwrap(), lineage);
+        // None is assumed where it is damaged.
+        std::fs::write(directory.path().join(LINEAGE_FILE), "").unwrap();
+        let error = Lineage::read(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("restored.json is damaged") && error.contains("\"epoch\":"),
+            "{error}"
+        );
     }
 }

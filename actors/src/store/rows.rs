@@ -405,3 +405,112 @@ impl RowReader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_schema::{DataType, Field, Schema};
+
+    use super::*;
+    use crate::store::schema::table_schema;
+
+    fn item() -> NewItem {
+        NewItem {
+            text: "a text".to_owned(),
+            kind: KnowledgeKind::Decision,
+            agent: Some("tester".to_owned()),
+            session_id: None,
+            metadata: Map::from_iter([("k".to_owned(), Value::from(1))]),
+            id: None,
+            idempotency_key: Some("key".to_owned()),
+            on_duplicate: OnDuplicate::Return,
+            timestamp: DateTime::UNIX_EPOCH,
+            updated_at: None,
+        }
+    }
+
+    fn batch(schema: &SchemaRef, revision: i64, key_hash: Option<&str>) -> RecordBatch {
+        let passage = [EmbeddedPassage {
+            start: 0,
+            end: 6,
+            text: "a text".to_owned(),
+            vector: Arc::from([0.6, 0.8]),
+        }];
+        let revision = NewRevision {
+            id: "a",
+            revision,
+            item: &item(),
+            content_hash: "hash",
+            passages: &passage,
+            updated_at: DateTime::UNIX_EPOCH,
+            valid_from: 3,
+            key_hash,
+            opened_at: DateTime::UNIX_EPOCH,
+        };
+        build_batch(schema, "p", &[revision]).unwrap()
+    }
+
+    /// Our schema as another version of the program has it.
+    fn changed(change: impl FnOnce(&mut Vec<Field>)) -> SchemaRef {
+        let ours = table_schema(2, "model");
+        let mut fields: Vec<Field> = ours.fields().iter().map(|field| field.as_ref().clone()).collect();
+        change(&mut fields);
+        Arc::new(Schema::new(fields))
+    }
+
+    fn assert_read(batch: &RecordBatch, key_hash: Option<&str>) {
+        let found = revisions(batch).unwrap().into_values().next().unwrap();
+        assert_eq!((found.item.id.as_str(), found.item.text.as_str()), ("a", "a text"));
+        assert_eq!(
+            (found.item.agent.as_deref(), found.item.valid_from, found.item.valid_to),
+            (Some("tester"), 3, None)
+        );
+        assert_eq!(found.idempotency_key.as_deref(), Some("key"));
+        assert_eq!(found.key_hash.as_deref(), key_hash);
+        assert_eq!(found.passages[0].vector.as_ref(), [0.6, 0.8]);
+    }
+
+    #[test]
+    fn rows_go_by_names_whatever_the_order_of_the_columns() {
+        assert_read(&batch(&table_schema(2, "model"), 2, Some("first")), Some("first"));
+        assert_read(
+            &batch(&changed(|fields| fields.reverse()), 2, Some("first")),
+            Some("first"),
+        );
+    }
+
+    #[test]
+    fn a_table_without_a_column_is_written_and_read() {
+        let old = changed(|fields| fields.retain(|field| !may_be_missing(field.name())));
+        assert_eq!(old.fields().len(), 23);
+        assert_read(&batch(&old, 2, Some("first")), None);
+        // A first revision is what its key was stored with.
+        assert_read(&batch(&old, 1, None), Some("hash"));
+        // In the new schema its rows have null there.
+        let grown = conform(&batch(&old, 2, None), &table_schema(2, "model")).unwrap();
+        assert_eq!(grown.column_by_name(column::OPENED_AT).unwrap().null_count(), 1);
+        assert_read(&grown, None);
+        assert!(
+            conform(&grown.project(&[0, 1]).unwrap(), &old).is_err(),
+            "an id is no null"
+        );
+    }
+
+    #[test]
+    fn columns_that_only_a_newer_version_knows_are_null_in_new_rows_and_kept_in_old_ones() {
+        let newer = changed(|fields| fields.insert(3, Field::new("future", DataType::Int64, true)));
+        let written = batch(&newer, 1, None);
+        assert_eq!(written.column_by_name("future").unwrap().null_count(), 1);
+        let kept = with_column(&written, "future", Arc::new(Int64Array::from(vec![7]))).unwrap();
+        let closed = close_rows(&kept, 9, &[DateTime::UNIX_EPOCH]).unwrap();
+        assert_eq!(RowReader(&closed).int("future", 0).unwrap(), Some(7));
+        assert_eq!(RowReader(&closed).int(column::VALID_TO, 0).unwrap(), Some(9));
+        for made in [
+            tombstone_batch(&newer, "p", &[("a".to_owned(), 2)], 4, DateTime::UNIX_EPOCH),
+            key_batch(&newer, vec!["a/1/0".to_owned()]),
+        ] {
+            assert_eq!(made.unwrap().schema(), newer);
+        }
+    }
+}

@@ -26,14 +26,14 @@ use lancedb::expr::col;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use crate::domain::{KnowledgeKind, content_hash, metadata_terms};
+use crate::domain::{KnowledgeKind, ProjectName, content_hash, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{is_passing, read_error};
 use crate::store::rows::{RowReader, row_key};
 use crate::store::schema::{TableShape, column};
 use crate::store::view::ProjectView;
-use crate::store::write::TEXT_INDEX;
-use crate::store::{checked_reads, filter, fulltext, recovery};
+use crate::store::write::{ERASING_MARK, TEXT_INDEX};
+use crate::store::{Lineage, Store, checked_reads, filter, fulltext, recovery, state};
 
 /// Rows of one batch: some 2 MiB with vectors.
 const BATCH_ROWS: usize = 512;
@@ -43,6 +43,8 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 const UNIT_TOLERANCE: f64 = 1e-3;
 /// Rows, spread over the table, whose words are looked up in the keyword index.
 const PROBED_ROWS: u64 = 200;
+/// Versions of a project that are read before it is given up, where they are taken away meanwhile.
+const VERSIONS_READ: usize = 5;
 /// Flaws that are listed for each project; the others are counted.
 const MAX_FLAWS: usize = 1_000;
 
@@ -100,9 +102,66 @@ impl Flaws {
     }
 }
 
-/// Reads everything of a project. `progress` is told the rows read so far and all there are; when `is_over` says so,
-/// it ends with [`KnowledgeError::Cancelled`].
+/// Reads everything of a project; none where there is no such project. `progress` is told the rows read so far and
+/// all there are; when `is_over` says so, it ends with [`KnowledgeError::Cancelled`].
+///
+/// It holds the version that it reads, but a purge and a restore take the files of a version away after a while,
+/// whoever reads it. What was found then is no flaw, and it reads again, at the version that there is now.
+///
+/// # Errors
+/// [`KnowledgeError::Unavailable`] where that happens again and again.
 pub async fn verify(
+    store: &Store,
+    project: &ProjectName,
+    mut progress: impl FnMut(u64, u64),
+    is_over: impl Fn() -> bool,
+) -> KnowledgeResult<Option<Verified>> {
+    for _ in 0..VERSIONS_READ {
+        store.view(project).await?;
+        let lineage = store.lineage(project)?;
+        let Some(view) = store.view(project).await? else {
+            return Ok(None);
+        };
+        let verified = verify_view(&view, &mut progress, &is_over).await;
+        match &verified {
+            Ok(verified) if verified.flaws.is_empty() => {}
+            Err(KnowledgeError::Cancelled) => {}
+            _ if is_taken_away(store, &view, lineage).await? => {
+                tracing::info!(%project, version = view.lance_version(), "the version was removed while it was verified");
+                continue;
+            }
+            _ => {}
+        }
+        return verified.map(Some);
+    }
+    Err(KnowledgeError::Unavailable {
+        part: "verification",
+        reason: format!("the versions of project {project} that it read were removed meanwhile, by purges or restores"),
+    })
+}
+
+/// Whether the files of a view were removed: by a restore, which begins another history, or by a purge, which removes
+/// the manifest as well and its mark last.
+async fn is_taken_away(store: &Store, view: &ProjectView, lineage: Lineage) -> KnowledgeResult<bool> {
+    store.view(view.project()).await?;
+    if store.lineage(view.project())? != lineage {
+        return Ok(true);
+    }
+    let manifest = PathBuf::from(to_local_path(&view.dataset().manifest_location().path));
+    if !state::exists(&manifest)? {
+        return Ok(true);
+    }
+    // `<project>/<table>/_versions/<manifest>`
+    let directory = manifest.ancestors().nth(3).map(Path::to_path_buf).unwrap_or_default();
+    let superseded = store
+        .view(view.project())
+        .await?
+        .is_none_or(|now| now.lance_version() != view.lance_version());
+    Ok(superseded && state::exists(&directory.join(ERASING_MARK))?)
+}
+
+/// Reads everything of one version.
+async fn verify_view(
     view: &ProjectView,
     mut progress: impl FnMut(u64, u64),
     is_over: impl Fn() -> bool,
@@ -195,6 +254,7 @@ async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> Know
     let indices = dataset.load_indices().await.map_err(read_error)?;
     let table = table.to_path_buf();
     let found = tokio::task::spawn_blocking(move || {
+        fail::fail_point!("verify::files");
         let damaged = recovery::damaged_fragments(&fragments, &table);
         let indices: Vec<String> = indices
             .iter()
@@ -387,6 +447,11 @@ impl Rows {
         check_text(&rows, row, passage, problems)?;
         check_vector(batch, row, problems)?;
 
+        if let Some(key_hash) = rows.text(column::KEY_HASH, row)?
+            && (key_hash.len() != 64 || rows.text(column::IDEMPOTENCY_KEY, row)?.is_none())
+        {
+            problems.push("it says with what an idempotency key was stored, and has none".to_owned());
+        }
         if passage == 0 && valid_to.is_none() && !self.live.insert(fingerprint(id)) {
             problems.push("the item has another live revision".to_owned());
         }

@@ -29,7 +29,7 @@ use crate::store::recovery::Condition;
 use crate::store::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::view::{Horizon, IdentityRow, ProjectView};
-use crate::store::{ModelIdentity, dataset_shape, filter, fulltext};
+use crate::store::{ModelIdentity, dataset_shape, filter, fulltext, state};
 
 /// Name of the keyword index.
 pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
@@ -494,7 +494,7 @@ impl WriteTable {
 
     /// Whether a purge was begun and what it removed may still be in the files.
     pub(crate) async fn is_erasing(&self) -> KnowledgeResult<bool> {
-        Ok(self.erasing_mark().await?.exists())
+        state::exists(&self.erasing_mark().await?)
     }
 
     /// Notes durably that a purge begins. If it is cut short before anything is removed, erasing finds nothing.
