@@ -403,7 +403,7 @@ impl Connection {
                 if let Some(id) = request.id {
                     call.reply = Reply::Line(head(Some(id)));
                 }
-                self.waiting.push(call);
+                self.waiting.push(*call);
                 self.start_waiting();
                 Ok(())
             }
@@ -448,13 +448,13 @@ impl Connection {
             let answer = match self.prepare(&request) {
                 Prepared::Outcome(outcome) => Answer::Now(outcome),
                 Prepared::Call(call) if request.id.is_none() => {
-                    self.waiting.push(call);
+                    self.waiting.push(*call);
                     continue;
                 }
                 Prepared::Call(mut call) => {
                     let (tell, told) = oneshot::channel();
                     call.reply = Reply::Batch(tell, Arc::clone(&place));
-                    self.waiting.push(call);
+                    self.waiting.push(*call);
                     waits = true;
                     Answer::Later(told)
                 }
@@ -506,7 +506,7 @@ impl Connection {
             Ok(call) => call,
             Err(error) => return Prepared::Outcome(self.shared.failure(error)),
         };
-        Prepared::Call(call)
+        Prepared::Call(Box::new(call))
     }
 
     fn call(&mut self, request: &Request<'_>, received: Instant) -> Result<Call, WireError> {
@@ -733,7 +733,7 @@ impl Connection {
 /// What becomes of a request.
 enum Prepared {
     /// It waits for a place to run.
-    Call(Call),
+    Call(Box<Call>),
     /// It is answered already.
     Outcome(Outcome),
 }

@@ -347,9 +347,10 @@ mod tests {
     /// A table of two commits, opened as at a start, with the data file of the first.
     async fn table(directory: &TempDir) -> (Dataset, PathBuf) {
         let uri = directory.path().join("numbers.lance");
+        let lock = StoreLock::acquire(directory.path()).unwrap();
         let params = |mode| WriteParams {
             mode,
-            commit_handler: Some(Arc::new(DurableCommitHandler::new(Durability::Full))),
+            commit_handler: Some(Arc::new(DurableCommitHandler::new(Durability::Full, lock.clone()))),
             ..WriteParams::default()
         };
         let place = uri.to_str().unwrap();
@@ -359,7 +360,7 @@ mod tests {
         Dataset::write(one(2), place, Some(params(WriteMode::Append)))
             .await
             .unwrap();
-        let handler = Arc::new(DurableCommitHandler::new(Durability::Full));
+        let handler = Arc::new(DurableCommitHandler::new(Durability::Full, lock.clone()));
         let read = ReadParams {
             commit_handler: Some(Arc::clone(&handler) as _),
             ..ReadParams::default()

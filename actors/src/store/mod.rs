@@ -275,6 +275,11 @@ impl Store {
             transfers: Arc::default(),
         });
         store.discover();
+        for project in &store.finished.awaited {
+            if let Err(error) = store.register(project) {
+                tracing::warn!(%project, %error, "a project of an unfinished restore is not known");
+            }
+        }
         clock::begin(store.last_commit());
         let access = WriteAccess {
             store: Arc::clone(&store),
@@ -377,7 +382,7 @@ impl Store {
             suspect: AtomicBool::new(false),
             suspected: std::sync::Mutex::default(),
             writes: WriteState::new(self.config.min_free_bytes),
-            suspended: AtomicBool::new(false),
+            suspended: AtomicBool::new(self.finished.awaited.contains(name)),
         });
         let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
         let entry = projects.entry(name.folded()).or_insert(project);

@@ -908,9 +908,13 @@ mod tests {
             } else {
                 WriteMode::Create
             };
+            let handler = |durability| {
+                let lock = crate::store::StoreLock::acquire(self.directory.path()).unwrap();
+                Arc::new(DurableCommitHandler::new(durability, lock)) as _
+            };
             let params = WriteParams {
                 mode,
-                commit_handler: durability.map(|durability| Arc::new(DurableCommitHandler::new(durability)) as _),
+                commit_handler: durability.map(handler),
                 ..WriteParams::default()
             };
             let reader = RecordBatchIterator::new([batch], schema);

@@ -510,6 +510,8 @@ pub(crate) struct Finished {
     pub(crate) done: Vec<String>,
     /// What could not be, and is tried again by the next start.
     pub(crate) failed: Vec<String>,
+    /// The projects that the next start will put in place. What is written to them before would be moved aside.
+    pub(crate) awaited: Vec<ProjectName>,
 }
 
 /// Finishes the restores that a crash interrupted, and removes what those left that had not begun to change
@@ -538,10 +540,25 @@ pub(crate) fn finish_interrupted(knowledge: &Path) -> Finished {
                 );
                 tracing::error!("{what}");
                 finished.failed.push(what);
+                if !matches!(Intent::read(&staging), Ok(None)) {
+                    finished.awaited.extend(staged_projects(&staging));
+                }
             }
         }
     }
     finished
+}
+
+/// The projects that still wait in the directory of a restore.
+fn staged_projects(staging: &Path) -> Vec<ProjectName> {
+    let entries = state::entries(staging).unwrap_or_else(|error| {
+        tracing::error!(%error, "the projects of an unfinished restore are not known");
+        Vec::new()
+    });
+    let names = entries.iter().filter(|entry| entry.is_dir());
+    names
+        .filter_map(|entry| ProjectName::parse(entry.file_name()?.to_str()?, "project_id").ok())
+        .collect()
 }
 
 fn finish(staging: &Path, knowledge: &Path) -> io::Result<Option<String>> {
@@ -655,8 +672,12 @@ mod tests {
         for renames in 0..=5 {
             let home = Home::new(&["a", "b", "untouched"]);
             home.interrupted(&["a", "b", "c"], renames);
-            let Finished { done: told, failed } = finish_interrupted(&home.knowledge());
-            assert_eq!(failed, Vec::<String>::new());
+            let Finished {
+                done: told,
+                failed,
+                awaited,
+            } = finish_interrupted(&home.knowledge());
+            assert_eq!((failed, awaited), (Vec::<String>::new(), Vec::new()));
             assert!(told.len() == 1 && told[0].contains("a, b, c"), "{told:?}");
             for project in ["a", "b", "c"] {
                 assert_eq!(home.held(project).as_deref(), Some("new"), "{project} after {renames}");
@@ -693,6 +714,7 @@ mod tests {
         let finished = finish_interrupted(&home.knowledge());
         assert!(finished.done.is_empty());
         assert!(finished.failed[0].contains(".restore-00000001"), "{finished:?}");
+        assert_eq!(finished.awaited, [ProjectName::parse("a", "project_id").unwrap()]);
         assert_eq!(home.held("a").as_deref(), Some("old"));
         assert_eq!(read_mark(&home.staging().join("a")).as_deref(), Some("new"));
     }
