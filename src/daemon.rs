@@ -104,18 +104,17 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     endpoint::check_socket_path(&socket_path)?;
     endpoint::prepare_run_dir(&config.run_dir(), &options)?;
     let lock = EndpointLock::acquire(&config.lock_path())?;
-    if let Some(directory) = socket_path.parent()
-        && directory != config.run_dir()
-    {
-        endpoint::prepare_run_dir(directory, &options)?;
-    }
     if let Some(log) = &log {
         log.take();
     }
     let socket = match inherited_socket()? {
+        // Its name, and the directory that it lies in, are the service manager's.
         Some(descriptor) => BoundSocket::from_fd(descriptor)?.with_policy(options.policy.clone()),
         None => {
             if let Some(directory) = socket_path.parent() {
+                if directory != config.run_dir() {
+                    endpoint::prepare_run_dir(directory, &options)?;
+                }
                 endpoint::check_reachable(directory, &options)?;
             }
             endpoint::bind(&socket_path, &lock, &options)?
