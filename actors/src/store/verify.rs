@@ -447,15 +447,14 @@ impl Rows {
         check_text(&rows, row, passage, problems)?;
         check_vector(batch, row, problems)?;
 
-        if let Some(key_hash) = rows.text(column::KEY_HASH, row)?
-            && (key_hash.len() != 64 || rows.text(column::IDEMPOTENCY_KEY, row)?.is_none())
-        {
-            problems.push("it says with what an idempotency key was stored, and has none".to_owned());
-        }
         if passage == 0 && valid_to.is_none() && !self.live.insert(fingerprint(id)) {
             problems.push("the item has another live revision".to_owned());
         }
         let hash = rows.required_text(column::CONTENT_HASH, row)?;
+        let first = rows.text(column::KEY_HASH, row)?;
+        if first.is_some_and(|first| first.len() != hash.len() || (revision == 1 && first != hash)) {
+            problems.push("it does not say with which content its item was first stored".to_owned());
+        }
         self.count_passage(
             id,
             revision,
