@@ -135,11 +135,11 @@ fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
     let listed = daemon.call("knowledge.list", json!({"project_id": "replaced"}));
     assert_eq!(listed["total"], 2);
     let staging = std::fs::read_dir(home.join("knowledge")).unwrap().flatten();
-    assert!(
-        staging
-            .into_iter()
-            .all(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-    );
+    let hidden: Vec<_> = staging
+        .map(|entry| entry.file_name())
+        .filter(|name| name.to_string_lossy().starts_with('.'))
+        .collect();
+    assert_eq!(hidden, [".lock"], "the lock of the store, and nothing of the restore");
 }
 
 #[test]
