@@ -426,10 +426,12 @@ fn much_work(id: u64) -> String {
     format!("{request}\n")
 }
 
-/// The work has begun: its first texts are in the embedder.
+/// The work has begun: its first texts are in the embedder, which may be too busy to say so at once.
 fn has_begun(daemon: &Daemon) {
     until("the work begins", || {
-        daemon.status_number("/actors/embedder/counters/forward_passes") > 0
+        let status = daemon.call("admin.status", json!({}));
+        let passes = status.pointer("/actors/embedder/counters/forward_passes");
+        passes.and_then(Value::as_u64).is_some_and(|passes| passes > 0)
     });
 }
 
