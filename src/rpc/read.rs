@@ -40,9 +40,12 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
     };
     let offset = cursor.as_ref().map_or(call.params.offset, |cursor| cursor.offset);
     if offset > OFFSET_MAX {
+        let parameter = if cursor.is_some() { "cursor" } else { "offset" };
         return Err(WireError::invalid_params(
-            if cursor.is_some() { "cursor" } else { "offset" },
-            format!("a search goes {OFFSET_MAX} results deep; narrow it by filters instead"),
+            parameter,
+            format!(
+                "{parameter} lies past the {OFFSET_MAX} results that a search goes deep; narrow it by filters instead"
+            ),
         ));
     }
     if let Some(cursor) = &cursor {

@@ -45,7 +45,7 @@ fn changed(mut daemon: Daemon, change: impl FnOnce(&Path)) -> Daemon {
 fn own_directories(daemon: &Daemon) -> usize {
     let entries = fs::read_dir(knowledge(daemon)).into_iter().flatten().flatten();
     entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(".health"))
         .count()
 }
 

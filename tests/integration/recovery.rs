@@ -326,6 +326,7 @@ fn a_durable_commit_whose_file_is_gone_is_never_stepped_back_from() {
             next["version"].as_i64() > deleted["version"].as_i64(),
             "{next} after {deleted}"
         );
+        stored.daemon.call("knowledge.delete", json!({"id": next["id"]}));
         let stored = stored.restarted();
         assert_eq!(stored.found(), [2, 3]);
     }

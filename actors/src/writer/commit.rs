@@ -284,7 +284,10 @@ impl Taken {
             && item.idempotency_key.is_none()
             && item.on_duplicate == OnDuplicate::Return
         {
-            return Ok(Decision::Duplicate(holder.outcome.clone()));
+            return Ok(Decision::Duplicate(ItemOutcome {
+                duplicate: true,
+                ..holder.outcome.clone()
+            }));
         }
         let mut id = item.generated_id();
         while self.by_id.contains_key(&id) || in_use(&id) {

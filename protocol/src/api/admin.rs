@@ -171,7 +171,7 @@ pub struct StatusResult {
     /// Its projects.
     pub projects: Vec<ProjectStatus>,
     /// Why some of them could not be read: those whose `state` is `unreadable`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
     /// What it had to repair at its start, and what lies in its data directory and is not served.
     pub recovery: Vec<String>,
@@ -207,7 +207,7 @@ pub struct OptimizeResult {
     /// What was done, by kind.
     pub steps: BTreeMap<String, u64>,
     /// Projects that could not be worked on.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
 }
 
@@ -258,7 +258,7 @@ pub struct BackupResult {
     /// Its size.
     pub bytes: u64,
     /// Projects that are not in it, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
@@ -286,7 +286,7 @@ pub struct RestoreResult {
     /// Where the old ones are kept.
     pub kept_aside: Vec<String>,
     /// What has to be done before some of them can be used.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
@@ -351,7 +351,7 @@ pub struct ImportResult {
     /// have answered (`invalid_params`, `already_exists`, ...).
     pub skipped: BTreeMap<String, u64>,
     /// The first of those that were left out.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ImportProblem>,
     /// Whether it only counted.
     pub dry_run: bool,

@@ -871,7 +871,7 @@ pub struct StatsResult {
     /// The model of the vectors.
     pub model: ModelIdentity,
     /// Projects that could not be read; the numbers are without them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
 }
 
