@@ -153,6 +153,8 @@ impl Stats {
 #[serde(rename_all = "camelCase")]
 struct TestReport {
     success: bool,
+    /// Items that were removed for good: the one that was stored, if all went well.
+    purged: u32,
     status: HealthStatus,
     reasons: Vec<String>,
     note: &'static str,
@@ -242,6 +244,7 @@ async fn test(context: &Context) -> CliResult {
     let success = health.status == HealthStatus::Ok;
     let report = TestReport {
         success,
+        purged: u32::from(success),
         status: health.status,
         reasons: health.reasons,
         note: "stored, searched and removed in a project of its own; nothing else was touched",

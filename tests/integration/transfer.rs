@@ -323,7 +323,10 @@ fn a_restore_keeps_the_old_aside_and_begins_another_history() {
     assert_ne!(again["kept_aside"][0], report["kept_aside"][0]);
     assert_eq!(texts(&daemon, "default"), BTreeSet::from(["in the backup".to_owned()]));
     assert_eq!(texts(&daemon, "other").len(), 1);
-    assert_eq!(entries(&daemon.home.path().join("knowledge")), [".lock", "default", "other"]);
+    assert_eq!(
+        entries(&daemon.home.path().join("knowledge")),
+        [".lock", "default", "other"]
+    );
 }
 
 #[test]
@@ -391,7 +394,11 @@ fn a_damaged_backup_is_refused_and_nothing_changes() {
             "{what}: {error}"
         );
         assert_eq!(items(&daemon, "default"), before, "{what}");
-        assert_eq!(entries(&daemon.home.path().join("knowledge")), [".lock", "default"], "{what}");
+        assert_eq!(
+            entries(&daemon.home.path().join("knowledge")),
+            [".lock", "default"],
+            "{what}"
+        );
         assert!(!daemon.home.path().join("aside").exists(), "{what}");
         error["message"].as_str().unwrap().to_owned()
     };
