@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ccod_actors::deadline::Deadline;
-use ccod_actors::domain::{ProjectName, format_time, hex};
+use ccod_actors::domain::{ProjectName, format_time, hex, unhex};
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::store::Lineage;
 use ccod_actors::store::changes::{Change, ChangeKind};
@@ -59,12 +59,7 @@ impl Cursor {
     }
 
     fn decode(text: &str) -> Option<Self> {
-        let bytes: Vec<u8> = text
-            .as_bytes()
-            .chunks(2)
-            .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
-            .collect::<Option<_>>()?;
-        let plain = String::from_utf8(bytes).ok()?;
+        let plain = String::from_utf8(unhex(text)?).ok()?;
         plain
             .lines()
             .map(|line| {

@@ -4,7 +4,7 @@
 //! the place, so that what is written meanwhile moves nothing: the next page reads the same versions, or the
 //! cursor has expired.
 
-use ccod_actors::domain::{ProjectName, SearchMode, hex};
+use ccod_actors::domain::{ProjectName, SearchMode, hex, unhex};
 use ccod_actors::reader::Projects;
 use ccod_actors::store::search::PageVersion;
 use ccod_protocol::api;
@@ -72,12 +72,7 @@ impl SearchCursor {
     }
 
     fn decode(text: &str) -> Option<Self> {
-        let bytes: Vec<u8> = text
-            .as_bytes()
-            .chunks(2)
-            .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
-            .collect::<Option<_>>()?;
-        let plain = String::from_utf8(bytes).ok()?;
+        let plain = String::from_utf8(unhex(text)?).ok()?;
         let mut lines = plain.lines();
         let [prefix, fingerprint, mode, offset] = fields(lines.next()?)?;
         let modes = [SearchMode::Hybrid, SearchMode::Vector, SearchMode::Text];
