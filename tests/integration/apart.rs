@@ -136,8 +136,9 @@ fn a_probe_that_nobody_waits_for_leaves_nothing_and_what_a_crash_left_goes() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let leave = |knowledge: &Path| copy_tree(&knowledge.join("web"), &knowledge.join(".health-00000000deadbeef"));
-    // Gone at a start.
+    // Gone at a start: before the first request is answered, not before the socket is there.
     let daemon = changed(daemon, leave);
+    assert_eq!(names(&daemon.call("knowledge.projects", json!({}))), ["web"]);
     assert_eq!(own_directories(&daemon), 0);
     // And with the next probe.
     leave(&knowledge(&daemon));
