@@ -78,6 +78,15 @@ fn a_purge_does_not_wait_for_a_backup_and_is_told_of_it() {
 
 #[test]
 fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
+    interrupted_restore("return");
+}
+
+#[test]
+fn a_restore_that_panics_is_finished_at_the_next_start() {
+    interrupted_restore("panic(injected)");
+}
+
+fn interrupted_restore(fault: &str) {
     let mut daemon = Inside::start();
     daemon.call("knowledge.store", json!({"text": "in the backup"}));
     let place = tempfile::tempdir().unwrap();
@@ -97,8 +106,9 @@ fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
     assert!(call(&daemon, "admin.backup").get("result").is_some());
     daemon.call("knowledge.store", json!({"text": "acknowledged before the crash"}));
     daemon.call("knowledge.store", json!({"text": "elsewhere", "project_id": "other"}));
-    fail::cfg("restore::intended", "return").unwrap();
-    assert!(call(&daemon, "admin.restore").get("error").is_some());
+    fail::cfg("restore::intended", fault).unwrap();
+    let error = call(&daemon, "admin.restore")["error"].clone();
+    assert!(error.is_object() && !error.to_string().contains("injected"), "{error}");
     fail::remove("restore::intended");
     // Nothing is acknowledged any more that the next start would move aside. What is there can be read.
     assert_eq!(count(&daemon), 2);

@@ -309,21 +309,33 @@ impl WriteAccess {
                 .collect(),
         };
         let knowledge = staged.knowledge.clone();
-        let (staged, swapped) = blocking(move || {
+        let swapped = blocking(move || {
             let swapped = swap_or_undo(&mut staged.staging, &knowledge, &intent);
             Ok((staged, swapped))
         })
-        .await?;
+        .await;
+        let halfway = match &swapped {
+            Ok((staged, swapped)) => staged.staging.unfinished && swapped.is_err(),
+            // It panicked, nobody knows where.
+            Err(_) => true,
+        };
         // What there was is not there any more, or may not be: everybody opens it anew.
         for (project, table) in projects.iter().zip(&mut tables) {
             **table = None;
             project.begin_anew();
             // The next start moves aside what is in their places then.
-            project.suspend(staged.staging.unfinished && swapped.is_err());
+            project.suspend(halfway);
         }
         self.store().session.begin_anew();
         drop(tables);
         self.store().published.send_modify(|count| *count += 1);
+        let (staged, swapped) = swapped.map_err(|_| {
+            // What a panic said stays inside.
+            KnowledgeError::internal(
+                "the restore failed unexpectedly and may have stopped halfway; start the daemon again, it then finishes \
+                 the restore",
+            )
+        })?;
         Ok(RestoreReport {
             kept_aside: swapped?,
             projects: staged.projects.clone(),
@@ -388,6 +400,21 @@ async fn wait_for_readers(table: &WriteTable) {
 
 /// Notes what is to be done, does it, and where that fails undoes it. Where the old directories are now.
 fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> KnowledgeResult<Vec<PathBuf>> {
+    // A panic leaves all of it to the next start.
+    staging.unfinished = true;
+    let mut unfinished = false;
+    let swapped = try_swap(&staging.path, &mut unfinished, knowledge, intent);
+    staging.unfinished = unfinished;
+    swapped
+}
+
+/// `unfinished` becomes true where the next start has to go on.
+fn try_swap(
+    staging: &Path,
+    unfinished: &mut bool,
+    knowledge: &Path,
+    intent: &Intent,
+) -> KnowledgeResult<Vec<PathBuf>> {
     let failed = |error: &io::Error| {
         KnowledgeError::internal(format!(
             "the restored projects could not be put in place ({error}); nothing was changed"
@@ -398,18 +425,18 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
             "the restore stopped halfway ({error}; {second}); start the daemon again, it then finishes the restore"
         ))
     };
-    if let Err(error) = intent.write(&staging.path) {
+    if let Err(error) = intent.write(staging) {
         // It may be there all the same, and would be carried out.
-        let removed = Intent::remove(&staging.path);
-        staging.unfinished = removed.is_err();
+        let removed = Intent::remove(staging);
+        *unfinished = removed.is_err();
         return Err(removed.map_or_else(|second| halfway(&error, &second), |()| failed(&error)));
     }
     fail::fail_point!("restore::intended", |_| {
-        staging.unfinished = true;
+        *unfinished = true;
         Err(KnowledgeError::internal("failpoint restore::intended"))
     });
     let mut renames = Vec::new();
-    let swapped = swap(&staging.path, knowledge, intent, &mut renames);
+    let swapped = swap(staging, knowledge, intent, &mut renames);
     let outcome = match swapped {
         Ok(kept) => Ok(kept),
         Err(error) => {
@@ -420,21 +447,21 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
             match undone {
                 Ok(()) => Err(error),
                 Err(second) => {
-                    staging.unfinished = true;
+                    *unfinished = true;
                     return Err(halfway(&error, &second));
                 }
             }
         }
     };
-    match (outcome, Intent::remove(&staging.path)) {
+    match (outcome, Intent::remove(staging)) {
         (outcome, Ok(())) => outcome.map_err(|error| failed(&error)),
         (Err(error), Err(second)) => {
-            staging.unfinished = true;
+            *unfinished = true;
             Err(halfway(&error, &second))
         }
         (Ok(kept), Err(error)) => {
             // The next start does it again, which does nothing where all is in place.
-            staging.unfinished = true;
+            *unfinished = true;
             tracing::warn!(%error, "what a restore left could not be removed, the next start tries again");
             Ok(kept)
         }
@@ -527,7 +554,8 @@ pub(crate) fn finish_interrupted(knowledge: &Path) -> Finished {
     };
     for staging in stagings {
         let name = staging.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with(STAGING_PREFIX) || !staging.is_dir() {
+        let is_no_directory = std::fs::metadata(&staging).is_ok_and(|found| !found.is_dir());
+        if !name.starts_with(STAGING_PREFIX) || is_no_directory {
             continue;
         }
         match finish(&staging, knowledge) {
@@ -555,7 +583,9 @@ fn staged_projects(staging: &Path) -> Vec<ProjectName> {
         tracing::error!(%error, "the projects of an unfinished restore are not known");
         Vec::new()
     });
-    let names = entries.iter().filter(|entry| entry.is_dir());
+    let names = entries
+        .iter()
+        .filter(|entry| std::fs::metadata(entry).map_or(true, |found| found.is_dir()));
     names
         .filter_map(|entry| ProjectName::parse(entry.file_name()?.to_str()?, "project_id").ok())
         .collect()
