@@ -112,7 +112,12 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
         warnings(&written.warnings)
     );
     context.output.print_done(&written, &written.path, summary)?;
-    Ok(Exit::Ok)
+    // Each of them is a project that is not in it: a script that keeps one backup must not take it for whole.
+    Ok(if written.warnings.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::BadData
+    })
 }
 
 /// What a person has to know or do beside the result, as further lines of a message.
