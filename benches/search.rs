@@ -182,6 +182,9 @@ async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], random: &mut S
                 threshold: None,
                 min_similarity: -1.0,
                 at: None,
+                except: None,
+                text_budget: None,
+                max_answer_bytes: usize::MAX,
             };
             let begun = Instant::now();
             let found = search(views, &request, "random@0").await.unwrap();

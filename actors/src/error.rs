@@ -108,6 +108,22 @@ pub enum KnowledgeError {
         /// Why the rest was not.
         cause: Box<KnowledgeError>,
     },
+    /// What was asked for is more than an answer may be.
+    #[error("the answer would be larger than {limit_bytes} bytes; ask for less")]
+    AnswerTooLarge {
+        /// What it may be.
+        limit_bytes: usize,
+    },
+    /// A write failed, or its caller could not wait for it: what is known of its effect.
+    #[error("{cause}")]
+    WriteFailed {
+        /// Whether it took effect.
+        executed: Executed,
+        /// Undoes it, if it is a delete and took effect.
+        undo_token: Option<String>,
+        /// Why it failed.
+        cause: Box<KnowledgeError>,
+    },
     /// A queue is full.
     #[error("{queue} is full; retry in {retry_after_ms} ms")]
     Busy {
@@ -154,9 +170,40 @@ impl KnowledgeError {
     /// The error itself, without what was done before it.
     pub fn root(&self) -> &Self {
         match self {
-            Self::Incomplete { cause, .. } => cause.root(),
+            Self::Incomplete { cause, .. } | Self::WriteFailed { cause, .. } => cause.root(),
             error => error,
         }
+    }
+
+    /// This error, of a write of which is known whether it was `executed`, and what undoes it.
+    #[must_use]
+    pub fn of_write(self, executed: Executed, undo_token: Option<String>) -> Self {
+        let cause = match self {
+            Self::WriteFailed { cause, .. } => cause,
+            error => Box::new(error),
+        };
+        Self::WriteFailed {
+            executed,
+            undo_token,
+            cause,
+        }
+    }
+
+    /// Whether what the error ended took effect, as far as the error itself tells.
+    pub fn effect(&self) -> Option<Executed> {
+        match self {
+            Self::WriteFailed { executed, .. } | Self::DeadlineExceeded { executed } => Some(*executed),
+            Self::OutcomeUnknown | Self::Incomplete { .. } => Some(Executed::Unknown),
+            Self::Cancelled | Self::Busy { .. } | Self::ReadOnly { .. } | Self::Unavailable { .. } => {
+                Some(Executed::No)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it says that the caller waits no longer, and nothing of what became of the work.
+    pub(crate) fn is_of_the_caller(&self) -> bool {
+        matches!(self, Self::Cancelled)
     }
 
     /// An [`KnowledgeError::Internal`].

@@ -18,12 +18,11 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
         KnowledgeError::NeedsMigration { project, .. } => {
             WireError::needs_migration(&project).with_extra("detail", message)
         }
-        KnowledgeError::DeadlineExceeded { executed } => WireError::deadline_exceeded(match executed {
-            Executed::No => WireExecuted::No,
-            Executed::Yes => WireExecuted::Yes,
-            Executed::Unknown => WireExecuted::Unknown,
-        }),
-        KnowledgeError::Unavailable { .. } => WireError::new(ErrorKind::Unavailable, message),
+        KnowledgeError::DeadlineExceeded { executed } => WireError::deadline_exceeded(wire_executed(executed)),
+        // Of a part that was to be asked and was not.
+        KnowledgeError::Unavailable { .. } => {
+            WireError::new(ErrorKind::Unavailable, message).with_executed(WireExecuted::No)
+        }
         KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
         KnowledgeError::ShuttingDown => WireError::shutting_down(),
         KnowledgeError::Incomplete { done, cause } => {
@@ -32,6 +31,22 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
             // Neither as if nothing had happened, nor as if all of it had.
             error.with_executed(WireExecuted::Unknown)
         }
+        KnowledgeError::WriteFailed {
+            executed,
+            undo_token,
+            cause,
+        } => {
+            let error = wire_error(*cause).with_executed(wire_executed(executed));
+            match undo_token {
+                Some(token) => error
+                    .with_fix(format!(
+                        "if it was carried out, `ccoctl undelete --undo {token}` undoes it"
+                    ))
+                    .with_extra("undo_token", token),
+                None => error,
+            }
+        }
+        KnowledgeError::AnswerTooLarge { limit_bytes } => WireError::response_too_large(limit_bytes),
         KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(format!("{queue} is full"), retry_after_ms),
         KnowledgeError::Unreadable { message } => {
             tracing::error!(%message, "the store could not be read");
@@ -43,5 +58,23 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
             tracing::error!(%message, "internal error");
             WireError::internal(message)
         }
+    }
+}
+
+fn wire_executed(executed: Executed) -> WireExecuted {
+    match executed {
+        Executed::No => WireExecuted::No,
+        Executed::Yes => WireExecuted::Yes,
+        Executed::Unknown => WireExecuted::Unknown,
+    }
+}
+
+/// [`wire_error`] of what failed before a write was handed to the writer: a fault in the daemon says so as well.
+pub(crate) fn unwritten(error: KnowledgeError) -> WireError {
+    let error = wire_error(error);
+    if error.kind() == ErrorKind::InternalError && error.data.executed.is_none() {
+        error.with_executed(WireExecuted::No)
+    } else {
+        error
     }
 }

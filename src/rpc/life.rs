@@ -6,13 +6,14 @@ use ccod_actors::clock::believed_now;
 use ccod_actors::domain::{Deletion, ItemFilter, ItemPatch, ProjectName, check_key, format_time, now_ms};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
+use ccod_actors::reader::Within;
 use ccod_actors::store::backup::known_backups;
 use ccod_actors::writer::{DeleteTarget, ExclusiveTask, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use chrono::TimeDelta;
 
-use super::{App, Call, admin, convert, store, wire_error};
+use super::{App, Call, admin, convert, store, unwritten, wire_error};
 
 /// Oldest age that a cleanup takes: a hundred years.
 const OLDER_THAN_DAYS_MAX: u32 = 36_500;
@@ -28,9 +29,9 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
     // text has become another one meanwhile.
     let found = routes
         .readers
-        .get(project.clone(), vec![params.id.clone()], deadline)
+        .get(project.clone(), whole(params.id.clone()), deadline)
         .await
-        .map_err(wire_error)?;
+        .map_err(unwritten)?;
     let Some(current) = found.items.first() else {
         return Err(WireError::not_found(&params.id));
     };
@@ -38,7 +39,7 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
         let embedder = routes.embedder().map_err(wire_error)?;
         store::embed_text(embedder, text, Lane::Interactive, deadline, origin)
             .await
-            .map_err(wire_error)
+            .map_err(unwritten)
     };
     let passages = match &params.text {
         Some(text) if *text != current.text => Some(embed(text).await?),
@@ -76,6 +77,14 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
     })
 }
 
+/// An item that is read for the daemon itself: no answer bounds it.
+fn whole(id: String) -> Within<Vec<String>> {
+    Within {
+        wanted: vec![id],
+        max_answer_bytes: usize::MAX,
+    }
+}
+
 fn check_patch(params: &api::UpdateParams, app: &App) -> KnowledgeResult<()> {
     let limits = &app.config.items;
     if let Some(text) = &params.text {
@@ -97,7 +106,11 @@ pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<a
     let revisions = app
         .routes()
         .readers
-        .history(call.project(), call.params.id.clone(), call.deadline())
+        .history(
+            call.project(),
+            app.within_answer(call.params.id.clone()),
+            call.deadline(),
+        )
         .await
         .map_err(wire_error)?;
     if revisions.first().is_none_or(|newest| newest.valid_to.is_some()) {
@@ -152,25 +165,14 @@ async fn would_delete(
     call: &Call<api::Delete>,
     target: DeleteTarget,
 ) -> Result<(Vec<String>, u64), WireError> {
-    let readers = app.routes().readers;
-    match target {
-        DeleteTarget::Ids(ids) => {
-            let found = readers
-                .get(call.project(), ids, call.deadline())
-                .await
-                .map_err(wire_error)?;
-            let mut ids: Vec<String> = found.items.into_iter().map(|item| item.id).collect();
-            ids.sort();
-            Ok((ids, convert::version(found.version)))
-        }
-        DeleteTarget::Matching(filter) => {
-            let found = readers
-                .matching(call.project(), filter, call.deadline())
-                .await
-                .map_err(wire_error)?;
-            Ok((found.ids, convert::version(found.version)))
-        }
-    }
+    let target = app.within_answer(target);
+    let found = app
+        .routes()
+        .readers
+        .matching(call.project(), target, call.deadline())
+        .await
+        .map_err(wire_error)?;
+    Ok((found.ids, convert::version(found.version)))
 }
 
 async fn delete_now<M: api::Method>(
@@ -180,13 +182,13 @@ async fn delete_now<M: api::Method>(
     call: &Call<M>,
 ) -> Result<(Vec<String>, Option<Deletion>, i64), WireError> {
     // A project comes to be with its first store, not with a delete.
-    if app.store.view(&project).await.map_err(wire_error)?.is_none() {
+    if app.store.view(&project).await.map_err(unwritten)?.is_none() {
         return Ok((Vec::new(), None, 0));
     }
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
     let (outcome, version) = writer
-        .change(project, WriteOp::Delete(target), call.deadline())
+        .delete(project, target, call.deadline(), &call.context.cancelled)
         .await
         .map_err(wire_error)?;
     let OpOutcome::Deleted { ids, deletion } = outcome else {
@@ -220,12 +222,13 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
             UndeleteTarget::Ids(convert::ids(ids.as_deref().unwrap_or_default())),
         ),
     };
-    let Some(view) = app.store.view(&project).await.map_err(wire_error)? else {
+    let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
         return Ok(api::UndeleteResult::default());
     };
     if let UndeleteTarget::Deletion(deletion) = &target
         && view
             .horizon()
+            .map_err(unwritten)?
             .is_some_and(|horizon| deletion.sequence <= horizon.sequence)
     {
         return Err(WireError::expired("the undo token"));
@@ -260,15 +263,15 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
     }
     let cutoff = now_ms() - TimeDelta::days(i64::from(call.params.older_than_days));
     filter.until = Some(filter.until.map_or(cutoff, |until| until.min(cutoff)));
-    let found = app
-        .routes()
-        .readers
-        .matching(project.clone(), filter.clone(), call.deadline())
-        .await
-        .map_err(wire_error)?;
     if call.params.dry_run {
+        let found = app
+            .routes()
+            .readers
+            .matching_size(project, filter, call.deadline())
+            .await
+            .map_err(wire_error)?;
         return Ok(api::CleanupResult {
-            deleted: found.ids.len() as u64,
+            deleted: found.items,
             freed_bytes: found.bytes,
             dry_run: true,
             undo_token: None,
@@ -316,7 +319,7 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
         (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
     };
     let project = call.project();
-    if app.store.view(&project).await.map_err(wire_error)?.is_none() {
+    if app.store.view(&project).await.map_err(unwritten)?.is_none() {
         return Ok(api::PurgeResult::default());
     }
     let routes = app.routes();

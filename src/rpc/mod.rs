@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::ProjectName;
+use ccod_actors::reader::Within;
 use ccod_actors::routes::Routes;
 use ccod_actors::store::Store;
 use ccod_protocol::api::{self, Method};
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-pub(crate) use errors::wire_error;
+pub(crate) use errors::{unwritten, wire_error};
 pub(crate) use transfer::Turns;
 
 /// What every handler can reach.
@@ -82,6 +83,14 @@ impl<M: Method> Call<M> {
 }
 
 impl App {
+    /// What is read for an answer, as far as it can be sent: the readers stop where it would be more.
+    pub(crate) fn within_answer<T>(&self, wanted: T) -> Within<T> {
+        Within {
+            wanted,
+            max_answer_bytes: self.config.limits.max_response_bytes,
+        }
+    }
+
     /// The present actors. A clone of references, taken once for each call.
     pub(crate) fn routes(&self) -> Routes {
         self.routes.borrow().clone()

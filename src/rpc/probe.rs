@@ -59,6 +59,9 @@ async fn store_and_find(app: &App, project: &ProjectName, deadline: Deadline, or
         threshold: None,
         min_similarity: 0.0,
         at: None,
+        except: None,
+        text_budget: None,
+        max_answer_bytes: usize::MAX,
     };
     let projects = Projects::Named(vec![project.clone()]);
     let found = routes.readers.search(projects, request, deadline).await?;

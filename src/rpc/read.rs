@@ -88,6 +88,12 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         threshold: call.params.threshold,
         min_similarity: app.config.search.min_similarity as f32,
         at,
+        except: None,
+        text_budget: call
+            .params
+            .budget_tokens
+            .map(|tokens| tokens as usize * BYTES_PER_TOKEN),
+        max_answer_bytes: app.config.limits.max_response_bytes,
     };
     let outcome = routes
         .readers
@@ -100,24 +106,8 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         SearchCursor::new(fingerprint, mode, end, outcome.page_versions).encode()
     });
 
-    let mut results = Vec::with_capacity(outcome.hits.len());
-    let mut omitted = 0;
-    let mut budget = call
-        .params
-        .budget_tokens
-        .map(|tokens| tokens as usize * BYTES_PER_TOKEN);
-    for hit in outcome.hits {
-        if let Some(left) = budget {
-            let cost = hit.item.text.len();
-            // At least one result, whatever the budget: an answer that is too long beats none.
-            if cost > left && !results.is_empty() {
-                omitted += 1;
-                continue;
-            }
-            budget = Some(left.saturating_sub(cost));
-        }
-        results.push(search_hit(hit, call.params.explain));
-    }
+    let explain = call.params.explain;
+    let results: Vec<api::SearchHit> = outcome.hits.into_iter().map(|hit| search_hit(hit, explain)).collect();
     let versions: BTreeMap<String, u64> = outcome
         .versions
         .into_iter()
@@ -126,7 +116,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
     Ok(api::SearchResult {
         count: results.len() as u64,
         results,
-        omitted,
+        omitted: outcome.omitted,
         next_cursor,
         mode: match outcome.mode {
             SearchMode::Hybrid => api::SearchMode::Hybrid,
@@ -156,7 +146,7 @@ pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<a
         .readers
         .similar(
             call.project(),
-            call.params.id.clone(),
+            app.within_answer(call.params.id.clone()),
             call.params.limit as usize,
             call.deadline(),
         )
@@ -267,6 +257,7 @@ pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::Li
             Some(cursor) => Some(decode_cursor(cursor, newest_first)?),
             None => None,
         },
+        max_answer_bytes: app.config.limits.max_response_bytes,
     };
     let page = app
         .routes()
@@ -324,7 +315,7 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
     let found = app
         .routes()
         .readers
-        .get(call.project(), wanted.clone(), call.deadline())
+        .get(call.project(), app.within_answer(wanted.clone()), call.deadline())
         .await
         .map_err(wire_error)?;
     let mut by_id: HashMap<String, StoredItem> = found.items.into_iter().map(|item| (item.id.clone(), item)).collect();

@@ -13,7 +13,7 @@ use ccod_protocol::error::WireError;
 use futures::future::join_all;
 use serde_json::Value;
 
-use super::{App, Call, convert, wire_error};
+use super::{App, Call, convert, unwritten, wire_error};
 use crate::config::ItemsConfig;
 
 /// Longest text whose store the writer may hold a group open for: some four passages.
@@ -31,7 +31,7 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
     let announced = (item.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
     let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
         .await
-        .map_err(wire_error)?;
+        .map_err(unwritten)?;
     let reply = writer
         .store(project.clone(), vec![prepared], announced, deadline)
         .await

@@ -714,7 +714,7 @@ impl<'a> Import<'a> {
                     | KnowledgeError::SecretRejected { .. }),
                 ) => self.refuse(line, id, wire_error(error)),
                 Err(error) => {
-                    self.handed_over |= matches!(error, KnowledgeError::OutcomeUnknown);
+                    self.handed_over |= matches!(error.effect(), Some(Executed::Yes | Executed::Unknown));
                     fatal.get_or_insert(error);
                 }
             }

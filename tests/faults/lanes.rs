@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::Inside;
 use crate::support::{Connection, PATIENCE};
 
-/// The project whose commits the fail point `writer::before_commit_of_falling` concerns.
+/// A project with a fail point of its own, `writer::before_commit/<project>`.
 const FALLING: &str = "falling";
 
 fn store_in(daemon: &Inside, project: &str, text: &str) -> Value {
@@ -17,7 +17,7 @@ fn store_in(daemon: &Inside, project: &str, text: &str) -> Value {
     )
 }
 
-fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !there() {
         assert!(begun.elapsed() < PATIENCE, "{what}");
@@ -26,7 +26,7 @@ fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
 }
 
 /// Waits until so many commits are under way and so many writes wait.
-fn wait_for_queue(daemon: &Inside, busy: u64, queued: u64) {
+pub fn wait_for_queue(daemon: &Inside, busy: u64, queued: u64) {
     wait_for("the writer's queue", || {
         let depth = daemon.actor("writer")["queue_depth"].clone();
         (depth["busy_lanes"].as_u64(), depth["queued_items"].as_u64()) == (Some(busy), Some(queued))
@@ -34,7 +34,7 @@ fn wait_for_queue(daemon: &Inside, busy: u64, queued: u64) {
 }
 
 /// Sends a request, and leaves its answer to be read later.
-fn begin(daemon: &Inside, method: &str, params: &Value) -> Connection {
+pub fn begin(daemon: &Inside, method: &str, params: &Value) -> Connection {
     let mut connection = daemon.connect();
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
     connection.send(format!("{request}\n"));
@@ -42,7 +42,7 @@ fn begin(daemon: &Inside, method: &str, params: &Value) -> Connection {
 }
 
 /// The answer to what [`begin`] has sent.
-fn answer(connection: &mut Connection) -> Value {
+pub fn answer(connection: &mut Connection) -> Value {
     loop {
         let line = connection.receive().expect("an answer");
         if line["id"] == 1 {
@@ -57,7 +57,7 @@ fn a_project_whose_commits_panic_costs_the_others_nothing_and_heals() {
     for project in ["default", "other", FALLING] {
         assert!(store_in(&daemon, project, "before").get("result").is_some());
     }
-    fail::cfg("writer::before_commit_of_falling", "panic(injected)").unwrap();
+    fail::cfg("writer::before_commit/falling", "panic(injected)").unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let others: Vec<_> = ["default", "other"]
@@ -104,7 +104,7 @@ fn a_project_whose_commits_panic_costs_the_others_nothing_and_heals() {
             assert!(other.join().unwrap() > 0);
         }
     });
-    fail::remove("writer::before_commit_of_falling");
+    fail::remove("writer::before_commit/falling");
     let request = json!({"project_id": FALLING, "text": "lost", "idempotency_key": "lost"});
     assert_eq!(daemon.call_retrying("knowledge.store", &request)["status"], "stored");
     daemon.wait_for_health("ok");

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 mod clock;
+mod effect;
 mod idle;
 mod lanes;
 mod purge;

@@ -23,7 +23,7 @@ use crate::store::maintenance::Debt;
 use crate::store::search::{PageVersion, SearchOutcome, search, search_in};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
-use crate::writer::panic_text;
+use crate::writer::{DeleteTarget, panic_text};
 
 /// Settings of the pool.
 #[derive(Clone, Debug)]
@@ -106,15 +106,31 @@ pub struct FoundItems {
     pub degraded: Option<String>,
 }
 
-/// Items that match a filter.
+/// Items that a delete would delete.
 #[derive(Clone, Debug, Default)]
 pub struct MatchingItems {
-    /// Their ids.
+    /// Their ids, sorted.
     pub ids: Vec<String>,
-    /// Bytes of their texts and vectors.
-    pub bytes: u64,
     /// The project's newest commit.
     pub version: i64,
+}
+
+/// How much matches a filter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MatchingSize {
+    /// Items.
+    pub items: u64,
+    /// Bytes of their texts and vectors.
+    pub bytes: u64,
+}
+
+/// What is read for an answer, and how many bytes that may take: reading stops where it would be more.
+#[derive(Clone, Debug)]
+pub struct Within<T> {
+    /// What is read.
+    pub wanted: T,
+    /// What the answer may take.
+    pub max_answer_bytes: usize,
 }
 
 /// A part of a project's changes.
@@ -142,13 +158,15 @@ pub enum ReaderMessage {
     /// List the items of a project.
     List(ReadJob<(ProjectName, ListRequest), ListPage>),
     /// Get items by id.
-    Get(ReadJob<(ProjectName, Vec<String>), FoundItems>),
+    Get(ReadJob<(ProjectName, Within<Vec<String>>), FoundItems>),
     /// The revisions of an item, newest first.
-    History(ReadJob<(ProjectName, String), Vec<StoredItem>>),
-    /// Which items match.
-    Matching(ReadJob<(ProjectName, ItemFilter), MatchingItems>),
+    History(ReadJob<(ProjectName, Within<String>), Vec<StoredItem>>),
+    /// Which items a delete would delete.
+    Matching(ReadJob<(ProjectName, Within<DeleteTarget>), MatchingItems>),
+    /// How much matches a filter.
+    MatchingSize(ReadJob<(ProjectName, ItemFilter), MatchingSize>),
     /// What resembles an item.
-    Similar(ReadJob<(ProjectName, String, usize), SearchOutcome>),
+    Similar(ReadJob<(ProjectName, Within<String>, usize), SearchOutcome>),
     /// What changed in a project after a commit, a part of it at a time.
     Changes(ReadJob<(ProjectName, i64), ChangePage>),
     /// Count the items of one project, or of each.
@@ -163,6 +181,7 @@ impl std::fmt::Debug for ReaderMessage {
             Self::Get(_) => "Get",
             Self::History(_) => "History",
             Self::Matching(_) => "Matching",
+            Self::MatchingSize(_) => "MatchingSize",
             Self::Similar(_) => "Similar",
             Self::Changes(_) => "Changes",
             Self::Stats(_) => "Stats",
@@ -214,11 +233,11 @@ impl Actor for Reader {
                 .await;
             }
             ReaderMessage::Get(job) => {
-                run(job, async |(project, ids)| {
-                    let ids = &ids;
+                run(job, async |(project, request)| {
+                    let request = &request;
                     let found = on_view(store, &project, move |view| async move {
                         Ok(FoundItems {
-                            items: view.get(ids).await?,
+                            items: view.get(&request.wanted, request.max_answer_bytes).await?,
                             version: view.sequence(),
                             degraded: view.degraded(),
                         })
@@ -228,21 +247,31 @@ impl Actor for Reader {
                 .await;
             }
             ReaderMessage::History(job) => {
-                run(job, async |(project, id)| {
-                    let id = &id;
-                    let found = on_view(store, &project, move |view| async move { view.history(id).await });
+                run(job, async |(project, request)| {
+                    let Within {
+                        wanted: id,
+                        max_answer_bytes: most,
+                    } = &request;
+                    let found = on_view(
+                        store,
+                        &project,
+                        move |view| async move { view.history(id, *most).await },
+                    );
                     Ok(found.await?.unwrap_or_default())
                 })
                 .await;
             }
             ReaderMessage::Matching(job) => {
-                run(job, async |(project, filter)| {
-                    let filter = &filter;
+                run(job, async |(project, request)| {
+                    let request = &request;
+                    let most = request.max_answer_bytes;
                     let found = on_view(store, &project, move |view| async move {
-                        let (ids, bytes) = view.matching_ids(filter).await?;
+                        let ids = match &request.wanted {
+                            DeleteTarget::Ids(ids) => view.live_ids(ids, most).await?,
+                            DeleteTarget::Matching(filter) => view.matching_ids(filter, most).await?,
+                        };
                         Ok(MatchingItems {
                             ids,
-                            bytes,
                             version: view.sequence(),
                         })
                     });
@@ -250,9 +279,20 @@ impl Actor for Reader {
                 })
                 .await;
             }
+            ReaderMessage::MatchingSize(job) => {
+                run(job, async |(project, filter)| {
+                    let filter = &filter;
+                    let found = on_view(store, &project, move |view| async move {
+                        let (items, bytes) = view.matching_size(filter).await?;
+                        Ok(MatchingSize { items, bytes })
+                    });
+                    Ok(found.await?.unwrap_or_default())
+                })
+                .await;
+            }
             ReaderMessage::Similar(job) => {
-                run(job, async |(project, id, limit)| {
-                    similar(store, &project, &id, limit).await
+                run(job, async |(project, request, limit)| {
+                    similar(store, &project, &request, limit).await
                 })
                 .await;
             }
@@ -467,16 +507,26 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
     }
 }
 
-async fn similar(store: &Store, project: &ProjectName, id: &str, limit: usize) -> KnowledgeResult<SearchOutcome> {
+async fn similar(
+    store: &Store,
+    project: &ProjectName,
+    request: &Within<String>,
+    limit: usize,
+) -> KnowledgeResult<SearchOutcome> {
     let not_found = || KnowledgeError::NotFound {
-        what: format!("item {id}"),
+        what: format!("item {}", request.wanted),
     };
-    let found = on_view(store, project, move |view| similar_in(view, id, limit));
+    let found = on_view(store, project, move |view| similar_in(view, request, limit));
     found.await?.flatten().ok_or_else(not_found)
 }
 
 /// None where the view has no such item.
-async fn similar_in(view: Arc<ProjectView>, id: &str, limit: usize) -> KnowledgeResult<Option<SearchOutcome>> {
+async fn similar_in(
+    view: Arc<ProjectView>,
+    within: &Within<String>,
+    limit: usize,
+) -> KnowledgeResult<Option<SearchOutcome>> {
+    let id = &within.wanted;
     let Some(vector) = view.item_vector(id).await? else {
         return Ok(None);
     };
@@ -491,6 +541,9 @@ async fn similar_in(view: Arc<ProjectView>, id: &str, limit: usize) -> Knowledge
         threshold: None,
         min_similarity: -1.0,
         at: None,
+        except: Some(id.clone()),
+        text_budget: None,
+        max_answer_bytes: within.max_answer_bytes,
     };
     // Vectors of one table come from one model, whichever that is.
     let model = match view.shape() {
@@ -498,7 +551,6 @@ async fn similar_in(view: Arc<ProjectView>, id: &str, limit: usize) -> Knowledge
         crate::store::schema::TableShape::Foreign { .. } => String::new(),
     };
     let mut outcome = search(&[view], &request, &model).await?;
-    outcome.hits.retain(|hit| hit.item.id != id);
     outcome.hits.truncate(limit);
     Ok(Some(outcome))
 }
@@ -519,7 +571,7 @@ async fn change_page(store: &Store, project: &ProjectName, after: i64) -> Knowle
             changes,
             until,
             newest,
-            forgotten: view.horizon().map(|horizon| horizon.sequence),
+            forgotten: view.horizon()?.map(|horizon| horizon.sequence),
             lineage: Lineage::default(),
             lost: view.condition().lost(after),
         })
@@ -660,7 +712,12 @@ impl ReaderPool {
     }
 
     /// Gets items by id.
-    pub async fn get(&self, project: ProjectName, ids: Vec<String>, deadline: Deadline) -> KnowledgeResult<FoundItems> {
+    pub async fn get(
+        &self,
+        project: ProjectName,
+        ids: Within<Vec<String>>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<FoundItems> {
         self.ask((project, ids), deadline, ReaderMessage::Get).await
     }
 
@@ -668,27 +725,37 @@ impl ReaderPool {
     pub async fn history(
         &self,
         project: ProjectName,
-        id: String,
+        id: Within<String>,
         deadline: Deadline,
     ) -> KnowledgeResult<Vec<StoredItem>> {
         self.ask((project, id), deadline, ReaderMessage::History).await
     }
 
-    /// Which items match a filter.
+    /// Which items a delete would delete.
     pub async fn matching(
+        &self,
+        project: ProjectName,
+        target: Within<DeleteTarget>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<MatchingItems> {
+        self.ask((project, target), deadline, ReaderMessage::Matching).await
+    }
+
+    /// How much matches a filter.
+    pub async fn matching_size(
         &self,
         project: ProjectName,
         filter: ItemFilter,
         deadline: Deadline,
-    ) -> KnowledgeResult<MatchingItems> {
-        self.ask((project, filter), deadline, ReaderMessage::Matching).await
+    ) -> KnowledgeResult<MatchingSize> {
+        self.ask((project, filter), deadline, ReaderMessage::MatchingSize).await
     }
 
     /// What resembles an item, most alike first.
     pub async fn similar(
         &self,
         project: ProjectName,
-        id: String,
+        id: Within<String>,
         limit: usize,
         deadline: Deadline,
     ) -> KnowledgeResult<SearchOutcome> {
@@ -827,7 +894,7 @@ mod tests {
             let ReaderMessage::Get(job) = message else {
                 return Err("only `get` is scripted".into());
             };
-            match job.request.1[0].as_str() {
+            match job.request.1.wanted[0].as_str() {
                 "stuck" => go_on.notified().await,
                 "dead" => panic!("the script asks for a panic"),
                 _ => {}
@@ -839,7 +906,11 @@ mod tests {
 
     async fn get(pool: &ReaderPool, id: &str, time: Duration) -> KnowledgeResult<FoundItems> {
         let deadline = Deadline::after(time);
-        pool.get(ProjectName::default(), vec![id.to_owned()], deadline).await
+        let ids = Within {
+            wanted: vec![id.to_owned()],
+            max_answer_bytes: usize::MAX,
+        };
+        pool.get(ProjectName::default(), ids, deadline).await
     }
 
     const PATIENCE: Duration = Duration::from_secs(60);

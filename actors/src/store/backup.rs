@@ -27,9 +27,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::{Store, table_directory};
+use super::{Store, state, table_directory};
 use crate::domain::{ProjectName, format_time, hex, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::discover::holds_table;
 use crate::store::durable::referenced_files;
 use crate::store::error::read_error;
 use crate::store::schema::{TABLE_NAME, TableShape};
@@ -354,7 +355,8 @@ impl Store {
             match project.published() {
                 Some(view) => views.push(view),
                 None if viewless.contains(project.name()) => {}
-                None if table_directory(&project.directory).is_dir() => return None,
+                // What cannot be looked at is opened, which says why it cannot be.
+                None if !matches!(holds_table(&project.directory), Ok(false)) => return None,
                 None => {}
             }
         }
@@ -786,12 +788,15 @@ pub fn known_backups(home: &Path, project: &str) -> Vec<String> {
         }
     }
     for root in [home.join(ASIDE), home.join("knowledge").join(format!(".{ASIDE}"))] {
-        let restores = std::fs::read_dir(root).into_iter().flatten().flatten();
-        places.extend(
-            restores
-                .map(|entry| entry.path().join(project))
-                .filter(|place| place.is_dir()),
-        );
+        match state::entries(&root) {
+            Ok(restores) => places.extend(
+                restores
+                    .iter()
+                    .map(|restore| restore.join(project))
+                    .filter(|place| place.try_exists().unwrap_or(true)),
+            ),
+            Err(error) => unknown.push(format!("those that restores have kept aside: {error}")),
+        }
     }
     let places = places.iter().map(|place| place.display().to_string());
     places.chain(unknown).collect()

@@ -16,7 +16,7 @@ use lance_table::io::commit::ManifestNamingScheme;
 use crate::domain::{PROBE_PREFIX, ProjectName};
 use crate::error::KnowledgeResult;
 use crate::store::error::file_read_error;
-use crate::store::table_directory;
+use crate::store::{state, table_directory};
 
 /// Something in the data directory that is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,14 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
         }
     };
     let mut candidates: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
-    for entry in entries.flatten() {
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                found.left_aside.push(unlisted(knowledge, &error));
+                continue;
+            }
+        };
         match candidate(&entry.path(), &is_known) {
             Some(Ok(candidate)) => candidates.entry(candidate.name.folded()).or_default().push(candidate),
             Some(Err(left_aside)) => found.left_aside.push(left_aside),
@@ -192,12 +199,28 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
     }))
 }
 
-/// Whether this daemon has written the table, and not the old tool, which names versions otherwise.
+/// Entries of the data directory that the system did not tell of.
+fn unlisted(knowledge: &Path, error: &std::io::Error) -> LeftAside {
+    LeftAside {
+        name: None,
+        reason: format!(
+            "{} cannot be read to its end ({error}), so projects in it may be unknown; it is read again with the next \
+             health check",
+            knowledge.display()
+        ),
+        holds_knowledge: true,
+    }
+}
+
+/// Whether this daemon has written the table, and not the old tool, which names versions otherwise. One that cannot be
+/// looked into counts as ours: it is not passed over for another of its name.
 fn is_written_by_us(project_directory: &Path) -> bool {
-    let versions = table_directory(project_directory).join("_versions");
-    let entries = fs::read_dir(versions).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| ManifestNamingScheme::detect_scheme(entry.file_name().to_str()?))
+    let Ok(entries) = state::entries(&table_directory(project_directory).join("_versions")) else {
+        return true;
+    };
+    let names = entries.iter().filter_map(|entry| entry.file_name()?.to_str());
+    names
+        .filter_map(ManifestNamingScheme::detect_scheme)
         .any(|scheme| scheme == ManifestNamingScheme::V2)
 }
 

@@ -20,6 +20,7 @@ use crate::clock::believed_now;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::durable::sync_directories;
 use crate::store::error::{read_error, write_error};
+use crate::store::state;
 use crate::store::view::ProjectView;
 use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
 
@@ -288,7 +289,7 @@ pub(crate) async fn measure(dataset: &Dataset, oldest_held: u64) -> KnowledgeRes
             None => unindexed_rows += live,
         }
     }
-    let versions = versions_on_disk(dataset);
+    let versions = versions_on_disk(dataset)?;
     Ok(Debt {
         unindexed_rows,
         index_segments: segments.len(),
@@ -303,15 +304,13 @@ pub(crate) async fn measure(dataset: &Dataset, oldest_held: u64) -> KnowledgeRes
     })
 }
 
-fn versions_on_disk(dataset: &Dataset) -> Vec<u64> {
-    let directory = std::path::Path::new(dataset.uri()).join("_versions");
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let versions = entries.filter_map(|entry| {
-        let name = entry.file_name();
-        let name = name.to_str()?;
+fn versions_on_disk(dataset: &Dataset) -> KnowledgeResult<Vec<u64>> {
+    let entries = state::entries(&std::path::Path::new(dataset.uri()).join("_versions"))?;
+    let versions = entries.iter().filter_map(|entry| {
+        let name = entry.file_name()?.to_str()?;
         ManifestNamingScheme::detect_scheme(name)?.parse_version(name)
     });
-    versions.collect()
+    Ok(versions.collect())
 }
 
 impl WriteTable {

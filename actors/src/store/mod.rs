@@ -15,6 +15,7 @@ pub mod export;
 pub mod filter;
 pub mod fulltext;
 pub mod fusion;
+mod gather;
 mod growth;
 mod held;
 mod identity;
@@ -507,11 +508,11 @@ impl Store {
     /// What lies in the data directory now and is not served.
     async fn look_again(self: &Arc<Self>) -> Vec<LeftAside> {
         let store = Arc::clone(self);
-        let looked = tokio::task::spawn_blocking(move || {
-            store.discover();
-            store.left_aside.read().unwrap_or_else(PoisonError::into_inner).clone()
-        });
-        looked.await.unwrap_or_default()
+        let looked = tokio::task::spawn_blocking(move || store.discover());
+        if let Err(error) = looked.await {
+            tracing::error!(%error, "looking through the data directory failed, this is what was found before");
+        }
+        self.left_aside.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// After a read of `view` has failed: looks for what is damaged, and leaves it out of the next view. True if the
@@ -836,6 +837,9 @@ impl Project {
     async fn try_open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         // Recovery may change what it finds.
         self.lock.check()?;
+        fail::fail_point!("store::open", |_| Err(KnowledgeError::Unreadable {
+            message: "failpoint store::open".to_owned(),
+        }));
         if !holds_table(&self.directory)? {
             return Ok(None);
         }
@@ -931,7 +935,7 @@ impl Project {
         if !matches!(table.shape(), TableShape::Current { .. }) {
             return;
         }
-        if table.condition().is_sound() {
+        if table.condition().is_sound() || table.condition().configuration.is_some() {
             return;
         }
         match table.repair(&self.directory, true).await {
@@ -990,6 +994,11 @@ impl Project {
         match table {
             None if create => *table = Some(self.create_table().await?),
             None => {}
+            Some(table) if table.condition().configuration.is_some() => {
+                return Err(KnowledgeError::Unreadable {
+                    message: table.condition().configuration.clone().unwrap_or_default(),
+                });
+            }
             Some(table) if table.condition().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
             // A table of another shape is left as it is.
             Some(table) if matches!(table.shape(), TableShape::Foreign { .. }) => {}

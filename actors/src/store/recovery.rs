@@ -41,6 +41,7 @@ use crate::store::durable::made_durably;
 use crate::store::error::{file_error, file_read_error, is_passing, read_error};
 use crate::store::restore::{LINEAGE_FILE, Lineage};
 use crate::store::state::{self, sync_directory, write_durably};
+use crate::store::write::configuration_damage;
 
 /// Directory inside a project's directory for what was taken out of its table.
 pub(crate) const SET_ASIDE: &str = "set-aside";
@@ -72,6 +73,9 @@ pub struct Condition {
     pub fragments: BTreeMap<u64, DamagedFragment>,
     /// Why the keyword index cannot be used, if it cannot.
     pub keyword_index: Option<String>,
+    /// What is wrong with the table's configuration, if something is: then nothing may be written, since numbers of
+    /// commits would be given twice.
+    pub configuration: Option<String>,
     /// Commit numbers that were lost.
     pub gaps: Vec<Gap>,
 }
@@ -120,6 +124,7 @@ impl Condition {
                 .iter()
                 .map(|reason| format!("the keyword index cannot be used: {reason}")),
         );
+        found.extend(self.configuration.clone());
         found
     }
 
@@ -425,7 +430,9 @@ pub(crate) fn index_damage(index: &IndexMetadata, table: &Path) -> Option<String
     }
     let directory = table.join(INDICES).join(index.uuid.to_string());
     let Some(files) = &index.files else {
-        return (!directory.is_dir()).then(|| format!("{} is missing", directory.display()));
+        // What cannot be looked at now is not missing.
+        let missing = matches!(directory.try_exists(), Ok(false));
+        return missing.then(|| format!("{} is missing", directory.display()));
     };
     files.iter().find_map(|file| {
         let path = directory.join(&file.path);
@@ -453,6 +460,7 @@ pub(crate) async fn inspect(
 ) -> KnowledgeResult<Condition> {
     let indices = dataset.load_indices().await.map_err(read_error)?;
     let fragments = Arc::clone(dataset.fragments());
+    let configuration = configuration_damage(dataset.config());
     let table = table.to_path_buf();
     let remembered = remembered.clone();
     tokio::task::spawn_blocking(move || {
@@ -467,6 +475,7 @@ pub(crate) async fn inspect(
         Condition {
             fragments: found,
             keyword_index: indices.iter().find_map(|index| index_damage(index, &table)),
+            configuration,
             gaps: Vec::new(),
         }
     })
@@ -740,7 +749,11 @@ impl SetAside {
 
 /// What lies in a project's [`SET_ASIDE`], a sentence for each directory, oldest first. Blocks.
 pub(crate) fn set_aside_so_far(project_directory: &Path) -> Vec<String> {
-    let mut found: Vec<(PathBuf, String)> = entries_of(&project_directory.join(SET_ASIDE))
+    let entries = match state::entries(&project_directory.join(SET_ASIDE)) {
+        Ok(entries) => entries,
+        Err(error) => return vec![format!("what was set aside is not known: {error}")],
+    };
+    let mut found: Vec<(PathBuf, String)> = entries
         .into_iter()
         .filter(|path| path.is_dir())
         .map(|path| {
@@ -749,7 +762,10 @@ pub(crate) fn set_aside_so_far(project_directory: &Path) -> Vec<String> {
                 .and_then(|text| serde_json::from_slice(&text).ok());
             let told = match report {
                 Some(report) => format!("{}: {} (kept in {})", report.time, report.what, path.display()),
-                None => format!("something was set aside, without a report (kept in {})", path.display()),
+                None => format!(
+                    "something was set aside, without a report that can be read (kept in {})",
+                    path.display()
+                ),
             };
             (path, told)
         })

@@ -409,12 +409,7 @@ fn swap_or_undo(staging: &mut Staging, knowledge: &Path, intent: &Intent) -> Kno
 }
 
 /// `unfinished` becomes true where the next start has to go on.
-fn try_swap(
-    staging: &Path,
-    unfinished: &mut bool,
-    knowledge: &Path,
-    intent: &Intent,
-) -> KnowledgeResult<Vec<PathBuf>> {
+fn try_swap(staging: &Path, unfinished: &mut bool, knowledge: &Path, intent: &Intent) -> KnowledgeResult<Vec<PathBuf>> {
     let failed = |error: &io::Error| {
         KnowledgeError::internal(format!(
             "the restored projects could not be put in place ({error}); nothing was changed"

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::{ProjectName, SearchHit, SearchMode};
 use crate::error::KnowledgeResult;
 use crate::store::fusion::{RankedItem, fuse};
+use crate::store::gather::{AnswerBudget, ITEMS_AT_ONCE};
 use crate::store::legs::{Leg, LegKind, Target};
 use crate::store::recovery::Condition;
 use crate::store::view::{ProjectView, SearchRequest};
@@ -43,6 +44,8 @@ pub struct SearchOutcome {
     pub mode: SearchMode,
     /// The commit of each project that was searched, in the order of the views.
     pub versions: Vec<(String, i64)>,
+    /// Results of the page that the request's budget of text has left out.
+    pub omitted: u64,
     /// Why less was done than was asked for, if so.
     pub degraded: Option<String>,
     /// Whether there may be results behind this page.
@@ -119,26 +122,17 @@ pub async fn search_in(
         .iter()
         .skip(request.offset)
         .take(request.limit)
+        .filter(|item| request.except.as_ref() != Some(&item.id))
         .cloned()
         .collect();
     if more || request.offset > 0 {
         pools.put(key, ranking);
     }
 
-    let mut slots: Vec<Option<SearchHit>> = vec![None; page.len()];
-    for (source, view) in views.iter().enumerate() {
-        let (places, own): (Vec<usize>, Vec<RankedItem>) = page
-            .iter()
-            .enumerate()
-            .filter(|(_, item)| item.source == source)
-            .map(|(place, item)| (place, item.clone()))
-            .unzip();
-        for (place, hit) in places.into_iter().zip(view.load_hits(&own).await?) {
-            slots[place] = hit;
-        }
-    }
+    let (hits, omitted) = load_page(views, &page, request).await?;
     Ok(SearchOutcome {
-        hits: slots.into_iter().flatten().collect(),
+        hits,
+        omitted,
         mode,
         versions: views
             .iter()
@@ -148,6 +142,45 @@ pub async fn search_in(
         more,
         page_versions: Vec::new(),
     })
+}
+
+/// Loads the items of a page, in its order, and how many of them the request's budget of text has left out.
+async fn load_page(
+    views: &[Arc<ProjectView>],
+    page: &[RankedItem],
+    request: &SearchRequest,
+) -> KnowledgeResult<(Vec<SearchHit>, u64)> {
+    let mut answer = AnswerBudget::new(request.max_answer_bytes);
+    let mut text_left = request.text_budget;
+    let (mut hits, mut omitted) = (Vec::with_capacity(page.len()), 0);
+    for part in page.chunks(ITEMS_AT_ONCE) {
+        let mut slots: Vec<Option<SearchHit>> = vec![None; part.len()];
+        for (source, view) in views.iter().enumerate() {
+            let (places, own): (Vec<usize>, Vec<RankedItem>) = part
+                .iter()
+                .enumerate()
+                .filter(|(_, item)| item.source == source)
+                .map(|(place, item)| (place, item.clone()))
+                .unzip();
+            for (place, hit) in places.into_iter().zip(view.load_hits(&own).await?) {
+                slots[place] = hit;
+            }
+        }
+        for hit in slots.into_iter().flatten() {
+            if let Some(left) = text_left {
+                let cost = hit.item.text.len();
+                // At least one result, whatever the budget: an answer that is too long beats none.
+                if cost > left && !hits.is_empty() {
+                    omitted += 1;
+                    continue;
+                }
+                text_left = Some(left.saturating_sub(cost));
+            }
+            answer.take_hit(&hit)?;
+            hits.push(hit);
+        }
+    }
+    Ok((hits, omitted))
 }
 
 /// The results of a query in their order, as far as the rounds have come.
@@ -237,6 +270,9 @@ impl PoolKey {
             threshold,
             min_similarity,
             at,
+            except: _,
+            text_budget: _,
+            max_answer_bytes: _,
         } = request;
         let mut digest = Sha256::new();
         let plain = format!("{model:?} {query:?} {mode:?} {filter:?} {threshold:?} {min_similarity:?} {at:?}");

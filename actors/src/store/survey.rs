@@ -96,10 +96,12 @@ impl WriteAccess {
     /// the table, which may still be put back. A purge is finished all the same.
     pub async fn may_be_kept_up(&self, project: &Arc<Project>) -> bool {
         let sound = match project.view().await {
+            Ok(Some(view)) if view.condition().configuration.is_some() => return false,
             Ok(Some(view)) => view.condition().is_sound(),
             Ok(None) | Err(_) => false,
         };
-        sound || project.directory.join(ERASING_MARK).exists()
+        // Where that cannot be told, the attempt tells.
+        sound || project.directory.join(ERASING_MARK).try_exists().unwrap_or(true)
     }
 }
 

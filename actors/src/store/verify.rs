@@ -32,7 +32,7 @@ use crate::store::error::{is_passing, read_error};
 use crate::store::rows::{RowReader, row_key};
 use crate::store::schema::{TableShape, column};
 use crate::store::view::ProjectView;
-use crate::store::write::{ERASING_MARK, TEXT_INDEX};
+use crate::store::write::{ERASING_MARK, TEXT_INDEX, configuration_damage};
 use crate::store::{Lineage, Store, checked_reads, filter, fulltext, recovery, state};
 
 /// Rows of one batch: some 2 MiB with vectors.
@@ -73,6 +73,9 @@ const FIX_FILE: &str = "stop the daemon and put the file back from a backup, or 
 const FIX_ROW: &str = "store the item again and delete this one, or restore the project from a backup";
 /// What to do about a damaged keyword index.
 const FIX_INDEX: &str = "restart the daemon: it makes a damaged keyword index anew";
+
+/// What to do about a damaged configuration of a table.
+const FIX_CONFIGURATION: &str = "restore the project from a backup; until then it can be read and exported";
 
 /// The flaws so far.
 #[derive(Debug, Default)]
@@ -170,6 +173,9 @@ async fn verify_view(
     let dataset = open_again(view).await?;
     let table = table_path(&dataset);
     let plainly_damaged = check_files(&dataset, &table, &mut flaws).await?;
+    if let Some(damage) = configuration_damage(dataset.config()) {
+        flaws.add(damage, FIX_CONFIGURATION);
+    }
 
     let expected: Vec<(Fragment, u64)> = dataset
         .fragments()

@@ -70,6 +70,12 @@ pub struct SearchRequest {
     pub min_similarity: f32,
     /// Search the items as they were then.
     pub at: Option<filter::Moment>,
+    /// An item that is no result of its own.
+    pub except: Option<String>,
+    /// Bytes of text that the results may have together; those that do not fit are left out, but for the first.
+    pub text_budget: Option<usize>,
+    /// What the answer may take.
+    pub max_answer_bytes: usize,
 }
 
 /// A page of a list.
@@ -83,6 +89,8 @@ pub struct ListRequest {
     pub limit: usize,
     /// Where the page before ended: its last item's creation and id.
     pub after: Option<(DateTime<Utc>, String)>,
+    /// What the answer may take.
+    pub max_answer_bytes: usize,
 }
 
 /// What [`ProjectView::list`] found.
@@ -109,12 +117,25 @@ impl Horizon {
     const SEQUENCE_KEY: &str = "ccod.horizon_sequence";
     const TIME_KEY: &str = "ccod.horizon_ms";
 
-    /// As the table's configuration tells.
-    pub(crate) fn of(config: &HashMap<String, String>) -> Option<Self> {
-        Some(Self {
-            sequence: config.get(Self::SEQUENCE_KEY)?.parse().ok()?,
-            at: DateTime::from_timestamp_millis(config.get(Self::TIME_KEY)?.parse().ok()?)?,
-        })
+    /// As the table's configuration tells; none where nothing was ever forgotten.
+    ///
+    /// # Errors
+    /// [`KnowledgeError::Unreadable`] where what it says is no horizon.
+    pub(crate) fn of(config: &HashMap<String, String>) -> KnowledgeResult<Option<Self>> {
+        let sequence = config_number(config, Self::SEQUENCE_KEY)?;
+        let milliseconds = config_number(config, Self::TIME_KEY)?;
+        let (Some(sequence), Some(milliseconds)) = (sequence, milliseconds) else {
+            return match sequence.or(milliseconds) {
+                None => Ok(None),
+                Some(_) => Err(damaged_config(
+                    Self::SEQUENCE_KEY,
+                    "stands there without its time, or the other way",
+                )),
+            };
+        };
+        let at = DateTime::from_timestamp_millis(milliseconds)
+            .ok_or_else(|| damaged_config(Self::TIME_KEY, "is no time"))?;
+        Ok(Some(Self { sequence, at }))
     }
 
     /// For the table's configuration.
@@ -123,6 +144,27 @@ impl Horizon {
             (Self::SEQUENCE_KEY.to_owned(), self.sequence.to_string()),
             (Self::TIME_KEY.to_owned(), self.at.timestamp_millis().to_string()),
         ]
+    }
+}
+
+/// A number in a table's configuration; none where it does not stand there.
+///
+/// # Errors
+/// [`KnowledgeError::Unreadable`] where what stands there is no number.
+pub(crate) fn config_number(config: &HashMap<String, String>, key: &str) -> KnowledgeResult<Option<i64>> {
+    match config.get(key).map(|number| number.parse()) {
+        None => Ok(None),
+        Some(Ok(number)) if number >= 0 => Ok(Some(number)),
+        Some(_) => Err(damaged_config(key, "is no number")),
+    }
+}
+
+fn damaged_config(key: &str, what: &str) -> KnowledgeError {
+    KnowledgeError::Unreadable {
+        message: format!(
+            "the configuration of the table is damaged: {key} {what}. It says where commit numbers and the history go \
+             on, so nothing is written until it is put right: restore the project from a backup"
+        ),
     }
 }
 
@@ -493,6 +535,9 @@ impl ProjectView {
     }
 
     /// Lists items by creation, then id.
+    ///
+    /// # Errors
+    /// [`KnowledgeError::AnswerTooLarge`] where the page is larger than an answer may be.
     pub async fn list(&self, request: &ListRequest) -> KnowledgeResult<ListPage> {
         self.check_shape()?;
         let matching = filter::matching(&request.filter, None).and(filter::first_passage());
@@ -511,7 +556,7 @@ impl ProjectView {
                 matching.and(beyond.or(same_time_later_id))
             }
         };
-        let mut scanner = self.scan(&ITEM_COLUMNS, predicate)?;
+        let mut scanner = self.scan(&[column::ID, column::TIMESTAMP], predicate)?;
         let by_time = if request.newest_first {
             ColumnOrdering::desc_nulls_last(column::TIMESTAMP.to_owned())
         } else {
@@ -524,15 +569,17 @@ impl ProjectView {
             ]))
             .map_err(read_error)?
             .limit(Some(request.limit as i64 + 1), None)
-            .map_err(read_error)?;
-        let mut items = Vec::with_capacity(request.limit);
+            .map_err(read_error)?
+            .with_row_id();
+        let mut places = Vec::with_capacity(request.limit + 1);
         for batch in Self::collect(&scanner).await? {
             for row in 0..batch.num_rows() {
-                items.push(RowReader(&batch).item(row)?);
+                places.push(row_id(&batch, row)?);
             }
         }
-        let more = items.len() > request.limit;
-        items.truncate(request.limit);
+        let more = places.len() > request.limit;
+        places.truncate(request.limit);
+        let items = self.items_within(&places, request.max_answer_bytes).await?;
         Ok(ListPage { items, total, more })
     }
 
@@ -546,56 +593,23 @@ impl ProjectView {
         scanner.count_rows().await.map_err(read_error)
     }
 
-    /// The live items with these ids, in no particular order.
-    pub async fn get(&self, ids: &[String]) -> KnowledgeResult<Vec<StoredItem>> {
+    /// How many live items pass `filter`, and the bytes of their texts and vectors.
+    pub async fn matching_size(&self, filter: &ItemFilter) -> KnowledgeResult<(u64, u64)> {
         self.check_shape()?;
-        let Some(wanted) = filter::any_of(column::ID, ids) else {
-            return Ok(Vec::new());
-        };
-        let predicate = wanted.and(filter::live(None)).and(filter::first_passage());
-        let mut items = Vec::with_capacity(ids.len());
-        for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
-            for row in 0..batch.num_rows() {
-                items.push(RowReader(&batch).item(row)?);
-            }
-        }
-        Ok(items)
-    }
-
-    /// All revisions of an item that are kept, newest first; none if it is unknown or purged.
-    pub async fn history(&self, id: &str) -> KnowledgeResult<Vec<StoredItem>> {
-        self.check_shape()?;
-        let predicate = col(column::ID).eq(lit(id)).and(filter::first_passage());
-        let mut revisions = Vec::new();
-        for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
-            for row in 0..batch.num_rows() {
-                revisions.push(RowReader(&batch).item(row)?);
-            }
-        }
-        revisions.retain(|item| !item.is_tombstone());
-        revisions.sort_by_key(|item| std::cmp::Reverse(item.revision));
-        Ok(revisions)
-    }
-
-    /// The ids of the live items that pass `filter`, and the bytes of their texts and vectors.
-    pub async fn matching_ids(&self, filter: &ItemFilter) -> KnowledgeResult<(Vec<String>, u64)> {
-        self.check_shape()?;
-        let columns = [column::ID, column::PASSAGE, column::PASSAGE_TEXT];
+        let columns = [column::PASSAGE, column::PASSAGE_TEXT];
         let vector_bytes = self.vector_bytes();
         let scanner = self.scan(&columns, filter::matching(filter, None))?;
         let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
-        let (mut ids, mut bytes) = (Vec::new(), 0);
+        let (mut items, mut bytes) = (0, 0);
         while let Some(batch) = stream.try_next().await.map_err(read_error)? {
             let rows = RowReader(&batch);
             for row in 0..batch.num_rows() {
                 // A text stands in the row twice: whole, and in its passages.
                 bytes += 2 * rows.required_text(column::PASSAGE_TEXT, row)?.len() as u64 + vector_bytes;
-                if rows.small_int(column::PASSAGE, row)? == 0 {
-                    ids.push(rows.required_text(column::ID, row)?.to_owned());
-                }
+                items += u64::from(rows.small_int(column::PASSAGE, row)? == 0);
             }
         }
-        Ok((ids, bytes))
+        Ok((items, bytes))
     }
 
     fn vector_bytes(&self) -> u64 {
@@ -643,13 +657,17 @@ impl ProjectView {
     }
 
     /// What was forgotten: the last commit of which closed rows were removed, and when they were closed.
-    pub fn horizon(&self) -> Option<Horizon> {
+    ///
+    /// # Errors
+    /// [`KnowledgeError::Unreadable`] where the table's configuration is damaged.
+    pub fn horizon(&self) -> KnowledgeResult<Option<Horizon>> {
         Horizon::of(self.dataset.config())
     }
 
     /// Refuses a moment of which rows have been removed since.
     pub(crate) fn check_moment(&self, at: Option<filter::Moment>) -> KnowledgeResult<()> {
-        let (Some(at), Some(horizon)) = (at, self.horizon()) else {
+        let Some(at) = at else { return Ok(()) };
+        let Some(horizon) = self.horizon()? else {
             return Ok(());
         };
         let forgotten = match at {

@@ -28,7 +28,7 @@ use crate::store::maintenance::forgotten_at;
 use crate::store::recovery::Condition;
 use crate::store::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
 use crate::store::schema::{TABLE_NAME, TableShape, column, table_schema};
-use crate::store::view::{Horizon, IdentityRow, ProjectView};
+use crate::store::view::{Horizon, IdentityRow, ProjectView, config_number};
 use crate::store::{ModelIdentity, dataset_shape, filter, fulltext, state};
 
 /// Name of the keyword index.
@@ -109,7 +109,9 @@ impl WriteTable {
             opened.load_identities(dataset).await?;
             // A crash between a table's creation and its index leaves it without one, and keyword search
             // would then compare cases and know no stems.
-            if let Err(error) = opened.mend_text_index().await {
+            if opened.condition.configuration.is_none()
+                && let Err(error) = opened.mend_text_index().await
+            {
                 // Everything else can be read; the writer tries again before its next commit.
                 tracing::error!(project = %opened.project, %error, "the keyword index cannot be made");
             }
@@ -120,7 +122,12 @@ impl WriteTable {
     async fn load_identities(&mut self, dataset: Arc<Dataset>) -> KnowledgeResult<()> {
         let view = self.view_of(dataset, 0);
         // Rows that were forgotten no longer count, their commits do.
-        let mut last_sequence = sequence_in(view.config());
+        let mut last_sequence = match sequence_in(view.config()) {
+            Ok(number) => number,
+            // Nothing is written then, so no number is given.
+            Err(_) if self.condition.configuration.is_some() => 0,
+            Err(error) => return Err(error),
+        };
         let mut seen = SeenIdentities::default();
         let mut oldest_closed = None;
         view.for_each_identity(filter::first_passage(), |row| {
@@ -390,7 +397,7 @@ impl WriteTable {
     pub(crate) async fn forget_before(&mut self, cutoff: DateTime<Utc>) -> KnowledgeResult<()> {
         let expired = col(column::CLOSED_AT).lt(filter::time_literal(cutoff));
         let view = self.snapshot().await?;
-        let mut horizon: Option<Horizon> = view.horizon();
+        let mut horizon: Option<Horizon> = view.horizon()?;
         let mut oldest_kept = None;
         let mut found = false;
         let closed = filter::first_passage().and(col(column::VALID_TO).is_not_null());
@@ -581,11 +588,15 @@ impl WriteTable {
 }
 
 /// The last commit before rows were forgotten, as the table's configuration tells.
-fn sequence_in(config: &HashMap<String, String>) -> i64 {
-    config
-        .get(SEQUENCE_KEY)
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
+fn sequence_in(config: &HashMap<String, String>) -> KnowledgeResult<i64> {
+    Ok(config_number(config, SEQUENCE_KEY)?.unwrap_or(0))
+}
+
+/// What is wrong with a table's configuration, where it says how its commits and its history go on.
+pub(crate) fn configuration_damage(config: &HashMap<String, String>) -> Option<String> {
+    let horizon = Horizon::of(config).map(drop);
+    let damage = sequence_in(config).map(drop).and(horizon).err()?;
+    Some(damage.to_string())
 }
 
 fn remember(seen: &mut SeenIdentities, id: &str, content_hash: &str, key: Option<&str>) {
@@ -602,4 +613,40 @@ pub(crate) async fn current_dataset(table: &Table) -> KnowledgeResult<Arc<Datase
         .dataset()
         .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
     wrapper.get().await.map_err(read_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_cannot_be_read_is_no_beginning() {
+        let config = |entries: &[(&str, &str)]| -> HashMap<String, String> {
+            let owned = entries
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            owned.collect()
+        };
+        let (sequence, horizon, time) = (SEQUENCE_KEY, "ccod.horizon_sequence", "ccod.horizon_ms");
+        for sound in [
+            config(&[]),
+            config(&[("other", "x")]),
+            config(&[(sequence, "7")]),
+            config(&[(sequence, "7"), (horizon, "3"), (time, "1795362864593")]),
+        ] {
+            assert_eq!(configuration_damage(&sound), None);
+        }
+        for damaged in [
+            config(&[(sequence, "")]),
+            config(&[(sequence, "7x")]),
+            config(&[(sequence, "-7")]),
+            config(&[(sequence, "99999999999999999999")]),
+            config(&[(sequence, "7"), (horizon, "3")]),
+            config(&[(sequence, "7"), (horizon, "3"), (time, "\0\0")]),
+            config(&[(sequence, "7"), (horizon, "3"), (time, "9223372036854775807")]),
+            config(&[(sequence, "7"), (horizon, "x"), (time, "1795362864593")]),
+        ] {
+            assert!(configuration_damage(&damaged).is_some(), "{damaged:?}");
+        }
+    }
 }

@@ -15,11 +15,12 @@ use lancedb::datafusion::logical_expr::Expr;
 use lancedb::expr::col;
 
 use crate::domain::{Deletion, ItemFilter, ItemPatch, KnowledgeKind, NewItem, OnDuplicate, ProjectName, now_ms};
-use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::rows::{EmbeddedPassage, NewRevision, StoredRevision, revisions};
 use crate::store::schema::column;
 use crate::store::view::{IdentityRow, ProjectView};
 use crate::store::{WriteTable, filter};
+use crate::writer::undo::UndoNote;
 
 /// How long a commit waits at most for the times of its deletes: one for each millisecond, and a group has some
 /// hundreds of them at most.
@@ -94,7 +95,7 @@ pub enum WriteOp {
     /// Change an item.
     Update(PreparedUpdate),
     /// Delete items.
-    Delete(DeleteTarget),
+    Delete(DeleteTarget, UndoNote),
     /// Bring deleted items back.
     Undelete(UndeleteTarget),
 }
@@ -318,9 +319,9 @@ impl Concerned {
             match op {
                 WriteOp::Store(_) => {}
                 WriteOp::Update(update) => live_ids.push(update.id().to_owned()),
-                WriteOp::Delete(DeleteTarget::Ids(ids)) => live_ids.extend(ids.iter().cloned()),
+                WriteOp::Delete(DeleteTarget::Ids(ids), _) => live_ids.extend(ids.iter().cloned()),
                 // Alone in its group, see `lane`.
-                WriteOp::Delete(DeleteTarget::Matching(filter)) => matching = Some(filter::matching(filter, None)),
+                WriteOp::Delete(DeleteTarget::Matching(filter), _) => matching = Some(filter::matching(filter, None)),
                 WriteOp::Undelete(UndeleteTarget::Ids(ids)) => undeleted_ids.extend(ids.iter().cloned()),
                 WriteOp::Undelete(UndeleteTarget::Deletion(deletion)) => {
                     let rows = view.rows(filter::closed_by(deletion.sequence, deletion.at)).await?;
@@ -438,7 +439,7 @@ impl Plan {
         match op {
             WriteOp::Store(_) => Err(KnowledgeError::internal("a store is not a change")),
             WriteOp::Update(update) => self.update(update, concerned, at),
-            WriteOp::Delete(target) => {
+            WriteOp::Delete(target, note) => {
                 let ids: Vec<&String> = match target {
                     DeleteTarget::Ids(ids) => {
                         let mut seen = HashSet::new();
@@ -457,16 +458,22 @@ impl Plan {
                 // What an import dates into the future was not written then.
                 let written = found.iter().map(|(_, revision)| revision.item.updated_at.min(at));
                 let at = self.deletions.take(written.max());
+                let deletion = (!found.is_empty()).then(|| Deletion {
+                    project: project.clone(),
+                    sequence,
+                    at,
+                });
+                if let Some(deletion) = &deletion
+                    && !note.note(deletion)
+                {
+                    let executed = Executed::No;
+                    return Err(KnowledgeError::DeadlineExceeded { executed });
+                }
                 let mut deleted = Vec::new();
                 for (id, revision) in found {
                     self.close(revision, at);
                     deleted.push(id.clone());
                 }
-                let deletion = (!deleted.is_empty()).then(|| Deletion {
-                    project: project.clone(),
-                    sequence,
-                    at,
-                });
                 Ok(OpOutcome::Deleted { ids: deleted, deletion })
             }
             WriteOp::Undelete(target) => {
@@ -645,7 +652,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
     let at = now_ms();
     let mut items: Vec<KnowledgeResult<OpOutcome>> = Vec::with_capacity(group.len());
     let mut writes: Vec<(&PreparedItem, String, i64)> = Vec::new();
-    let deletes = group.iter().filter(|op| matches!(op, WriteOp::Delete(_))).count();
+    let deletes = group.iter().filter(|op| matches!(op, WriteOp::Delete(..))).count();
     let mut plan = Plan {
         deletions: DeletionTimes::new(at, deletes),
         ..Plan::default()
@@ -718,6 +725,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         opened_at: at,
     });
     let revisions: Vec<NewRevision<'_>> = stored.chain(changed).collect();
+    super::hold("writer::hold_planned").await;
     let written = match &concerned.live_rows {
         Some(rows) if !plan.closing.is_empty() => {
             let indices = UInt32Array::from(plan.closing);

@@ -14,6 +14,7 @@ mod announce;
 pub mod commit;
 pub mod lane;
 mod setback;
+mod undo;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +28,7 @@ use futures::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use agenda::Agenda;
 pub use announce::Announcement;
@@ -36,6 +38,7 @@ pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpd
 use lane::{GroupLimits, Lane, Touched, Weighed};
 pub(crate) use setback::Troubles;
 use setback::{Setbacks, Work};
+use undo::{UndoNote, Undoing};
 use upkeep::{Upkeep, UpkeepDone, finish_erasing};
 
 use crate::admission::{Admission, Permit};
@@ -313,10 +316,10 @@ impl Weighed for Queued {
                     .as_ref()
                     .map_or(Touched::New, |id| Touched::Ids(std::slice::from_ref(id))),
                 WriteOp::Update(update) => Touched::Ids(&update.ids),
-                WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
+                WriteOp::Delete(DeleteTarget::Ids(ids), _) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
                     Touched::Ids(ids)
                 }
-                WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => {
+                WriteOp::Delete(DeleteTarget::Matching(_), _) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => {
                     Touched::Any
                 }
             },
@@ -330,8 +333,8 @@ fn op_rows(op: &WriteOp) -> usize {
     match op {
         WriteOp::Store(prepared) => prepared.passages.len(),
         WriteOp::Update(update) => update.passages.as_ref().map_or(2, |passages| passages.len() + 1),
-        WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => ids.len(),
-        WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => 1,
+        WriteOp::Delete(DeleteTarget::Ids(ids), _) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => ids.len(),
+        WriteOp::Delete(DeleteTarget::Matching(_), _) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => 1,
     }
 }
 
@@ -345,10 +348,10 @@ fn op_bytes(op: &WriteOp) -> usize {
         WriteOp::Update(update) => {
             update.patch.text.as_ref().map_or(0, String::len) * 2 + update.passages.as_deref().map_or(0, vectors)
         }
-        WriteOp::Delete(DeleteTarget::Ids(ids)) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
+        WriteOp::Delete(DeleteTarget::Ids(ids), _) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
             ids.iter().map(String::len).sum()
         }
-        WriteOp::Delete(DeleteTarget::Matching(_)) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => 0,
+        WriteOp::Delete(DeleteTarget::Matching(_), _) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => 0,
     }
 }
 
@@ -422,6 +425,25 @@ impl WriterHandle {
         let outcome = reply.items.into_iter().next();
         let outcome = outcome.ok_or_else(|| KnowledgeError::internal("the writer gave no answer"))??;
         Ok((outcome, reply.version))
+    }
+
+    /// Deletes, and waits until that is durable, or until the call is `cancelled`. An error has the undo token where the
+    /// delete may have happened.
+    pub async fn delete(
+        &self,
+        project: ProjectName,
+        target: DeleteTarget,
+        deadline: Deadline,
+        cancelled: &CancellationToken,
+    ) -> KnowledgeResult<(OpOutcome, i64)> {
+        let note = UndoNote::default();
+        let undoing = Undoing(note.clone());
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.change(project, WriteOp::Delete(target, note), deadline) => outcome,
+            () = cancelled.cancelled() => Err(KnowledgeError::Cancelled),
+        };
+        outcome.map_err(|error| undoing.ended_with(error))
     }
 
     async fn submit(
@@ -1115,7 +1137,7 @@ impl LaneTurn {
         ops: Vec<WriteOp>,
         places: Vec<(usize, Arc<PendingWrite>)>,
     ) -> (Vec<WriteOp>, Vec<(usize, Arc<PendingWrite>)>) {
-        let deletes = |op: &WriteOp| matches!(op, WriteOp::Delete(_));
+        let deletes = |op: &WriteOp| matches!(op, WriteOp::Delete(..));
         if ops.iter().all(deletes) {
             return (ops, places);
         }
@@ -1142,13 +1164,21 @@ impl LaneTurn {
     }
 
     async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
-        match self.exclusive_once(task).await {
-            Err(error) if self.access.mend(&self.project, error.root()).await => self.exclusive_once(task).await,
+        let mut begun = None;
+        let outcome = match self.exclusive_once(task, &mut begun).await {
+            Err(error) if self.access.mend(&self.project, error.root()).await => {
+                self.exclusive_once(task, &mut begun).await
+            }
             outcome => outcome,
+        };
+        match (outcome, task) {
+            (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, begun).await),
+            (outcome, _) => outcome,
         }
     }
 
-    async fn exclusive_once(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
+    /// `begun` becomes the number of the commit that the task is to make, before it is made.
+    async fn exclusive_once(&self, task: &ExclusiveTask, begun: &mut Option<i64>) -> KnowledgeResult<ExclusiveOutcome> {
         let mut guard = self.access.lock(&self.project, false).await?;
         let Some(table) = guard.table() else {
             return Ok(ExclusiveOutcome::default());
@@ -1158,6 +1188,7 @@ impl LaneTurn {
             "failpoint writer::before_exclusive"
         )));
         let mut outcome = ExclusiveOutcome::default();
+        begun.get_or_insert(table.next_sequence());
         let done = match task {
             ExclusiveTask::Purge(ids) => table.purge(ids).await.map(|purged| outcome.purged = purged),
             ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
@@ -1192,13 +1223,40 @@ impl LaneTurn {
     }
 
     async fn try_commit(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
-        match self.commit_once(ops).await {
-            Err(error) if self.access.mend(&self.project, &error).await => self.commit_once(ops).await,
+        let mut begun = None;
+        let outcome = match self.commit_once(ops, &mut begun).await {
+            Err(error) if self.access.mend(&self.project, &error).await => self.commit_once(ops, &mut begun).await,
+            outcome => outcome,
+        };
+        match outcome {
+            Err(error) => Err(self.with_effect(error, begun).await),
             outcome => outcome,
         }
     }
 
-    async fn commit_once(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
+    /// The error of a failed write with what is known of its effect: it has had one if the commit that it had `begun`
+    /// to make is there.
+    async fn with_effect(&self, error: KnowledgeError, begun: Option<i64>) -> KnowledgeError {
+        if !matches!(
+            error,
+            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. } | KnowledgeError::ReadOnly { .. }
+        ) {
+            return error;
+        }
+        let executed = match begun {
+            None => Executed::No,
+            // The table was forgotten, so this is what is on disk.
+            Some(number) => match self.project.view().await {
+                Ok(Some(view)) if view.sequence() < number => Executed::No,
+                Ok(Some(view)) if view.condition().gaps.is_empty() => Executed::Yes,
+                _ => Executed::Unknown,
+            },
+        };
+        error.of_write(executed, None)
+    }
+
+    /// `begun` becomes the number of the commit that is to be made, before it is made.
+    async fn commit_once(&self, ops: &[WriteOp], begun: &mut Option<i64>) -> KnowledgeResult<commit::GroupOutcome> {
         let mut guard = self.access.lock(&self.project, true).await?;
         let table = guard
             .table()
@@ -1208,11 +1266,9 @@ impl LaneTurn {
         view.check_model(&self.access.store().config().model.name)?;
         drop(view);
         fail::fail_point!("writer::before_commit");
-        fail::fail_point!(
-            "writer::before_commit_of_falling",
-            self.project.name().as_str() == "falling",
-            |_| Err(KnowledgeError::internal("failpoint writer::before_commit_of_falling"))
-        );
+        fail::fail_point!(&format!("writer::before_commit/{}", self.project.name()));
+        hold("writer::hold_commit").await;
+        begun.get_or_insert(table.next_sequence());
         match commit_group(table, ops).await {
             Ok(outcome) => {
                 fail::fail_point!("writer::after_commit");
@@ -1233,6 +1289,20 @@ impl LaneTurn {
         let mut debts = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
         debts.insert(self.project.name().to_string(), debt);
     }
+}
+
+/// Waits here for as long as this fail point says `return`. `pause` would keep a thread of the runtime, and with it
+/// maybe the timers of everybody.
+async fn hold(point: &'static str) {
+    while is_held(point) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn is_held(point: &'static str) -> bool {
+    let _name = point; // Without fail points nothing is made of it.
+    fail::fail_point!(_name, |_| true);
+    false
 }
 
 /// The words of a panic.
