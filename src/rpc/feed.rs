@@ -16,8 +16,9 @@ use ccod_actors::error::KnowledgeError;
 use ccod_actors::store::Lineage;
 use ccod_actors::store::changes::{Change, ChangeKind};
 use ccod_protocol::api::{self, ChangeOp, ChangedNotification, KNOWLEDGE_CHANGED};
-use ccod_protocol::context::{Notifier, NotifyError};
+use ccod_protocol::context::{Notifier, NotifyError, Subscriptions};
 use ccod_protocol::error::WireError;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Call, convert, wire_error};
@@ -109,8 +110,9 @@ impl Scope {
     }
 }
 
-/// Starts a feed on the caller's connection.
-pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Result<api::SubscribeResult, WireError> {
+/// Opens a feed on the caller's connection. It begins once its answer has its place among the lines that go out
+/// ([`Opened::begin_after`]): a subscriber learns the id of its subscription before the first change.
+pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Result<Opened, WireError> {
     let scope = if call.every_project {
         Scope::Every
     } else {
@@ -162,14 +164,40 @@ pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Resu
         ended,
         postponed: BTreeMap::new(),
     };
-    let subscriptions = call.context.subscriptions.clone();
-    tokio::spawn(async move {
-        let subscription = feed.subscription.clone();
-        feed.run(publications).await;
-        // Already gone where the subscriber ended it.
-        let _was_open = subscriptions.close(&subscription);
-    });
-    Ok(result)
+    Ok(Opened {
+        result,
+        feed,
+        publications,
+        subscriptions: call.context.subscriptions.clone(),
+    })
+}
+
+/// A feed that has not begun.
+pub(crate) struct Opened {
+    pub(crate) result: api::SubscribeResult,
+    feed: Feed,
+    publications: watch::Receiver<u64>,
+    subscriptions: Subscriptions,
+}
+
+impl Opened {
+    /// Runs the feed once `answered`, or drops it where there is no answer: then nobody knows of it.
+    pub(crate) fn begin_after<E>(self, answered: impl Future<Output = Result<(), E>> + Send + 'static) {
+        let Self {
+            feed,
+            publications,
+            subscriptions,
+            ..
+        } = self;
+        tokio::spawn(async move {
+            let subscription = feed.subscription.clone();
+            if answered.await.is_ok() {
+                feed.run(publications).await;
+            }
+            // Already gone where the subscriber ended it.
+            let _was_open = subscriptions.close(&subscription);
+        });
+    }
 }
 
 /// Ends a feed.
@@ -219,7 +247,7 @@ enum End {
 }
 
 impl Feed {
-    async fn run(mut self, mut publications: tokio::sync::watch::Receiver<u64>) {
+    async fn run(mut self, mut publications: watch::Receiver<u64>) {
         let ended = self.ended.clone();
         let work = async {
             loop {

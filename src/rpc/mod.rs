@@ -28,7 +28,7 @@ use ccod_protocol::context::CallContext;
 use ccod_protocol::error::WireError;
 use ccod_protocol::limits::ServerStats;
 use ccod_protocol::params::{self, Bounds};
-use jsonrpsee::RpcModule;
+use jsonrpsee::{ResponsePayload, RpcModule};
 use jsonrpsee_types::ErrorObjectOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -114,7 +114,7 @@ pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::Regist
     register::<api::Similar, _, _>(&mut module, read::similar)?;
     register::<api::Stats, _, _>(&mut module, read::stats)?;
     register::<api::Projects, _, _>(&mut module, read::projects)?;
-    register::<api::Subscribe, _, _>(&mut module, feed::subscribe)?;
+    register_subscribe(&mut module)?;
     register::<api::Unsubscribe, _, _>(&mut module, feed::unsubscribe)?;
     register::<api::Embed, _, _>(&mut module, read::embed)?;
     register::<api::Health, _, _>(&mut module, admin::health)?;
@@ -179,6 +179,29 @@ where
         })?;
     }
     Ok(())
+}
+
+/// As [`register`], for the method whose notifications must come after its answer.
+fn register_subscribe(module: &mut RpcModule<App>) -> Result<(), jsonrpsee::core::RegisterMethodError> {
+    module
+        .register_async_method(api::Subscribe::NAME, |raw, app, extensions| async move {
+            let bounds = Bounds::from(&app.config.limits);
+            let call = decode::<api::Subscribe>(&raw, bounds, extensions.get::<CallContext>());
+            let opened = match call {
+                Ok(call) => feed::subscribe(app, call).await,
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(opened) => {
+                    let result = opened.result.clone();
+                    let (response, answered) = ResponsePayload::success(result).notify_on_completion();
+                    opened.begin_after(answered);
+                    response
+                }
+                Err(error) => ResponsePayload::error(ErrorObjectOwned::from(error)),
+            }
+        })
+        .map(drop)
 }
 
 fn decode<M: Method>(

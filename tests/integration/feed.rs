@@ -137,3 +137,56 @@ fn a_subscriber_that_stops_reading_is_told_where_to_resume() {
     }
     assert_eq!(seen, expected);
 }
+
+/// Whoever subscribes must know the id of the subscription before the first change of it comes.
+#[test]
+fn the_answer_to_a_subscription_comes_before_its_first_change() {
+    let daemon = Daemon::start();
+    daemon.store("before");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..3 {
+            let (daemon, over) = (&daemon, &over);
+            scope.spawn(move || {
+                let mut connection = daemon.connect();
+                let mut number = 0;
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    let text = format!("{writer} {number}");
+                    connection.call("knowledge.store", json!({"text": text}));
+                    number += 1;
+                }
+            });
+        }
+        // From the very beginning, so that there is something to send at once.
+        let beginning = String::new();
+        for round in 0..100 {
+            let mut connection = daemon.connect();
+            let params = json!({"project_id": "*", "cursor": beginning, "with_text": false});
+            let request = |id| json!({"jsonrpc": "2.0", "id": id, "method": "knowledge.subscribe", "params": params});
+            // Alone, and in a batch, which has one line for all of its answers.
+            let sent = if round % 2 == 0 {
+                request(1)
+            } else {
+                json!([request(1), request(2)])
+            };
+            connection.send(format!("{sent}\n"));
+            let first = connection.receive().unwrap();
+            let answers = match &first {
+                Value::Array(answers) => answers.clone(),
+                answer => vec![answer.clone()],
+            };
+            let ids: Vec<&str> = answers
+                .iter()
+                .map(|answer| {
+                    answer["result"]["subscription"]
+                        .as_str()
+                        .unwrap_or_else(|| panic!("{first}"))
+                })
+                .collect();
+            let change = connection.receive().unwrap();
+            let of = change["params"]["subscription"].as_str().unwrap();
+            assert!(ids.contains(&of), "{change}");
+        }
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+}
