@@ -139,6 +139,7 @@ impl Daemon {
                 Scope::Project(project) => Some(project.to_owned()),
             },
             timeout: self.timeout,
+            ..CallOptions::default()
         }
     }
 
@@ -174,7 +175,7 @@ fn by_name(method: &str, parameters: Value) -> Value {
 }
 
 /// What to say about an error of a call of `method`, and the exit code.
-fn call_error(method: &str, error: &ClientError) -> CliError {
+pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
     match error {
         // This command line knows the method, so what it does not know is the daemon.
         ClientError::Rpc(error) if error.kind() == ErrorKind::MethodNotFound && api::method_info(method).is_some() => {

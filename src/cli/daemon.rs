@@ -17,14 +17,16 @@ use nix::fcntl::{Flock, FlockArg};
 
 use ccod::config::{Config, Origin, Overrides};
 use ccod::daemon::{End, StartError};
+use ccod::home::HomeError;
 use ccod::log_file::{self, LogFile, MAX_LOG_BYTES};
+use ccod_actors::panics;
 use ccod_actors::store::StoreLockError;
-use ccod_protocol::api::{self, HealthParams, HealthResult, HealthStatus, ShutdownParams, StatusParams};
+use ccod_protocol::api::{self, HealthParams, HealthStatus, Method, ShutdownParams, StatusParams};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
 use ccod_protocol::endpoint::{self, EndpointError};
 use ccod_protocol::error::ErrorKind;
 
-use super::connect::{self, Daemon, NoConnection, Scope};
+use super::connect::{self, NoConnection};
 use super::exit::{CliError, CliResult, Exit};
 use super::output::{self, Output, Style};
 use super::{Context, detach, logging, when};
@@ -130,6 +132,7 @@ pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
     if arguments.detached {
         detach::from_parent();
     }
+    panics::install_hook();
     let loaded = Config::load(overrides)?;
     let log_path = loaded.config.log_path();
     let log = match &loaded.config.log.file {
@@ -176,6 +179,10 @@ fn start_error(error: &StartError) -> CliError {
             EndpointError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
             _ => Exit::Failed,
         },
+        StartError::Home(HomeError::NoDirectory(_)) => Exit::Config,
+        StartError::Home(HomeError::Io { source, .. }) if source.kind() != io::ErrorKind::PermissionDenied => {
+            Exit::Failed
+        }
         StartError::Home(_) => Exit::Permission,
         StartError::Store(StoreLockError::Held { .. }) => Exit::Retry,
         StartError::Store(StoreLockError::NoFile(_)) => Exit::Permission,
@@ -250,24 +257,31 @@ pub(crate) struct Launched {
 }
 
 async fn start(context: &Context, arguments: &RunArgs) -> CliResult {
+    let deadline = Instant::now() + context.timeout.unwrap_or(START_TIMEOUT);
     let launched = launch(context, &arguments.to_arguments()).await?;
     let spawned = launched.spawned;
-    let daemon = Daemon::over(launched.client, context);
-    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
+    let socket = launched.client.path().to_owned();
+    // Its place may be the one that the next connection needs.
+    drop(launched.client);
+    // It has said that it serves; who it is does not matter more than that.
+    let pid = match ask::<api::Status>(&socket, &StatusParams {}, deadline).await? {
+        Asked::Answered(status) => Some(status.pid),
+        Asked::Absent | Asked::Silent(_) => None,
+    };
     if context.output.json {
         let state = if spawned { "started" } else { "running" };
         context.output.print_json(&serde_json::json!({
             "state": state,
-            "pid": status.pid,
+            "pid": pid,
             "socket": context.loaded.config.socket_path(),
             "log": context.loaded.config.log_path(),
         }))?;
     } else {
         let state = if spawned { "started" } else { "already running" };
+        let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
         context.output.print(&format!(
-            "{} (pid {}) on {}",
+            "{}{pid} on {}",
             context.output.paint(Style::Good, state),
-            status.pid,
             context.loaded.config.socket_path().display()
         ))?;
     }
@@ -282,17 +296,22 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
     let mut spawns = 0;
     let mut poll = MIN_POLL;
     loop {
-        match answering(&config.socket_path(), deadline).await {
+        let mut reason = None;
+        match look_at(&config.socket_path(), deadline).await {
             // One that is stopping takes no work: wait for its end, then start the next.
-            Ok((_, health)) if health.status == HealthStatus::Stopping => {}
-            Ok((client, _)) => {
+            Presence::Stopping => {}
+            // It runs, and another one could not.
+            Presence::Silent(why) => reason = Some(why),
+            Presence::Serving(client) => {
                 return Ok(Launched {
                     client,
                     spawned: child.is_some(),
                 });
             }
-            Err(NoConnection::Failed(error)) => return Err(error),
-            Err(NoConnection::Absent) => match &mut child {
+            Presence::Unusable(error) => return Err(error),
+            // What it was connected to ended. Whether it is still there, its lock tells.
+            Presence::Left if child.is_none() && a_lock_is_held(config) => {}
+            Presence::Absent | Presence::Left => match &mut child {
                 None => {
                     child = Some(spawn(context, arguments)?);
                     spawns += 1;
@@ -308,6 +327,9 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
             },
         }
         if Instant::now() >= deadline {
+            if let Some(why) = reason {
+                return Err(runs_silently(&config.socket_path(), &why));
+            }
             return Err(CliError::new(
                 Exit::Unavailable,
                 format!(
@@ -325,19 +347,95 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
     }
 }
 
-/// A connection to the daemon on `socket` and what it says about itself.
-async fn answering(socket: &Path, deadline: Instant) -> Result<(Client, HealthResult), NoConnection> {
-    let client = connect::connect(socket).await?;
+/// What is behind a socket.
+enum Presence {
+    /// Nobody.
+    Absent,
+    /// A daemon that takes requests.
+    Serving(Client),
+    /// A daemon that is about to end.
+    Stopping,
+    /// A daemon that takes no requests now: what it says, or that it says nothing.
+    Silent(String),
+    /// Somebody who ended the connection without a word.
+    Left,
+    /// Something that can never be used from here.
+    Unusable(CliError),
+}
+
+/// Asks who is behind `socket`. Whoever answers is there, whatever the answer is.
+async fn look_at(socket: &Path, deadline: Instant) -> Presence {
+    let client = match connect::connect(socket).await {
+        Ok(client) => client,
+        Err(NoConnection::Absent) => return Presence::Absent,
+        Err(NoConnection::Failed(error)) => return Presence::Unusable(error),
+    };
     let left = deadline.saturating_duration_since(Instant::now()).max(MAX_POLL);
     let options = CallOptions::default().timeout(left);
     match client.call::<api::Health>(&HealthParams::default(), options).await {
-        Ok(health) => Ok((client, health)),
-        // It refuses this user, and will go on doing so.
-        Err(ClientError::Rpc(error)) if error.kind() == ErrorKind::Forbidden => {
-            Err(NoConnection::Failed(connect::client_error(&ClientError::Rpc(error))))
+        Ok(health) if health.status == HealthStatus::Stopping => Presence::Stopping,
+        Ok(_) => Presence::Serving(client),
+        Err(ClientError::Closed) => Presence::Left,
+        Err(ClientError::Rpc(error)) if error.kind() == ErrorKind::ShuttingDown => Presence::Stopping,
+        Err(error) if is_for_now(&error) => Presence::Silent(error.to_string()),
+        // It refuses this user, or is no daemon of this version, and will go on so.
+        Err(error) => Presence::Unusable(connect::client_error(&error)),
+    }
+}
+
+/// Whether an error of a call says that a daemon is there, and cannot answer now.
+fn is_for_now(error: &ClientError) -> bool {
+    match error {
+        ClientError::Rpc(error) => error.data.retryable,
+        ClientError::Timeout { .. } => true,
+        _ => false,
+    }
+}
+
+/// A daemon runs, and that is all that can be said.
+fn runs_silently(socket: &Path, why: &str) -> CliError {
+    CliError::new(
+        Exit::Retry,
+        format!("a daemon runs on {} and does not answer: {why}", socket.display()),
+    )
+    .fix("try again, or give more time with --timeout; SIGTERM ends the process")
+}
+
+/// What becomes of a call of [`ask`].
+enum Asked<R> {
+    Answered(R),
+    /// Nobody is there.
+    Absent,
+    /// A daemon is there, and this is all that it answers.
+    Silent(ClientError),
+}
+
+/// Calls `M` on the daemon behind `socket`. Where everything is in use there, also what is kept for this, it tries on
+/// until `deadline`: those places are free again soon.
+async fn ask<M: Method>(socket: &Path, params: &M::Params, deadline: Instant) -> CliResult<Asked<M::Result>> {
+    loop {
+        let client = match connect::connect(socket).await {
+            Ok(client) => client,
+            Err(NoConnection::Absent) => return Ok(Asked::Absent),
+            Err(NoConnection::Failed(error)) => return Err(error),
+        };
+        let left = deadline.saturating_duration_since(Instant::now()).max(MAX_POLL);
+        match client.call::<M>(params, CallOptions::default().timeout(left)).await {
+            Ok(result) => return Ok(Asked::Answered(result)),
+            Err(error) => {
+                let passes = match &error {
+                    ClientError::Rpc(error) => error.kind() == ErrorKind::Busy,
+                    error => matches!(error, ClientError::Closed),
+                };
+                if passes && Instant::now() < deadline {
+                    tokio::time::sleep(MAX_POLL).await;
+                } else if passes || is_for_now(&error) {
+                    return Ok(Asked::Silent(error));
+                } else {
+                    return Err(connect::call_error(M::NAME, &error));
+                }
+            }
         }
-        // It ended, or its end is near: as good as absent.
-        Err(_) => Err(NoConnection::Absent),
     }
 }
 
@@ -503,14 +601,24 @@ fn lock_is_held(path: &Path) -> bool {
 
 async fn stop(context: &Context) -> CliResult {
     let config = &context.loaded.config;
-    let Some(client) = connect_to_stop(config).await? else {
-        report_state(&context.output, "stopped", "no daemon was running")?;
-        return Ok(Exit::Ok);
+    let answer_by = Instant::now() + context.timeout.unwrap_or(START_TIMEOUT);
+    let grace_ms = loop {
+        if connect_to_stop(config).await?.is_none() {
+            report_state(&context.output, "stopped", "no daemon was running")?;
+            return Ok(Exit::Ok);
+        }
+        let socket = config.socket_path();
+        match ask::<api::Shutdown>(&socket, &ShutdownParams {}, answer_by).await? {
+            Asked::Answered(stopping) => break stopping.grace_ms,
+            // Somebody else has asked for it.
+            Asked::Silent(ClientError::Rpc(error)) if error.kind() == ErrorKind::ShuttingDown => break 0,
+            Asked::Silent(error) => return Err(runs_silently(&socket, &error.to_string())),
+            // It has ended in between: the lock tells.
+            Asked::Absent => {}
+        }
     };
-    let daemon = Daemon::over(client, context);
-    let stopping = daemon.call::<api::Shutdown>(Scope::None, &ShutdownParams {}).await?;
     // Its own word for it: it may run with another configuration than this command reads.
-    let grace_ms = match stopping.grace_ms {
+    let grace_ms = match grace_ms {
         0 => config.shutdown.grace_ms,
         told => told,
     };
@@ -571,10 +679,10 @@ fn report_state(output: &Output, state: &str, text: &str) -> CliResult<()> {
 
 async fn status(context: &Context) -> CliResult {
     let socket = context.loaded.config.socket_path();
-    let client = match connect::connect(&socket).await {
-        Ok(client) => client,
-        Err(NoConnection::Failed(error)) => return Err(error),
-        Err(NoConnection::Absent) => {
+    let deadline = Instant::now() + context.timeout.unwrap_or(START_TIMEOUT);
+    let status = match ask::<api::Status>(&socket, &StatusParams {}, deadline).await? {
+        Asked::Answered(status) => status,
+        Asked::Absent => {
             report_state(
                 &context.output,
                 "stopped",
@@ -582,9 +690,22 @@ async fn status(context: &Context) -> CliResult {
             )?;
             return Ok(Exit::Unavailable);
         }
+        // It runs, and cannot say more of itself.
+        Asked::Silent(error) => {
+            if context.output.json {
+                context.output.print_json(&serde_json::json!({
+                    "state": "running",
+                    "reasons": [error.to_string()],
+                    "socket": socket,
+                }))?;
+            } else {
+                let running = context.output.paint(Style::Good, "running");
+                context.output.print(&format!("{running} on {}", socket.display()))?;
+                output::message(error.to_string());
+            }
+            return Ok(Exit::Ok);
+        }
     };
-    let daemon = Daemon::over(client, context);
-    let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
     if context.output.json {
         context.output.print_json(&serde_json::json!({
             "state": "running",

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
@@ -644,5 +644,33 @@ fn damaged_claims_never_give_a_repository_the_project_of_another() {
         }
         assert!(run("two/api", &["list", "--project", "api"]).status.success());
         std::fs::write(&copy, sound).unwrap();
+    }
+}
+
+/// What lies in the way is left alone, and whoever starts the daemon is told what to do.
+#[test]
+fn a_file_in_the_place_of_the_home_or_of_the_projects_is_told_of() {
+    for in_the_way in ["", "knowledge"] {
+        let home = Home::new();
+        let file: PathBuf = home.path().join(in_the_way).components().collect();
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "somebody's notes").unwrap();
+        for arguments in [
+            &["daemon", "run"][..],
+            &["daemon", "start"],
+            &["store", "x", "--project", "p"],
+        ] {
+            let output = home.run(arguments);
+            assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", said(&output));
+            assert!(
+                said(&output).contains(&format!("{} is not a directory; move it away", file.display())),
+                "{}",
+                said(&output)
+            );
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "somebody's notes");
+        std::fs::remove_file(&file).unwrap();
+        let daemon = Daemon::start_in(home, &[]);
+        daemon.store("there is room now");
     }
 }

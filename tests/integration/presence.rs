@@ -1,0 +1,115 @@
+//! A daemon that answers anything is there: `daemon start`, `status` and `stop` where everything is in use.
+
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::support::{Connection, Daemon, Home};
+
+fn told(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// The daemon of a test writes elsewhere: this is the log of one that was started in the background.
+fn another_was_started(home: &Home) -> bool {
+    home.path().join("run/ccod.log").exists()
+}
+
+#[test]
+fn a_daemon_whose_connections_are_in_use_is_there() {
+    let limits = [("CCO_LIMITS__MAX_CONNECTIONS", "2")];
+    let mut daemon = Daemon::start_in(Home::new(), &limits);
+    let mut holders = [daemon.connect(), daemon.connect()];
+    for holder in &mut holders {
+        assert_eq!(holder.call("admin.health", json!({}))["status"], "ok");
+    }
+    let started = daemon.home.run(&["--json", "daemon", "start"]);
+    assert_eq!(started.status.code(), Some(0), "{}", told(&started));
+    let answer: Value = serde_json::from_slice(&started.stdout).unwrap();
+    assert_eq!(
+        (&answer["state"], &answer["pid"]),
+        (&json!("running"), &json!(daemon.pid()))
+    );
+    let status = daemon.home.run(&["daemon", "status"]);
+    assert_eq!(status.status.code(), Some(0), "{}", told(&status));
+    assert!(!another_was_started(&daemon.home));
+    // What is no operator's is refused and not taken for an absent daemon either.
+    let stored = daemon.home.run(&["store", "text", "--project", "p"]);
+    assert_eq!(stored.status.code(), Some(75), "{}", told(&stored));
+    assert!(!another_was_started(&daemon.home));
+    let stopped = daemon.home.run(&["daemon", "stop"]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", told(&stopped));
+    assert_eq!(daemon.wait(), Some(0));
+}
+
+/// Also what is kept for operators is in use, and nobody gives it back: a daemon that can say nothing but "busy".
+#[test]
+fn a_daemon_that_says_nothing_but_busy_is_there() {
+    let limits = [
+        ("CCO_LIMITS__MAX_CONNECTIONS", "1"),
+        ("CCO_LIMITS__OPERATOR_CONNECTIONS", "1"),
+    ];
+    let daemon = Daemon::start_in(Home::new(), &limits);
+    let mut holder = daemon.connect();
+    assert_eq!(holder.call("admin.health", json!({}))["status"], "ok");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // An operator's place is lost by who is silent, so this one is not.
+        let (tell, told_begun) = std::sync::mpsc::channel();
+        scope.spawn(|| {
+            let mut operator = Connection::open(&daemon.home.socket());
+            let tell = tell;
+            while !over.load(Ordering::SeqCst) {
+                assert_eq!(operator.call("rpc.version", json!({}))["api"], "1");
+                tell.send(()).ok();
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        });
+        told_begun.recv().unwrap();
+        let started = daemon.home.run(&["--timeout", "2", "daemon", "start"]);
+        assert_eq!(started.status.code(), Some(75), "{}", told(&started));
+        assert!(told(&started).contains("a daemon runs"), "{}", told(&started));
+        let status = daemon.home.run(&["--timeout", "2", "daemon", "status"]);
+        assert_eq!(status.status.code(), Some(0), "{}", told(&status));
+        assert!(told(&status).contains("connections"), "{}", told(&status));
+        let stop = daemon.home.run(&["--timeout", "2", "daemon", "stop"]);
+        assert_eq!(stop.status.code(), Some(75), "{}", told(&stop));
+        over.store(true, Ordering::SeqCst);
+    });
+    assert!(!another_was_started(&daemon.home));
+    // The place is free again.
+    let stopped = daemon.home.run(&["daemon", "stop"]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", told(&stopped));
+}
+
+#[test]
+fn a_daemon_whose_calls_are_in_use_is_there() {
+    let limits = [
+        ("CCO_LIMITS__MAX_IN_FLIGHT", "1"),
+        ("CCO_LIMITS__OPERATOR_IN_FLIGHT", "1"),
+    ];
+    let mut daemon = Daemon::start_in(Home::new(), &limits);
+    daemon.store("warm up");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut caller = Connection::open(&daemon.home.socket());
+                while !over.load(Ordering::SeqCst) {
+                    caller.request("admin.status", json!({}));
+                }
+            });
+        }
+        for command in ["start", "status"] {
+            let output = daemon.home.run(&["daemon", command]);
+            assert_eq!(output.status.code(), Some(0), "{command}: {}", told(&output));
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    assert!(!another_was_started(&daemon.home));
+    let stopped = daemon.home.run(&["daemon", "stop"]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", told(&stopped));
+    assert_eq!(daemon.wait(), Some(0));
+}
