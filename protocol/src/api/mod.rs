@@ -9,6 +9,8 @@
 //! results tolerate unknown members; parameters do not (see [`crate::params`]).
 
 mod admin;
+#[cfg(test)]
+mod answers;
 mod common;
 mod knowledge;
 mod metadata_filter;
@@ -136,6 +138,9 @@ pub struct MethodInfo {
     pub params_schema: fn(&mut SchemaGenerator) -> Schema,
     /// Writes the schema of the result.
     pub result_schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Reads a result as the typed client does.
+    #[cfg(test)]
+    pub(crate) check_result: fn(&str) -> Result<(), serde_json::Error>,
 }
 
 impl std::fmt::Debug for MethodInfo {
@@ -165,6 +170,8 @@ impl MethodInfo {
             check_params: |json| crate::params::decode_str::<M>(Some(json)).map(drop),
             params_schema: |generator| generator.subschema_for::<M::Params>(),
             result_schema: |generator| generator.subschema_for::<M::Result>(),
+            #[cfg(test)]
+            check_result: |json| serde_json::from_str::<M::Result>(json).map(drop),
         }
     }
 
