@@ -136,6 +136,8 @@ pub struct CallOptions {
     pub project_id: Option<String>,
     /// The deadline, 1 ms to 600 s; absent means the method's default.
     pub timeout: Option<Duration>,
+    /// The caller's own name for the call, at most 256 bytes.
+    pub trace_id: Option<String>,
 }
 
 impl CallOptions {
@@ -144,8 +146,15 @@ impl CallOptions {
     pub fn project(project_id: impl Into<String>) -> Self {
         Self {
             project_id: Some(project_id.into()),
-            timeout: None,
+            ..Self::default()
         }
+    }
+
+    /// With this name, by which the call is found again in errors and in the daemon's log.
+    #[must_use]
+    pub fn trace_id(mut self, trace_id: impl Into<String>) -> Self {
+        self.trace_id = Some(trace_id.into());
+        self
     }
 
     /// With this deadline.
@@ -480,6 +489,8 @@ fn with_common<P: Serialize>(params: &P, options: &CallOptions) -> Result<Box<Ra
         project_id: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        trace_id: Option<&'a str>,
     }
     let timeout_ms = options.timeout.map(|timeout| {
         u64::try_from(timeout.as_millis())
@@ -490,6 +501,7 @@ fn with_common<P: Serialize>(params: &P, options: &CallOptions) -> Result<Box<Ra
         params,
         project_id: options.project_id.as_deref(),
         timeout_ms,
+        trace_id: options.trace_id.as_deref(),
     })
     .map_err(|error| ClientError::Unexpected(error.to_string()))
 }

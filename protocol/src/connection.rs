@@ -44,7 +44,7 @@ use crate::dispatch::{Outcome, Shared, head, success};
 use crate::envelope::{self, IdKey, Request};
 use crate::error::{Executed, WireError};
 use crate::limits::add;
-use crate::params::{TIMEOUT_MS_MAX, peek_timeout};
+use crate::params::{TIMEOUT_MS_MAX, peek_timeout, peek_trace_id};
 use crate::peer::PeerIdentity;
 
 use batch::{Answer, Entries, assemble};
@@ -504,7 +504,10 @@ impl Connection {
         }
         let call = match self.call(request, received) {
             Ok(call) => call,
-            Err(error) => return Prepared::Outcome(self.shared.failure(error)),
+            Err(error) => {
+                let error = error.of_trace(peek_trace_id(request.params).as_deref());
+                return Prepared::Outcome(self.shared.failure(error));
+            }
         };
         Prepared::Call(Box::new(call))
     }
@@ -535,6 +538,7 @@ impl Connection {
             request_id: request.id.map(Arc::from),
             received,
             deadline: received + timeout,
+            trace_id: peek_trace_id(request.params).map(Arc::from),
             cancelled: cancelled.clone(),
             notifier: self.outbox.notifier(),
             subscriptions: self.subscriptions.clone(),
@@ -631,7 +635,10 @@ impl Connection {
         self.calls.spawn(async move {
             let (outcome, reply) = match admitted {
                 Ok(admitted) => call.run(admitted).await,
-                Err(error) => (shared.failure(error), call.reply),
+                Err(error) => {
+                    let error = error.of_trace(call.context.trace_id.as_deref());
+                    (shared.failure(error), call.reply)
+                }
             };
             deliver(&outbox, reply, outcome, Some(slot), &closing).await;
         });
@@ -653,7 +660,7 @@ impl Connection {
     }
 
     async fn answer_unstarted(&self, call: Call, error: WireError) -> Result<(), Gone> {
-        let outcome = self.shared.failure(error);
+        let outcome = self.shared.failure(error.of_trace(call.context.trace_id.as_deref()));
         tokio::select! {
             biased;
             () = self.gone.cancelled() => Err(Gone),

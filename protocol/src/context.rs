@@ -45,6 +45,8 @@ pub struct CallContext {
     pub deadline: Instant,
     /// Cancelled when `rpc.cancel` names the call, its deadline has passed or its connection is gone.
     pub cancelled: CancellationToken,
+    /// The caller's own name for the call; it stands in the call's error and in the log.
+    pub trace_id: Option<Arc<str>>,
     /// Sends notifications to the caller.
     pub notifier: Notifier,
     /// The connection's change feeds.
@@ -110,6 +112,7 @@ impl CallContext {
             request_id: None,
             received: now,
             deadline: now + timeout,
+            trace_id: None,
             notifier: outbox.notifier(),
             subscriptions: Subscriptions::new(cancelled.clone(), Limits::default().max_subscriptions_per_connection),
             cancelled,

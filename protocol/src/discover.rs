@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Cancel, METHODS, Method, MethodInfo};
 use crate::error::ErrorKind;
-use crate::params::TIMEOUT_MS_MAX;
+use crate::params::{TIMEOUT_MS_MAX, TRACE_ID_MAX};
 
 /// Describes the methods that are served. `version` is the daemon's; `registered` are the names under
 /// which methods are registered. Other names of a method are listed with it, not as methods of their own;
@@ -70,6 +70,11 @@ fn describe(row: &MethodInfo, generator: &mut SchemaGenerator) -> Value {
         "name": "timeout_ms", "required": false,
         "summary": "By name only. The default of a single write grows by half a millisecond for each byte of its parameters.",
         "schema": { "type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": row.default_timeout_ms },
+    }));
+    params.push(json!({
+        "name": "trace_id", "required": false,
+        "summary": "By name only. The caller's own name for the call: it stands in its error, its log lines and what `explain` tells.",
+        "schema": { "type": "string", "maxLength": TRACE_ID_MAX },
     }));
     let aliases: Value = row
         .aliases

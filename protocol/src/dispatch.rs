@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant as TokioInstant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::api;
 use crate::budget::{Held, Share};
@@ -82,6 +83,8 @@ pub(crate) struct Outcome {
     pub(crate) success: bool,
     /// Whether the call may have changed what is stored.
     pub(crate) writes: bool,
+    /// The call's own name, for the error that may take the answer's place.
+    pub(crate) trace_id: Option<Arc<str>>,
     /// Whether it has the id null, and the connection is closed after it.
     pub(crate) closes: bool,
     /// Its share of the memory for answers.
@@ -95,6 +98,7 @@ impl Outcome {
             queued: None,
             success,
             writes: false,
+            trace_id: None,
             closes: false,
             held: None,
         }
@@ -159,7 +163,8 @@ impl Shared {
     /// What becomes of an answer that is larger than may be: see [`crate::oversized`].
     pub(crate) fn too_large(&self, outcome: &Outcome) -> Outcome {
         let most = self.limits.max_response_bytes;
-        self.failure(too_large(&outcome.tail, outcome.writes, most))
+        let error = too_large(&outcome.tail, outcome.writes, most);
+        self.failure(error.of_trace(outcome.trace_id.as_deref()))
     }
 
     /// Runs a call to its end, whatever that is. Every path out of here is an answer, which is counted in `share`.
@@ -172,7 +177,24 @@ impl Shared {
     ) -> Outcome {
         let writes = found.writes();
         let connection = context.connection;
-        let mut outcome = self.run_to_its_end(found, params, context).await;
+        let trace_id = context.trace_id.clone();
+        let span = match &trace_id {
+            // As a literal, so that it stays on its line of the log.
+            Some(trace_id) => tracing::info_span!("call", method = found.name, ?trace_id),
+            None => tracing::Span::none(),
+        };
+        let ended = self.run_to_its_end(found, params, context).instrument(span.clone());
+        let mut outcome = match ended.await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                if trace_id.is_some() {
+                    let kind = error.kind();
+                    tracing::info!(parent: &span, code = error.code, %kind, "the call failed");
+                }
+                self.failure(error.of_trace(trace_id.as_deref()))
+            }
+        };
+        outcome.trace_id.clone_from(&trace_id);
         let bytes = outcome.tail.len();
         outcome.held = Some(if writes || !outcome.success {
             share.hold(bytes)
@@ -181,7 +203,7 @@ impl Shared {
                 Ok(held) => held,
                 Err(error) => {
                     tracing::warn!(%connection, bytes, "an answer was dropped: too many wait to be read");
-                    outcome = self.failure(error);
+                    outcome = self.failure(error.of_trace(trace_id.as_deref()));
                     share.hold(outcome.tail.len())
                 }
             }
@@ -189,7 +211,12 @@ impl Shared {
         outcome
     }
 
-    async fn run_to_its_end(&self, found: Found, params: Params<'static>, context: CallContext) -> Outcome {
+    async fn run_to_its_end(
+        &self,
+        found: Found,
+        params: Params<'static>,
+        context: CallContext,
+    ) -> Result<Outcome, WireError> {
         let writes = found.writes();
         let connection = context.connection;
         if context.is_over() {
@@ -199,7 +226,7 @@ impl Shared {
             } else {
                 WireError::deadline_exceeded(Executed::No)
             };
-            return self.failure(error);
+            return Err(error);
         }
         let grace = self.limits.deadline_grace();
         let cancelled = context.cancelled.clone();
@@ -226,18 +253,18 @@ impl Shared {
             Some(Err(_panic)) => {
                 // The panic hook has logged where; what it said may quote data and stays off the wire.
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(method = name, %connection, "a method panicked; the line before says where");
+                tracing::error!(method = name, %connection, "a method panicked; the log says where");
                 let error = WireError::internal("the method failed unexpectedly; the daemon goes on");
-                self.failure(error.with_executed(Executed::unanswered(writes)))
+                Err(error.with_executed(Executed::unanswered(writes)))
             }
             None if self.over.is_cancelled() => {
-                self.failure(WireError::shutting_down().with_executed(Executed::unanswered(writes)))
+                Err(WireError::shutting_down().with_executed(Executed::unanswered(writes)))
             }
-            None if cancelled.is_cancelled() => self.failure(WireError::cancelled(Executed::unanswered(writes))),
+            None if cancelled.is_cancelled() => Err(WireError::cancelled(Executed::unanswered(writes))),
             None => {
                 // For whatever the method has started on the side.
                 cancelled.cancel();
-                self.failure(WireError::deadline_exceeded(Executed::unanswered(writes)))
+                Err(WireError::deadline_exceeded(Executed::unanswered(writes)))
             }
         }
     }
@@ -274,23 +301,23 @@ impl Shared {
         }
     }
 
-    fn outcome(&self, response: MethodResponse, writes: bool) -> Outcome {
+    fn outcome(&self, response: MethodResponse, writes: bool) -> Result<Outcome, WireError> {
         let code = response.as_error_code();
         let (json, queued, _) = response.into_parts();
         let Some(code) = code else {
-            let too_large = json.get().len() > self.limits.max_response_bytes;
+            let is_too_large = json.get().len() > self.limits.max_response_bytes;
             let mut outcome = Outcome {
                 writes,
                 ..Outcome::new(result_tail(json), true)
             };
-            if too_large {
+            if is_too_large {
                 if let Some(queued) = queued {
                     queued.notify(false);
                 }
-                return self.too_large(&outcome);
+                return Err(too_large(&outcome.tail, writes, self.limits.max_response_bytes));
             }
             outcome.queued = queued;
-            return outcome;
+            return Ok(outcome);
         };
         let mut error = if code == ErrorKind::ResponseTooLarge.code() {
             WireError::response_too_large(self.limits.max_response_bytes)
@@ -308,7 +335,7 @@ impl Shared {
         if let Some(queued) = queued {
             queued.notify(false);
         }
-        self.failure(error)
+        Err(error)
     }
 }
 

@@ -165,6 +165,9 @@ pub struct ErrorData {
     /// Whether the call was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executed: Option<Executed>,
+    /// The `trace_id` of the call, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// Whatever else an error says.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
@@ -196,6 +199,7 @@ impl WireError {
                 parameter: None,
                 retry_after_ms: None,
                 executed: None,
+                trace_id: None,
                 extra: serde_json::Map::new(),
             }),
         }
@@ -232,6 +236,15 @@ impl WireError {
     #[must_use]
     pub fn with_executed(mut self, executed: Executed) -> Self {
         self.data.executed = Some(executed);
+        self
+    }
+
+    /// Names the call, if its caller has given it a name.
+    #[must_use]
+    pub fn of_trace(mut self, trace_id: Option<&str>) -> Self {
+        if let Some(trace_id) = trace_id {
+            self.data.trace_id = Some(trace_id.to_owned());
+        }
         self
     }
 
@@ -434,7 +447,7 @@ impl WireError {
             Executed::No => {
                 "the deadline passed before the call was carried out; try again, or with a longer `timeout_ms`"
             }
-            Executed::Yes => "the deadline passed, but the call was carried out",
+            Executed::Yes => "the deadline passed, but the call was carried out; there is nothing to repeat",
             Executed::Unknown => {
                 "the deadline passed and the call may have been carried out; repeat it with the same id or key"
             }
@@ -567,6 +580,27 @@ mod tests {
             let back: ErrorObjectOwned = serde_json::from_str(&text).unwrap();
             assert_eq!(WireError::from(back), error);
             assert!(!error.message.ends_with('.') && !error.message.is_empty());
+            let words: Vec<&str> = error.message.split_whitespace().collect();
+            assert!(words.windows(2).all(|pair| pair[0] != pair[1]), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_an_error_is_made_with_does_not_repeat_its_own_words() {
+        let with_articles = [
+            WireError::expired("the cursor"),
+            WireError::expired("the undo token"),
+            WireError::unavailable("the writer"),
+            WireError::busy("the readers' queue is full", 50),
+            WireError::read_only("the disk is full; free some space"),
+            WireError::deadline_exceeded(Executed::Yes),
+            WireError::deadline_exceeded(Executed::Unknown),
+            WireError::forbidden(None),
+        ];
+        for error in with_articles {
+            let words: Vec<&str> = error.message.split_whitespace().collect();
+            assert!(words.windows(2).all(|pair| pair[0] != pair[1]), "{}", error.message);
+            assert!(error.message.contains(';'), "it says what to do: {}", error.message);
         }
     }
 

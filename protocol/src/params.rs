@@ -1,7 +1,7 @@
 //! Decodes the parameters of a call.
 //!
-//! Parameters come as an object, or as an array in the order of [`Method::POSITIONAL`]. Two are common to
-//! all methods: `project_id` and `timeout_ms`. Everything else must be known: an unknown name is refused
+//! Parameters come as an object, or as an array in the order of [`Method::POSITIONAL`]. Three are common to
+//! all methods: `project_id`, `timeout_ms` and `trace_id`. Everything else must be known: an unknown name is refused
 //! with the nearest known one, a repeated name is refused, and a wrong type is refused with the path of the
 //! parameter and what would have been right. (serde's `deny_unknown_fields` cannot do this together with
 //! `flatten`, hence this module.) A parameter that is `null` counts as absent, unless it is a filter or a target
@@ -26,9 +26,11 @@ use crate::error::{WireError, shortened};
 pub use bounds::Bounds;
 
 /// The parameters that every method takes.
-pub const COMMON: &[&str] = &["project_id", "timeout_ms"];
+pub const COMMON: &[&str] = &["project_id", "timeout_ms", "trace_id"];
 /// The longest deadline that a caller may ask for, in milliseconds.
 pub const TIMEOUT_MS_MAX: u64 = 600_000;
+/// The longest `trace_id`, in bytes.
+pub const TRACE_ID_MAX: usize = 256;
 /// Names of one object that are looked at. No method has as many, so what stands behind them cannot make it right.
 const NAMES_MAX: usize = 64;
 
@@ -41,6 +43,8 @@ pub struct Decoded<P> {
     pub project_id: Option<String>,
     /// The deadline that was asked for, 1 to 600,000 ms.
     pub timeout_ms: Option<u64>,
+    /// The caller's own name for the call.
+    pub trace_id: Option<String>,
 }
 
 /// Decodes the parameters of `M` from raw JSON; none means an empty object.
@@ -86,6 +90,7 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
     entries.retain(|(_, value)| value.get() != "null");
     let project_id = take(&mut entries, "project_id", |raw| project(raw, M::SCOPE.takes_every()))?;
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
+    let trace_id = take(&mut entries, "trace_id", trace)?;
     let _bounds_of_the_items = bounds.enter();
     let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     params.check()?;
@@ -93,6 +98,7 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
         params,
         project_id,
         timeout_ms,
+        trace_id,
     })
 }
 
@@ -133,6 +139,22 @@ pub fn peek_timeout(json: Option<&str>) -> Option<Duration> {
     }
     let peek: Peek<'_> = serde_json::from_str(json).ok()?;
     timeout(peek.timeout_ms?).ok().map(Duration::from_millis)
+}
+
+/// The `trace_id` of the parameters, found without decoding them, as [`peek_timeout`] finds the deadline.
+#[must_use]
+pub fn peek_trace_id(json: Option<&str>) -> Option<String> {
+    let json = json?;
+    if !json.contains("trace_id") || !json.trim_start().starts_with('{') {
+        return None;
+    }
+    #[derive(Deserialize)]
+    struct Peek<'a> {
+        #[serde(borrow, default)]
+        trace_id: Option<&'a RawValue>,
+    }
+    let peek: Peek<'_> = serde_json::from_str(json).ok()?;
+    trace(peek.trace_id?).ok()
 }
 
 pub(crate) fn not_structured() -> WireError {
@@ -282,6 +304,16 @@ fn timeout(raw: &RawValue) -> Result<u64, WireError> {
         _ => Err(WireError::invalid_params(
             "timeout_ms",
             format!("`timeout_ms` must be an integer from 1 to {TIMEOUT_MS_MAX}"),
+        )),
+    }
+}
+
+fn trace(raw: &RawValue) -> Result<String, WireError> {
+    match serde_json::from_str::<String>(raw.get()) {
+        Ok(trace_id) if trace_id.len() <= TRACE_ID_MAX => Ok(trace_id),
+        _ => Err(WireError::invalid_params(
+            "trace_id",
+            format!("`trace_id` must be a text of at most {TRACE_ID_MAX} bytes"),
         )),
     }
 }
@@ -694,6 +726,16 @@ mod tests {
         assert_eq!(peek(r#"{"timeout_ms":0}"#), None);
         assert_eq!(peek(r#"{"query":"timeout_ms"}"#), None);
         assert_eq!(peek(r#"["timeout_ms"]"#), None);
+        let peek = |json| peek_trace_id(Some(json));
+        assert_eq!(peek(r#"{"query":"q","trace_id":"a\nb"}"#).as_deref(), Some("a\nb"));
+        for none in [
+            r#"{"trace_id":7}"#,
+            r#"{"trace_id":null}"#,
+            r#"{"query":"trace_id"}"#,
+            r#"["trace_id"]"#,
+        ] {
+            assert_eq!(peek(none), None, "{none}");
+        }
         assert_eq!(peek_timeout(None), None);
     }
 

@@ -133,7 +133,7 @@ impl SearchCursor {
         if self.mode == mode.as_str() {
             Ok(())
         } else {
-            Err(WireError::expired("cursor"))
+            Err(WireError::expired("the cursor"))
         }
     }
 }

@@ -106,8 +106,9 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         SearchCursor::new(fingerprint, mode, end, outcome.page_versions).encode()
     });
 
-    let explain = call.params.explain;
-    let results: Vec<api::SearchHit> = outcome.hits.into_iter().map(|hit| search_hit(hit, explain)).collect();
+    let (explain, trace_id) = (call.params.explain, call.context.trace_id.as_deref());
+    let hits = outcome.hits.into_iter();
+    let results: Vec<api::SearchHit> = hits.map(|hit| search_hit(hit, explain, trace_id)).collect();
     let versions: BTreeMap<String, u64> = outcome
         .versions
         .into_iter()
@@ -152,7 +153,11 @@ pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<a
         )
         .await
         .map_err(wire_error)?;
-    let results: Vec<api::SearchHit> = outcome.hits.into_iter().map(|hit| search_hit(hit, false)).collect();
+    let results: Vec<api::SearchHit> = outcome
+        .hits
+        .into_iter()
+        .map(|hit| search_hit(hit, false, None))
+        .collect();
     Ok(api::SearchResult {
         count: results.len() as u64,
         results,
@@ -215,14 +220,19 @@ fn moment(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<Momen
     }
 }
 
-fn search_hit(hit: domain::SearchHit, explain: bool) -> api::SearchHit {
+/// As the wire has it; with `explain` how it was found, for the call of this `trace_id`.
+fn search_hit(hit: domain::SearchHit, explain: bool, trace_id: Option<&str>) -> api::SearchHit {
     let explanation = explain.then(|| {
-        json!({
+        let mut explanation = json!({
             "vector_rank": hit.vector_rank,
             "text_rank": hit.text_rank,
             "fusion": format!("{VECTOR_WEIGHT} * similarity + {} * bm25 / best bm25 of this search", 1.0 - VECTOR_WEIGHT),
             "revision": hit.item.revision,
-        })
+        });
+        if let Some(trace_id) = trace_id {
+            explanation["trace_id"] = trace_id.into();
+        }
+        explanation
     });
     api::SearchHit {
         id: hit.item.id,
