@@ -174,7 +174,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     let watchdog = tokio::spawn(async move {
         let ended = supervisor_task.await;
         if !supervisor_died.is_cancelled() {
-            tracing::error!(?ended, "the supervisor ended, so does the daemon");
+            tracing::error!(panicked = ended.is_err(), "the supervisor ended, so does the daemon");
             supervisor_died.cancel();
             return false;
         }

@@ -5,6 +5,8 @@
 
 use thiserror::Error;
 
+use crate::{descriptors, panics};
+
 /// Whether an operation that missed its deadline had taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Executed {
@@ -132,18 +134,34 @@ pub enum KnowledgeError {
         /// When a retry makes sense, in milliseconds.
         retry_after_ms: u64,
     },
-    /// A file of the store is missing or damaged, or cannot be read now.
+    /// No file could be opened: the process, or the system, has no file descriptors left. Nothing was done.
+    #[error("no file descriptors are left: {remedy}", remedy = descriptors::REMEDY)]
+    NoDescriptors,
+    /// A file of the store is missing or damaged, or cannot be read now. Made by [`KnowledgeError::unreadable`].
     #[error("{message}")]
     Unreadable {
         /// What happened.
         message: String,
     },
-    /// A defect or an error of the storage that has no better name.
+    /// A defect or an error of the storage that has no better name. Made by [`KnowledgeError::internal`].
     #[error("{message}")]
     Internal {
         /// What happened.
         message: String,
     },
+}
+
+/// Why a part of the daemon ends itself; shown by `admin.health`. The supervisor takes every other reason for a panic,
+/// of which it must not tell what was said.
+#[derive(Clone, Debug, Error)]
+#[error("{0}")]
+pub(crate) struct PartFailure(String);
+
+impl PartFailure {
+    /// With this reason.
+    pub(crate) fn new(reason: impl std::fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
 }
 
 /// Result with [`KnowledgeError`].
@@ -156,6 +174,11 @@ impl KnowledgeError {
             parameter: parameter.into(),
             message: message.into(),
         }
+    }
+
+    /// An [`KnowledgeError::InvalidParameter`] for `path`, by the rules of [`KnowledgeError::internal`].
+    pub fn of_path(message: impl std::fmt::Display) -> Self {
+        Self::told_by(&message, |message| Self::invalid("path", message))
     }
 
     /// This error, after a change that was made: `done` says what was.
@@ -194,7 +217,11 @@ impl KnowledgeError {
         match self {
             Self::WriteFailed { executed, .. } | Self::DeadlineExceeded { executed } => Some(*executed),
             Self::OutcomeUnknown | Self::Incomplete { .. } => Some(Executed::Unknown),
-            Self::Cancelled | Self::Busy { .. } | Self::ReadOnly { .. } | Self::Unavailable { .. } => {
+            Self::Cancelled
+            | Self::Busy { .. }
+            | Self::NoDescriptors
+            | Self::ReadOnly { .. }
+            | Self::Unavailable { .. } => {
                 Some(Executed::No)
             }
             _ => None,
@@ -206,10 +233,22 @@ impl KnowledgeError {
         matches!(self, Self::Cancelled)
     }
 
-    /// An [`KnowledgeError::Internal`].
+    /// An [`KnowledgeError::Internal`], unless the message tells of something that has a better name. What a panic
+    /// has said is taken out of it.
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::Internal {
-            message: message.to_string(),
+        Self::told_by(&message, |message| Self::Internal { message })
+    }
+
+    /// An [`KnowledgeError::Unreadable`], by the rules of [`KnowledgeError::internal`].
+    pub fn unreadable(message: impl std::fmt::Display) -> Self {
+        Self::told_by(&message, |message| Self::Unreadable { message })
+    }
+
+    fn told_by(message: &impl std::fmt::Display, otherwise: impl FnOnce(String) -> Self) -> Self {
+        let message = message.to_string();
+        if descriptors::tells_of_lack(&message) {
+            return descriptors::lack();
         }
+        otherwise(panics::untold(&message).into_owned())
     }
 }

@@ -20,9 +20,11 @@
 pub mod admission;
 pub mod clock;
 pub mod deadline;
+pub mod descriptors;
 pub mod domain;
 pub mod embedder;
 pub mod error;
+pub mod panics;
 pub mod reader;
 pub mod restart;
 pub mod routes;

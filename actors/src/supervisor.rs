@@ -14,6 +14,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, Supervisio
 use tokio::sync::{oneshot, watch};
 
 use crate::embedder::{Embedder, EmbedderArgs, EmbedderHandle, EmbedderShared};
+use crate::error::PartFailure;
 use crate::reader::{Reader, ReaderConfig, ReaderPool};
 use crate::restart::{RestartPolicy, RestartTracker};
 use crate::routes::{PartState, PartStatus, Routes};
@@ -175,7 +176,7 @@ impl Actor for Supervisor {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorFailed(cell, reason) => state.child_ended(&myself, &cell, reason.to_string()),
+            SupervisionEvent::ActorFailed(cell, reason) => state.child_ended(&myself, &cell, why(&reason)),
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
                 let reason = reason.unwrap_or_else(|| "it stopped unasked".to_owned());
                 state.child_ended(&myself, &cell, reason);
@@ -183,6 +184,14 @@ impl Actor for Supervisor {
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
         }
         Ok(())
+    }
+}
+
+/// Why a part has failed. ractor makes an error of what a panic says, which stays inside.
+fn why(reason: &ActorProcessingErr) -> String {
+    match reason.downcast_ref::<PartFailure>() {
+        Some(failure) => failure.to_string(),
+        None => "it panicked; the log says where".to_owned(),
     }
 }
 
@@ -210,6 +219,7 @@ impl SupervisorState {
                 self.have_run.insert(part);
                 self.set_state(part, PartState::Running);
             }
+            Err(ractor::SpawnErr::StartupFailed(reason)) => self.failed(myself, part, why(&reason)),
             Err(error) => self.failed(myself, part, error.to_string()),
         }
     }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ccod_actors::deadline::Deadline;
+use ccod_actors::descriptors;
 use ccod_actors::domain::ProjectName;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::routes::{PartState, PartStatus};
@@ -38,7 +39,11 @@ async fn health_of(app: &App) -> (HealthStatus, Vec<String>) {
     let troubles = app.store.troubles().await;
     let routes = app.routes();
     let of_lanes = routes.writer.iter().flat_map(|writer| writer.troubles());
-    let troubles = of_lanes.chain(troubles).collect();
+    let of_descriptors = descriptors::trouble(
+        app.server.descriptors_lacked_at().max(descriptors::lacked_at()),
+        Instant::now(),
+    );
+    let troubles = of_descriptors.into_iter().chain(of_lanes).chain(troubles).collect();
     overall(&routes.parts, troubles, routes.stopping)
 }
 

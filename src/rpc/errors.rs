@@ -1,5 +1,6 @@
 //! Errors of the actors as errors of the wire: the only mapping in the program.
 
+use ccod_actors::descriptors;
 use ccod_actors::error::{Executed, KnowledgeError};
 use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
 
@@ -47,6 +48,10 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
             }
         }
         KnowledgeError::AnswerTooLarge { limit_bytes } => WireError::response_too_large(limit_bytes),
+        KnowledgeError::NoDescriptors => {
+            tracing::warn!("a request failed: {message}");
+            WireError::busy(message, descriptors::RETRY_AFTER_MS)
+        }
         KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(format!("{queue} is full"), retry_after_ms),
         KnowledgeError::Unreadable { message } => {
             tracing::error!(%message, "the store could not be read");
@@ -76,5 +81,151 @@ pub(crate) fn unwritten(error: KnowledgeError) -> WireError {
         error.with_executed(WireExecuted::No)
     } else {
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    /// Each kind of error, as it really occurs.
+    fn every_error() -> Vec<KnowledgeError> {
+        let text = |text: &str| text.to_owned();
+        let mut errors = vec![
+            KnowledgeError::invalid("limit", "`limit` must be from 1 to 100"),
+            KnowledgeError::NotFound {
+                what: text("item issue-1-ab"),
+            },
+            KnowledgeError::AlreadyExists { id: text("issue-1-ab") },
+            KnowledgeError::SecretRejected {
+                detector: text("aws"),
+                field: text("metadata.token"),
+            },
+            KnowledgeError::ModelMismatch {
+                project: text("web"),
+                stored: text("a@1"),
+                running: text("b@1"),
+            },
+            KnowledgeError::ReadOnly {
+                reason: text("the disk is full; free some space, writes go on by themselves"),
+            },
+            KnowledgeError::Cancelled,
+            KnowledgeError::Expired {
+                what: text("the cursor"),
+            },
+            KnowledgeError::Expired {
+                what: text("the undo token"),
+            },
+            KnowledgeError::NeedsMigration {
+                project: text("web"),
+                detail: text("column id is missing"),
+            },
+            KnowledgeError::Unavailable {
+                part: "writer",
+                reason: text("it is restarting, nothing was changed"),
+            },
+            KnowledgeError::OutcomeUnknown,
+            KnowledgeError::ShuttingDown,
+            KnowledgeError::NoDescriptors,
+            KnowledgeError::unreadable("the store could not be read: x"),
+            KnowledgeError::internal("x"),
+        ];
+        let queues = [
+            "the readers' queue",
+            "the writer's queue",
+            "the writer's buffer",
+            "the embedder's queue",
+        ];
+        errors.extend(queues.map(|queue| KnowledgeError::Busy {
+            queue,
+            retry_after_ms: 50,
+        }));
+        errors.extend(
+            [Executed::No, Executed::Yes, Executed::Unknown]
+                .map(|executed| KnowledgeError::DeadlineExceeded { executed }),
+        );
+        errors.push(KnowledgeError::NoDescriptors.after("the items are deleted, and their bytes are not erased yet"));
+        errors
+    }
+
+    /// A word that follows itself.
+    fn doubled(text: &str) -> Option<&str> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let of_letters = |word: &str| word.len() > 1 && word.chars().all(char::is_alphabetic);
+        let pair = words
+            .windows(2)
+            .find(|pair| of_letters(pair[0]) && pair[0].eq_ignore_ascii_case(pair[1]));
+        pair.map(|pair| pair[0])
+    }
+
+    #[test]
+    fn every_error_says_what_to_do_and_no_word_twice() {
+        for error in every_error() {
+            let own = error.to_string();
+            assert_eq!(doubled(&own), None, "{own}");
+            let wire = wire_error(error);
+            let message = &wire.message;
+            assert_eq!(doubled(message), None, "{message}");
+            assert!(!message.ends_with('.'), "{message}");
+            let says_what_to_do = message.contains(';') || message.contains("must") || wire.data.fix.is_some();
+            assert!(says_what_to_do, "{message}");
+            // One clause each: none is said twice by two who did not know of each other.
+            let mut clauses: Vec<&str> = message.split(';').map(str::trim).collect();
+            clauses.sort_unstable();
+            clauses.dedup();
+            assert_eq!(clauses.len(), message.split(';').count(), "{message}");
+        }
+    }
+
+    #[test]
+    fn no_descriptors_are_busy_and_say_how_to_get_more() {
+        let wire = wire_error(KnowledgeError::NoDescriptors);
+        assert_eq!(
+            (wire.kind(), wire.data.executed),
+            (ErrorKind::Busy, Some(WireExecuted::No))
+        );
+        assert!(wire.data.retryable && wire.data.retry_after_ms.is_some());
+        assert!(wire.message.contains("LimitNOFILE"), "{}", wire.message);
+        // However a part of the program came by it.
+        let system = std::io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32);
+        for error in [
+            KnowledgeError::internal(&system),
+            KnowledgeError::unreadable(format_args!("/x cannot be read: {system}")),
+            KnowledgeError::of_path(format_args!("/x cannot be written: {system}")),
+        ] {
+            assert_eq!(wire_error(error).kind(), ErrorKind::Busy);
+        }
+    }
+
+    #[test]
+    fn no_text_of_the_program_says_a_word_twice() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut places: Vec<PathBuf> = ["src", "actors/src", "protocol/src", "docs", "README.md"]
+            .into_iter()
+            .map(|place| root.join(place))
+            .collect();
+        let mut read = 0;
+        while let Some(place) = places.pop() {
+            if place.is_dir() {
+                places.extend(std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()));
+                continue;
+            }
+            let kind = place.extension().and_then(|extension| extension.to_str());
+            if !matches!(kind, Some("rs" | "md")) {
+                continue;
+            }
+            let text = std::fs::read_to_string(&place).unwrap();
+            // A sentence goes on over the end of its line.
+            let lines = text.lines().map(|line| {
+                let line = line.trim().trim_start_matches(['/', '!']).trim_end_matches('\\');
+                line.trim()
+            });
+            let text = lines.collect::<Vec<_>>().join(" ");
+            assert_eq!(doubled(&text), None, "{}", place.display());
+            read += 1;
+        }
+        assert!(read > 50, "{read}");
     }
 }

@@ -109,7 +109,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, WireError> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| WireError::internal(error.to_string()))?
+        .map_err(|error| wire_error(KnowledgeError::internal(error)))?
         .map_err(wire_error)
 }
 
@@ -142,8 +142,8 @@ async fn turn(places: &Admission, context: &CallContext, others: &str) -> Result
     }
 }
 
-fn bad_path(message: impl Into<String>) -> KnowledgeError {
-    KnowledgeError::invalid("path", message)
+fn bad_path(message: impl std::fmt::Display) -> KnowledgeError {
+    KnowledgeError::of_path(message)
 }
 
 /// Copies projects as they are at one moment.
@@ -323,7 +323,7 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
             for item in view.items_at(rows).await.map_err(wire_error)? {
                 format
                     .write(&convert::item(item), written == 0, &mut bytes)
-                    .map_err(|error| WireError::internal(error.to_string()))?;
+                    .map_err(|error| wire_error(KnowledgeError::internal(error)))?;
                 written += 1;
             }
             file = blocking(move || {
@@ -374,7 +374,7 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     loop {
         let read = (&mut reading)
             .await
-            .map_err(|error| WireError::internal(error.to_string()))
+            .map_err(|error| wire_error(KnowledgeError::internal(error)))
             .flatten();
         let (left, group) = read.map_err(|error| import.interrupted(error))?;
         if group.is_empty() {

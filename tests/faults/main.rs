@@ -15,6 +15,7 @@ mod clock;
 mod effect;
 mod idle;
 mod lanes;
+mod panics;
 mod purge;
 #[path = "../integration/support.rs"]
 #[allow(dead_code, unused_imports)]

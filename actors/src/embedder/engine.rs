@@ -11,7 +11,6 @@
 //! * an engine that can't be loaded fails the batch with the reason, and loading is tried again later.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use super::bert::BertModel;
 use super::model::ModelCell;
 use super::tokenize::TokenizedText;
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::panics;
 
 /// Name of this part of the daemon in [`KnowledgeError::Unavailable`].
 pub(super) const PART: &str = "embedder";
@@ -200,15 +200,15 @@ impl Worker {
             Ok(engine) => {
                 let texts: Vec<&TokenizedText> = job.texts.iter().collect();
                 let start = Instant::now();
-                let result = catch_unwind(AssertUnwindSafe(|| {
+                let result = panics::catch_in(|| {
                     if !texts.is_empty() {
                         embed_or_bisect(engine, &texts, 0, &mut progress);
                     }
-                }));
+                });
                 busy = start.elapsed();
-                if result.is_err() {
+                if let Err(panic) = result {
                     panicked = true;
-                    tracing::error!(texts = texts.len(), "the embedding engine panicked");
+                    tracing::error!(texts = texts.len(), %panic, "the embedding engine failed");
                     // Its state may be broken. The weights are outside it and immutable.
                     self.engine = None;
                 }
@@ -235,8 +235,8 @@ impl Worker {
             {
                 return Err(error.clone());
             }
-            let built = catch_unwind(AssertUnwindSafe(|| self.model.build_engine()))
-                .unwrap_or_else(|_| Err(EngineError::Load("the loader panicked".to_owned())));
+            let built = panics::catch_in(|| self.model.build_engine())
+                .unwrap_or_else(|panic| Err(EngineError::Load(format!("loading it ended in {panic}"))));
             match built {
                 Ok(engine) => {
                     self.load_failed = None;

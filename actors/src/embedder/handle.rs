@@ -141,11 +141,15 @@ impl EmbedderShared {
     pub fn new(config: EmbedderConfig, model: Arc<ModelCell>) -> Self {
         let inner = Inner {
             interactive: Admission::new(
-                "embedder (interactive)",
+                "the embedder's queue",
                 config.interactive_queue_tokens,
                 config.retry_after_ms,
             ),
-            bulk: Admission::new("embedder (bulk)", config.bulk_queue_tokens, config.retry_after_ms),
+            bulk: Admission::new(
+                "the embedder's queue for large texts and batches",
+                config.bulk_queue_tokens,
+                config.retry_after_ms,
+            ),
             cache: QueryCache::new(config.query_cache),
             tokenizing_interactive: Semaphore::new(TOKENIZING_TASKS),
             tokenizing_bulk: Semaphore::new(TOKENIZING_TASKS),

@@ -38,7 +38,7 @@ use self::engine::{EngineJob, EngineReport, EngineThread, unavailable};
 use self::planner::{CostModel, DropReason, FlushCause, Planner, PlannerConfig, Queued};
 use crate::admission::Permit;
 use crate::deadline::Deadline;
-use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::error::{Executed, KnowledgeError, KnowledgeResult, PartFailure};
 
 pub use self::handle::{EmbedderHandle, EmbedderShared, QueryCache};
 pub use self::model::ModelCell;
@@ -306,7 +306,7 @@ impl Actor for Embedder {
         args: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         fail::fail_point!("embedder::pre_start", |message: Option<String>| {
-            Err(message.unwrap_or_default().into())
+            Err(PartFailure::new(message.unwrap_or_default()).into())
         });
         let EmbedderArgs { config, model } = args;
         let reports_to = myself.clone();
@@ -315,7 +315,8 @@ impl Actor for Embedder {
             if reports_to.cast(EmbedderMessage::BatchFinished(report)).is_err() {
                 tracing::debug!("a batch finished after its actor had stopped");
             }
-        })?;
+        })
+        .map_err(PartFailure::new)?;
         let mut state = EmbedderActorState {
             model,
             planner: Planner::new(PlannerConfig {
@@ -479,7 +480,9 @@ impl EmbedderActorState {
     fn submit(&mut self, slots: Vec<(u64, usize)>, texts: Vec<TokenizedText>) -> Result<(), ActorProcessingErr> {
         let number = self.next_batch;
         self.next_batch += 1;
-        self.engine.submit(EngineJob { batch: number, texts })?;
+        self.engine
+            .submit(EngineJob { batch: number, texts })
+            .map_err(PartFailure::new)?;
         self.running = Some(RunningBatch { number, slots });
         Ok(())
     }
@@ -562,7 +565,10 @@ impl EmbedderActorState {
             self.counters.engine_panics += 1;
             self.consecutive_panics += 1;
             if self.consecutive_panics >= MAX_CONSECUTIVE_PANICS {
-                return Err(format!("the embedding engine panicked {MAX_CONSECUTIVE_PANICS} times in a row").into());
+                let times = MAX_CONSECUTIVE_PANICS;
+                return Err(
+                    PartFailure::new(format_args!("the embedding engine panicked {times} times in a row")).into(),
+                );
             }
         } else if forward_passes > 0 {
             self.consecutive_panics = 0;

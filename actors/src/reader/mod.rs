@@ -6,10 +6,8 @@
 //! stuck gets no further work. A query that panics ends its reader alone: the caller is told to retry, the
 //! supervisor puts a new reader in its place.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
@@ -17,13 +15,14 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode, StoredItem};
-use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::error::{Executed, KnowledgeError, KnowledgeResult, PartFailure};
+use crate::panics;
 use crate::store::changes::Change;
 use crate::store::maintenance::Debt;
 use crate::store::search::{PageVersion, SearchOutcome, search, search_in};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
-use crate::writer::{DeleteTarget, panic_text};
+use crate::writer::DeleteTarget;
 
 /// Settings of the pool.
 #[derive(Clone, Debug)]
@@ -202,7 +201,10 @@ impl Actor for Reader {
         _myself: ActorRef<Self::Msg>,
         store: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        fail::fail_point!("reader::pre_start", |_| Err("failpoint reader::pre_start".into()));
+        fail::fail_point!("reader::pre_start", |_| Err(PartFailure::new(
+            "failpoint reader::pre_start"
+        )
+        .into()));
         Ok(store)
     }
 
@@ -334,11 +336,13 @@ async fn run<Q, R>(job: ReadJob<Q, R>, query: impl AsyncFnOnce(Q) -> KnowledgeRe
 
 /// Runs a query that may come upon damaged bytes, over which Lance can panic: that is an error like others.
 async fn caught<R>(query: impl Future<Output = KnowledgeResult<R>>) -> KnowledgeResult<R> {
-    match AssertUnwindSafe(query).catch_unwind().await {
+    let query = async {
+        fail::fail_point!("reader::query");
+        query.await
+    };
+    match panics::catch(query).await {
         Ok(result) => result,
-        Err(panic) => Err(KnowledgeError::Unreadable {
-            message: format!("reading failed: {}", panic_text(&panic)),
-        }),
+        Err(panic) => Err(KnowledgeError::unreadable(format_args!("reading failed: {panic}"))),
     }
 }
 
@@ -463,7 +467,7 @@ async fn searchable_alone(
 
 fn cursor_expired() -> KnowledgeError {
     KnowledgeError::Expired {
-        what: "cursor".to_owned(),
+        what: "the cursor".to_owned(),
     }
 }
 

@@ -32,7 +32,7 @@ use crate::domain::{ProjectName, format_time, hex, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::holds_table;
 use crate::store::durable::referenced_files;
-use crate::store::error::read_error;
+use crate::store::error::{lacks_descriptors, read_error, told};
 use crate::store::schema::{TABLE_NAME, TableShape};
 use crate::store::view::ProjectView;
 
@@ -621,8 +621,9 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
     match counted {
         Ok(Ok(rows)) if rows as u64 == project.rows => Ok(()),
         Ok(Ok(rows)) => Err(unusable(format!("it has {rows} rows instead of {}", project.rows))),
-        Ok(Err(error)) => Err(unusable(error.to_string())),
-        Err(panic) => Err(unusable(panic.to_string())),
+        Ok(Err(error)) if lacks_descriptors(&error) => Err(read_error(error)),
+        Ok(Err(error)) => Err(unusable(told(&error))),
+        Err(panic) => Err(unusable(told(&panic))),
     }
 }
 
@@ -864,8 +865,8 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// A path that the caller has to change.
-pub(crate) fn bad_path(message: impl Into<String>) -> KnowledgeError {
-    KnowledgeError::invalid("path", message)
+pub(crate) fn bad_path(message: impl std::fmt::Display) -> KnowledgeError {
+    KnowledgeError::of_path(message)
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> KnowledgeError {

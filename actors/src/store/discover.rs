@@ -15,7 +15,7 @@ use lance_table::io::commit::ManifestNamingScheme;
 
 use crate::domain::{PROBE_PREFIX, ProjectName};
 use crate::error::KnowledgeResult;
-use crate::store::error::file_read_error;
+use crate::store::error::{file_read_error, lacks_descriptors};
 use crate::store::{state, table_directory};
 
 /// Something in the data directory that is not served.
@@ -63,6 +63,10 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
     let entries = match fs::read_dir(knowledge) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return found,
+        Err(error) if lacks_descriptors(&error) => {
+            tracing::warn!(%error, "the data directory cannot be looked through now");
+            return found;
+        }
         Err(error) => {
             found.left_aside.push(LeftAside {
                 name: None,

@@ -272,15 +272,29 @@ impl CommitHandler for DurableCommitHandler {
             mode: PutMode::Create,
             ..PutOptions::default()
         };
-        let put = publisher
-            .put_opts(&path, bytes.into(), options)
-            .await
-            .map_err(|error| match error {
-                ObjectStoreError::AlreadyExists { .. } | ObjectStoreError::Precondition { .. } => {
-                    CommitError::CommitConflict
+        // Opened before, as there may be no descriptor for it afterwards. The first version makes the directory.
+        let versions = match PathBuf::from(to_local_path(&path)).parent().map(File::open) {
+            Some(Ok(directory)) => Some(directory),
+            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(other(error)),
+            _ => None,
+        };
+        let put = match publisher.put_opts(&path, bytes.into(), options).await {
+            Ok(put) => put,
+            Err(ObjectStoreError::AlreadyExists { .. } | ObjectStoreError::Precondition { .. }) => {
+                return Err(CommitError::CommitConflict);
+            }
+            Err(error) => {
+                // The manifest may have got its name all the same. Lance looks for it and then takes the commit for
+                // made, so the name has to be on disk.
+                if self.durability == Durability::Full
+                    && let Some(versions) = versions
+                    && let Err(error) = versions.sync_all()
+                {
+                    tracing::error!(%error, "a failed commit could not be made durable");
                 }
-                error => CommitError::OtherError(error.into()),
-            })?;
+                return Err(CommitError::OtherError(error.into()));
+            }
+        };
         self.known().named = referenced;
         if self.durability == Durability::Full && manifest.version == 1 {
             // The first version also creates the table's directory and `_versions` in it.

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
+use crate::descriptors;
 use crate::error::KnowledgeError;
+use crate::panics::untold;
 
 /// Causes that are followed at most: chains of errors are short, and a cycle must not hang a reply.
 const MAX_CAUSES: usize = 64;
@@ -127,12 +129,24 @@ pub(crate) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
 /// An error of a read. What is read was checked before, so the error is of what is stored (Lance calls damaged bytes
 /// invalid input, among other things).
 pub fn read_error(error: impl StdError + 'static) -> KnowledgeError {
-    KnowledgeError::Unreadable {
-        message: format!("the store could not be read: {error}"),
+    if lacks_descriptors(&error) {
+        return descriptors::lack();
     }
+    KnowledgeError::unreadable(format_args!("the store could not be read: {error}"))
 }
 
-/// An error of a write: no room and no permission are states that heal, everything else is reported as it is.
+/// What an error says, without what a panic has said.
+pub(crate) fn told(error: &dyn StdError) -> String {
+    untold(&error.to_string()).into_owned()
+}
+
+/// Whether an error comes of there being no file descriptors left.
+pub(crate) fn lacks_descriptors(error: &(dyn StdError + 'static)) -> bool {
+    system_errors(error).into_iter().any(descriptors::is_lack)
+}
+
+/// An error of a write: no room, no permission and no descriptors are states that heal, everything else is reported as
+/// it is.
 pub fn write_error(error: impl StdError + 'static) -> KnowledgeError {
     let unknown = causes(&error).into_iter().any(|cause| {
         cause
@@ -141,6 +155,9 @@ pub fn write_error(error: impl StdError + 'static) -> KnowledgeError {
     });
     if unknown {
         return KnowledgeError::OutcomeUnknown;
+    }
+    if lacks_descriptors(&error) {
+        return descriptors::lack();
     }
     match Obstacle::of(&error) {
         Some(obstacle) => KnowledgeError::ReadOnly {
@@ -152,9 +169,7 @@ pub fn write_error(error: impl StdError + 'static) -> KnowledgeError {
 
 /// An error of the file system while reading `path`.
 pub(crate) fn file_read_error(path: &Path, error: io::Error) -> KnowledgeError {
-    KnowledgeError::Unreadable {
-        message: format!("{} cannot be read: {error}", path.display()),
-    }
+    KnowledgeError::unreadable(format_args!("{} cannot be read: {error}", path.display()))
 }
 
 /// An error of the file system while changing `path`: it cannot be `doing` (created, written, ...).
@@ -223,6 +238,37 @@ mod tests {
             write_error(lance::Error::internal("x")),
             KnowledgeError::Internal { .. }
         ));
+    }
+
+    #[test]
+    fn no_descriptors_are_told_as_that_however_deep_they_are_wrapped() {
+        for errno in [Errno::EMFILE, Errno::ENFILE] {
+            let wrapped: [fn(Errno) -> lance::Error; 4] = [
+                |errno| lance::Error::io_source(Box::new(io(errno))),
+                |errno| lance::Error::external(Box::new(io::Error::other(io(errno)))),
+                |errno| lance::Error::internal(format!("LocalWriter: {}", io(errno))),
+                |errno| {
+                    lance::Error::from(object_store::Error::Generic {
+                        store: "local",
+                        source: Box::new(io(errno)),
+                    })
+                },
+            ];
+            for wrap in wrapped {
+                assert!(matches!(read_error(wrap(errno)), KnowledgeError::NoDescriptors));
+                assert!(matches!(write_error(wrap(errno)), KnowledgeError::NoDescriptors));
+            }
+            let (place, doing) = (Path::new("/x"), "written");
+            assert!(matches!(
+                file_read_error(place, io(errno)),
+                KnowledgeError::NoDescriptors
+            ));
+            assert!(matches!(
+                file_error(doing, place, io(errno)),
+                KnowledgeError::NoDescriptors
+            ));
+        }
+        assert!(descriptors::lacked_at().is_some());
     }
 
     #[test]

@@ -63,7 +63,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::cache::SweptCache;
 use crate::store::discover::{LeftAside, holds_table};
 use crate::store::durable::DurableCommitHandler;
-use crate::store::error::{read_error, write_error};
+use crate::store::error::{is_passing, read_error, write_error};
 use crate::store::held::HeldVersions;
 use crate::store::recovery::{Condition, DamagedFragment};
 use crate::store::room::WriteState;
@@ -878,12 +878,17 @@ impl Project {
         .await;
         let table = match opened {
             Ok(Ok(table)) => table,
-            Ok(Err(lancedb::Error::TableNotFound { .. })) => return Ok(None),
+            // LanceDB takes a table whose files cannot be opened now for none.
+            Ok(Err(error @ lancedb::Error::TableNotFound { .. })) if !is_passing(&error) => {
+                tracing::debug!(project = %self.name, %error, "there is no table");
+                return Ok(None);
+            }
             Ok(Err(error)) => return Err(read_error(error)),
             Err(panic) => {
-                return Err(KnowledgeError::Unreadable {
-                    message: format!("project {} cannot be opened: {panic}", self.name),
-                });
+                return Err(KnowledgeError::unreadable(format_args!(
+                    "project {} cannot be opened: {panic}",
+                    self.name
+                )));
             }
         };
         let dataset = current_dataset(&table).await?;
@@ -959,9 +964,10 @@ impl Project {
         );
         match tokio::spawn(opened).await {
             Ok(opened) => opened,
-            Err(panic) => Err(KnowledgeError::Unreadable {
-                message: format!("project {} cannot be read: {panic}", self.name),
-            }),
+            Err(panic) => Err(KnowledgeError::unreadable(format_args!(
+                "project {} cannot be read: {panic}",
+                self.name
+            ))),
         }
     }
 
@@ -1010,7 +1016,7 @@ impl Project {
                     let repaired = table.view().await?;
                     self.set_view(repaired);
                 }
-                Err(error @ KnowledgeError::ReadOnly { .. }) => return Err(error),
+                Err(error @ (KnowledgeError::ReadOnly { .. } | KnowledgeError::NoDescriptors)) => return Err(error),
                 Err(error) => {
                     // Adding to the table needs none of what is damaged.
                     tracing::error!(project = %self.name, %error, "a damaged table could not be repaired");

@@ -20,7 +20,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,8 +36,9 @@ use tokio::runtime::Handle;
 
 use crate::domain::{ProjectName, format_time, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::panics;
 use crate::store::durable::made_durably;
-use crate::store::error::{file_error, file_read_error, is_passing, read_error};
+use crate::store::error::{file_error, file_read_error, is_passing, read_error, told};
 use crate::store::restore::{LINEAGE_FILE, Lineage};
 use crate::store::state::{self, sync_directory, write_durably};
 use crate::store::write::configuration_damage;
@@ -261,11 +261,11 @@ fn read_version(path: &Path) -> KnowledgeResult<Result<Manifest, String>> {
         return Ok(Err(reason.to_owned()));
     }
     // What passes for a manifest may still make Lance panic on its bytes.
-    let parsed = std::panic::catch_unwind(AssertUnwindSafe(|| Handle::current().block_on(parse(&bytes))));
+    let parsed = panics::catch_in(|| Handle::current().block_on(parse(&bytes)));
     Ok(match parsed {
         Ok(Ok(manifest)) => Ok(manifest),
         Ok(Err(error)) => Err(format!("its manifest cannot be decoded: {error}")),
-        Err(_) => Err("its manifest cannot be decoded".to_owned()),
+        Err(panic) => Err(format!("its manifest cannot be decoded: {panic}")),
     })
 }
 
@@ -522,8 +522,8 @@ pub(crate) async fn read_fragment(
     match read.await {
         Ok(Ok(())) => Ok(Ok(())),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(error.to_string())),
-        Err(panic) if panic.is_panic() => Ok(Err(panic.to_string())),
+        Ok(Err(error)) => Ok(Err(told(&error))),
+        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }

@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::domain::{KnowledgeKind, ProjectName, content_hash, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::{is_passing, read_error};
+use crate::store::error::{is_passing, read_error, told};
 use crate::store::rows::{RowReader, row_key};
 use crate::store::schema::{TableShape, column};
 use crate::store::view::ProjectView;
@@ -241,9 +241,10 @@ async fn open_again(view: &ProjectView) -> KnowledgeResult<Arc<Dataset>> {
     match tokio::spawn(async move { builder.load().await }).await {
         Ok(Ok(dataset)) => Ok(Arc::new(dataset)),
         Ok(Err(error)) => Err(read_error(error)),
-        Err(panic) => Err(KnowledgeError::Unreadable {
-            message: format!("project {} cannot be opened: {panic}", view.project()),
-        }),
+        Err(panic) => Err(KnowledgeError::unreadable(format_args!(
+            "project {} cannot be opened: {panic}",
+            view.project()
+        ))),
     }
 }
 
@@ -329,7 +330,7 @@ impl Batches {
         match self.batches.recv().await {
             Some(Ok(batch)) => Ok(Some(Ok(batch))),
             Some(Err(error)) if is_passing(&error) => Err(read_error(error)),
-            Some(Err(error)) => Ok(Some(Err(error.to_string()))),
+            Some(Err(error)) => Ok(Some(Err(told(&error)))),
             None => {
                 let Some(task) = self.task.take() else { return Ok(None) };
                 match task.await {
@@ -337,7 +338,7 @@ impl Batches {
                         self.whole = true;
                         Ok(None)
                     }
-                    Err(panic) => Ok(Some(Err(panic.to_string()))),
+                    Err(panic) => Ok(Some(Err(told(&panic)))),
                 }
             }
         }
@@ -686,8 +687,8 @@ fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) -> Knowledg
     match read {
         Ok(Ok(value)) => Ok(Ok(value)),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(error.to_string())),
-        Err(panic) if panic.is_panic() => Ok(Err(panic.to_string())),
+        Ok(Err(error)) => Ok(Err(told(&error))),
+        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }

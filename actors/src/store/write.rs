@@ -112,6 +112,9 @@ impl WriteTable {
             if opened.condition.configuration.is_none()
                 && let Err(error) = opened.mend_text_index().await
             {
+                if matches!(error, KnowledgeError::NoDescriptors) {
+                    return Err(error); // There may be one.
+                }
                 // Everything else can be read; the writer tries again before its next commit.
                 tracing::error!(project = %opened.project, %error, "the keyword index cannot be made");
             }
@@ -164,6 +167,9 @@ impl WriteTable {
             tracing::warn!(project = %self.project, %reason, "the keyword index was damaged and was made anew");
             self.notes
                 .push(format!("the keyword index was damaged and was made anew: {reason}"));
+        }
+        if matches!(mended, Err(KnowledgeError::NoDescriptors)) {
+            return mended; // Says nothing about the index.
         }
         self.set_condition(Condition {
             keyword_index: mended.as_ref().err().map(ToString::to_string),

@@ -18,12 +18,10 @@ mod undo;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
@@ -44,7 +42,8 @@ use upkeep::{Upkeep, UpkeepDone, finish_erasing};
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::ProjectName;
-use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::error::{Executed, KnowledgeError, KnowledgeResult, PartFailure};
+use crate::panics;
 use crate::restart::RestartPolicy;
 use crate::store::maintenance::{Debt, Pace};
 use crate::store::{Project, WriteAccess};
@@ -649,10 +648,13 @@ impl Actor for Writer {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        fail::fail_point!("writer::pre_start", |_| Err("failpoint writer::pre_start".into()));
+        fail::fail_point!("writer::pre_start", |_| Err(PartFailure::new(
+            "failpoint writer::pre_start"
+        )
+        .into()));
         for project in arguments.access.unfinished_purges() {
             tracing::warn!(%project, "a purge was cut short, it is being finished");
-            myself.cast(WriterMessage::Upkeep(project))?;
+            myself.cast(WriterMessage::Upkeep(project)).map_err(PartFailure::new)?;
         }
         myself.send_after(upkeep::first_look(), || WriterMessage::Survey);
         Ok(WriterState {
@@ -1075,7 +1077,7 @@ impl LaneTurn {
                 }
             }
         };
-        match AssertUnwindSafe(writing).catch_unwind().await {
+        match panics::catch(writing).await {
             Ok(committed) => done.committed = committed,
             Err(_) => {
                 done.panicked = Some(work);
@@ -1088,7 +1090,7 @@ impl LaneTurn {
             }
         }
         if let Some(pace) = self.upkeep {
-            match AssertUnwindSafe(self.upkeep(pace)).catch_unwind().await {
+            match panics::catch(self.upkeep(pace)).await {
                 Ok(found) => done.upkeep = Some(found),
                 Err(_) => {
                     done.upkeep = Some(UpkeepDone::failed(pace));
@@ -1239,7 +1241,10 @@ impl LaneTurn {
     async fn with_effect(&self, error: KnowledgeError, begun: Option<i64>) -> KnowledgeError {
         if !matches!(
             error,
-            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. } | KnowledgeError::ReadOnly { .. }
+            KnowledgeError::Internal { .. }
+                | KnowledgeError::Unreadable { .. }
+                | KnowledgeError::ReadOnly { .. }
+                | KnowledgeError::NoDescriptors
         ) {
             return error;
         }
@@ -1303,13 +1308,4 @@ fn is_held(point: &'static str) -> bool {
     let _name = point; // Without fail points nothing is made of it.
     fail::fail_point!(_name, |_| true);
     false
-}
-
-/// The words of a panic.
-pub(crate) fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no reason given".to_owned())
 }

@@ -1,0 +1,172 @@
+//! What is told of a panic: where it happened, and that it was one.
+//!
+//! What a panic says (its payload) may quote the text that was worked on, so it goes neither to the log nor to a
+//! caller. The hook notes the place, [`catch`] gives it to whoever goes on after the panic, and [`untold`] takes what
+//! was said out of texts that others make of panics (a task that was joined, LanceDB).
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, Location, PanicHookInfo};
+
+use futures::FutureExt;
+
+thread_local! {
+    /// Where the last panic of this thread was, until somebody has caught it.
+    static LAST_PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A panic that was caught.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Panic {
+    /// File and line; none where no hook has noted it.
+    place: Option<String>,
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(place) => write!(formatter, "a panic at {place}"),
+            None => formatter.write_str("a panic; the log says where"),
+        }
+    }
+}
+
+impl std::error::Error for Panic {}
+
+impl Panic {
+    fn last() -> Self {
+        Self {
+            place: LAST_PLACE.with_borrow_mut(Option::take),
+        }
+    }
+}
+
+/// Runs `future`; a panic in it is an error that says where it was.
+///
+/// # Errors
+/// When it panicked.
+pub async fn catch<T>(future: impl Future<Output = T>) -> Result<T, Panic> {
+    AssertUnwindSafe(future)
+        .catch_unwind()
+        .await
+        .map_err(|_said| Panic::last())
+}
+
+/// As [`catch`], for what is no future.
+///
+/// # Errors
+/// When it panicked.
+pub fn catch_in<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_said| Panic::last())
+}
+
+/// Has the process log where its panics are, and not what they say. With `RUST_BACKTRACE` set, also how they came
+/// about. Call it once, before anything else runs.
+pub fn install_hook() {
+    std::panic::set_hook(Box::new(tell_place));
+}
+
+fn tell_place(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), place);
+    // The thread may be ending already, and then nobody catches it either.
+    LAST_PLACE.try_with(|last| last.replace(Some(place.clone()))).ok();
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("without a name");
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("\n{backtrace}"),
+        _ => String::new(),
+    };
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!(
+            place,
+            thread,
+            "a panic; what it says may quote a text and is not logged{backtrace}"
+        );
+    } else {
+        writeln!(
+            std::io::stderr(),
+            "a panic at {place} in the thread {thread}{backtrace}"
+        )
+        .ok();
+    }
+}
+
+/// File and line, without the directories of the machine that the program was built on.
+fn place(location: &Location<'_>) -> String {
+    const REGISTRY: &str = "/registry/src/";
+    let file = location.file();
+    let file = match file.split_once(REGISTRY) {
+        Some((_, of_registry)) => of_registry
+            .split_once('/')
+            .map_or(of_registry, |(_, of_crate)| of_crate),
+        None => file,
+    };
+    format!("{file}:{}", location.line())
+}
+
+/// `text` without what panics have said: tokio tells it of a task that was joined, and others put that into their own
+/// errors.
+#[must_use]
+pub fn untold(text: &str) -> Cow<'_, str> {
+    const MARK: &str = " panicked with message ";
+    let Some((before, said)) = text.split_once(MARK) else {
+        return Cow::Borrowed(text);
+    };
+    let after = quoted(said).map_or("", |length| &said[length..]);
+    Cow::Owned(format!("{before} panicked{}", untold(after)))
+}
+
+/// How long the quoted text at the beginning is, quotes included; none if there is none.
+fn quoted(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    let inside = text.strip_prefix('"')?;
+    let end = inside.find(|character| {
+        let ends = character == '"' && !escaped;
+        escaped = character == '\\' && !escaped;
+        ends
+    })?;
+    Some(end + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_panic_said_is_taken_out_of_the_texts_of_others() {
+        let secret = r#"a "secret" with \ and "#;
+        let joined = tokio::spawn(async move { panic!("{secret}{}", 1) }).await.unwrap_err();
+        assert!(joined.to_string().contains("secret"), "{joined}");
+        let told = format!("External error: {joined}, caused by {joined} (os error 5)");
+        let untold = untold(&told);
+        assert!(!untold.contains("secret"), "{untold}");
+        assert!(untold.ends_with("panicked (os error 5)"), "{untold}");
+        assert_eq!(untold.matches(" panicked").count(), 2);
+        // Quoted once more, there is no telling where it ends.
+        assert_eq!(super::untold(r#"x panicked with message \"secret\" y"#), "x panicked");
+        assert_eq!(super::untold("nothing of the kind"), "nothing of the kind");
+    }
+
+    #[tokio::test]
+    async fn what_is_caught_says_that_it_was_a_panic_and_nothing_else() {
+        let said = catch(async { panic!("secret") }).await.map(|()| String::new());
+        assert!(!said.unwrap_err().to_string().contains("secret"));
+        assert!(
+            !catch_in(|| panic!("secret"))
+                .map(|()| 0)
+                .unwrap_err()
+                .to_string()
+                .contains("secret")
+        );
+        assert_eq!(catch_in(|| 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_place_does_not_name_the_machine_that_built_the_program() {
+        assert!(place(Location::caller()).contains("panics.rs:"));
+    }
+}
