@@ -1005,11 +1005,17 @@ fn flag_settings(schema: &Schema, flags: Overrides) -> Result<Vec<Setting>, Conf
     Ok(settings)
 }
 
+/// Whether there is no file, also as what should be its directory is none: whoever needs that says so.
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
 /// The values of the file, each with its line; an absent file has none.
 fn file_settings(schema: &Schema, path: &Path) -> Result<Vec<Setting>, ConfigError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
         Err(source) => {
             return Err(ConfigError::Unreadable {
                 path: path.to_owned(),

@@ -156,7 +156,7 @@ mod tests {
         let of_letters = |word: &str| word.len() > 1 && word.chars().all(char::is_alphabetic);
         let pair = words
             .windows(2)
-            .find(|pair| of_letters(pair[0]) && pair[0].eq_ignore_ascii_case(pair[1]));
+            .find(|pair| of_letters(pair[0]) && pair[0].to_lowercase() == pair[1]);
         pair.map(|pair| pair[0])
     }
 

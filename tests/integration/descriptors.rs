@@ -1,6 +1,6 @@
 //! What a daemon does that has no file descriptors left: it says so, loses nothing, and goes on when there are some.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -24,12 +24,14 @@ fn limit_open_files(daemon: &Daemon, most: usize) {
     assert!(set.success());
 }
 
-/// The smallest number that no open file of the process reaches.
-fn open_files(daemon: &Daemon) -> usize {
+/// The limit with which a process can open so many files more: what is open above it stays open.
+fn limit_with(daemon: &Daemon, spare: usize) -> usize {
     let descriptors = Path::new("/proc").join(daemon.pid().to_string()).join("fd");
     let numbers = std::fs::read_dir(descriptors).unwrap().flatten();
-    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<usize>().ok());
-    numbers.max().unwrap() + 1
+    let open: BTreeSet<usize> = numbers
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    (0..).filter(|number| !open.contains(number)).nth(spare).unwrap()
 }
 
 /// A call that may fail for want of descriptors, and in no other way. Whether it did.
@@ -89,10 +91,10 @@ fn a_daemon_without_descriptors_is_busy_says_so_and_loses_nothing() {
     }
     let mut connection = daemon.connect();
     assert_eq!(connection.call("admin.health", json!({}))["status"], "ok");
-    let base = open_files(&daemon);
     let (mut lacking, mut refused, mut unknown) = (0, Vec::new(), Vec::new());
     for spare in 0..14 {
-        limit_open_files(&daemon, base + spare);
+        let limit = limit_with(&daemon, spare);
+        limit_open_files(&daemon, limit);
         for number in [spare % PROJECTS, (spare + PROJECTS / 2) % PROJECTS] {
             let project = project(number);
             for (method, params) in [
