@@ -472,7 +472,9 @@ async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, ClientEr
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { path, source },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { path, source }
+            }
             io::ErrorKind::PermissionDenied => ClientError::Permission { path, source },
             _ => ClientError::Connect { path, source },
         });

@@ -67,14 +67,14 @@ fn describe(row: &MethodInfo, generator: &mut SchemaGenerator) -> Value {
         "schema": if row.scope.takes_every() { json!({ "anyOf": [one_project, { "const": "*" }] }) } else { one_project },
     }));
     params.push(json!({
-        "name": "timeout_ms", "required": false,
-        "summary": "By name only. The default of a single write grows by half a millisecond for each byte of its parameters.",
-        "schema": { "type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": row.default_timeout_ms },
-    }));
-    params.push(json!({
         "name": "trace_id", "required": false,
         "summary": "By name only. The caller's own name for the call: it stands in its error, its log lines and what `explain` tells.",
         "schema": { "type": "string", "maxLength": TRACE_ID_MAX },
+    }));
+    params.push(json!({
+        "name": "timeout_ms", "required": false,
+        "summary": "By name only. The default of a single write grows by half a millisecond for each byte of its parameters.",
+        "schema": { "type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": row.default_timeout_ms },
     }));
     let aliases: Value = row
         .aliases
