@@ -221,9 +221,7 @@ impl KnowledgeError {
             | Self::Busy { .. }
             | Self::NoDescriptors
             | Self::ReadOnly { .. }
-            | Self::Unavailable { .. } => {
-                Some(Executed::No)
-            }
+            | Self::Unavailable { .. } => Some(Executed::No),
             _ => None,
         }
     }
