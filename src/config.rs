@@ -37,6 +37,14 @@ const SHARED_LIMITS: [&str; 4] = [
     "limits.max_metadata_bytes",
 ];
 
+/// Name of the file in `knowledge/` that the daemon locks, for the command line, which does not know the engine.
+const STORE_LOCK_FILE: &str = ".lock";
+#[cfg(all(test, feature = "engine"))]
+#[test]
+fn the_lock_of_the_store_is_where_the_store_has_it() {
+    assert_eq!(STORE_LOCK_FILE, ccod_actors::store::lock::LOCK_FILE);
+}
+
 /// Longest socket path that every supported kernel takes: `sun_path` holds 104 bytes on macOS and 108 on
 /// Linux, with a NUL at the end.
 const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
@@ -590,7 +598,7 @@ impl Config {
 
     /// The file whose lock the daemon holds that writes to the projects.
     pub fn store_lock_path(&self) -> PathBuf {
-        self.knowledge_dir().join(ccod_actors::store::lock::LOCK_FILE)
+        self.knowledge_dir().join(STORE_LOCK_FILE)
     }
 
     /// Log of a daemon in the background.

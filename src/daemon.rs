@@ -12,15 +12,15 @@ use ccod_actors::restart::RestartPolicy;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, StoreLockError};
 use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
 use ccod_actors::writer::WriterConfig;
-use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointLock};
+use ccod_protocol::endpoint::{self, BoundSocket, EndpointLock};
 use ccod_protocol::limits::ServerStats;
-use ccod_protocol::peer::PeerPolicy;
 use ccod_protocol::server::Server;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{self, AccessError};
 use crate::config::{self, Config};
 use crate::home::{self, HomeError};
 use crate::log_file::LogFile;
@@ -41,6 +41,9 @@ pub enum StartError {
     /// The socket or its directory cannot be used: taken, unsafe, or not permitted.
     #[error(transparent)]
     Endpoint(#[from] endpoint::EndpointError),
+    /// The configuration of who may use the socket is wrong.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The home, or the directory of the projects, is not one to keep things in.
     #[error(transparent)]
     Home(#[from] HomeError),
@@ -100,7 +103,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     }
     // Nothing is read, changed or unlinked before the lock is held.
     let socket_path = config.socket_path();
-    let options = bind_options(&config.access)?;
+    let options = access::bind_options(&config.access)?;
     endpoint::check_socket_path(&socket_path)?;
     endpoint::prepare_run_dir(&config.run_dir(), &options)?;
     let lock = EndpointLock::acquire(&config.lock_path())?;
@@ -236,24 +239,6 @@ fn server_grace(config: &Config) -> u64 {
     let whole = config.shutdown.grace_ms;
     let reserved = u64::try_from(RESERVED_GRACE.as_millis()).unwrap_or(u64::MAX);
     config.limits.shutdown_grace_ms.min(whole - reserved.min(whole / 2))
-}
-
-/// How the socket is bound and who is served.
-///
-/// # Errors
-/// When a user or the group of the configuration does not exist.
-pub fn bind_options(access: &config::AccessConfig) -> Result<BindOptions, StartError> {
-    let uids = access
-        .uids()
-        .map_err(|part| anyhow::anyhow!("access.allowed_uids: `{part}` is no user id"))?;
-    let socket_group = match access.socket_group.as_str() {
-        "" => None,
-        name => Some(endpoint::group_id(name)?),
-    };
-    Ok(BindOptions {
-        socket_group,
-        policy: PeerPolicy::own_user_and(uids),
-    })
 }
 
 /// The listening socket that a service manager passed on (systemd's `LISTEN_FDS`), if it did.

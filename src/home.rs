@@ -104,7 +104,7 @@ fn check_found(path: &Path, found: &Metadata) -> Result<(), HomeError> {
 ///
 /// # Errors
 /// As [`check`], and when it cannot be made.
-pub(crate) fn prepare(path: &Path) -> Result<(), HomeError> {
+pub fn prepare(path: &Path) -> Result<(), HomeError> {
     check(path)?;
     make(path)
 }

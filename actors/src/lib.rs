@@ -31,3 +31,7 @@ pub mod routes;
 pub mod store;
 pub mod supervisor;
 pub mod writer;
+
+/// For tests that read a table with nothing but Lance.
+#[doc(hidden)]
+pub use lance;

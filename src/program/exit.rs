@@ -6,11 +6,15 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use ccod::config::ConfigError;
+use ccod_protocol::endpoint::EndpointError;
+
+use crate::access::AccessError;
+use crate::config::ConfigError;
+use crate::home::HomeError;
 
 /// What became of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
+pub enum Exit {
     /// Done.
     Ok = 0,
     /// Failed, or what was asked for does not exist.
@@ -50,8 +54,13 @@ impl Exit {
         }
     }
 
+    /// Its number.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
     /// The code for a JSON-RPC error, by the table of errors in the contract.
-    pub(crate) fn from_rpc(code: i32, retryable: bool) -> Self {
+    pub fn from_rpc(code: i32, retryable: bool) -> Self {
         match code {
             // The method does not exist: the command line asked for it by name.
             -32601 => Self::Usage,
@@ -65,25 +74,25 @@ impl Exit {
 
 /// Why a command failed: what happened, what to do, and the exit code.
 #[derive(Clone, Debug)]
-pub(crate) struct CliError {
+pub struct CliError {
     /// The exit code.
-    pub(crate) exit: Exit,
+    pub exit: Exit,
     /// What happened, in one sentence.
-    pub(crate) message: String,
+    pub message: String,
     /// What to do, where that is known.
-    pub(crate) fix: Option<String>,
+    pub fix: Option<String>,
     /// The daemon's error object, shown with `--json`.
-    pub(crate) rpc: Option<Box<serde_json::Value>>,
+    pub rpc: Option<Box<serde_json::Value>>,
     /// What was done before the failure: the daemon's result, which could not be printed where it belongs.
-    pub(crate) done: Option<Box<serde_json::Value>>,
+    pub done: Option<Box<serde_json::Value>>,
 }
 
 /// Result of a command.
-pub(crate) type CliResult<T = Exit> = Result<T, CliError>;
+pub type CliResult<T = Exit> = Result<T, CliError>;
 
 impl CliError {
     /// An error without advice.
-    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             exit,
             message: message.into(),
@@ -95,7 +104,7 @@ impl CliError {
 
     /// An error of standard output, to which `result` could not be written: what a command has changed is told all
     /// the same, an undo token above all.
-    pub(crate) fn unwritten(error: &std::io::Error, result: &impl serde::Serialize) -> Self {
+    pub fn unwritten(error: &std::io::Error, result: &impl serde::Serialize) -> Self {
         Self {
             done: serde_json::to_value(result).ok().map(Box::new),
             ..Self::io("write to standard output", error)
@@ -103,7 +112,7 @@ impl CliError {
     }
 
     /// The error as `--json` shows it.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
+    pub fn to_json(&self) -> serde_json::Value {
         let mut object = self.rpc.as_deref().cloned().unwrap_or_else(|| {
             let mut data = serde_json::json!({ "kind": self.exit.kind(), "retryable": self.exit == Exit::Retry });
             if let Some(fix) = &self.fix {
@@ -120,13 +129,13 @@ impl CliError {
 
     /// Adds what to do.
     #[must_use]
-    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Self {
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());
         self
     }
 
     /// An error of the operating system while doing `action`.
-    pub(crate) fn io(action: impl fmt::Display, error: &std::io::Error) -> Self {
+    pub fn io(action: impl fmt::Display, error: &std::io::Error) -> Self {
         let exit = match error.kind() {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Exit::Permission,
             _ => Exit::Failed,
@@ -145,6 +154,45 @@ impl fmt::Display for CliError {
             write!(formatter, "\n  it was done; the result: {done}")?;
         }
         Ok(())
+    }
+}
+
+impl From<&EndpointError> for CliError {
+    fn from(error: &EndpointError) -> Self {
+        let exit = match error {
+            EndpointError::Locked { .. } => Exit::Retry,
+            EndpointError::PathTooLong { .. } | EndpointError::PathNotAbsolute(_) => Exit::Config,
+            EndpointError::RunDirIsLink(_)
+            | EndpointError::RunDirIsForeign { .. }
+            | EndpointError::RunDirIsOpen { .. }
+            | EndpointError::GroupCannotReach { .. }
+            | EndpointError::LockIsForeign(_) => Exit::Permission,
+            EndpointError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<&HomeError> for CliError {
+    fn from(error: &HomeError) -> Self {
+        let exit = match error {
+            HomeError::NoDirectory(_) => Exit::Config,
+            HomeError::Io { source, .. } if source.kind() != std::io::ErrorKind::PermissionDenied => Exit::Failed,
+            _ => Exit::Permission,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<&AccessError> for CliError {
+    fn from(error: &AccessError) -> Self {
+        match error {
+            AccessError::UserId(_) => Self::new(Exit::Config, error.to_string()),
+            AccessError::Group(error) => error.into(),
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lance::index::DatasetIndexExt;
+use ccod_actors::lance::Dataset;
+use ccod_actors::lance::index::DatasetIndexExt;
 
 use crate::proof::process::{Process, Workspace};
 use crate::proof::rows::{Vectors, table_path};
@@ -210,7 +211,7 @@ async fn unnamed(table: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
             .collect()
     };
     let (mut indices, mut data) = (names("_indices"), names("data"));
-    let newest = lance::Dataset::open(table.to_str().expect("UTF-8"))
+    let newest = Dataset::open(table.to_str().expect("UTF-8"))
         .await
         .expect("a table");
     for version in newest.versions().await.expect("the versions") {
@@ -232,7 +233,7 @@ async fn unindexed(table: &Path) -> usize {
     if !table.is_dir() {
         return 0;
     }
-    let dataset = lance::Dataset::open(table.to_str().expect("UTF-8"))
+    let dataset = Dataset::open(table.to_str().expect("UTF-8"))
         .await
         .expect("a table");
     let indices = dataset.load_indices().await.expect("the indices");

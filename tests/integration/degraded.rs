@@ -1,5 +1,6 @@
 //! A search that finds less than it was asked to says so, and says how it really searched.
 
+use ccod_actors::lance::Dataset;
 use ccod_actors::store::schema::{MODEL_KEY, TABLE_NAME};
 use serde_json::json;
 
@@ -15,7 +16,7 @@ fn a_project_of_another_model_is_searched_by_keywords_with_the_scores_of_keyword
     let home = daemon.into_home();
     let table = home.path().join(format!("knowledge/default/{TABLE_NAME}.lance"));
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let mut dataset = lance::Dataset::open(table.to_str().unwrap()).await.unwrap();
+        let mut dataset = Dataset::open(table.to_str().unwrap()).await.unwrap();
         dataset
             .update_schema_metadata([(MODEL_KEY, "another-model@0")])
             .await

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use ccod_actors::store::rows::RowReader;
 use ccod_actors::store::schema::{TABLE_NAME, column};
 use futures::TryStreamExt;
-use lance::Dataset;
-use lance::dataset::fragment::FileFragment;
-use lance::index::DatasetIndexExt;
+use ccod_actors::lance::Dataset;
+use ccod_actors::lance::dataset::fragment::FileFragment;
+use ccod_actors::lance::index::DatasetIndexExt;
 
 use super::disk::{Disk, Inode, Operation, Place};
 use super::trace::Log;
@@ -260,7 +260,7 @@ fn lay_out(
 }
 
 async fn read_table(directory: &Path, files: &HashMap<PathBuf, Named>) -> Result<Table, String> {
-    let text = |error: lance::Error| error.to_string();
+    let text = |error: ccod_actors::lance::Error| error.to_string();
     let mut numbers: Vec<(u64, &Named)> = files
         .values()
         .filter(|file| file.path.starts_with("_versions"))
@@ -336,7 +336,7 @@ async fn read_table(directory: &Path, files: &HashMap<PathBuf, Named>) -> Result
 
 /// The items of a fragment, each with its live write if it has one.
 async fn read_fragment(fragment: &FileFragment) -> Result<Vec<(u64, Option<u64>)>, String> {
-    let text = |error: lance::Error| error.to_string();
+    let text = |error: ccod_actors::lance::Error| error.to_string();
     let mut scanner = fragment.scan();
     scanner
         .project(&[column::METADATA, column::PASSAGES, column::VALID_TO])

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use ccod_actors::lance::Dataset;
 use ccod_actors::store::rows::RowReader;
 use ccod_actors::store::schema::{TABLE_NAME, column};
 use ccod_actors::store::view::cosine;
@@ -71,7 +72,7 @@ pub async fn read(home: &Path, project: &str) -> Result<Vec<Row>, String> {
         return Ok(Vec::new()); // No table yet, or the beginning of one.
     }
     let uri = path.to_str().ok_or("a path that is not UTF-8")?;
-    let dataset = lance::Dataset::open(uri)
+    let dataset = Dataset::open(uri)
         .await
         .map_err(|error| format!("{uri}: {error}"))?;
     let stream = dataset

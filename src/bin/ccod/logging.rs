@@ -7,9 +7,9 @@ use tracing_subscriber::EnvFilter;
 use ccod::config::{LogConfig, LogFormat};
 use ccod::log_file::LogFile;
 
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
-/// Starts logging. Called once, by `daemon run`.
+/// Starts logging. Called once, at the start.
 /// `file` is the daemon's own file behind standard error, if it is one.
 pub(crate) fn init(log: &LogConfig, file: Option<LogFile>) -> CliResult<()> {
     let filter = EnvFilter::try_new(directives(&log.level)).map_err(|error| {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use ccod_protocol::api::{self, HealthParams, HealthStatus, StatusParams, StatusResult};
 
 use super::connect::{Daemon, Scope};
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output::{self, Align, Output, Style, Table};
 use super::{Context, grammar, knowledge, when};
 

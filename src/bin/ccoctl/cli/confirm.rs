@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Whether a command may go on without asking, may ask, or can do neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use ccod_protocol::error::{ErrorKind, WireError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 use super::progress::Progress;
 use super::{Context, daemon, output};
 

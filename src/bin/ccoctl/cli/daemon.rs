@@ -5,31 +5,29 @@
 //! that answers.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use ccod::config::{Config, Origin, Overrides};
-use ccod::daemon::{End, StartError};
-use ccod::home::HomeError;
-use ccod::log_file::{self, LogFile, MAX_LOG_BYTES};
-use ccod_actors::panics;
-use ccod_actors::store::StoreLockError;
+use ccod::log_file::{self, MAX_LOG_BYTES};
+use ccod::program::arguments::RunArgs;
+use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{self, HealthParams, HealthStatus, Method, ShutdownParams, StatusParams};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
-use ccod_protocol::endpoint::{self, EndpointError};
+use ccod_protocol::endpoint;
 use ccod_protocol::error::ErrorKind;
 
 use super::connect::{self, NoConnection};
-use super::exit::{CliError, CliResult, Exit};
+use super::engine::Engine;
 use super::output::{self, Output, Style};
-use super::{Context, detach, logging, when};
+use super::{Context, when};
 
 /// How long a start may take if `--timeout` does not say.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,12 +52,6 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// Lines of the log that a failed start shows.
 const LOG_TAIL_LINES: usize = 20;
 
-/// Threads for blocking file work. The store's reads are short; tokio's default of 512 is memory for nothing.
-const BLOCKING_THREADS: usize = 16;
-
-/// How long the end of the process waits for threads that are still busy once the daemon has shut down.
-const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(1);
-
 /// Commands of `daemon`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DaemonCommand {
@@ -73,168 +65,23 @@ pub(crate) enum DaemonCommand {
     Status,
 }
 
-/// Arguments of `daemon run` and `daemon start`.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct RunArgs {
-    /// full: an acknowledged write survives power loss; fast: a crash of the daemon only
-    #[arg(long, value_name = "D")]
-    durability: Option<String>,
-    /// error, warn, info, debug, trace, or a filter
-    #[arg(long = "log", value_name = "LEVEL")]
-    log_level: Option<String>,
-    /// text or json
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
-    /// Any value of the configuration; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Leave the terminal's session (`daemon start` passes it)
-    #[arg(long, hide = true)]
-    detached: bool,
-}
-
-impl RunArgs {
-    /// Adds these flags to the global ones.
-    pub(crate) fn add_to(&self, overrides: &mut Overrides) {
-        overrides.durability.clone_from(&self.durability);
-        overrides.log_level.clone_from(&self.log_level);
-        overrides.log_format.clone_from(&self.log_format);
-        overrides.set.clone_from(&self.set);
-    }
-
-    /// These flags as arguments of `daemon run`.
-    fn to_arguments(&self) -> Vec<String> {
-        let Self {
-            durability,
-            log_level,
-            log_format,
-            set,
-            detached: _,
-        } = self;
-        let mut arguments = Vec::new();
-        let named = [
-            ("--durability", durability),
-            ("--log", log_level),
-            ("--log-format", log_format),
-        ];
-        for (flag, value) in named {
-            if let Some(value) = value {
-                arguments.push(format!("{flag}={value}"));
-            }
-        }
-        arguments.extend(set.iter().map(|assignment| format!("--set={assignment}")));
-        arguments
-    }
-}
-
 /// `ccoctl daemon run`: this process becomes the daemon.
-pub(crate) fn run(arguments: &RunArgs, overrides: Overrides) -> CliResult {
-    if arguments.detached {
-        detach::from_parent();
-    }
-    panics::install_hook();
+pub(crate) fn run(arguments: &RunArgs, overrides: Overrides, json: bool) -> CliResult {
+    let (home, socket) = (overrides.home.clone(), overrides.socket.clone());
+    // For its errors, and for the home.
     let loaded = Config::load(overrides)?;
-    let log_path = loaded.config.log_path();
-    let log = match &loaded.config.log.file {
-        Some(path) => Some(
-            LogFile::redirect(path).map_err(|error| CliError::io(format_args!("open {}", path.display()), &error))?,
-        ),
-        None => LogFile::behind_stderr(&log_path),
-    };
-    logging::init(&loaded.config.log, log.clone())?;
-    set_lance_environment()?;
-
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("ccod")
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::io("start the runtime", &error))?;
-    let ended = runtime.block_on(ccod::daemon::run(loaded.config, log));
-    runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
-    match ended {
-        Ok(End::Finished) => Ok(Exit::Ok),
-        // Not a failure: a service manager must not start again what was asked to stop.
-        Ok(End::Unfinished) => Err(CliError::new(
-            Exit::Retry,
-            "stopped before everything that was accepted was finished",
-        )
-        .fix("the log says what was left; writes that were acknowledged are safe, the others may be repeated")),
-        Ok(End::Failed) => Err(CliError::new(Exit::Failed, "the daemon could not go on").fix("the log says why")),
-        Err(error) => Err(start_error(&error)),
-    }
-}
-
-/// Why the daemon did not start, for whoever started it. [`SpawnedDaemon::failure`] reads these codes.
-fn start_error(error: &StartError) -> CliError {
-    let exit = match error {
-        StartError::Endpoint(error) => match error {
-            EndpointError::Locked { .. } => Exit::Retry,
-            EndpointError::PathTooLong { .. } | EndpointError::PathNotAbsolute(_) => Exit::Config,
-            EndpointError::RunDirIsLink(_)
-            | EndpointError::RunDirIsForeign { .. }
-            | EndpointError::RunDirIsOpen { .. }
-            | EndpointError::GroupCannotReach { .. }
-            | EndpointError::LockIsForeign(_) => Exit::Permission,
-            EndpointError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
-            _ => Exit::Failed,
-        },
-        StartError::Home(HomeError::NoDirectory(_)) => Exit::Config,
-        StartError::Home(HomeError::Io { source, .. }) if source.kind() != io::ErrorKind::PermissionDenied => {
-            Exit::Failed
-        }
-        StartError::Home(_) => Exit::Permission,
-        StartError::Store(StoreLockError::Held { .. }) => Exit::Retry,
-        StartError::Store(StoreLockError::NoFile(_)) => Exit::Permission,
-        StartError::Store(StoreLockError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
-            Exit::Permission
-        }
-        StartError::Store(_) | StartError::Other(_) => Exit::Failed,
-    };
-    // With the causes: this is the line that a failed start leaves in the log.
-    match error {
-        StartError::Endpoint(error) => CliError::new(exit, error.to_string()),
-        StartError::Home(error) => CliError::new(exit, error.to_string()),
-        StartError::Store(error) => CliError::new(exit, error.to_string()),
-        StartError::Other(error) => CliError::new(exit, format!("{error:#}")),
-    }
-}
-
-/// What LanceDB reads from the environment and from nowhere else. Values that the user has set are kept.
-fn set_lance_environment() -> CliResult<()> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut defaults = vec![
-        // Bytes that one scan may read ahead; its default of 2 GiB is made for servers.
-        ("LANCE_DEFAULT_IO_BUFFER_SIZE", "67108864"),
-        // Rewriting indices of older versions is the daemon's decision, not a side effect of opening a table.
-        ("LANCE_AUTO_MIGRATION", "false"),
-    ];
-    match std::env::var("LANCE_CPU_THREADS") {
-        // LanceDB takes all cores but two, which leaves a small machine with a single thread, on which index
-        // builds can wait for themselves.
-        Err(_) if cores < 4 => defaults.push(("LANCE_CPU_THREADS", "2")),
-        Err(_) => {}
-        // LanceDB panics on it, much later.
-        Ok(threads) if threads.parse::<usize>().is_ok_and(|threads| threads > 0) => {}
-        Ok(threads) => {
-            return Err(CliError::new(
-                Exit::Config,
-                format!("LANCE_CPU_THREADS is `{threads}`, which is no number of threads"),
-            )
-            .fix("unset it, or set it to 2 or more"));
+    let engine = Engine::find(&loaded.config.home)?;
+    let mut command = engine.command();
+    for (flag, path) in [("--home", home), ("--socket", socket)] {
+        if let Some(path) = path {
+            command.arg(flag).arg(path);
         }
     }
-    for (name, value) in defaults {
-        if std::env::var_os(name).is_none() {
-            // SAFETY: no other thread exists yet: this runs before the runtime is built, and nothing before
-            // it spawns a thread. That is all `set_var` asks for.
-            #[allow(unsafe_code)]
-            unsafe {
-                std::env::set_var(name, value);
-            }
-        }
+    if json {
+        command.arg("--json");
     }
-    Ok(())
+    let error = command.args(arguments.to_arguments()).exec();
+    Err(engine.cannot_run(&error))
 }
 
 /// `ccoctl daemon start|stop|status`.
@@ -463,14 +310,14 @@ impl SpawnedDaemon {
         if a_lock_is_held(config) {
             return Ok(None);
         }
-        let lost = ended.code() == Some(i32::from(Exit::Retry as u8));
+        let lost = ended.code() == Some(i32::from(Exit::Retry.code()));
         if lost && spawns < MAX_SPAWNS {
             self.lost_to_another = true;
             return Ok(None);
         }
         let exit = [Exit::Config, Exit::Permission]
             .into_iter()
-            .find(|exit| ended.code() == Some(i32::from(*exit as u8)))
+            .find(|exit| ended.code() == Some(i32::from(exit.code())))
             .unwrap_or(Exit::Unavailable);
         let mut message = format!("the daemon ended at its start ({ended})");
         let tail = log_tail(&config.log_path(), self.log_start);
@@ -487,11 +334,10 @@ impl SpawnedDaemon {
 fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
     let config = &context.loaded.config;
     // What the daemon would refuse is not touched here either.
-    let prepared = ccod::home::check(&config.home)
-        .map_err(StartError::from)
-        .and_then(|()| ccod::daemon::bind_options(&config.access))
-        .and_then(|options| Ok(endpoint::prepare_run_dir(&config.run_dir(), &options)?));
-    prepared.map_err(|error| start_error(&error))?;
+    ccod::home::check(&config.home).map_err(|error| CliError::from(&error))?;
+    let options = ccod::access::bind_options(&config.access).map_err(|error| CliError::from(&error))?;
+    endpoint::prepare_run_dir(&config.run_dir(), &options).map_err(|error| CliError::from(&error))?;
+    let engine = Engine::find(&config.home)?;
     let log_path = config.log_path();
     if !a_lock_is_held(config) {
         // One that cannot be set aside grows; that is no reason not to start.
@@ -504,13 +350,8 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
         .try_clone()
         .map_err(|error| CliError::io(format_args!("open {}", log_path.display()), &error))?;
 
-    let executable = own_executable()?;
-    let mut command = Command::new(&executable);
-    command
-        // The name chooses the command: a file called `ccod` would read these words as flags of the daemon.
-        .arg0("ccoctl")
-        .args(["daemon", "run", "--detached", "--home"])
-        .arg(&config.home);
+    let mut command = engine.command();
+    command.args(["--detached", "--home"]).arg(&config.home);
     // The daemon's current directory is another, so a path that was relative to this one is passed on whole.
     let socket_origin = context.loaded.origins.get("socket");
     if let Some(socket) = &config.socket
@@ -540,25 +381,12 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
     if let Some(log) = &config.log.file {
         command.arg(format!("--set=log.file={}", log.display()));
     }
-    let child = command
-        .spawn()
-        .map_err(|error| CliError::io(format_args!("run {}", executable.display()), &error))?;
+    let child = command.spawn().map_err(|error| engine.cannot_run(&error))?;
     Ok(SpawnedDaemon {
         child,
         log_start,
         lost_to_another: false,
     })
-}
-
-/// This executable, or the one that an upgrade put in its place.
-fn own_executable() -> CliResult<PathBuf> {
-    let path = std::env::current_exe().map_err(|error| CliError::io("find this executable", &error))?;
-    // Linux marks a replaced file like this.
-    let replaced = path
-        .to_str()
-        .and_then(|path| path.strip_suffix(" (deleted)"))
-        .map(PathBuf::from);
-    Ok(replaced.filter(|replaced| replaced.exists()).unwrap_or(path))
 }
 
 /// The last lines of the log that were written since `start`.
@@ -735,29 +563,6 @@ async fn status(context: &Context) -> CliResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn flags_of_start_reach_run() {
-        let arguments = RunArgs {
-            durability: Some("fast".to_owned()),
-            log_level: Some("info,ccod=debug".to_owned()),
-            log_format: None,
-            set: vec!["limits.max_connections=9".to_owned()],
-            detached: false,
-        };
-        assert_eq!(
-            arguments.to_arguments(),
-            [
-                "--durability=fast",
-                "--log=info,ccod=debug",
-                "--set=limits.max_connections=9"
-            ]
-        );
-        let mut overrides = Overrides::default();
-        arguments.add_to(&mut overrides);
-        assert_eq!(overrides.durability.as_deref(), Some("fast"));
-        assert_eq!(overrides.set.len(), 1);
-    }
 
     #[test]
     fn the_lock_is_seen_while_it_is_held() {

@@ -14,7 +14,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Id};
 
-use super::exit::{CliError, Exit};
+use ccod::program::exit::{CliError, Exit};
 use super::{Cli, GlobalArgs};
 
 /// Arguments that may be empty: texts, which the daemon judges, and the positional arguments of

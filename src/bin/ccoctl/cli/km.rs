@@ -15,7 +15,7 @@ use ccod_protocol::api::{
 };
 
 use super::connect::{Daemon, Scope};
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 use super::{Context, knowledge};
 
 /// Agent of items that name none, as the old tool had it.

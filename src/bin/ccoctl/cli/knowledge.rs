@@ -14,7 +14,7 @@ use ccod_protocol::api::{
 };
 
 use super::connect::{Daemon, Scope};
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output::{self, Align, Output, Style, Table};
 use super::{Context, when};
 

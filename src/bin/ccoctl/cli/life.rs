@@ -11,7 +11,7 @@ use ccod_protocol::api::{
 
 use super::confirm::{self, Consent};
 use super::connect::{Daemon, Scope};
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 use super::knowledge::{self, FilterArgs, HitView};
 use super::output::{self, Align, Output, Table};
 use super::{Context, when};

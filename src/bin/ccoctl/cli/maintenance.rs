@@ -13,7 +13,7 @@ use ccod_protocol::api::{
 use super::Context;
 use super::confirm::{self, Consent};
 use super::connect::{Daemon, Scope};
-use super::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output::{self, Output, Style};
 
 /// Arguments of `backup`.

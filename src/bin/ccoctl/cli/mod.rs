@@ -1,25 +1,24 @@
 //! The command line: its grammar, and the way from arguments to an exit code.
 //!
 //! One file per group of commands. Each command builds the parameters of a method, calls it through
-//! [`connect`] and prints the result through [`output`]; what can go wrong becomes a [`exit::CliError`], which
+//! [`connect`] and prints the result through [`output`]; what can go wrong becomes a [`CliError`], which
 //! carries the exit code.
 
 mod admin;
 mod confirm;
 mod connect;
 mod daemon;
-mod detach;
-mod exit;
+mod engine;
 mod grammar;
 mod km;
 mod knowledge;
 mod life;
-mod logging;
 mod maintenance;
 mod output;
 mod progress;
 mod project;
 mod state_file;
+mod unpack;
 mod when;
 
 use std::ffi::{OsStr, OsString};
@@ -31,7 +30,8 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
 use ccod::config::{Config, Loaded, Overrides};
-use exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{CliError, CliResult, Exit};
+use ccod::program::report;
 use output::Output;
 
 /// Shown below the help.
@@ -209,7 +209,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let cli = match grammar::parse(arguments) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && asks_for_json => {
-            report(&grammar::usage_error(&error), true);
+            report("ccoctl", &grammar::usage_error(&error), true);
             return Exit::Usage.into();
         }
         Err(error) => return print_by_clap(&error).into(),
@@ -218,7 +218,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     match run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            report(&error, json);
+            report("ccoctl", &error, json);
             error.exit.into()
         }
     }
@@ -232,22 +232,14 @@ fn print_by_clap(error: &clap::Error) -> Exit {
         // `ccoctl --help | head` closes the pipe early; there is nobody left to tell.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Ok,
         Err(error) => {
-            report(&CliError::io("write to standard output", &error), false);
+            report("ccoctl", &CliError::io("write to standard output", &error), false);
             Exit::Failed
         }
     }
 }
 
-fn report(error: &CliError, json: bool) {
-    if json {
-        output::message(error.to_json());
-    } else {
-        output::message(format_args!("ccoctl: {error}"));
-    }
-}
-
-/// Chooses the command by the name of the program: `ccod` is `ccoctl daemon run`, `knowledge-manager` is
-/// `ccoctl km`.
+/// Chooses the command by the name of the program: a link called `ccod` is `ccoctl daemon run`, one called
+/// `knowledge-manager` is `ccoctl km`.
 fn by_program_name(arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments
         .first()
@@ -278,7 +270,7 @@ fn run(cli: Cli) -> CliResult {
     }
     if let Command::Daemon(daemon::DaemonCommand::Run(arguments)) = command {
         arguments.add_to(&mut overrides);
-        return daemon::run(&arguments, overrides);
+        return daemon::run(&arguments, overrides, global.json);
     }
     if let Command::Daemon(daemon::DaemonCommand::Start(arguments)) = &command {
         arguments.add_to(&mut overrides);

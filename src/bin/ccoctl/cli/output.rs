@@ -11,7 +11,8 @@ use std::io::{self, IsTerminal, Write};
 use ccod_protocol::api::ProjectError;
 use serde::Serialize;
 
-use super::exit::{CliError, CliResult, Exit};
+pub(crate) use ccod::program::message;
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Characters of an excerpt where the width of the terminal is not known.
 const PLAIN_EXCERPT_CHARS: usize = 240;
@@ -186,12 +187,6 @@ mod no_stdout {
     #[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
     #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
     static LOOK: extern "C" fn() = look;
-}
-
-/// Prints a message to standard error.
-pub(crate) fn message(text: impl Display) {
-    // Nobody may be listening there, and there is no other place to say so.
-    writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
 }
 
 /// Tells a person which projects a result over several is without.
