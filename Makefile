@@ -1,5 +1,6 @@
 # make demo     builds, starts a daemon on an empty home, stores items and searches them
 # make test     runs every test
+# make quick    builds and tests the command line and the wire alone: no LanceDB, two minutes from nothing
 # Both use cargo's dev profile, so the heavy dependencies compile once.
 
 # Kept outside the checkout, so that a fresh clone finds what an earlier one compiled. Never required.
@@ -8,7 +9,10 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ccod/target
 PREFIX ?= $(HOME)/.local
 FEATURES := failpoints
 
-.PHONY: all build demo test lint fmt bench dist install deps clean help
+# The command line without the engine.
+CLI := -p ccod --no-default-features
+
+.PHONY: all build demo test quick lint fmt bench dist install deps clean help
 
 all: build
 
@@ -27,9 +31,14 @@ demo: build ## Shows the whole thing on an empty home
 test: deps ## Runs all tests, the fault injection ones included
 	cargo test --locked --no-fail-fast --workspace --features $(FEATURES)
 
+quick: ## Builds and tests the command line and the wire alone
+	cargo test --locked -p ccod-protocol
+	cargo test --locked $(CLI) --lib --bins
+
 lint: deps ## Formatting and clippy, as the CI does
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
+	cargo clippy --locked $(CLI) --lib --bins --tests -- -D warnings
 
 fmt: ## Formats the code
 	cargo fmt --all
@@ -37,12 +46,13 @@ fmt: ## Formats the code
 bench: deps ## Runs the benchmarks (shipped profile); they print their numbers
 	cargo bench --locked --profile dist
 
-dist: deps ## Builds the shipped executable
-	cargo build --locked --profile dist
-	@ls -l "$(CARGO_TARGET_DIR)/dist/ccoctl"
+dist: deps ## Builds what is shipped: two programs, and both in one file
+	scripts/dist.sh
 
-install: dist ## Installs it and its two links below PREFIX (default ~/.local)
-	@packaging/install.sh "$(CARGO_TARGET_DIR)/dist/ccoctl" "$(PREFIX)"
+install: deps ## Installs the two programs and a link below PREFIX (default ~/.local)
+	cargo build --locked --profile dist --bin ccod
+	cargo build --locked --profile dist $(CLI) --bin ccoctl
+	@packaging/install.sh "$(CARGO_TARGET_DIR)/dist" "$(PREFIX)"
 
 clean: ## Removes what was compiled
 	cargo clean

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Installs the executable as `ccoctl`, with the links `ccod` and `knowledge-manager` that choose what it does.
-# usage: install.sh PATH_TO_CCOCTL [PREFIX]        PREFIX defaults to ~/.local; DESTDIR is honoured
+# Installs `ccoctl` and `ccod`, and the link `knowledge-manager` to the former.
+# usage: install.sh DIRECTORY_OF_THE_PROGRAMS [PREFIX]        PREFIX defaults to ~/.local; DESTDIR is honoured
 # Also installs shell completions and what a service manager needs (systemd user units or a launchd agent), without
 # enabling it.
 set -euo pipefail
 
-executable=${1:?usage: install.sh PATH_TO_CCOCTL [PREFIX]}
+programs=${1:?usage: install.sh DIRECTORY_OF_THE_PROGRAMS [PREFIX]}
 prefix=${2:-$HOME/.local}
 root=${DESTDIR:-}$prefix
 here=$(cd "$(dirname "$0")" && pwd)
+executable=$programs/ccoctl
 
 install -d "$root/bin"
-# Beside the target and renamed over it, so that a running daemon keeps its own file.
-install -m 0755 "$executable" "$root/bin/.ccoctl.new"
-mv -f "$root/bin/.ccoctl.new" "$root/bin/ccoctl"
-ln -sf ccoctl "$root/bin/ccod"
+# The engine first: a command line never meets an older one. Beside the target and renamed over it, so that a running
+# daemon keeps its own file; also over the link `ccod` of older installations.
+for program in ccod ccoctl; do
+    install -m 0755 "$programs/$program" "$root/bin/.$program.new"
+    mv -f "$root/bin/.$program.new" "$root/bin/$program"
+done
 ln -sf ccoctl "$root/bin/knowledge-manager"
 
 install -d "$root/share/bash-completion/completions" "$root/share/zsh/site-functions" \
@@ -38,7 +41,7 @@ Darwin)
     ;;
 esac
 
-echo "installed $root/bin/ccoctl (and the links ccod, knowledge-manager)"
+echo "installed $root/bin/ccoctl and $root/bin/ccod (and the link knowledge-manager)"
 case ":$PATH:" in
 *":$prefix/bin:"*) ;;
 *) echo "note: $prefix/bin is not in your PATH" ;;

@@ -3,6 +3,7 @@
 #   protoc with its standard .proto files   LanceDB's build scripts run it
 #   socat                                   the demo and the socket tests talk through it
 #   strace (Linux)                          the power cut test records system calls with it
+#   zstd                                    `make dist` compresses the engine with it
 # Says what it installs. Does nothing, quickly, when all is there.
 set -euo pipefail
 
@@ -35,6 +36,7 @@ Linux)
     command -v "${PROTOC:-protoc}" >/dev/null 2>&1 || missing+=(protobuf-compiler)
     have_proto_files || missing+=(libprotobuf-dev)
     command -v socat >/dev/null 2>&1 || missing+=(socat)
+    command -v zstd >/dev/null 2>&1 || missing+=(zstd)
     command -v strace >/dev/null 2>&1 || missing+=(strace)
     have_linker || missing+=(gcc libc6-dev)
     [ ${#missing[@]} -eq 0 ] && exit 0
@@ -62,6 +64,7 @@ Darwin)
     # Homebrew's protobuf brings protoc and the .proto files in one formula.
     { command -v "${PROTOC:-protoc}" >/dev/null 2>&1 && have_proto_files; } || missing+=(protobuf)
     command -v socat >/dev/null 2>&1 || missing+=(socat)
+    command -v zstd >/dev/null 2>&1 || missing+=(zstd)
     have_linker || {
         say "no C compiler; run: xcode-select --install"
         exit 1

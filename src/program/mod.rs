@@ -29,3 +29,25 @@ pub fn report(program: &str, error: &CliError, json: bool) {
         message(format_args!("{program}: {error}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    #[test]
+    fn the_command_line_has_no_engine_in_its_tree() {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let output = Command::new(cargo)
+            .args(["tree", "--offline", "--locked", "-p", "ccod", "--no-default-features"])
+            .args(["-e", "normal", "--prefix", "none"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{output:?}");
+        let tree = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(tree.contains("ccod-protocol"), "{tree}");
+        for heavy in ["lance", "candle", "arrow", "datafusion", "tokenizers", "ccod-actors", "hyper "] {
+            assert!(!tree.lines().any(|line| line.starts_with(heavy)), "{heavy} in:\n{tree}");
+        }
+    }
+}

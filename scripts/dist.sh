@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds what is shipped, with cargo's profile `dist`, into $CARGO_TARGET_DIR/ship:
+#   two/ccod, two/ccoctl   two programs, as packages have them
+#   ccoctl                 the same in one file: it unpacks `ccod` at the first start
+# and prints their sizes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+ship=$target/ship
+mkdir -p "$ship/two"
+
+cargo build --locked --profile dist --bin ccod
+cp "$target/dist/ccod" "$ship/two/ccod"
+cargo build --locked --profile dist -p ccod --no-default-features --bin ccoctl
+cp "$target/dist/ccoctl" "$ship/two/ccoctl"
+scripts/bundle.sh "$ship/two/ccod" "$ship/ccoctl"
+
+for file in two/ccod two/ccoctl ccoctl; do
+    printf '%12d bytes  %s\n' "$(wc -c <"$ship/$file")" "$ship/$file"
+done
