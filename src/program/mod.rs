@@ -46,7 +46,15 @@ mod tests {
         assert!(output.status.success(), "{output:?}");
         let tree = String::from_utf8(output.stdout).expect("UTF-8");
         assert!(tree.contains("ccod-protocol"), "{tree}");
-        for heavy in ["lance", "candle", "arrow", "datafusion", "tokenizers", "ccod-actors", "hyper "] {
+        for heavy in [
+            "lance",
+            "candle",
+            "arrow",
+            "datafusion",
+            "tokenizers",
+            "ccod-actors",
+            "hyper ",
+        ] {
             assert!(!tree.lines().any(|line| line.starts_with(heavy)), "{heavy} in:\n{tree}");
         }
     }

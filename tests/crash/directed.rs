@@ -211,9 +211,7 @@ async fn unnamed(table: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
             .collect()
     };
     let (mut indices, mut data) = (names("_indices"), names("data"));
-    let newest = Dataset::open(table.to_str().expect("UTF-8"))
-        .await
-        .expect("a table");
+    let newest = Dataset::open(table.to_str().expect("UTF-8")).await.expect("a table");
     for version in newest.versions().await.expect("the versions") {
         let dataset = newest.checkout_version(version.version).await.expect("a version");
         for index in dataset.load_indices().await.expect("the indices").iter() {
@@ -233,9 +231,7 @@ async fn unindexed(table: &Path) -> usize {
     if !table.is_dir() {
         return 0;
     }
-    let dataset = Dataset::open(table.to_str().expect("UTF-8"))
-        .await
-        .expect("a table");
+    let dataset = Dataset::open(table.to_str().expect("UTF-8")).await.expect("a table");
     let indices = dataset.load_indices().await.expect("the indices");
     let covered = |fragment: u64| {
         let mut bitmaps = indices.iter().filter_map(|index| index.fragment_bitmap.as_ref());

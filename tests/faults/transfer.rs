@@ -121,6 +121,11 @@ fn interrupted_restore(fault: &str) {
         assert_eq!(error["code"], -32024, "{method}: {error}");
         assert!(error.to_string().contains("start the daemon again"), "{error}");
     }
+    // Another restore, too: the next start would replace it by what the first one has left.
+    let second = call(&daemon, "admin.restore");
+    assert_eq!(second["error"]["code"], -32024, "{second}");
+    let error = daemon.call_error("knowledge.store", json!({"text": "still refused"}));
+    assert_eq!(error["code"], -32024, "{error}");
     let health = daemon.call("admin.health", json!({}));
     assert!(health["reasons"].to_string().contains("stopped halfway"), "{health}");
     daemon.call("knowledge.store", json!({"text": "goes on", "project_id": "other"}));

@@ -189,6 +189,28 @@ fn a_directory_that_differs_in_case_is_left_aside() {
 }
 
 #[test]
+fn a_link_to_a_project_that_comes_while_the_daemon_runs_is_no_second_project() {
+    let daemon = Daemon::start();
+    let id = store_in(&daemon, "foo", "Written by one hand");
+    symlink("foo", knowledge(&daemon).join("bar")).unwrap();
+    for (method, params) in [
+        ("knowledge.store", json!({"text": "By another", "project_id": "bar"})),
+        ("knowledge.search", json!({"query": "hand", "project_id": "bar"})),
+    ] {
+        let error = daemon.call_error(method, params);
+        assert_eq!(error["code"], -32602, "{method}: {error}");
+    }
+    store_in(&daemon, "foo", "Written by the same hand");
+    let listed = daemon.call("knowledge.list", json!({"project_id": "foo"}));
+    assert_eq!(listed["total"], 2);
+    assert_eq!(listed["items"][1]["id"], json!(id));
+    assert_eq!(names(&daemon.call("knowledge.projects", json!({}))), ["foo"]);
+    fs::remove_file(knowledge(&daemon).join("bar")).unwrap();
+    store_in(&daemon, "bar", "Now a project of its own");
+    assert_eq!(names(&daemon.call("knowledge.projects", json!({}))), ["bar", "foo"]);
+}
+
+#[test]
 fn nothing_in_the_data_directory_keeps_the_daemon_from_starting() {
     let daemon = Daemon::start();
     let id = store_in(&daemon, "sound", "All is well here");

@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use ccod_actors::store::rows::RowReader;
 use ccod_actors::lance::Dataset;
 use ccod_actors::lance::dataset::NewColumnTransform;
+use ccod_actors::store::rows::RowReader;
 use serde_json::{Value, json};
 
 use crate::support::{Daemon, Home, copy_tree, ids};

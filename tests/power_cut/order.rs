@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ccod_actors::store::rows::RowReader;
-use ccod_actors::store::schema::{TABLE_NAME, column};
-use futures::TryStreamExt;
 use ccod_actors::lance::Dataset;
 use ccod_actors::lance::dataset::fragment::FileFragment;
 use ccod_actors::lance::index::DatasetIndexExt;
+use ccod_actors::store::rows::RowReader;
+use ccod_actors::store::schema::{TABLE_NAME, column};
+use futures::TryStreamExt;
 
 use super::disk::{Disk, Inode, Operation, Place};
 use super::trace::Log;

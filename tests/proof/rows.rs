@@ -72,9 +72,7 @@ pub async fn read(home: &Path, project: &str) -> Result<Vec<Row>, String> {
         return Ok(Vec::new()); // No table yet, or the beginning of one.
     }
     let uri = path.to_str().ok_or("a path that is not UTF-8")?;
-    let dataset = Dataset::open(uri)
-        .await
-        .map_err(|error| format!("{uri}: {error}"))?;
+    let dataset = Dataset::open(uri).await.map_err(|error| format!("{uri}: {error}"))?;
     let stream = dataset
         .scan()
         .try_into_stream()

@@ -353,6 +353,8 @@ impl WriteTable {
             let changed = self.maintain(step).await?;
             match step {
                 Step::Compact { .. } => mergeable = changed,
+                // The oldest closed row may have been purged since; the next look knows better.
+                Step::Forget => {}
                 _ if !changed => return Ok(steps),
                 _ => {}
             }

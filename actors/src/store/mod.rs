@@ -330,10 +330,12 @@ impl Store {
                 .find(|left| left.name.as_deref() == Some(name.as_str()));
             found.map(|left| left.reason.clone())
         };
-        if reason().is_none() {
+        let there = self.config.knowledge_dir.join(name.as_str()).symlink_metadata();
+        if reason().is_none() && there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
             return Ok(());
         }
-        // It may have been cleared away meanwhile.
+        // It may have been cleared away meanwhile, or have come: a link to the directory of another project above all,
+        // for two would write that one behind each other's back.
         self.discover();
         reason().map_or(Ok(()), |reason| Err(KnowledgeError::invalid("project_id", reason)))
     }
@@ -989,11 +991,7 @@ impl Project {
 
     /// Opens or creates the table, and takes out of it what cannot be read.
     async fn prepare_to_write(&self, table: &mut Option<WriteTable>, create: bool) -> KnowledgeResult<()> {
-        if self.is_suspended() {
-            return Err(KnowledgeError::ReadOnly {
-                reason: HALF_RESTORED.to_owned(),
-            });
-        }
+        self.check_suspended()?;
         if table.is_none() {
             *table = self.open_table().await?;
         }
@@ -1031,7 +1029,8 @@ impl Project {
     async fn give_up_versions(&self) -> bool {
         let mut guard = self.table.lock().await;
         let Some(table) = guard.as_mut() else { return false };
-        if !matches!(table.shape(), TableShape::Current { .. }) {
+        // The files may be another daemon's by now.
+        if self.lock.check().is_err() || !matches!(table.shape(), TableShape::Current { .. }) {
             return false;
         }
         let given_up = async {
@@ -1067,6 +1066,16 @@ impl Project {
     /// From now on nothing is written to the project, or again.
     fn suspend(&self, suspended: bool) {
         self.suspended.store(suspended, Ordering::Release);
+    }
+
+    /// Refuses while a restore of the project is not finished.
+    fn check_suspended(&self) -> KnowledgeResult<()> {
+        match self.is_suspended() {
+            true => Err(KnowledgeError::ReadOnly {
+                reason: HALF_RESTORED.to_owned(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn is_suspended(&self) -> bool {

@@ -281,6 +281,8 @@ impl WriteAccess {
         let mut tables = Vec::with_capacity(projects.len());
         for project in &projects {
             tables.push(project.table.lock().await);
+            // The next start finishes the restore that stopped, over whatever is in its place by then.
+            project.check_suspended()?;
         }
         let epoch = now_ms().timestamp_millis();
         for ((project, table), restored) in projects.iter().zip(&mut tables).zip(&staged.projects) {

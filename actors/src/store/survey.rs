@@ -94,14 +94,19 @@ impl WriteAccess {
 
     /// Whether upkeep may run on a project that nobody has written to: not where it would take what is damaged out of
     /// the table, which may still be put back. A purge is finished all the same.
-    pub async fn may_be_kept_up(&self, project: &Arc<Project>) -> bool {
-        let sound = match project.view().await {
-            Ok(Some(view)) if view.condition().configuration.is_some() => return false,
-            Ok(Some(view)) => view.condition().is_sound(),
-            Ok(None) | Err(_) => false,
-        };
+    ///
+    /// # Errors
+    /// When the project cannot be opened.
+    pub async fn may_be_kept_up(&self, project: &Arc<Project>) -> KnowledgeResult<bool> {
         // Where that cannot be told, the attempt tells.
-        sound || project.directory.join(ERASING_MARK).try_exists().unwrap_or(true)
+        let erasing = project.directory.join(ERASING_MARK).try_exists().unwrap_or(true);
+        match project.view().await {
+            Ok(Some(view)) if view.condition().configuration.is_some() => Ok(false),
+            Ok(Some(view)) => Ok(erasing || view.condition().is_sound()),
+            Ok(None) => Ok(erasing),
+            Err(_) if erasing => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -97,6 +97,8 @@ pub enum WriterMessage {
     Survey,
     /// When rows of one of them are next to be forgotten.
     Surveyed(ProjectName, Option<DateTime<Utc>>),
+    /// A project could not be opened for a look at it.
+    NotLookedAt(ProjectName),
     /// Look whether something on the agenda is due; the number of the timer.
     Agenda(u64),
     /// Remove this project of the daemon's own and everything in it.
@@ -121,6 +123,7 @@ impl std::fmt::Debug for WriterMessage {
             Self::Quiet(..) => "Quiet",
             Self::Survey => "Survey",
             Self::Surveyed(..) => "Surveyed",
+            Self::NotLookedAt(..) => "NotLookedAt",
             Self::Agenda(_) => "Agenda",
             Self::DropProject(..) => "DropProject",
             Self::WithAccess(_) => "WithAccess",
@@ -710,6 +713,7 @@ impl Actor for Writer {
                 }
             }
             WriterMessage::Surveyed(project, next) => state.surveyed(&myself, &project, next),
+            WriterMessage::NotLookedAt(project) => state.not_looked_at(&myself, &project),
             WriterMessage::Agenda(number) => state.look_at_agenda(&myself, number),
             WriterMessage::DropProject(project, reply) => {
                 // What waits is of a probe that is over; a task in flight takes its lane along when it ends.
@@ -1078,7 +1082,11 @@ impl LaneTurn {
             }
         };
         match panics::catch(writing).await {
-            Ok(committed) => done.committed = committed,
+            Ok(committed) => {
+                done.committed = committed;
+                // The writes are answered: the room that they took is not kept for the upkeep below.
+                drop(places);
+            }
             Err(_) => {
                 done.panicked = Some(work);
                 // What the table holds now is not known: the next user opens it from disk.
@@ -1169,7 +1177,14 @@ impl LaneTurn {
         let mut begun = None;
         let outcome = match self.exclusive_once(task, &mut begun).await {
             Err(error) if self.access.mend(&self.project, error.root()).await => {
-                self.exclusive_once(task, &mut begun).await
+                let removed = matches!(error, KnowledgeError::Incomplete { .. });
+                match self.exclusive_once(task, &mut begun).await {
+                    // The first try has removed the items, and the caller must not take them for untouched.
+                    Err(error) if removed && !matches!(error, KnowledgeError::Incomplete { .. }) => {
+                        Err(error.after(UNERASED))
+                    }
+                    outcome => outcome,
+                }
             }
             outcome => outcome,
         };

@@ -75,7 +75,15 @@ fn hastened(pause: Duration) -> Duration {
 /// Looks at every project, one after another, and has upkeep run where it is due.
 pub(super) async fn survey(access: Arc<WriteAccess>, writer: ActorRef<WriterMessage>) {
     for project in access.store().projects() {
-        match access.survey(&project).await {
+        let mut looked = access.survey(&project).await;
+        if let Err(error) = &looked {
+            tracing::warn!(project = %project.name(), %error, "a project cannot be looked at; it is opened");
+            // As its first use would: recovery mends what it can, and `admin.health` tells the rest.
+            if project.view().await.is_ok() {
+                looked = access.survey(&project).await;
+            }
+        }
+        match looked {
             Ok(found) => {
                 let forgets_at = found.forgets_at.filter(|_| !found.due);
                 let report = WriterMessage::Surveyed(project.name().clone(), forgets_at);
@@ -87,9 +95,10 @@ pub(super) async fn survey(access: Arc<WriteAccess>, writer: ActorRef<WriterMess
                 }
             }
             Err(error) => {
-                tracing::warn!(project = %project.name(), %error, "a project cannot be looked at");
-                // As its first use would: recovery mends what it can, and `admin.health` tells the rest.
-                project.view().await.ok();
+                tracing::warn!(project = %project.name(), %error, "a project cannot be looked at; it is tried again");
+                if writer.cast(WriterMessage::NotLookedAt(project.name().clone())).is_err() {
+                    return;
+                }
             }
         }
     }
@@ -98,10 +107,17 @@ pub(super) async fn survey(access: Arc<WriteAccess>, writer: ActorRef<WriterMess
 /// Has upkeep run on a project that nobody has written to, if it may.
 async fn wake(access: &WriteAccess, project: &ProjectName, writer: &ActorRef<WriterMessage>) {
     let Ok(known) = access.project(project) else { return };
-    if access.may_be_kept_up(&known).await {
-        // A failed send only means that the writer was restarted; the new one looks for itself.
-        writer.cast(WriterMessage::Upkeep(project.clone())).ok();
-        tokio::time::sleep(hastened(BETWEEN)).await;
+    // A failed send only means that the writer was restarted; the new one looks for itself.
+    match access.may_be_kept_up(&known).await {
+        Ok(true) => {
+            writer.cast(WriterMessage::Upkeep(project.clone())).ok();
+            tokio::time::sleep(hastened(BETWEEN)).await;
+        }
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(%project, %error, "a project cannot be opened for its upkeep; it is tried again");
+            writer.cast(WriterMessage::NotLookedAt(project.clone())).ok();
+        }
     }
 }
 
@@ -122,6 +138,12 @@ impl super::WriterState {
         next: Option<DateTime<Utc>>,
     ) {
         self.agenda.learned(project, next);
+        self.set_timer(myself);
+    }
+
+    /// A project could not be looked at: it is tried again after a while, or what is due there would be forgotten.
+    pub(super) fn not_looked_at(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName) {
+        self.agenda.failed(project, believed_now());
         self.set_timer(myself);
     }
 

@@ -7,9 +7,9 @@ use serde_json::Value;
 use ccod_protocol::api::{self, HealthParams, HealthStatus, StatusParams, StatusResult};
 
 use super::connect::{Daemon, Scope};
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output::{self, Align, Output, Style, Table};
 use super::{Context, grammar, knowledge, when};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Arguments of `health`.
 #[derive(Debug, Args)]

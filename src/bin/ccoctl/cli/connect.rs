@@ -14,9 +14,9 @@ use ccod_protocol::error::{ErrorKind, WireError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::progress::Progress;
 use super::{Context, daemon, output};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Which project a call is about.
 #[derive(Clone, Copy, Debug)]

@@ -51,10 +51,13 @@ impl Engine {
     #[cfg_attr(feature = "bundle", allow(dead_code))]
     fn installed(executable: &Path) -> CliResult<Self> {
         let directory = executable.parent().unwrap_or(Path::new("/"));
-        let found = PLACES.iter().map(|place| directory.join(place).join(NAME)).find(|path| {
-            // A link of this name to `ccoctl` is a way to call `ccoctl`, and no engine.
-            path.is_file() && !same_file(path, executable)
-        });
+        let found = PLACES
+            .iter()
+            .map(|place| directory.join(place).join(NAME))
+            .find(|path| {
+                // A link of this name to `ccoctl` is a way to call `ccoctl`, and no engine.
+                path.is_file() && !same_file(path, executable)
+            });
         match found {
             Some(path) => Ok(Self::file(path)),
             None => Err(CliError::new(

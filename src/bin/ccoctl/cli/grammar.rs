@@ -14,8 +14,8 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Id};
 
-use ccod::program::exit::{CliError, Exit};
 use super::{Cli, GlobalArgs};
+use ccod::program::exit::{CliError, Exit};
 
 /// Arguments that may be empty: texts, which the daemon judges, and the positional arguments of
 /// `knowledge-manager`, of which a later one can be given only with the earlier ones.

@@ -15,8 +15,8 @@ use ccod_protocol::api::{
 };
 
 use super::connect::{Daemon, Scope};
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::{Context, knowledge};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Agent of items that name none, as the old tool had it.
 const DEFAULT_AGENT: &str = "cli";

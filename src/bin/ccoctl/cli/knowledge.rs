@@ -14,9 +14,9 @@ use ccod_protocol::api::{
 };
 
 use super::connect::{Daemon, Scope};
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output::{self, Align, Output, Style, Table};
 use super::{Context, when};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Arguments of `store`.
 #[derive(Debug, Args)]

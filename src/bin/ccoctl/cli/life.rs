@@ -11,10 +11,10 @@ use ccod_protocol::api::{
 
 use super::confirm::{self, Consent};
 use super::connect::{Daemon, Scope};
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::knowledge::{self, FilterArgs, HitView};
 use super::output::{self, Align, Output, Table};
 use super::{Context, when};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Ids that a question and a message show.
 const SHOWN_IDS: usize = 10;

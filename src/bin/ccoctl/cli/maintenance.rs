@@ -13,8 +13,8 @@ use ccod_protocol::api::{
 use super::Context;
 use super::confirm::{self, Consent};
 use super::connect::{Daemon, Scope};
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output::{self, Output, Style};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Arguments of `backup`.
 #[derive(Debug, Args)]

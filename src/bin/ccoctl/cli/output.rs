@@ -11,8 +11,8 @@ use std::io::{self, IsTerminal, Write};
 use ccod_protocol::api::ProjectError;
 use serde::Serialize;
 
-pub(crate) use ccod::program::message;
 use ccod::program::exit::{CliError, CliResult, Exit};
+pub(crate) use ccod::program::message;
 
 /// Characters of an excerpt where the width of the terminal is not known.
 const PLAIN_EXCERPT_CHARS: usize = 240;

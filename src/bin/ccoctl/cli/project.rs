@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use ccod::program::exit::{CliError, CliResult, Exit};
 use super::output;
 use super::state_file::{Found, StateFile};
+use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Project of whatever lies outside a repository. No repository can claim it.
 pub(crate) const DEFAULT_PROJECT: &str = "default";

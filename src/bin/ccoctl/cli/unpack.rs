@@ -82,13 +82,19 @@ pub(crate) fn unpack(archive: &Archive<'_>, home: &Path) -> CliResult<Engine> {
 /// Whether the engine at `path` is the one of `archive`. It got its name when it was whole.
 fn is_there(path: &Path, archive: &Archive<'_>) -> bool {
     path.symlink_metadata().is_ok_and(|found| {
-        found.is_file() && found.len() == archive.bytes && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0
+        found.is_file()
+            && found.len() == archive.bytes
+            && found.uid() == geteuid().as_raw()
+            && found.mode() & 0o022 == 0
     })
 }
 
 fn not_unpacked(archive: &Archive<'_>, path: &Path, error: &io::Error) -> CliError {
     let mebibytes = archive.bytes.div_ceil(1 << 20);
-    let failed = CliError::io(format_args!("unpack the daemon ({mebibytes} MiB) to {}", path.display()), error);
+    let failed = CliError::io(
+        format_args!("unpack the daemon ({mebibytes} MiB) to {}", path.display()),
+        error,
+    );
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CliError {
             exit: Exit::Failed,
@@ -223,11 +229,8 @@ fn in_memory(archive: &Archive<'_>, path: &Path) -> CliResult<Engine> {
         Ok(OwnedFd::from(readable))
     };
     let memory = made().map_err(|error| not_unpacked(archive, path, &error))?;
-    nix::fcntl::fcntl(
-        &memory,
-        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
-    )
-    .map_err(|errno| not_unpacked(archive, path, &errno.into()))?;
+    nix::fcntl::fcntl(&memory, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+        .map_err(|errno| not_unpacked(archive, path, &errno.into()))?;
     let name = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
     Ok(Engine::memory(name, memory))
 }
@@ -295,7 +298,11 @@ mod tests {
     #[test]
     fn many_at_once_unpack_one_engine() {
         let home = tempfile::tempdir().expect("a directory");
-        let program: Vec<u8> = PROGRAM.iter().copied().chain((0..1 << 20).map(|byte| byte as u8)).collect();
+        let program: Vec<u8> = PROGRAM
+            .iter()
+            .copied()
+            .chain((0..1 << 20).map(|byte| byte as u8))
+            .collect();
         let (bytes, hash) = (compressed(&program), sha256(&program));
         let archive = Archive {
             compressed: &bytes,
@@ -318,7 +325,10 @@ mod tests {
         let (bytes, hash) = (compressed(PROGRAM), sha256(b"another"));
         let length = bytes.len();
         let cut = &bytes[..length - 3];
-        for (compressed, what) in [(&bytes[..], "its contents are not what they were"), (cut, "cannot unpack")] {
+        for (compressed, what) in [
+            (&bytes[..], "its contents are not what they were"),
+            (cut, "cannot unpack"),
+        ] {
             let archive = Archive {
                 compressed,
                 sha256: &hash,
@@ -327,7 +337,10 @@ mod tests {
             let error = unpack(&archive, home.path()).expect_err("refused");
             let told = error.to_string();
             assert!(told.contains(what) && told.contains("install it again"), "{told}");
-            assert_eq!(names(&home.path().join("engine").join(&hash[..16])), Vec::<String>::new());
+            assert_eq!(
+                names(&home.path().join("engine").join(&hash[..16])),
+                Vec::<String>::new()
+            );
         }
     }
 
