@@ -95,11 +95,11 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
 
     // The store's lock comes first: whoever holds it is the daemon of this home, whatever becomes of sockets and run
     // directories.
-    home::prepare_knowledge(&config.knowledge_dir())?;
+    home::projects::prepare(&config.knowledge_dir())?;
     let store_lock = StoreLock::acquire(&config.knowledge_dir())?;
-    home::close(&config.knowledge_dir())?;
+    home::projects::close(&config.knowledge_dir())?;
     if config.access.socket_group.is_empty() {
-        home::advise(&config.home);
+        home::projects::advise(&config.home);
     }
     // Nothing is read, changed or unlinked before the lock is held.
     let socket_path = config.socket_path();

@@ -65,6 +65,7 @@ impl LogFile {
     }
 
     /// From now on the file is this process's to rename.
+    #[cfg(feature = "engine")]
     pub(crate) fn take(&self) {
         self.shared.owned.store(true, Ordering::Release);
     }
@@ -73,6 +74,7 @@ impl LogFile {
     ///
     /// # Errors
     /// When it cannot be opened; the lines go on into the old file then.
+    #[cfg(feature = "engine")]
     pub(crate) fn follow(&self) -> io::Result<()> {
         let _turn = self.shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let present = behind_stderr()?;

@@ -1,0 +1,78 @@
+//! The directory of the projects, which the daemon alone touches.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use nix::unistd::geteuid;
+
+use super::{DIRECTORY_MODE, HomeError, check, failed, make};
+
+/// Bits of everybody but the owner.
+const OTHERS: u32 = 0o077;
+
+/// As [`super::prepare`], for the directory of the projects in a home that was prepared: a real directory of ours may be open
+/// to others, for it is closed next ([`close`]).
+///
+/// # Errors
+/// As [`super::prepare`].
+pub(crate) fn prepare(path: &Path) -> Result<(), HomeError> {
+    let real = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
+    if !real {
+        check(path)?;
+    }
+    make(path)
+}
+
+/// Closes the directory of the projects to others, if it is a real one; what a link leads to is somebody's choice
+/// and is left as it is. The caller holds the lock of the store.
+///
+/// # Errors
+/// When it cannot be closed.
+pub(crate) fn close(path: &Path) -> Result<(), HomeError> {
+    let found = std::fs::symlink_metadata(path).map_err(failed("look at", path))?;
+    if found.is_dir() && found.mode() & OTHERS != 0 {
+        std::fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
+            .map_err(failed("close to others", path))?;
+    }
+    Ok(())
+}
+
+/// Tells once, in the log, that others can look into the home.
+pub(crate) fn advise(path: &Path) {
+    if let Ok(found) = std::fs::metadata(path)
+        && found.mode() & 0o055 & !0o010 != 0
+    {
+        tracing::warn!(
+            home = %path.display(),
+            mode = format_args!("{:04o}", found.mode() & 0o7777),
+            "others can look into the home; its directories are closed to them all the same. chmod 700 closes it"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn only_a_real_directory_is_closed() {
+        let root = tempfile::tempdir().unwrap();
+        let (real, link) = (root.path().join("real"), root.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::fs::set_permissions(&real, Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        prepare(&link).unwrap();
+        close(&link).unwrap();
+        assert_eq!(mode(&real), 0o755);
+        std::fs::set_permissions(&real, Permissions::from_mode(0o777)).unwrap();
+        assert!(prepare(&link).is_err());
+        prepare(&real).unwrap();
+        close(&real).unwrap();
+        assert_eq!(mode(&real), 0o700);
+    }
+}
