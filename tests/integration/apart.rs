@@ -203,7 +203,7 @@ fn a_link_to_a_project_that_comes_while_the_daemon_runs_is_no_second_project() {
     store_in(&daemon, "foo", "Written by the same hand");
     let listed = daemon.call("knowledge.list", json!({"project_id": "foo"}));
     assert_eq!(listed["total"], 2);
-    assert_eq!(listed["items"][1]["id"], json!(id));
+    assert_eq!(listed["results"][1]["id"], json!(id));
     assert_eq!(names(&daemon.call("knowledge.projects", json!({}))), ["foo"]);
     fs::remove_file(knowledge(&daemon).join("bar")).unwrap();
     store_in(&daemon, "bar", "Now a project of its own");

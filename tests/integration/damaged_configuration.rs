@@ -11,7 +11,9 @@ use crate::support::{Daemon, Home};
 fn configure(home: &Home, entries: &[(&str, Option<&str>)]) {
     let table = home.path().join(format!("knowledge/default/{TABLE_NAME}.lance"));
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let mut dataset = lance::Dataset::open(table.to_str().unwrap()).await.unwrap();
+        let mut dataset = ccod_actors::lance::Dataset::open(table.to_str().unwrap())
+            .await
+            .unwrap();
         let entries = entries.iter().map(|(key, value)| (*key, *value));
         dataset.update_config(entries).await.unwrap();
     });

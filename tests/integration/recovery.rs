@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Connection, Daemon, Home, executable, ids};
+use crate::support::{Connection, Daemon, Home, engine, ids};
 
 /// Texts that have nothing in common, so that each is found by its own words.
 const TEXTS: [&str; 4] = [
@@ -787,18 +787,17 @@ fn a_directory_that_may_not_be_written_is_read_only_until_it_may() {
     fs::create_dir_all(home.path()).unwrap();
     let is_root = nix::unistd::geteuid().is_root();
     // Where the executable lies the other user may not be able to go.
-    let copy = parent.join("ccoctl");
+    let copy = parent.join("ccod");
     if is_root {
-        if fs::hard_link(executable(), &copy).is_err() {
-            fs::copy(executable(), &copy).unwrap();
+        if fs::hard_link(engine(), &copy).is_err() {
+            fs::copy(engine(), &copy).unwrap();
         }
         for path in [&parent, &home.path()] {
             chown(path, Some(OTHER), Some(OTHER)).unwrap();
         }
     }
-    let mut command = std::process::Command::new(if is_root { &copy } else { Path::new(executable()) });
+    let mut command = std::process::Command::new(if is_root { &copy } else { Path::new(engine()) });
     command
-        .args(["daemon", "run"])
         .env("CCO_HOME", home.path())
         .env("CCO_ACCESS__ALLOWED_UIDS", nix::unistd::geteuid().to_string())
         .current_dir("/");

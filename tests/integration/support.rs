@@ -16,6 +16,11 @@ pub fn executable() -> &'static str {
     env!("CARGO_BIN_EXE_ccoctl")
 }
 
+/// The daemon's program, which `executable` starts.
+pub fn engine() -> &'static str {
+    env!("CARGO_BIN_EXE_ccod")
+}
+
 /// A running daemon with a home of its own; killed when dropped.
 pub struct Daemon {
     pub home: Home,
