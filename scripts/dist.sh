@@ -9,7 +9,7 @@ target=${CARGO_TARGET_DIR:-target}
 ship=$target/ship
 mkdir -p "$ship/two"
 
-# Relative relocations in a few bits each: 7 % less in the file. The loaders of older systems do not know them.
+# Relative relocations in a few bits each. The loaders of older systems do not know them.
 flags=()
 if [ "$(uname -s)" = Linux ] && [ "$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/.* 2\.//')" -ge 36 ] 2>/dev/null; then
     flags=(-C link-arg=-Wl,-z,pack-relative-relocs)
