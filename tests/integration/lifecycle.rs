@@ -243,6 +243,35 @@ fn all_texts(daemon: &Daemon) -> Vec<String> {
 }
 
 #[test]
+fn the_engine_works_only_for_a_command_line_of_its_own_version() {
+    let home = Home::new();
+    let run = |arguments: &[&str]| {
+        let output = std::process::Command::new(crate::support::engine())
+            .args(arguments)
+            .env("CCO_HOME", home.path())
+            .output()
+            .unwrap();
+        let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code(), told)
+    };
+    let (code, [told, _]) = run(&["--version"]);
+    assert_eq!(
+        (code, told.trim()),
+        (Some(0), concat!("ccod ", env!("CARGO_PKG_VERSION")))
+    );
+    let (code, [_, told]) = run(&["--expect=9.9.9"]);
+    assert_eq!(code, Some(78), "{told}");
+    assert!(
+        told.contains("started by ccoctl 9.9.9") && told.contains("from one release"),
+        "{told}"
+    );
+    let (code, [_, told]) = run(&["--expect=9.9.9", "--json"]);
+    let error: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((code, &error["exit"]), (Some(78), &json!(78)), "{told}");
+    assert!(!home.path().exists(), "nothing was touched");
+}
+
+#[test]
 fn the_executable_is_the_daemon_under_its_other_name() {
     let home = Home::new();
     std::fs::create_dir_all(home.path()).unwrap();
