@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use ccod_actors::embedder::ModelCell;
-use ccod_actors::embedder::tokenize::TokenizedText;
+use ccod_actors::embedder::model::tokenize::TokenizedText;
 
 /// Time for each measurement.
 const MEASURE: Duration = Duration::from_secs(5);

@@ -6,8 +6,8 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use ccod_actors::embedder::ModelCell;
-use ccod_actors::embedder::engine::EmbedEngine;
-use ccod_actors::embedder::tokenize::{TextTokenizer, TokenizedText};
+use ccod_actors::embedder::model::EmbedEngine;
+use ccod_actors::embedder::model::tokenize::{TextTokenizer, TokenizedText};
 
 /// Prose of a software project, cycled to make texts of any length.
 const WORDS: &str = "We keep the connection pool small because the database server has few cores and each \

@@ -13,9 +13,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
-use ccod_actors::embedder::bert::{BertConfig, BertModel};
-use ccod_actors::embedder::tokenize::TextTokenizer;
-use ccod_actors::embedder::weights::Weights;
+use ccod_actors::embedder::model::bert::{BertConfig, BertModel};
+use ccod_actors::embedder::model::tokenize::TextTokenizer;
+use ccod_actors::embedder::model::weights::Weights;
 
 const MAX_TOKENS: usize = 256;
 const DEPTH: usize = 10;

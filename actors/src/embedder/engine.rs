@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::bert::BertModel;
-use super::model::ModelCell;
-use super::tokenize::TokenizedText;
+use super::model::cell::ModelCell;
+use super::model::tokenize::TokenizedText;
+use super::model::{EmbedEngine, EngineError};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
 
@@ -28,76 +28,6 @@ pub(super) const PART: &str = "embedder";
 /// How long a failed load is remembered. Until then requests fail at once with the same reason; a model
 /// directory on a dead network mount is not waited for by each of them.
 const LOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
-
-/// What an engine can fail with.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum EngineError {
-    /// The model could not be loaded.
-    #[error("the model could not be loaded: {0}")]
-    Load(String),
-    /// A text is not what the model takes.
-    #[error("the model does not take this text: {0}")]
-    Input(String),
-    /// The computation failed.
-    #[error("the computation failed: {0}")]
-    Compute(String),
-}
-
-impl From<candle_core::Error> for EngineError {
-    fn from(error: candle_core::Error) -> Self {
-        Self::Compute(error.to_string())
-    }
-}
-
-/// Turns texts into vectors. One engine serves one thread.
-pub trait EmbedEngine: Send {
-    /// One vector per text, in order, each of [`dimensions`](Self::dimensions) values and of unit length. An
-    /// error is about the batch as a whole; the caller finds the culprit.
-    fn embed(&mut self, batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError>;
-    /// Name and hash of the model; vectors of different identities are never compared.
-    fn identity(&self) -> &str;
-    /// Length of the vectors.
-    fn dimensions(&self) -> usize;
-    /// Tokens per text at most, special ones included.
-    fn max_tokens(&self) -> usize;
-}
-
-/// The engine of this daemon: a BERT-family encoder on candle. Building one is free: the weights are shared.
-pub struct BertEngine {
-    model: Arc<BertModel>,
-    identity: String,
-    max_tokens: usize,
-}
-
-impl BertEngine {
-    /// An engine on loaded weights.
-    pub fn new(model: Arc<BertModel>, identity: String, max_tokens: usize) -> Self {
-        Self {
-            model,
-            identity,
-            max_tokens,
-        }
-    }
-}
-
-impl EmbedEngine for BertEngine {
-    fn embed(&mut self, batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let ids: Vec<&[u32]> = batch.iter().map(|text| text.ids()).collect();
-        self.model.embed(&ids)
-    }
-
-    fn identity(&self) -> &str {
-        &self.identity
-    }
-
-    fn dimensions(&self) -> usize {
-        self.model.config().hidden_size
-    }
-
-    fn max_tokens(&self) -> usize {
-        self.max_tokens
-    }
-}
 
 /// A batch for the engine thread.
 #[derive(Debug)]

@@ -21,12 +21,12 @@ use ractor::ActorRef;
 use ractor::rpc::CallResult;
 use tokio::sync::Semaphore;
 
+use super::actor::{EmbedderConfig, EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
 use super::engine::unavailable;
-use super::model::ModelCell;
+use super::model::cell::ModelCell;
+use super::model::tokenize::{Passage, TextTokenizer, TokenizedText};
 use super::planner::Lane;
-use super::tokenize::{Passage, TextTokenizer, TokenizedText};
 use super::turns::Turns;
-use super::{EmbedderConfig, EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::error::{KnowledgeError, KnowledgeResult};

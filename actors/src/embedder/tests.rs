@@ -1,20 +1,26 @@
 //! The embedder as a whole: with the real model against reference vectors, and with engines that wait, fail or
 //! panic on demand.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use ractor::ActorStatus;
 use ractor::concurrency::JoinHandle;
+use ractor::{Actor, ActorRef, ActorStatus};
 use sha2::Digest;
 
-use super::bert::{BertConfig, BertModel};
-use super::engine::{EmbedEngine, EngineError};
+use super::actor::*;
+use super::handle::*;
+use super::model::bert::{BertConfig, BertModel};
+use super::model::cell::ModelCell;
+use super::model::tokenize::TokenizedText;
+use super::model::weights::Weights;
+use super::model::{EmbedEngine, EngineError};
 use super::planner::Lane;
-use super::weights::Weights;
-use super::*;
+use crate::deadline::Deadline;
+use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 
 const ORIGIN: u64 = 1;
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-use super::engine::EngineError;
+use super::EngineError;
 
 /// Bytes per piece that the tokenizer sees. Larger pieces gain nothing; smaller ones would cut words of more
 /// than half this length, which the tokenizer calls unknown anyway (its limit is 100 characters per word).
@@ -342,7 +342,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::embedder::model::bundled_tokenizer;
+    use crate::embedder::model::cell::bundled_tokenizer;
 
     fn tokenizer() -> TextTokenizer {
         use std::sync::OnceLock;

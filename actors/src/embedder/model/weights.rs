@@ -13,7 +13,7 @@ use std::path::Path;
 use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor};
 
-use super::engine::EngineError;
+use super::EngineError;
 
 /// Values per Q8_0 block; fixed by the format.
 const Q8_0_BLOCK_VALUES: usize = 32;

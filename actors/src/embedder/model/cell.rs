@@ -13,16 +13,16 @@ use candle_core::Device;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::bert::{BertConfig, BertModel};
-use super::engine::{BertEngine, EmbedEngine, EngineError};
+use super::bert::{BertConfig, BertEngine, BertModel};
 use super::tokenize::TextTokenizer;
 use super::weights::Weights;
+use super::{EmbedEngine, EngineError};
 
 /// The bundled model's files; `actors/model/README.md` says how they are made.
-static BUNDLED_WEIGHTS: &[u8] = include_bytes!("../../model/weights.gguf");
-const BUNDLED_TOKENIZER: &[u8] = include_bytes!("../../model/tokenizer.json");
-const BUNDLED_CONFIG: &str = include_str!("../../model/config.json");
-const BUNDLED_MANIFEST: &str = include_str!("../../model/bundle.json");
+static BUNDLED_WEIGHTS: &[u8] = include_bytes!("../../../model/weights.gguf");
+const BUNDLED_TOKENIZER: &[u8] = include_bytes!("../../../model/tokenizer.json");
+const BUNDLED_CONFIG: &str = include_str!("../../../model/config.json");
+const BUNDLED_MANIFEST: &str = include_str!("../../../model/bundle.json");
 
 /// Hexadecimal digits of the weights' hash that are part of a model's identity. 48 bits: enough to tell models
 /// apart, short enough to read.

@@ -10,14 +10,17 @@
 //!
 //! All arithmetic is float32. Inference needs none of dropout, pooler or gradients, so none is here.
 
+use std::sync::Arc;
+
 use candle_core::{D, Device, Tensor};
 use candle_nn::{LayerNorm, Module};
 use serde::Deserialize;
 
-use super::engine::EngineError;
 use super::kernels::{self, AddNormOp, BiasGeluOp, NormWeights, PackedAttention};
 use super::pooling;
+use super::tokenize::TokenizedText;
 use super::weights::{EmbeddingTable, Weights};
+use super::{EmbedEngine, EngineError};
 
 /// What `config.json` of a BERT-family checkpoint says; fields that inference does not need are ignored.
 #[derive(Clone, Debug, Deserialize)]
@@ -363,5 +366,42 @@ impl BertModel {
         let widened = layer.intermediate.forward(&state)?.gelu_erf()?;
         let narrowed = layer.output.forward(&widened)?;
         layer.output_norm.layer.forward(&(narrowed + state)?)
+    }
+}
+
+/// The engine of this daemon: a BERT-family encoder on candle. Building one is free: the weights are shared.
+pub struct BertEngine {
+    model: Arc<BertModel>,
+    identity: String,
+    max_tokens: usize,
+}
+
+impl BertEngine {
+    /// An engine on loaded weights.
+    pub fn new(model: Arc<BertModel>, identity: String, max_tokens: usize) -> Self {
+        Self {
+            model,
+            identity,
+            max_tokens,
+        }
+    }
+}
+
+impl EmbedEngine for BertEngine {
+    fn embed(&mut self, batch: &[&TokenizedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let ids: Vec<&[u32]> = batch.iter().map(|text| text.ids()).collect();
+        self.model.embed(&ids)
+    }
+
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn dimensions(&self) -> usize {
+        self.model.config().hidden_size
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 }
