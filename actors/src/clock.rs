@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::domain::now_ms;
+use crate::domain::{format_time, now_ms};
+use crate::error::{KnowledgeError, KnowledgeResult};
 
 /// How far ahead of what was expected a time is believed at once.
 const BELIEVED_AT_ONCE: TimeDelta = TimeDelta::days(1);
@@ -45,6 +46,25 @@ fn settled() -> Duration {
     // Tests do not wait.
     fail::fail_point!("writer::hasten", |_| Duration::from_millis(20));
     SETTLED
+}
+
+/// Refuses while the clock stands before 1970: what LanceDB writes, and what it reads, has a time that counts from
+/// there, and it panics. That says nothing about what is stored.
+///
+/// # Errors
+/// [`KnowledgeError::Unavailable`], until the clock is set.
+pub(crate) fn check() -> KnowledgeResult<()> {
+    let now = now_ms();
+    if now >= DateTime::<Utc>::UNIX_EPOCH {
+        return Ok(());
+    }
+    Err(KnowledgeError::Unavailable {
+        part: "the store",
+        reason: format!(
+            "the clock of this machine says {}, which cannot be; set it",
+            format_time(now)
+        ),
+    })
 }
 
 /// Pure: it takes the times.

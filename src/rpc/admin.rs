@@ -124,15 +124,19 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
     let mut projects = Vec::new();
     let mut errors = Vec::new();
     for failed in report.failed {
-        projects.push(api::ProjectStatus {
-            project_id: failed.project.clone(),
-            bytes_on_disk: failed.bytes_on_disk,
-            state: Some(convert::UNREADABLE.to_owned()),
-            ..api::ProjectStatus::default()
-        });
+        if failed.is_project {
+            projects.push(api::ProjectStatus {
+                project_id: failed.project.clone(),
+                bytes_on_disk: failed.bytes_on_disk,
+                state: Some(convert::UNREADABLE.to_owned()),
+                ..api::ProjectStatus::default()
+            });
+        }
         errors.push(convert::project_error(failed.project, failed.error));
     }
     for project in report.projects {
+        let state = convert::project_state(&project);
+        errors.extend(convert::damage_error(&project));
         // What its files tell is of now; what only the writer knows is of its last turn.
         let mut debt = project.debt;
         if let Some(known) = debts.get(&project.project) {
@@ -147,7 +151,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
             versions: debt.versions as u64,
             unindexed_rows: debt.unindexed_rows as u64,
             maintenance_debt: numbers_of(&to_object(&debt)),
-            state: project.needs_migration.map(|_| "needs_migration".to_owned()),
+            state,
             project_id: project.project,
         });
     }

@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use ccod_actors::domain::{self, ItemFilter, KnowledgeKind, StoredItem, format_time};
 use ccod_actors::error::KnowledgeError;
+use ccod_actors::reader::ProjectStats;
 use ccod_actors::store::Durability;
 use ccod_protocol::api;
-use ccod_protocol::error::WireError;
+use ccod_protocol::error::{ErrorKind, WireError};
 
 use super::wire_error;
 
@@ -26,6 +27,26 @@ pub(crate) fn kind(kind: api::KnowledgeType) -> KnowledgeKind {
 
 /// `state` of a project that cannot be read.
 pub(crate) const UNREADABLE: &str = "unreadable";
+
+/// `state` of a project of which a part cannot be read.
+const DAMAGED: &str = "damaged";
+
+/// `state` of a project that can be read, if there is something to say of it.
+pub(crate) fn project_state(project: &ProjectStats) -> Option<String> {
+    let damaged = project.degraded.is_some().then_some(DAMAGED);
+    let state = project.needs_migration.as_ref().map(|_| "needs_migration").or(damaged);
+    state.map(str::to_owned)
+}
+
+/// What of a project cannot be read and so is not counted, if something is. Logged when it was found.
+pub(crate) fn damage_error(project: &ProjectStats) -> Option<api::ProjectError> {
+    let reason = project.degraded.as_ref()?;
+    Some(api::ProjectError {
+        project_id: project.project.clone(),
+        code: ErrorKind::InternalError.code(),
+        message: reason.clone(),
+    })
+}
 
 /// Why a call over several projects is without this one.
 pub(crate) fn project_error(project: impl Into<String>, error: KnowledgeError) -> api::ProjectError {

@@ -132,7 +132,7 @@ pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Resu
         }
         None => {
             for project in scope.projects(&app) {
-                let view = match app.store.view(&project).await {
+                let view = match app.store.view_or_empty(&project).await {
                     Ok(view) => view,
                     // What one project has must not keep the others from being told of. Once it can be read, all of it
                     // is told.

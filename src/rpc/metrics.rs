@@ -207,7 +207,7 @@ impl Metrics {
         let failed = status.errors.iter();
         self.gauges(
             "project_unreadable",
-            "1 for each project that cannot be read; admin.status says why",
+            "1 for each project that cannot be read, as a whole or in part; admin.status says why",
             failed.map(|failed| (vec![label(&failed.project_id)], 1.0)),
         );
         self.gauges("project_items", "Live items", of(|project| project.items));

@@ -370,6 +370,7 @@ pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::
         result.errors.push(convert::project_error(failed.project, failed.error));
     }
     for project in report.projects {
+        result.errors.extend(convert::damage_error(&project));
         result.bytes_on_disk += project.bytes_on_disk;
         if project.needs_migration.is_some() {
             continue; // Its rows are not items yet; `projects` shows it.
@@ -403,22 +404,24 @@ fn later(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<
 /// Lists the projects.
 pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result<api::ProjectsResult, WireError> {
     let report = project_stats(&app, &call).await?;
+    let mut errors: Vec<_> = report.projects.iter().filter_map(convert::damage_error).collect();
     let read = report.projects.into_iter().map(|project| api::ProjectSummary {
+        state: convert::project_state(&project),
         project_id: project.project,
         total: project.items.total,
         bytes_on_disk: project.bytes_on_disk,
         newest: project.items.newest.map(format_time),
-        state: project.needs_migration.map(|_| "needs_migration".to_owned()),
     });
     let mut projects: Vec<api::ProjectSummary> = read.collect();
-    let mut errors = Vec::new();
     for failed in report.failed {
-        projects.push(api::ProjectSummary {
-            project_id: failed.project.clone(),
-            bytes_on_disk: failed.bytes_on_disk,
-            state: Some(convert::UNREADABLE.to_owned()),
-            ..api::ProjectSummary::default()
-        });
+        if failed.is_project {
+            projects.push(api::ProjectSummary {
+                project_id: failed.project.clone(),
+                bytes_on_disk: failed.bytes_on_disk,
+                state: Some(convert::UNREADABLE.to_owned()),
+                ..api::ProjectSummary::default()
+            });
+        }
         errors.push(convert::project_error(failed.project, failed.error));
     }
     projects.sort_by_key(|project| project.project_id.to_ascii_lowercase());

@@ -578,7 +578,7 @@ impl<'a> Import<'a> {
     async fn begin(app: &'a App, call: &Call<api::Import>) -> KnowledgeResult<Self> {
         let project = call.project();
         let mut known = Known::default();
-        if let Some(view) = app.store.view(&project).await? {
+        if let Some(view) = app.store.view_or_empty(&project).await? {
             view.check_model(&app.store.config().model.name)?;
             view.for_each_live(|row| known.insert(Some(&row.id), &row.content_hash))
                 .await?;

@@ -29,6 +29,14 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
         }
     };
     let mut result = api::VerifyResult::default();
+    if call.project.is_none() {
+        let not_served = app.store.not_served().await.into_iter();
+        result.findings.extend(not_served.map(|left| api::Finding {
+            project_id: left.project,
+            problem: left.reason,
+            fix: None,
+        }));
+    }
     for name in names {
         let finding = |problem: String, fix: Option<&str>| api::Finding {
             project_id: name.to_string(),

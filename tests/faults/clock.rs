@@ -4,6 +4,40 @@ use serde_json::json;
 
 use crate::Inside;
 
+/// LanceDB has no times before 1970. That is no damage, and ends with its cause.
+#[test]
+fn a_clock_before_1970_is_told_of_and_harms_nothing() {
+    let mut daemon = Inside::start();
+    daemon.call("knowledge.store", json!({"text": "before the battery was empty"}));
+    for restarted in [false, true] {
+        fail::cfg("clock::days_ahead", "return(-40000)").unwrap();
+        if restarted {
+            assert!(daemon.shut_down());
+            daemon.boot();
+        }
+        let error = daemon.call_error("knowledge.store", json!({"text": "in 1916"}));
+        assert!(
+            error["data"]["retryable"] == true && error["message"].to_string().contains("clock"),
+            "{error}"
+        );
+        if restarted {
+            let health = daemon.call("admin.health", json!({}));
+            assert!(health["reasons"].to_string().contains("clock"), "{health}");
+            let error = daemon.call_error("knowledge.list", json!({}));
+            assert_eq!(error["data"]["retryable"], true, "{error}");
+        }
+        let status = daemon.call("admin.status", json!({}));
+        assert!(!status.to_string().contains("no version"), "{status}");
+        fail::remove("clock::days_ahead");
+        daemon.call("knowledge.store", json!({"text": format!("set again, {restarted}")}));
+        assert_eq!(daemon.count(), 2 + u64::from(restarted));
+        let health = daemon.call("admin.health", json!({}));
+        assert_eq!(health["status"], "ok", "{health}");
+        assert!(!daemon.home.path().join("home/knowledge/default/set-aside").exists());
+        assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
+    }
+}
+
 #[test]
 fn a_clock_that_is_years_ahead_for_a_while_costs_no_history() {
     let mut daemon = Inside::start();

@@ -76,6 +76,39 @@ fn a_purge_does_not_wait_for_a_backup_and_is_told_of_it() {
     assert_eq!(again["backups"], json!([path]));
 }
 
+/// What says nothing about the data fails the backup, which can be made again, and never costs it a project.
+#[test]
+fn a_backup_that_fails_for_a_reason_of_the_moment_drops_no_project() {
+    let daemon = Inside::start();
+    daemon.call("knowledge.store", json!({"text": "to be copied"}));
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("backup");
+    let mut number = 0;
+    for point in ["backup::source", "backup::read_back"] {
+        // EMFILE, ENFILE, ENOMEM, EACCES
+        for errno in [24, 23, 12, 13] {
+            number += 1;
+            let stored = json!({"text": format!("beside it {number}"), "project_id": format!("p{number}")});
+            daemon.call("knowledge.store", stored);
+            fail::cfg(point, &format!("1*return({errno})")).unwrap();
+            let error = daemon.call_error("admin.backup", json!({"path": path}));
+            assert_eq!(error["data"]["retryable"], true, "{point} {errno}: {error}");
+            fail::remove(point);
+            assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "{point} {errno}");
+        }
+        // EIO is of what is stored, and costs that project only.
+        fail::cfg(point, "1*return(5)").unwrap();
+        let backup = daemon.call("admin.backup", json!({"path": path}));
+        fail::remove(point);
+        assert_eq!(backup["projects"].as_array().unwrap().len(), number, "{backup}");
+        assert_eq!(backup["warnings"].as_array().unwrap().len(), 1, "{backup}");
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+    let backup = daemon.call("admin.backup", json!({"path": path}));
+    assert_eq!(backup["projects"].as_array().unwrap().len(), number + 1, "{backup}");
+    assert!(backup.get("warnings").is_none(), "{backup}");
+}
+
 #[test]
 fn a_restore_that_a_crash_interrupts_is_finished_at_the_next_start() {
     interrupted_restore("return");

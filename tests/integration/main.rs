@@ -6,6 +6,7 @@ mod bad_input;
 mod careless_commands;
 mod command_line;
 mod concurrency;
+mod condition;
 mod damaged_configuration;
 mod degraded;
 mod descriptors;

@@ -72,6 +72,8 @@ pub struct ProjectStats {
     pub model: Option<String>,
     /// What is in the way of searching and writing it, if something is.
     pub needs_migration: Option<String>,
+    /// What of it cannot be read and so is not counted, if something is.
+    pub degraded: Option<String>,
 }
 
 /// Counts of several projects: one that cannot be read does not hide the others.
@@ -88,6 +90,8 @@ pub struct StatsReport {
 pub struct FailedProject {
     /// Its name.
     pub project: String,
+    /// Whether it is a project, and not something that lies beside one.
+    pub is_project: bool,
     /// Bytes on disk, as far as they can be counted.
     pub bytes_on_disk: u64,
     /// Why.
@@ -244,7 +248,12 @@ impl Actor for Reader {
                             degraded: view.degraded(),
                         })
                     });
-                    Ok(found.await?.unwrap_or_default())
+                    Ok(found.await?.unwrap_or_else(|| FoundItems {
+                        degraded: store
+                            .lost(&project)
+                            .map(|reason| format!("project {project}: {reason}")),
+                        ..FoundItems::default()
+                    }))
                 })
                 .await;
             }
@@ -354,14 +363,14 @@ async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) 
     })
 }
 
-/// Runs a query on a project's present view; none where the project does not exist. Where it comes upon something
-/// damaged, it is repeated without that.
+/// Runs a query on a project's present view; none where nothing was stored in it, or no version of it can be read, so
+/// that it begins anew. Where it comes upon something damaged, it is repeated without that.
 async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
     store: &Store,
     project: &ProjectName,
     query: impl Fn(Arc<ProjectView>) -> F,
 ) -> KnowledgeResult<Option<R>> {
-    let Some(view) = store.view(project).await? else {
+    let Some(view) = store.view_or_empty(project).await? else {
         return Ok(None);
     };
     match caught(query(Arc::clone(&view))).await {
@@ -369,7 +378,7 @@ async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
             if !reexamine(store, &view, None).await {
                 return Err(error);
             }
-            match store.view(project).await? {
+            match store.view_or_empty(project).await? {
                 Some(view) => caught(query(view)).await.map(Some),
                 None => Ok(None),
             }
@@ -381,7 +390,7 @@ async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
 /// As [`on_view`], for a search over one project or several. Of several, those that cannot be searched are left out,
 /// and `degraded` says which and why. Where there is more, the versions that it has read are kept for the next page.
 async fn search_projects(
-    store: &Store,
+    store: &Arc<Store>,
     projects: &Projects,
     request: &SearchRequest,
 ) -> KnowledgeResult<SearchOutcome> {
@@ -474,19 +483,23 @@ fn cursor_expired() -> KnowledgeError {
 /// The views to search, and why projects are left out that cannot be opened. A project that does not exist has none;
 /// of all projects, those of another shape are left out (they are shown by `projects`), while naming one is an error,
 /// as is naming only what cannot be opened.
-async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<String>)> {
+async fn searchable_views(
+    store: &Arc<Store>,
+    projects: &Projects,
+) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<String>)> {
     let (mut views, mut failed) = (Vec::new(), Vec::new());
     let mut first_error = None;
-    let mut fail = |project: &ProjectName, error: KnowledgeError| {
-        failed.push(left_out(project, &error));
-        first_error.get_or_insert(error);
-    };
     match projects {
         Projects::Named(names) => {
             for name in names {
                 match store.view(name).await {
                     Ok(view) => views.extend(view),
-                    Err(error) if names.len() > 1 && is_of_a_project(&error) => fail(name, error),
+                    Err(error) if names.len() > 1 && is_of_a_project(&error) => {
+                        failed.push(left_out(name, &error));
+                        first_error.get_or_insert(error);
+                    }
+                    // It is empty, and that is told.
+                    Err(error) if store.lost(name).is_some() => failed.push(left_out(name, &error)),
                     Err(error) => return Err(error),
                 }
             }
@@ -495,8 +508,14 @@ async fn searchable_views(store: &Store, projects: &Projects) -> KnowledgeResult
             for project in store.projects() {
                 match project.view().await {
                     Ok(view) => views.extend(view.filter(|view| view.check_shape().is_ok())),
-                    Err(error) => fail(project.name(), error),
+                    Err(error) => {
+                        failed.push(left_out(project.name(), &error));
+                        first_error.get_or_insert(error);
+                    }
                 }
+            }
+            for left in store.not_served().await {
+                failed.push(format!("{} is left out: {}", left.project, left.reason));
             }
         }
         Projects::At(pages) => {
@@ -588,34 +607,56 @@ async fn change_page(store: &Store, project: &ProjectName, after: i64) -> Knowle
     Ok(ChangePage { lineage, ..page })
 }
 
-async fn project_stats(store: &Store, wanted: Option<ProjectName>) -> KnowledgeResult<StatsReport> {
+async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName>) -> KnowledgeResult<StatsReport> {
     let mut report = StatsReport::default();
+    let not_served = match &wanted {
+        None => store.not_served().await,
+        Some(_) => Vec::new(),
+    };
+    for left in &not_served {
+        report.failed.push(FailedProject {
+            project: left.project.clone(),
+            is_project: left.is_project,
+            bytes_on_disk: 0,
+            error: left.error(),
+        });
+    }
     for project in store.projects() {
+        if not_served.iter().any(|left| left.project == project.name().as_str()) {
+            continue; // Out of reach since it was opened.
+        }
         if wanted.as_ref().is_some_and(|name| name != project.name()) {
             continue;
         }
         let known = &project;
-        let counted = on_view(store, project.name(), move |view| async move {
-            let (model, needs_migration) = match view.shape() {
-                crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
-                crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
-            };
-            Ok(ProjectStats {
-                project: known.name().to_string(),
-                items: view.stats().await?,
-                rows: view.row_count().await? as u64,
-                bytes_on_disk: known.bytes_on_disk().await?,
-                debt: view.debt().await?,
-                version: view.sequence(),
-                model,
-                needs_migration,
+        let counted = async {
+            // Where no version of it can be read, it has no counts.
+            project.view().await?;
+            on_view(store, project.name(), move |view| async move {
+                let (model, needs_migration) = match view.shape() {
+                    crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
+                    crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
+                };
+                Ok(ProjectStats {
+                    project: known.name().to_string(),
+                    items: view.stats().await?,
+                    rows: view.row_count().await? as u64,
+                    bytes_on_disk: known.bytes_on_disk().await?,
+                    debt: view.debt().await?,
+                    version: view.sequence(),
+                    model,
+                    needs_migration,
+                    degraded: view.degraded(),
+                })
             })
-        });
+            .await
+        };
         match counted.await {
             Ok(counted) => report.projects.extend(counted),
             Err(error) if wanted.is_some() => return Err(error),
             Err(error) => report.failed.push(FailedProject {
                 project: project.name().to_string(),
+                is_project: true,
                 bytes_on_disk: project.bytes_on_disk().await.unwrap_or(0),
                 error,
             }),

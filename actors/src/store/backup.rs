@@ -10,7 +10,7 @@
 //! time, and nobody waits for it. Everything is written beside the target and renamed into its place when it
 //! is complete and on disk: a backup under its own name is whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -32,8 +32,9 @@ use crate::domain::{ProjectName, format_time, hex, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::holds_table;
 use crate::store::durable::referenced_files;
-use crate::store::error::{lacks_descriptors, read_error, told};
+use crate::store::error::{file_read_error, is_denied, is_passing, read_error, told};
 use crate::store::schema::{TABLE_NAME, TableShape};
+use crate::store::verify::is_taken_away;
 use crate::store::view::ProjectView;
 
 /// Name of the file that says what a backup holds.
@@ -214,7 +215,28 @@ struct Source {
     /// Its files, below that directory.
     files: Vec<PathBuf>,
     /// Keeps the version from being pruned.
-    _view: Arc<ProjectView>,
+    view: Arc<ProjectView>,
+}
+
+/// Why a project was not copied.
+#[derive(Debug)]
+struct Failure {
+    view: Arc<ProjectView>,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    /// A file is not there: it was lost, or a purge has taken the version away meanwhile.
+    Missing(PathBuf),
+    /// Anything else.
+    Error(KnowledgeError),
+}
+
+impl From<KnowledgeError> for Cause {
+    fn from(error: KnowledgeError) -> Self {
+        Self::Error(error)
+    }
 }
 
 impl Store {
@@ -239,12 +261,15 @@ impl Store {
         }
         let mut sources = Vec::with_capacity(views.len());
         for view in views {
-            let project = view.project().clone();
-            match Source::of(view).await {
+            match Source::of(Arc::clone(&view)).await {
                 Ok(source) => sources.push(source),
-                Err(error) => warnings.push(request.left_out(project.as_str(), error)?),
+                Err(cause) => warnings.push(self.left_out(&request, Failure { view, cause }).await?),
             }
         }
+        let views: BTreeMap<String, Arc<ProjectView>> = sources
+            .iter()
+            .map(|source| (source.record.project_id.clone(), Arc::clone(&source.view)))
+            .collect();
         let mut backup = Backup {
             format: FORMAT,
             created: format_time(now_ms()),
@@ -257,7 +282,6 @@ impl Store {
         let target = path.clone();
         let created = backup.created.clone();
         let copier = Arc::clone(&watcher);
-        let wanted = request.clone();
         let (partial, copied) = blocking(move || {
             let partial = Partial::beside(&target)?;
             let record = BackupRecord {
@@ -268,11 +292,13 @@ impl Store {
             };
             // Before the first byte: no copy of an item exists that a purge would not be told of.
             record.append(&home)?;
-            let copied = copy_sources(sources, &partial.path, &wanted, copier.as_ref())?;
+            let copied = copy_sources(sources, &partial.path, copier.as_ref())?;
             Ok((partial, copied))
         })
         .await?;
-        warnings.extend(copied.left_out);
+        for failure in copied.failed {
+            warnings.push(self.left_out(&request, failure).await?);
+        }
 
         let bytes = copied.projects.iter().map(BackupProject::bytes).sum();
         let knowledge = partial.path.join(KNOWLEDGE);
@@ -282,7 +308,10 @@ impl Store {
             match check_table(&knowledge, &project, true).await {
                 Ok(()) => backup.projects.push(project),
                 Err(error) => {
-                    warnings.push(request.left_out(&project.project_id, error)?);
+                    let view = views.get(&project.project_id).cloned();
+                    let view = view.ok_or_else(|| KnowledgeError::internal("a project was copied without a view"))?;
+                    let cause = Cause::Error(error);
+                    warnings.push(self.left_out(&request, Failure { view, cause }).await?);
                     let copy = knowledge.join(&project.project_id);
                     blocking(move || remove_copy(&copy)).await?;
                 }
@@ -329,6 +358,9 @@ impl Store {
                     Ok(None) => {
                         viewless.insert(name.clone());
                     }
+                    // What is damaged is left out; what could be opened the next time is not dropped for that.
+                    Err(error) if is_passing(&error) && !is_denied(&error) => return Err(of_the_moment(error)),
+                    Err(KnowledgeError::NoDescriptors) => return Err(KnowledgeError::NoDescriptors),
                     Err(reason) => {
                         viewless.insert(name.clone());
                         warnings.push(format!(
@@ -340,6 +372,46 @@ impl Store {
             if let Some(views) = self.views_now(request, &viewless) {
                 return Ok((views, warnings));
             }
+        }
+    }
+
+    /// Why a project is not in the backup: it is damaged for good. An error where it was asked for by name, or where
+    /// another try may succeed: what fails for a reason of the moment must not cost the backup a project.
+    async fn left_out(&self, request: &BackupRequest, failure: Failure) -> KnowledgeResult<String> {
+        let Failure { view, cause } = failure;
+        let project = view.project();
+        let retry = |reason: String| KnowledgeError::Unavailable {
+            part: "the version that is being copied",
+            reason,
+        };
+        let error = match &cause {
+            Cause::Missing(file) => KnowledgeError::unreadable(format_args!("{} is missing", file.display())),
+            Cause::Error(error) if is_passing(error) => return Err(of_the_moment(error.clone())),
+            Cause::Error(error) => error.clone(),
+        };
+        if !matches!(
+            error,
+            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
+        ) {
+            return Err(error);
+        }
+        // A purge waits for readers for a while only.
+        if is_taken_away(self, &view, self.lineage(project)?).await? {
+            return Err(retry(format!("it has been removed, by a purge: {error}")));
+        }
+        if let Cause::Missing(_) = cause {
+            // So that others are told as well. An index is made anew by it, and then the project is whole again.
+            let mended = self.reexamine(&view, None).await.unwrap_or(false);
+            let now = self.view(project).await.ok().flatten();
+            if mended && now.is_some_and(|now| now.condition().is_sound()) {
+                return Err(retry(format!("the project has been mended: {error}")));
+            }
+        }
+        match &request.project {
+            Some(_) => Err(error),
+            None => Ok(format!(
+                "project {project} cannot be copied and is not in the backup ({error}); verify it"
+            )),
         }
     }
 
@@ -365,17 +437,6 @@ impl Store {
 }
 
 impl BackupRequest {
-    /// Why a project is not in the backup: its files are damaged, it seems. An error where it was asked for by name, or
-    /// where another try may succeed.
-    fn left_out(&self, project: &str, error: KnowledgeError) -> KnowledgeResult<String> {
-        match error {
-            KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. } if self.project.is_none() => Ok(
-                format!("project {project} cannot be copied and is not in the backup ({error}); verify it"),
-            ),
-            error => Err(error),
-        }
-    }
-
     fn wants(&self, name: &ProjectName) -> bool {
         self.project.as_ref().is_none_or(|project| project == name)
     }
@@ -389,7 +450,12 @@ impl BackupProject {
 }
 
 impl Source {
-    async fn of(view: Arc<ProjectView>) -> KnowledgeResult<Self> {
+    async fn of(view: Arc<ProjectView>) -> Result<Self, Cause> {
+        // Known to be damaged: what the copy would lack is in no backup as if it were all.
+        if !view.condition().fragments.is_empty() {
+            let found = view.condition().describe().join("; ");
+            return Err(KnowledgeError::unreadable(found).into());
+        }
         let dataset = view.dataset();
         let base = dataset.branch_location().path;
         let table = PathBuf::from(to_local_path(&base));
@@ -422,13 +488,13 @@ impl Source {
             record,
             table,
             files,
-            _view: view,
+            view,
         })
     }
 }
 
 /// Every file of one version, its manifest included.
-async fn version_files(dataset: &Dataset, table: &Path) -> KnowledgeResult<BTreeSet<PathBuf>> {
+async fn version_files(dataset: &Dataset, table: &Path) -> Result<BTreeSet<PathBuf>, Cause> {
     let indices = dataset.load_indices().await.map_err(read_error)?;
     let base = dataset.branch_location().path;
     let mut files: BTreeSet<PathBuf> = referenced_files(dataset.manifest(), &indices, &base)
@@ -440,7 +506,7 @@ async fn version_files(dataset: &Dataset, table: &Path) -> KnowledgeResult<BTree
         let listed = index.files.iter().flatten().map(|file| directory.join(&file.path));
         for file in listed {
             if !files.contains(&file) {
-                return Err(vanished(&file));
+                return Err(Cause::Missing(file));
             }
         }
     }
@@ -474,16 +540,11 @@ fn all_files(directory: &Path) -> KnowledgeResult<BTreeSet<PathBuf>> {
 struct Copied {
     projects: Vec<BackupProject>,
     /// Why others were not.
-    left_out: Vec<String>,
+    failed: Vec<Failure>,
 }
 
 /// Copies the files of every source into `target/knowledge`, durably, and notes their sums.
-fn copy_sources(
-    sources: Vec<Source>,
-    target: &Path,
-    request: &BackupRequest,
-    watcher: &dyn Watcher,
-) -> KnowledgeResult<Copied> {
+fn copy_sources(sources: Vec<Source>, target: &Path, watcher: &dyn Watcher) -> KnowledgeResult<Copied> {
     let files = sources
         .iter()
         .flat_map(|source| source.files.iter().map(|file| source.table.join(file)));
@@ -502,15 +563,24 @@ fn copy_sources(
             fail::fail_point!("backup::file");
             let path = Path::new(&format!("{TABLE_NAME}.lance")).join(file);
             let (from, to) = (source.table.join(file), project.join(&path));
-            let file = copy_file(&from, &to, watcher, |bytes| {
+            let file = copy_of(&from, &to, watcher, |bytes| {
                 done += bytes;
                 watcher.progress(done, total, &message);
             });
             let file = match file {
                 Ok(file) => file,
+                Err(CopyError::Source(error)) if is_passing(&error) => {
+                    return Err(of_the_moment(file_read_error(&from, error)));
+                }
                 Err(CopyError::Source(error)) => {
-                    let why = request.left_out(&source.record.project_id, unreadable(&from, &error))?;
-                    copied.left_out.push(why);
+                    let cause = match error.kind() {
+                        io::ErrorKind::NotFound => Cause::Missing(from),
+                        _ => Cause::Error(file_read_error(&from, error)),
+                    };
+                    copied.failed.push(Failure {
+                        view: source.view,
+                        cause,
+                    });
                     remove_copy(&project)?;
                     continue 'sources;
                 }
@@ -528,6 +598,15 @@ fn copy_sources(
     }
     sync_tree(target).map_err(|error| unwritable(target, &error))?;
     Ok(copied)
+}
+
+/// As [`copy_file`], which tests make fail.
+fn copy_of(from: &Path, to: &Path, watcher: &dyn Watcher, advanced: impl FnMut(u64)) -> Result<BackupFile, CopyError> {
+    fail::fail_point!("backup::source", |errno| {
+        let errno = errno.and_then(|number| number.parse().ok()).unwrap_or_default();
+        Err(CopyError::Source(io::Error::from_raw_os_error(errno)))
+    });
+    copy_file(from, to, watcher, advanced)
 }
 
 /// Takes out of an unfinished backup what was copied of a project.
@@ -605,6 +684,10 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
         .to_owned();
     // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
     let counted = tokio::spawn(async move {
+        fail::fail_point!("backup::read_back", |errno| {
+            let errno = errno.and_then(|number| number.parse().ok()).unwrap_or_default();
+            Err(lance::Error::io_source(Box::new(io::Error::from_raw_os_error(errno))))
+        });
         let session = super::Caches::new(CHECK_CACHE_BYTES, CHECK_CACHE_BYTES).session;
         let dataset = DatasetBuilder::from_uri(place).with_session(session).load().await?;
         if !thorough {
@@ -621,7 +704,7 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
     match counted {
         Ok(Ok(rows)) if rows as u64 == project.rows => Ok(()),
         Ok(Ok(rows)) => Err(unusable(format!("it has {rows} rows instead of {}", project.rows))),
-        Ok(Err(error)) if lacks_descriptors(&error) => Err(read_error(error)),
+        Ok(Err(error)) if is_passing(&error) => Err(of_the_moment(read_error(error))),
         Ok(Err(error)) => Err(unusable(told(&error))),
         Err(panic) => Err(unusable(told(&panic))),
     }
@@ -873,18 +956,13 @@ fn unwritable(path: &Path, error: &io::Error) -> KnowledgeError {
     bad_path(format!("{} cannot be written: {error}", path.display()))
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> KnowledgeError {
-    if error.kind() == io::ErrorKind::NotFound {
-        vanished(path)
-    } else {
-        KnowledgeError::internal(format!("{} cannot be read: {error}", path.display()))
-    }
-}
-
-/// A purge waits for readers for a while only.
-fn vanished(path: &Path) -> KnowledgeError {
-    KnowledgeError::Unavailable {
-        part: "the version that is being copied",
-        reason: format!("{} has been removed, by a purge it seems", path.display()),
+/// An error that says nothing about what is stored: another try may succeed.
+fn of_the_moment(error: KnowledgeError) -> KnowledgeError {
+    match error {
+        KnowledgeError::Internal { message } | KnowledgeError::Unreadable { message } => KnowledgeError::Unavailable {
+            part: "what is to be copied",
+            reason: message,
+        },
+        error => error,
     }
 }

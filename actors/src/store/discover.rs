@@ -14,19 +14,28 @@ use std::time::SystemTime;
 use lance_table::io::commit::ManifestNamingScheme;
 
 use crate::domain::{PROBE_PREFIX, ProjectName};
-use crate::error::KnowledgeResult;
+use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{file_read_error, lacks_descriptors};
 use crate::store::{state, table_directory};
+
+/// What is shown in place of a project's name where it may be any of them.
+const ANY: &str = "*";
+/// What to do about a link that leads nowhere: an unmounted disk, mostly.
+const MEND_LINK: &str = "mount the disk that it leads to, mend the link, or remove it";
 
 /// Something in the data directory that is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeftAside {
     /// Its name, if it is one that a project can have: using that name is refused.
     pub(crate) name: Option<String>,
+    /// What it is called where projects are listed: its name on disk, or `*` where it may be any of them.
+    pub(crate) shown: String,
     /// What it is, why it is not served, and what to do.
     pub(crate) reason: String,
-    /// Whether it may hold knowledge: `admin.health` tells of it then.
+    /// Whether it may hold knowledge: then it is told of wherever projects are (see [`super::inventory`]).
     pub(crate) holds_knowledge: bool,
+    /// Whether it is a project, out of reach for now, and not something beside one.
+    pub(crate) is_project: bool,
 }
 
 /// What was found.
@@ -51,8 +60,23 @@ pub(crate) fn holds_table(project_directory: &Path) -> KnowledgeResult<bool> {
     match fs::metadata(&table) {
         Ok(found) if found.is_dir() => Ok(true),
         Ok(_) => Err(file_read_error(&table, ErrorKind::NotADirectory.into())),
+        Err(error) if error.kind() == ErrorKind::NotFound && is_link(project_directory) => {
+            Err(leads_nowhere(project_directory))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound && is_link(&table) => Err(leads_nowhere(&table)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(file_read_error(&table, error)),
+    }
+}
+
+/// Whether there is a link at `path`, wherever it leads.
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink())
+}
+
+fn leads_nowhere(link: &Path) -> KnowledgeError {
+    KnowledgeError::Unreadable {
+        message: format!("{} is a link to nothing; {MEND_LINK}", link.display()),
     }
 }
 
@@ -70,6 +94,8 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
         Err(error) => {
             found.left_aside.push(LeftAside {
                 name: None,
+                shown: ANY.to_owned(),
+                is_project: false,
                 reason: format!(
                     "{} cannot be read ({error}), so no project is known; make it a directory that this user can read",
                     knowledge.display()
@@ -117,6 +143,8 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
                 first.name
             ),
             name: Some(other.name.to_string()),
+            shown: other.name.to_string(),
+            is_project: false,
             holds_knowledge: true,
         }));
         chosen.push(first);
@@ -125,7 +153,7 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
     // A directory that links make appear under several names is one project: two would write it behind each other's
     // back.
     chosen.sort_by_cached_key(|candidate| {
-        let is_link = fs::symlink_metadata(&candidate.directory).is_ok_and(|entry| entry.is_symlink());
+        let is_link = is_link(&candidate.directory);
         (!candidate.known, is_link, candidate.name.to_string())
     });
     let mut places: HashMap<(u64, u64), ProjectName> = HashMap::new();
@@ -139,6 +167,8 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
                         candidate.directory.display()
                     ),
                     name: Some(candidate.name.to_string()),
+                    shown: candidate.name.to_string(),
+                    is_project: false,
                     holds_knowledge: false,
                 });
                 continue;
@@ -164,6 +194,8 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
         return table.is_ok().then(|| {
             Err(LeftAside {
                 name: None,
+                shown: file_name.to_string_lossy().into_owned(),
+                is_project: false,
                 reason: format!(
                     "{} is left aside: no project can have that name; rename the directory to letters, digits, '.', '_' \
                      and '-'",
@@ -173,24 +205,31 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
             })
         });
     };
-    let left_aside = |what: &str| {
+    let left_aside = |what: &str, is_project: bool| {
         Some(Err(LeftAside {
             name: Some(name.to_string()),
+            shown: name.to_string(),
             reason: format!("{} is left aside: {what}", path.display()),
-            holds_knowledge: false,
+            holds_knowledge: is_project,
+            is_project,
         }))
     };
     let table = match table {
         Ok(table) if table.is_dir() => Some(table),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let is_link = fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink());
-            return match is_link && fs::metadata(path).is_err() {
-                true => left_aside("it is a link to nothing; mend or remove it"),
-                false => None, // Nothing was stored in it yet.
-            };
+            if is_link(path) && fs::metadata(path).is_err() {
+                return left_aside(&format!("it is a link to nothing; {MEND_LINK}"), true);
+            }
+            if !is_link(&table_directory(path)) {
+                return None; // Nothing was stored in it yet.
+            }
+            None // A table that is out of reach; who opens it is told so.
         }
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            return left_aside("it is a file where a project's directory is expected; move it away");
+            return left_aside(
+                "it is a file where a project's directory is expected; move it away",
+                false,
+            );
         }
         // It may hold knowledge; who opens it is told what is wrong.
         Ok(_) | Err(_) => None,
@@ -207,6 +246,8 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
 fn unlisted(knowledge: &Path, error: &std::io::Error) -> LeftAside {
     LeftAside {
         name: None,
+        shown: ANY.to_owned(),
+        is_project: false,
         reason: format!(
             "{} cannot be read to its end ({error}), so projects in it may be unknown; it is read again with the next \
              health check",
@@ -323,12 +364,14 @@ mod tests {
         let expected = [
             (None, true),
             (Some("again"), false),
-            (Some("dangling"), false),
+            (Some("dangling"), true),
             (Some("notes.txt"), false),
         ];
         assert_eq!(left, expected);
         assert!(holds_table(&at("web")).unwrap() && !holds_table(&at("empty")).unwrap());
-        assert!(holds_table(&at("strange")).is_err() && holds_table(&at("loop")).is_err());
+        for out_of_reach in ["strange", "loop", "dangling"] {
+            assert!(holds_table(&at(out_of_reach)).is_err(), "{out_of_reach}");
+        }
 
         let none = look(&at("nowhere"), |_| false);
         assert!(none.projects.is_empty() && none.left_aside.is_empty());

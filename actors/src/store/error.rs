@@ -126,6 +126,12 @@ pub(crate) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
+/// Whether an error says that this user may not do something.
+pub(crate) fn is_denied(error: &(dyn StdError + 'static)) -> bool {
+    let denied = |errno| matches!(errno, Errno::EACCES | Errno::EPERM);
+    system_errors(error).into_iter().any(denied)
+}
+
 /// An error of a read. What is read was checked before, so the error is of what is stored (Lance calls damaged bytes
 /// invalid input, among other things).
 pub fn read_error(error: impl StdError + 'static) -> KnowledgeError {

@@ -19,6 +19,7 @@ mod gather;
 mod growth;
 mod held;
 mod identity;
+mod inventory;
 mod legs;
 pub mod lock;
 pub mod maintenance;
@@ -51,6 +52,7 @@ use lancedb::Connection;
 use tokio::sync::{Mutex, watch};
 
 pub use durable::Durability;
+pub use inventory::NotServed;
 pub use lock::{StoreLock, StoreLockError};
 pub use restore::Lineage;
 pub use view::ProjectView;
@@ -181,6 +183,15 @@ impl SharedSession {
     }
 }
 
+/// Whether what cannot be read may be taken out of a table for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Losses {
+    /// Somebody writes.
+    Accepted,
+    /// Its files may still be put back.
+    Refused,
+}
+
 /// The right to write, of which there is one. See the module.
 pub struct WriteAccess {
     store: Arc<Store>,
@@ -207,6 +218,10 @@ pub struct Project {
     /// The table. Held by the writer for the whole of a commit, so that a commit that outlives the actor which
     /// started it is never joined by a second one.
     table: Mutex<Option<WriteTable>>,
+    /// Whether it was looked at without being opened, and nothing was wrong with it.
+    glanced_at: AtomicBool,
+    /// Why not all bytes of what a purge has removed could be erased when that was last tried, if so.
+    unerased: std::sync::Mutex<Option<String>>,
     /// Whether recovery has run: once in a process, when nothing can be in flight.
     recovered: AtomicBool,
     /// What recovery did in this process, for `admin.status`.
@@ -374,6 +389,8 @@ impl Store {
             lineage: RwLock::default(),
             view: RwLock::new(None),
             table: Mutex::new(None),
+            glanced_at: AtomicBool::new(false),
+            unerased: std::sync::Mutex::default(),
             recovered: AtomicBool::new(false),
             notes: std::sync::Mutex::default(),
             lost: std::sync::Mutex::default(),
@@ -412,19 +429,28 @@ impl Store {
         users.cloned().collect()
     }
 
-    /// The present view of a project; nothing where the project does not exist. Opens it on first use.
+    /// The present view of a project; nothing where nothing was stored in it. Opens it on first use.
+    ///
+    /// # Errors
+    /// When it cannot be read, also where no version of its table can be.
     pub async fn view(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<ProjectView>>> {
-        match self.known(name)? {
+        match self.on_disk(name)? {
             Some(project) => project.view().await,
-            None => {
-                self.check_left_aside(name)?;
-                if !holds_table(&self.config.knowledge_dir.join(name.as_str()))? {
-                    return Ok(None);
-                }
-                // Copied in while the daemon runs, as a migration does it.
-                self.register(name)?.view().await
-            }
+            None => Ok(None),
         }
+    }
+
+    /// The project of this name, if it is known or something was stored in it.
+    fn on_disk(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<Project>>> {
+        if let Some(project) = self.known(name)? {
+            return Ok(Some(project));
+        }
+        self.check_left_aside(name)?;
+        if !holds_table(&self.config.knowledge_dir.join(name.as_str()))? {
+            return Ok(None);
+        }
+        // Copied in while the daemon runs, as a migration does it.
+        self.register(name).map(Some)
     }
 
     /// Changes whenever a view of any project is published.
@@ -467,54 +493,6 @@ impl Store {
             let stands = view.sequence() == commit && project.lineage().epoch == epoch;
             stands && !view.condition().lost(commit)
         })
-    }
-
-    /// What recovery did and found, in the store and in each project, for `admin.status`.
-    pub async fn recovery(self: &Arc<Self>) -> Vec<String> {
-        let finished = self.finished.done.iter().chain(&self.finished.failed).cloned();
-        let left_aside = self.look_again().await.into_iter().map(|left| left.reason);
-        let finished: Vec<String> = finished.chain(left_aside).collect();
-        let projects = self.projects();
-        let told = tokio::task::spawn_blocking(move || {
-            let tell = |project: &Arc<Project>| {
-                let name = project.name.clone();
-                project
-                    .recovery()
-                    .into_iter()
-                    .map(move |what| format!("project {name}: {what}"))
-            };
-            finished.into_iter().chain(projects.iter().flat_map(tell)).collect()
-        });
-        told.await.unwrap_or_default()
-    }
-
-    /// What is wrong with each project now, for `admin.health`: what cannot be read, and why nothing can be written
-    /// where the last write failed for want of room or permission. That is looked at anew each time, so it ends when
-    /// its cause does.
-    pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
-        let mut found = self.finished.failed.clone();
-        let left_aside = self.look_again().await.into_iter();
-        found.extend(left_aside.filter(|left| left.holds_knowledge).map(|left| left.reason));
-        for project in self.projects() {
-            if project.is_to_be_opened_again() {
-                // Only to know whether it can be now; if not, that is told below.
-                project.view().await.ok();
-            }
-            let writes = project.writes.trouble(&project.directory).await;
-            let all = writes.into_iter().chain(project.unreadable());
-            found.extend(all.map(|what| format!("project {}: {what}", project.name)));
-        }
-        found
-    }
-
-    /// What lies in the data directory now and is not served.
-    async fn look_again(self: &Arc<Self>) -> Vec<LeftAside> {
-        let store = Arc::clone(self);
-        let looked = tokio::task::spawn_blocking(move || store.discover());
-        if let Err(error) = looked.await {
-            tracing::error!(%error, "looking through the data directory failed, this is what was found before");
-        }
-        self.left_aside.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// After a read of `view` has failed: looks for what is damaged, and leaves it out of the next view. True if the
@@ -611,9 +589,30 @@ impl WriteAccess {
     /// Takes a project's table for writing; waits for a commit that is under way. The table is opened on first
     /// use and created where there is none and `create` is set. What of it cannot be read is taken out of it first.
     pub async fn lock<'a>(&self, project: &'a Project, create: bool) -> KnowledgeResult<WriteGuard<'a>> {
+        self.lock_for(project, create, Losses::Accepted).await
+    }
+
+    /// As [`WriteAccess::lock`] for upkeep, which nobody loses anything by: it creates nothing, and a table of which a
+    /// file is missing or damaged is left as it is, since the file may still be put back.
+    ///
+    /// # Errors
+    /// [`KnowledgeError::Unreadable`] with what to do, where the table is such a one.
+    pub async fn lock_for_upkeep<'a>(&self, project: &'a Project) -> KnowledgeResult<WriteGuard<'a>> {
+        // A purge is finished all the same. Where that cannot be told, the attempt tells.
+        let erasing = project.directory.join(write::ERASING_MARK).try_exists().unwrap_or(true);
+        let losses = if erasing { Losses::Accepted } else { Losses::Refused };
+        self.lock_for(project, false, losses).await
+    }
+
+    async fn lock_for<'a>(
+        &self,
+        project: &'a Project,
+        create: bool,
+        losses: Losses,
+    ) -> KnowledgeResult<WriteGuard<'a>> {
         let mut guard = project.table.lock().await;
         project.lock.check()?;
-        match project.prepare_to_write(&mut guard, create).await {
+        match project.prepare_to_write(&mut guard, create, losses).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
             Err(error) if project.is_suspended() => Err(error), // Not for want of room.
             Err(error) => Err(project.writes.failed(&project.directory, error)),
@@ -631,6 +630,15 @@ impl WriteAccess {
     /// After a write has failed with `error`: looks whether something damaged was in its way, and takes that out of
     /// the table. True if the write is worth repeating.
     pub async fn mend(&self, project: &Project, error: &KnowledgeError) -> bool {
+        self.mend_by(project, error, Losses::Accepted).await
+    }
+
+    /// As [`WriteAccess::mend`] after upkeep: what would be lost by it is left as it is.
+    pub async fn mend_for_upkeep(&self, project: &Project, error: &KnowledgeError) -> bool {
+        self.mend_by(project, error, Losses::Refused).await
+    }
+
+    async fn mend_by(&self, project: &Project, error: &KnowledgeError, losses: Losses) -> bool {
         if !matches!(
             error,
             KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
@@ -639,7 +647,7 @@ impl WriteAccess {
         }
         let before = project.repairs.load(Ordering::Acquire);
         // Opening the table looks for damage, taking it for writing repairs it.
-        self.lock(project, false).await.is_ok() && project.repairs.load(Ordering::Acquire) != before
+        self.lock_for(project, false, losses).await.is_ok() && project.repairs.load(Ordering::Acquire) != before
     }
 
     /// Why nothing may be added to a project now, if so: the disk is nearly full. Old versions that nobody reads are
@@ -696,6 +704,12 @@ impl WriteGuard<'_> {
         tokio::task::spawn_blocking(move || recovery::discard_set_aside(&directory))
             .await
             .map_err(KnowledgeError::internal)?
+    }
+
+    /// Keeps why a purge could not erase everything, for `admin.health`; nothing once it could.
+    pub fn note_erasing(&self, failure: Option<&KnowledgeError>) {
+        let mut unerased = self.project.unerased.lock().unwrap_or_else(PoisonError::into_inner);
+        *unerased = failure.map(ToString::to_string);
     }
 
     /// Drops what the caches hold and nobody has asked for lately: of files that upkeep has replaced, mostly.
@@ -766,8 +780,9 @@ impl Project {
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The present view, opening the project on first use.
-    pub async fn view(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
+    /// The present view, opening the project on first use; nothing where there is none, be it that nothing was stored
+    /// or that no version of it can be read.
+    async fn open(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         if let Some(view) = self.published() {
             return Ok(Some(view));
         }
@@ -828,21 +843,15 @@ impl Project {
         opened
     }
 
-    /// Whether it could not be opened, a while ago.
-    fn is_to_be_opened_again(&self) -> bool {
-        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner);
-        unopened
-            .as_ref()
-            .is_some_and(|(when, _)| when.elapsed() >= REEXAMINE_AFTER)
-    }
-
     async fn try_open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         // Recovery may change what it finds.
         self.lock.check()?;
+        clock::check()?;
         fail::fail_point!("store::open", |_| Err(KnowledgeError::Unreadable {
             message: "failpoint store::open".to_owned(),
         }));
         if !holds_table(&self.directory)? {
+            self.set_lost(None);
             return Ok(None);
         }
         let location = table_directory(&self.directory);
@@ -852,14 +861,8 @@ impl Project {
                 .await
                 .map_err(KnowledgeError::internal)??;
             self.note(recovered.notes);
+            self.set_lost(recovered.lost);
             if recovered.vacant {
-                let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(reason) = &recovered.lost
-                    && lost.is_none()
-                {
-                    tracing::error!(project = %self.name, "{reason}");
-                }
-                *lost = recovered.lost;
                 return Ok(None);
             }
             self.recovered.store(true, Ordering::Release);
@@ -990,8 +993,14 @@ impl Project {
     }
 
     /// Opens or creates the table, and takes out of it what cannot be read.
-    async fn prepare_to_write(&self, table: &mut Option<WriteTable>, create: bool) -> KnowledgeResult<()> {
+    async fn prepare_to_write(
+        &self,
+        table: &mut Option<WriteTable>,
+        create: bool,
+        losses: Losses,
+    ) -> KnowledgeResult<()> {
         self.check_suspended()?;
+        clock::check()?;
         if table.is_none() {
             *table = self.open_table().await?;
         }
@@ -1001,6 +1010,21 @@ impl Project {
             Some(table) if table.condition().configuration.is_some() => {
                 return Err(KnowledgeError::Unreadable {
                     message: table.condition().configuration.clone().unwrap_or_default(),
+                });
+            }
+            Some(table) if losses == Losses::Refused && !table.condition().fragments.is_empty() => {
+                let reasons = table
+                    .condition()
+                    .fragments
+                    .values()
+                    .map(|fragment| fragment.reason.as_str());
+                return Err(KnowledgeError::Unreadable {
+                    message: format!(
+                        "project {} is left as it is: {}. {}",
+                        self.name,
+                        reasons.collect::<Vec<_>>().join("; "),
+                        recovery::PUT_BACK
+                    ),
                 });
             }
             Some(table) if table.condition().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
@@ -1054,7 +1078,9 @@ impl Project {
         *self.suspected.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.set_lost(None);
+        self.glanced_at.store(false, Ordering::Release);
+        *self.unerased.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.unopened.lock().unwrap_or_else(PoisonError::into_inner) = None;
         // Whoever holds it may wait for the table, which the caller holds; what is left then is a version that is
         // not searched again for a minute.
@@ -1087,21 +1113,6 @@ impl Project {
         kept.extend(notes);
     }
 
-    /// What of the project cannot be read now.
-    fn unreadable(&self) -> Vec<String> {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
-        let view = self.published();
-        let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
-        let half_restored = self.is_suspended().then(|| HALF_RESTORED.to_owned());
-        lost.into_iter()
-            .chain(unopened)
-            .chain(condition)
-            .chain(half_restored)
-            .collect()
-    }
-
     fn remember(&self, found: &BTreeMap<u64, DamagedFragment>) {
         let mut kept = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(found.iter().map(|(id, fragment)| (*id, fragment.clone())));
@@ -1109,21 +1120,6 @@ impl Project {
 
     fn remembered(&self) -> BTreeMap<u64, DamagedFragment> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// What recovery did and found, a sentence each: what lies in `set-aside`, what was done at the start, and what
-    /// cannot be read now. Blocks for the reading of one directory.
-    fn recovery(&self) -> Vec<String> {
-        let mut told = recovery::set_aside_so_far(&self.directory);
-        told.extend(
-            self.notes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .cloned(),
-        );
-        told.extend(self.unreadable());
-        told
     }
 
     /// After a read of `view` has failed: looks for what is damaged, all fragments and, with the words that were
@@ -1187,7 +1183,7 @@ impl Project {
         tokio::task::spawn_blocking(move || recovery::clear_site(&name, &directory, &table))
             .await
             .map_err(KnowledgeError::internal)??;
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.set_lost(None);
         let handler = Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone()));
         let connection = self.connect().await?;
         WriteTable::create(&connection, &self.model, handler, self.session.current()).await?;

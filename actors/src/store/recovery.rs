@@ -37,10 +37,12 @@ use tokio::runtime::Handle;
 use crate::domain::{ProjectName, format_time, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
+use crate::store::discover::holds_table;
 use crate::store::durable::made_durably;
 use crate::store::error::{file_error, file_read_error, is_passing, read_error, told};
 use crate::store::restore::{LINEAGE_FILE, Lineage};
 use crate::store::state::{self, sync_directory, write_durably};
+use crate::store::table_directory;
 use crate::store::write::configuration_damage;
 
 /// Directory inside a project's directory for what was taken out of its table.
@@ -65,6 +67,12 @@ const MAGIC: &[u8] = b"LANC";
 const FOOTER_BYTES: usize = 16;
 /// Damaged files that a message names; the rest is counted.
 const NAMED_FILES: usize = 3;
+
+/// What to do about a file that is missing or damaged: it does not come back, so nothing is taken out of a table
+/// before somebody has decided.
+pub(crate) const PUT_BACK: &str = "To save them, stop the daemon, put the file back from a backup and start it; to \
+                                   give them up, write to the project (any store, update or delete), which takes them \
+                                   out of the table for good";
 
 /// What is wrong with a table that is open, and what of its history is lost. Empty in the ordinary case.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -209,6 +217,44 @@ pub(crate) fn recover(project: &ProjectName, directory: &Path, table: &Path) -> 
         set_versions_aside(project, directory, table, &torn, opened)?;
     }
     Ok(recovered)
+}
+
+/// What a project is at a glance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Glance {
+    /// Nothing was stored in it yet.
+    Nothing,
+    /// Its newest version can be read and its files are there.
+    Sound,
+    /// Something is wrong: it has to be opened to know more.
+    Unsound,
+}
+
+/// Looks at a project that is not open: reads its newest manifest and the lengths and ends of the files that it names,
+/// changes nothing and keeps nothing. Blocks; call it where that is allowed, inside a runtime.
+pub(crate) fn glance(directory: &Path, table: &Path) -> KnowledgeResult<Glance> {
+    if !holds_table(directory)? {
+        return Ok(Glance::Nothing);
+    }
+    GapsFile::read(directory)?;
+    Lineage::read(directory)?;
+    let Some(versions) = list_versions(table)? else {
+        return Ok(Glance::Sound); // Of the old tool.
+    };
+    let Some(newest) = versions.first() else {
+        return Ok(if holds_files(table)? {
+            Glance::Unsound
+        } else {
+            Glance::Nothing
+        });
+    };
+    let sound = match read_version(&newest.path)? {
+        Ok(manifest) => {
+            configuration_damage(&manifest.config).is_none() && damaged_fragments(&manifest.fragments, table).is_empty()
+        }
+        Err(_) => false,
+    };
+    Ok(if sound { Glance::Sound } else { Glance::Unsound })
 }
 
 /// Whether the version before, the first of `older` that reads well, names none of some of the `missing` files: then
@@ -774,36 +820,78 @@ pub(crate) fn set_aside_so_far(project_directory: &Path) -> Vec<String> {
     found.into_iter().map(|(_, told)| told).collect()
 }
 
-/// Removes the files in a project's [`SET_ASIDE`], for a purge: nobody knows what they still hold. The reports stay.
-/// Blocks.
+/// The tables that were set aside as a whole, because no version of them could be read, and are still there. Blocks.
+pub(crate) fn tables_set_aside(project_directory: &Path) -> Vec<PathBuf> {
+    let Some(name) = table_directory(project_directory).file_name().map(ToOwned::to_owned) else {
+        return Vec::new();
+    };
+    let directories = entries_of(&project_directory.join(SET_ASIDE));
+    let mut tables: Vec<PathBuf> = directories
+        .into_iter()
+        .map(|directory| directory.join(&name))
+        .filter(|table| fs::symlink_metadata(table).is_ok())
+        .collect();
+    tables.sort();
+    tables
+}
+
+/// Removes the files in a project's [`SET_ASIDE`], for a purge: nobody knows what they still hold, whoever has put them
+/// there. The reports stay, and what links lead to. What cannot be removed is in the way of nothing else; the first
+/// such error is told. Blocks.
 pub(crate) fn discard_set_aside(project_directory: &Path) -> KnowledgeResult<()> {
-    for directory in state::entries(&project_directory.join(SET_ASIDE))? {
-        let mut removed = false;
-        for path in state::entries(&directory)? {
-            if path.file_name().is_some_and(|name| name == REPORT_FILE) {
-                continue;
-            }
-            let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-            let gone = if is_directory {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
-            gone.map_err(|error| file_error("removed", &path, error))?;
-            removed = true;
-        }
-        let path = directory.join(REPORT_FILE);
-        let report = fs::read(&path)
-            .ok()
-            .and_then(|text| serde_json::from_slice::<Report>(&text).ok());
-        if let (true, Some(mut report)) = (removed, report) {
-            report.what.push_str("; a purge has removed the files");
-            let text = serde_json::to_vec_pretty(&report).map_err(KnowledgeError::internal)?;
-            write_durably(&path, &text)?;
-            sync_directory(&directory)?;
-        }
+    let is_directory = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let root = project_directory.join(SET_ASIDE);
+    let mut outcome = Ok(());
+    if fs::metadata(&root).is_ok_and(|found| !found.is_dir()) {
+        return remove(&root);
     }
-    Ok(())
+    for path in state::entries(&root)? {
+        let discarded = if is_directory(&path) {
+            discard_directory(&path)
+        } else {
+            remove(&path)
+        };
+        outcome = outcome.and(discarded);
+    }
+    outcome
+}
+
+/// Removes what is in one directory of [`SET_ASIDE`], the report aside.
+fn discard_directory(directory: &Path) -> KnowledgeResult<()> {
+    let mut outcome = Ok(());
+    let mut removed = false;
+    for path in state::entries(directory)? {
+        if path.file_name().is_some_and(|name| name == REPORT_FILE) {
+            continue;
+        }
+        let gone = remove(&path);
+        removed |= gone.is_ok();
+        outcome = outcome.and(gone);
+    }
+    let path = directory.join(REPORT_FILE);
+    let report = fs::read(&path)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Report>(&text).ok());
+    if let (true, Some(mut report)) = (removed, report) {
+        report.what.push_str("; a purge has removed the files");
+        let text = serde_json::to_vec_pretty(&report).map_err(KnowledgeError::internal)?;
+        write_durably(&path, &text)?;
+        sync_directory(directory)?;
+    }
+    outcome
+}
+
+/// Removes whatever is at `path`, for good; of a link the link.
+fn remove(path: &Path) -> KnowledgeResult<()> {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let gone = match is_directory {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    match gone {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(file_error("removed", path, error)),
+        _ => path.parent().map_or(Ok(()), sync_directory),
+    }
 }
 
 /// What [`GAPS_FILE`] holds.

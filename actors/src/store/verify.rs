@@ -145,7 +145,7 @@ pub async fn verify(
 
 /// Whether the files of a view were removed: by a restore, which begins another history, or by a purge, which removes
 /// the manifest as well and its mark last.
-async fn is_taken_away(store: &Store, view: &ProjectView, lineage: Lineage) -> KnowledgeResult<bool> {
+pub(super) async fn is_taken_away(store: &Store, view: &ProjectView, lineage: Lineage) -> KnowledgeResult<bool> {
     store.view(view.project()).await?;
     if store.lineage(view.project())? != lineage {
         return Ok(true);

@@ -1176,7 +1176,7 @@ impl LaneTurn {
     async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
         let mut begun = None;
         let outcome = match self.exclusive_once(task, &mut begun).await {
-            Err(error) if self.access.mend(&self.project, error.root()).await => {
+            Err(error) if self.mend(task, error.root()).await => {
                 let removed = matches!(error, KnowledgeError::Incomplete { .. });
                 match self.exclusive_once(task, &mut begun).await {
                     // The first try has removed the items, and the caller must not take them for untouched.
@@ -1190,13 +1190,33 @@ impl LaneTurn {
         };
         match (outcome, task) {
             (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, begun).await),
+            // Where it came upon a file that is missing, that and what to do is told.
+            (Err(error), ExclusiveTask::Optimize) => {
+                let refused = self.access.lock_for_upkeep(&self.project).await.err();
+                Err(refused.unwrap_or(error))
+            }
             (outcome, _) => outcome,
+        }
+    }
+
+    /// Takes what is damaged out of the way of a task that has failed, as far as the task may.
+    async fn mend(&self, task: &ExclusiveTask, error: &KnowledgeError) -> bool {
+        match task {
+            ExclusiveTask::Purge(_) => self.access.mend(&self.project, error).await,
+            ExclusiveTask::Optimize => self.access.mend_for_upkeep(&self.project, error).await,
         }
     }
 
     /// `begun` becomes the number of the commit that the task is to make, before it is made.
     async fn exclusive_once(&self, task: &ExclusiveTask, begun: &mut Option<i64>) -> KnowledgeResult<ExclusiveOutcome> {
-        let mut guard = self.access.lock(&self.project, false).await?;
+        let mut guard = match task {
+            ExclusiveTask::Purge(_) => self.access.lock(&self.project, false).await?,
+            ExclusiveTask::Optimize => {
+                // What cannot be read is told of, before nothing is done.
+                self.project.view().await?;
+                self.access.lock_for_upkeep(&self.project).await?
+            }
+        };
         let Some(table) = guard.table() else {
             return Ok(ExclusiveOutcome::default());
         };

@@ -206,7 +206,10 @@ impl LaneTurn {
     }
 
     async fn try_upkeep(&self, pace: Pace, forgets_at: &mut Option<DateTime<Utc>>) -> KnowledgeResult<Upkeep> {
-        let mut guard = self.access.lock(&self.project, false).await?;
+        if !self.access.may_be_kept_up(&self.project).await? {
+            return Ok(Upkeep::NothingDue);
+        }
+        let mut guard = self.access.lock_for_upkeep(&self.project).await?;
         let Some(table) = guard.table() else {
             return Ok(Upkeep::NothingDue);
         };
@@ -246,6 +249,12 @@ impl LaneTurn {
 
 /// Removes all files that may still hold what a purge removed; the table without it is published.
 pub(super) async fn finish_erasing(guard: &mut WriteGuard<'_>) -> KnowledgeResult<()> {
+    let finished = erase_files(guard).await;
+    guard.note_erasing(finished.as_ref().err());
+    finished
+}
+
+async fn erase_files(guard: &mut WriteGuard<'_>) -> KnowledgeResult<()> {
     guard.discard_set_aside().await?;
     let Some(table) = guard.table() else { return Ok(()) };
     let finished = table.finish_erasing(PURGE_PATIENCE).await;

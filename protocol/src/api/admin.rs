@@ -131,7 +131,8 @@ pub struct ProjectStatus {
     pub unindexed_rows: u64,
     /// Maintenance that is due, by kind.
     pub maintenance_debt: BTreeMap<String, u64>,
-    /// Why it cannot be used, if it cannot: `needs_migration`, or `unreadable` (then only its bytes are counted).
+    /// Why it cannot be used, if it cannot: `needs_migration`, `unreadable` (then only its bytes are counted), or
+    /// `damaged` (then what of it can be read is counted).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -170,7 +171,8 @@ pub struct StatusResult {
     pub server: serde_json::Map<String, serde_json::Value>,
     /// Its projects.
     pub projects: Vec<ProjectStatus>,
-    /// Why some of them could not be read: those whose `state` is `unreadable`.
+    /// Why some of them could not be read, as a whole or in part: those whose `state` is `unreadable` or `damaged`, and
+    /// what is left aside in the data directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
     /// What it had to repair at its start, and what lies in its data directory and is not served.

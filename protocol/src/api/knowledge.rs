@@ -892,7 +892,8 @@ pub struct ProjectSummary {
     pub bytes_on_disk: u64,
     /// When its newest item was created.
     pub newest: Option<String>,
-    /// Why it cannot be used, if it cannot: `needs_migration`, or `unreadable` (then its items are not counted).
+    /// Why it cannot be used, if it cannot: `needs_migration`, `unreadable` (then its items are not counted), or
+    /// `damaged` (then those that cannot be read are not).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -902,7 +903,8 @@ pub struct ProjectSummary {
 pub struct ProjectsResult {
     /// The projects, by name.
     pub projects: Vec<ProjectSummary>,
-    /// Why some of them could not be read: those whose `state` is `unreadable`.
+    /// Why some of them could not be read, as a whole or in part: those whose `state` is `unreadable` or `damaged`, and
+    /// what is left aside in the data directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
 }

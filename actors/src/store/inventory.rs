@@ -1,0 +1,224 @@
+//! What projects there are and in which condition each is: decided here, and nowhere else.
+//!
+//! A project
+//!
+//! - can be read: it has a view, whose [`Condition`](super::recovery::Condition) says what of it is damaged;
+//! - has nothing stored in it: no view, and nothing to tell;
+//! - has no version that can be read: whoever reads it is told so, [`Store::view_or_empty`] takes it for empty, since
+//!   the next store begins it anew;
+//! - cannot be opened: the error says why;
+//! - is left aside, out of reach or beside another of its name: [`Store::not_served`].
+//!
+//! Calls over several projects take [`Store::projects`] with their [`Project::view`]s, and [`Store::not_served`].
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use super::{HALF_RESTORED, Project, REEXAMINE_AFTER, Store, recovery, table_directory};
+use crate::domain::ProjectName;
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::discover::LeftAside;
+use crate::store::view::ProjectView;
+
+/// Something in the data directory that may hold knowledge and is not served.
+#[derive(Clone, Debug)]
+pub struct NotServed {
+    /// Its name on disk; `*` where it may be any project.
+    pub project: String,
+    /// Whether it is a project that is out of reach, and not something beside one.
+    pub is_project: bool,
+    /// What it is, why it is not served, and what to do.
+    pub reason: String,
+}
+
+impl NotServed {
+    /// As the error of a call that needs it.
+    pub fn error(&self) -> KnowledgeError {
+        KnowledgeError::Unreadable {
+            message: self.reason.clone(),
+        }
+    }
+}
+
+impl Project {
+    /// The present view, opening the project on first use; nothing where nothing was stored in it.
+    ///
+    /// # Errors
+    /// When it cannot be read, also where no version of its table can be.
+    pub async fn view(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
+        match (self.open().await?, self.lost()) {
+            (None, Some(message)) => Err(KnowledgeError::Unreadable { message }),
+            (view, _) => Ok(view),
+        }
+    }
+
+    /// Why it has no version that can be read, as far as that is known.
+    fn lost(&self) -> Option<String> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_lost(&self, reason: Option<String>) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &reason
+            && lost.is_none()
+        {
+            tracing::error!(project = %self.name, "{reason}");
+        }
+        *lost = reason;
+    }
+
+    /// Whether it has to be opened to know in which condition it is: it could not be a while ago, or it was never
+    /// opened and something is wrong with it at a glance.
+    async fn is_to_be_opened(self: &Arc<Self>) -> bool {
+        if self.published().is_some() {
+            return false;
+        }
+        if self.lost().is_some() {
+            return true; // It may have been put back.
+        }
+        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((when, _)) = unopened {
+            return when.elapsed() >= REEXAMINE_AFTER;
+        }
+        if self.recovered.load(Ordering::Acquire) || self.glanced_at.load(Ordering::Acquire) {
+            return false;
+        }
+        let directory = self.directory.clone();
+        let glance = tokio::task::spawn_blocking(move || recovery::glance(&directory, &table_directory(&directory)));
+        match glance.await {
+            Ok(Ok(recovery::Glance::Nothing)) => false,
+            Ok(Ok(recovery::Glance::Sound)) => {
+                self.glanced_at.store(true, Ordering::Release);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// What of the project cannot be read now.
+    fn unreadable(&self) -> Vec<String> {
+        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
+        let view = self.published();
+        let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
+        let half_restored = self.is_suspended().then(|| HALF_RESTORED.to_owned());
+        self.lost()
+            .into_iter()
+            .chain(unopened)
+            .chain(condition)
+            .chain(half_restored)
+            .collect()
+    }
+
+    /// What a purge has left on disk, if it could not erase everything.
+    fn unerased(&self) -> Option<String> {
+        let unerased = self.unerased.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        unerased.map(|reason| {
+            format!(
+                "not all bytes of what a purge has removed are erased yet, which is tried again by itself: {reason}"
+            )
+        })
+    }
+
+    /// What recovery did and found, a sentence each: what lies in `set-aside`, what was done at the start, and what
+    /// cannot be read now. Blocks for the reading of one directory.
+    fn recovery(&self) -> Vec<String> {
+        let mut told = recovery::set_aside_so_far(&self.directory);
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        told.extend(notes.iter().cloned());
+        drop(notes);
+        told.extend(self.unreadable());
+        told
+    }
+}
+
+impl Store {
+    /// As [`Store::view`], for calls that a project without a version that can be read is empty for: what is stored
+    /// next begins it anew.
+    pub async fn view_or_empty(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<ProjectView>>> {
+        match self.on_disk(name)? {
+            Some(project) => project.open().await,
+            None => Ok(None),
+        }
+    }
+
+    /// Why a project that was opened has no version that can be read, if so.
+    pub fn lost(&self, name: &ProjectName) -> Option<String> {
+        self.known(name).ok().flatten().and_then(|project| project.lost())
+    }
+
+    /// What lies in the data directory now, may hold knowledge and is not served.
+    pub async fn not_served(self: &Arc<Self>) -> Vec<NotServed> {
+        let found = self.look_again().await.into_iter().filter(|left| left.holds_knowledge);
+        found
+            .map(|left| NotServed {
+                project: left.shown,
+                is_project: left.is_project,
+                reason: left.reason,
+            })
+            .collect()
+    }
+
+    /// What recovery did and found, in the store and in each project, for `admin.status`.
+    pub async fn recovery(self: &Arc<Self>) -> Vec<String> {
+        let finished = self.finished.done.iter().chain(&self.finished.failed).cloned();
+        let left_aside = self.look_again().await.into_iter().map(|left| left.reason);
+        let finished: Vec<String> = finished.chain(left_aside).collect();
+        let projects = self.projects();
+        let told = tokio::task::spawn_blocking(move || {
+            let tell = |project: &Arc<Project>| {
+                let name = project.name.clone();
+                let told = project.recovery().into_iter();
+                told.map(move |what| format!("project {name}: {what}"))
+            };
+            finished.into_iter().chain(projects.iter().flat_map(tell)).collect()
+        });
+        told.await.unwrap_or_default()
+    }
+
+    /// What is wrong with each project now, for `admin.health`: what cannot be read, what was set aside as a whole,
+    /// and why nothing can be written where the last write failed for want of room or permission. That is looked at
+    /// anew each time, so it ends when its cause does. Also of projects that nobody has used yet.
+    pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
+        let mut found = self.finished.failed.clone();
+        found.extend(self.not_served().await.into_iter().map(|left| left.reason));
+        for project in self.projects() {
+            if project.is_to_be_opened().await {
+                // Only to know its condition; if it cannot be opened, that is told below.
+                project.view().await.ok();
+            }
+            let writes = project.writes.trouble(&project.directory).await;
+            let all = writes.into_iter().chain(project.unerased()).chain(project.unreadable());
+            found.extend(all.map(|what| format!("project {}: {what}", project.name)));
+        }
+        let projects = self.projects();
+        let set_aside = tokio::task::spawn_blocking(move || {
+            let of = |project: &Arc<Project>| {
+                let name = project.name.clone();
+                let tables: Vec<PathBuf> = recovery::tables_set_aside(&project.directory);
+                tables.into_iter().map(move |table| {
+                    format!(
+                        "project {name}: it began anew, and what was stored before could not be read and lies in {}; \
+                         restore a backup to get it back. Once it is of no use to you, remove that directory, and \
+                         this is told no longer",
+                        table.display()
+                    )
+                })
+            };
+            projects.iter().flat_map(of).collect::<Vec<_>>()
+        });
+        found.extend(set_aside.await.unwrap_or_default());
+        found
+    }
+
+    /// What lies in the data directory now and is not served.
+    async fn look_again(self: &Arc<Self>) -> Vec<LeftAside> {
+        let store = Arc::clone(self);
+        let looked = tokio::task::spawn_blocking(move || store.discover());
+        if let Err(error) = looked.await {
+            tracing::error!(%error, "looking through the data directory failed, this is what was found before");
+        }
+        self.left_aside.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
