@@ -48,7 +48,7 @@ use crate::params::{TIMEOUT_MS_MAX, peek_timeout, peek_trace_id};
 use crate::peer::PeerIdentity;
 
 use batch::{Answer, Entries, assemble};
-use output::{Hangup, linger, write};
+use output::{Hangup, Patience, linger, write};
 use queue::{Call, Listed, Queue, Reply, Running};
 
 pub(crate) use output::refuse;
@@ -86,10 +86,14 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
     let (outbox, lines) = Outbox::new(&shared.limits, Arc::clone(&shared.stats), Arc::clone(&share));
     let hangup = stream.as_fd().try_clone_to_owned();
     let (reader, writer) = stream.into_split();
+    let subscriptions = Subscriptions::new(gone.clone(), shared.limits.max_subscriptions_per_connection);
     let writer = tokio::spawn(write(
         writer,
         lines,
-        shared.limits.write_timeout(),
+        Patience {
+            usual: shared.limits.write_timeout(),
+            subscriptions: subscriptions.clone(),
+        },
         Arc::clone(&shared.stats),
         gone.clone(),
     ));
@@ -100,7 +104,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
         waiting: Queue::default(),
         calls: JoinSet::new(),
         running: Arc::default(),
-        subscriptions: Subscriptions::new(gone.clone(), shared.limits.max_subscriptions_per_connection),
+        subscriptions,
         hangup: Hangup {
             descriptor: hangup.ok(),
             watched: None,

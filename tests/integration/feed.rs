@@ -138,6 +138,30 @@ fn a_subscriber_that_stops_reading_is_told_where_to_resume() {
     assert_eq!(seen, expected);
 }
 
+/// Longer than others may leave their socket full: who comes back is told, and not just cut off.
+#[test]
+fn a_subscriber_that_is_away_for_a_while_is_told_where_to_resume() {
+    let daemon = Daemon::start();
+    let (_, beginning) = subscribe(&mut daemon.connect(), json!({}));
+    for batch in 0..5 {
+        let items: Vec<Value> = (0..30)
+            .map(|number| json!({"text": format!("{batch}-{number}-{}", "x".repeat(40_000))}))
+            .collect();
+        daemon.call("knowledge.store_batch", json!({"items": items}));
+    }
+    let mut away = daemon.connect();
+    let (subscription, _) = subscribe(&mut away, json!({"cursor": beginning}));
+    std::thread::sleep(std::time::Duration::from_secs(14));
+    let told = std::iter::repeat_with(|| next_change(&mut away, &subscription));
+    let lagged: Vec<Value> = told
+        .take(150)
+        .skip_while(|change| change["op"] != "lagged")
+        .take(1)
+        .collect();
+    assert_eq!(lagged.len(), 1, "it never lagged");
+    assert!(lagged[0]["cursor"].is_string(), "{}", lagged[0]);
+}
+
 /// Whoever subscribes must know the id of the subscription before the first change of it comes.
 #[test]
 fn the_answer_to_a_subscription_comes_before_its_first_change() {

@@ -12,13 +12,15 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::READ_BYTES;
-use crate::context::Line;
+use crate::context::{Line, Subscriptions};
 use crate::dispatch::head;
 use crate::error::WireError;
 use crate::limits::{ServerStats, add};
 
 /// Lines up to this size together are written with one call.
 const WRITE_BYTES: usize = 64 << 10;
+/// How long a client with a feed may take nothing, if that is more than others may.
+const SUBSCRIBER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client that is cut off may take to notice.
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
@@ -89,12 +91,29 @@ impl Hangup {
     }
 }
 
+/// How long a client may take nothing.
+pub(super) struct Patience {
+    pub(super) usual: Duration,
+    pub(super) subscriptions: Subscriptions,
+}
+
+impl Patience {
+    /// At present: longer while a feed is open, which tells who lags where to resume. Given up before, the client
+    /// would not learn it.
+    fn now(&self) -> Duration {
+        match self.subscriptions.is_empty() {
+            true => self.usual,
+            false => self.usual.max(SUBSCRIBER_PATIENCE),
+        }
+    }
+}
+
 /// Writes lines until the outbox is closed and empty, then closes the socket for writing. If the client
 /// does not take anything for `patience`, the connection is given up.
 pub(super) async fn write(
     mut socket: OwnedWriteHalf,
     mut lines: mpsc::Receiver<Line>,
-    patience: Duration,
+    patience: Patience,
     stats: Arc<ServerStats>,
     gone: CancellationToken,
 ) {
@@ -108,10 +127,10 @@ pub(super) async fn write(
             let large = line.length() > WRITE_BYTES;
             for part in &line.parts {
                 if large && part.len() > READ_BYTES {
-                    result = put(&mut socket, &small, patience).await;
+                    result = put(&mut socket, &small, &patience).await;
                     small.clear();
                     if result.is_ok() {
-                        result = put(&mut socket, part, patience).await;
+                        result = put(&mut socket, part, &patience).await;
                     }
                     if result.is_err() {
                         break;
@@ -129,7 +148,7 @@ pub(super) async fn write(
             next = lines.try_recv().ok();
         }
         if result.is_ok() {
-            result = put(&mut socket, &small, patience).await;
+            result = put(&mut socket, &small, &patience).await;
         }
         // Only now do the lines give back their places and bytes.
         written.clear();
@@ -145,9 +164,9 @@ pub(super) async fn write(
 }
 
 /// Writes all of `bytes`; fails when nothing is taken for `patience`.
-async fn put(socket: &mut OwnedWriteHalf, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
+async fn put(socket: &mut OwnedWriteHalf, mut bytes: &[u8], patience: &Patience) -> io::Result<()> {
     while !bytes.is_empty() {
-        match tokio::time::timeout(patience, socket.write(bytes)).await {
+        match tokio::time::timeout(patience.now(), socket.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(Ok(count)) => bytes = &bytes[count..],
             Ok(Err(error)) => return Err(error),
