@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::{HALF_RESTORED, Project, REEXAMINE_AFTER, Store, recovery, table_directory};
+use crate::clock;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::LeftAside;
@@ -183,8 +184,10 @@ impl Store {
     pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
         let mut found = self.finished.failed.clone();
         found.extend(self.not_served().await.into_iter().map(|left| left.reason));
+        let clock = clock::check().err();
+        found.extend(clock.as_ref().map(ToString::to_string));
         for project in self.projects() {
-            if project.is_to_be_opened().await {
+            if clock.is_none() && project.is_to_be_opened().await {
                 // Only to know its condition; if it cannot be opened, that is told below.
                 project.view().await.ok();
             }
