@@ -32,7 +32,7 @@ use crate::api::{
 };
 use crate::endpoint::SOCKET_PATH_MAX;
 use crate::error::WireError;
-use crate::params::TIMEOUT_MS_MAX;
+use crate::params::{TIMEOUT_MS_MAX, peek_timeout};
 
 /// What the client adds to a call's deadline before it gives up by itself: the daemon answers at the
 /// deadline, and its answer says more than ours.
@@ -328,14 +328,19 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub async fn call_raw(&self, method: &str, params: serde_json::Value) -> Result<serde_json::Value, ClientError> {
-        let given = params
-            .get("timeout_ms")
-            .and_then(serde_json::Value::as_u64)
-            .filter(|given| *given <= TIMEOUT_MS_MAX);
         let raw = to_raw_value(&params).map_err(|error| ClientError::Unexpected(error.to_string()))?;
-        let default = || api::default_timeout(method, raw.get().len());
-        let patience = given.map_or_else(default, Duration::from_millis) + MARGIN;
-        let result: Box<RawValue> = self.request(method, raw, patience).await?;
+        self.call_json(method, raw).await
+    }
+
+    /// As [`Client::call_raw`], for parameters that are JSON already: they are sent as they are, a key that stands
+    /// there twice included.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn call_json(&self, method: &str, params: Box<RawValue>) -> Result<serde_json::Value, ClientError> {
+        let default = || api::default_timeout(method, params.get().len());
+        let patience = peek_timeout(Some(params.get())).unwrap_or_else(default) + MARGIN;
+        let result: Box<RawValue> = self.request(method, params, patience).await?;
         serde_json::from_str(result.get()).map_err(|error| ClientError::Unexpected(error.to_string()))
     }
 

@@ -14,7 +14,7 @@ mod empty;
 
 use serde::Deserialize;
 use serde::de::value::MapDeserializer;
-use serde::de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -86,13 +86,16 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
     };
     // Lengths first: what follows looks at every element.
     bounds.check(&entries)?;
+    // Before `null` becomes "absent": whoever misspells a filter whose value came out as `null` has named nothing that
+    // would be left out.
+    known_alone(&entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     empty::refuse(&MethodInfo::of::<M>(), &entries)?;
     entries.retain(|(_, value)| value.get() != "null");
     let project_id = take(&mut entries, "project_id", |raw| project(raw, M::SCOPE.takes_every()))?;
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
     let trace_id = take(&mut entries, "trace_id", trace)?;
     let _bounds_of_the_items = bounds.enter();
-    let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES, COMMON)?;
+    let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES)?;
     params.check()?;
     Ok(Decoded {
         params,
@@ -117,8 +120,9 @@ pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
     }
     let mut entries = named(raw.get())?;
     Bounds::present().check(&entries)?;
+    known_alone(&entries, Store::POSITIONAL, Store::ALIASES, &[])?;
     entries.retain(|(_, value)| value.get() != "null");
-    let item = fields::<StoreParams>(entries, Store::POSITIONAL, Store::ALIASES, &[])?;
+    let item = fields::<StoreParams>(entries, Store::POSITIONAL, Store::ALIASES)?;
     item.check()?;
     Ok(item)
 }
@@ -318,22 +322,38 @@ fn trace(raw: &RawValue) -> Result<String, WireError> {
     }
 }
 
-/// Decodes the fields of a parameter type, all of whose names are in `known`.
-fn fields<P: DeserializeOwned>(
-    mut entries: Vec<Entry<'_>>,
+/// What `name` is an alias of, among the known names.
+fn alias_of(name: &str, known: &[&'static str], aliases: &[(&str, &'static str)]) -> Option<&'static str> {
+    aliases
+        .iter()
+        .find(|(alias, target)| *alias == name && known.contains(target))
+        .map(|(_, target)| *target)
+}
+
+/// Refuses names that are not known, whatever their values are.
+fn known_alone(
+    entries: &[Entry<'_>],
     known: &[&'static str],
     aliases: &[(&str, &'static str)],
     common: &[&'static str],
+) -> Result<(), WireError> {
+    let is_known =
+        |name: &str| known.contains(&name) || common.contains(&name) || alias_of(name, known, aliases).is_some();
+    match entries.iter().find(|(name, _)| !is_known(name)) {
+        Some((name, _)) => Err(unknown(name, known, common)),
+        None => Ok(()),
+    }
+}
+
+/// Decodes the fields of a parameter type, all of whose names are in `known`, or aliases of those.
+fn fields<P: Params>(
+    mut entries: Vec<Entry<'_>>,
+    known: &[&'static str],
+    aliases: &[(&str, &'static str)],
 ) -> Result<P, WireError> {
     for (name, _) in &mut entries {
-        let alias = aliases
-            .iter()
-            .find(|(alias, target)| alias == name && known.contains(target));
-        if let Some((_, target)) = alias {
-            *name = Cow::Borrowed(*target);
-        }
-        if !known.contains(&name.as_ref()) {
-            return Err(unknown(name, known, common));
+        if let Some(target) = alias_of(name, known, aliases) {
+            *name = Cow::Borrowed(target);
         }
     }
     // An alias beside its name; at most as many entries as known names, so the square is small.
@@ -349,10 +369,41 @@ fn fields<P: DeserializeOwned>(
     result.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
         if path != "." && !path.is_empty() {
-            return wrong(&path, &error);
+            let what = wrong(&path, &error);
+            return match range_of::<P>(&entries, &path) {
+                Some(mut range) => {
+                    let kind = if what.message.contains("an integer") {
+                        "an integer"
+                    } else {
+                        "a number"
+                    };
+                    range.message = range.message.replacen("must be ", &format!("must be {kind}, "), 1);
+                    range
+                }
+                None => what,
+            };
         }
         // Inside a flattened struct the path is lost: find the filter that is wrong on its own.
         filter_at_fault(&entries).unwrap_or_else(|| wrong("", &error))
+    })
+}
+
+/// What the parameter type itself says of its number `name`: the same range, whichever way a value is wrong. None where
+/// it is no number, or has no range.
+fn range_of<P: Params>(entries: &[Entry<'_>], name: &str) -> Option<WireError> {
+    if !entries.iter().any(|(other, _)| other == name) {
+        return None;
+    }
+    ["0", "-1"].into_iter().find_map(|number| {
+        let number: &RawValue = serde_json::from_str(number).ok()?;
+        let pairs = entries
+            .iter()
+            .map(|(other, value)| (other.as_ref(), if other == name { number } else { *value }));
+        let params = P::deserialize(MapDeserializer::<_, serde_json::Error>::new(pairs)).ok()?;
+        params
+            .check()
+            .err()
+            .filter(|error| error.data.parameter.as_deref() == Some(name))
     })
 }
 
@@ -444,7 +495,11 @@ fn wrong(path: &str, error: &serde_json::Error) -> WireError {
         .strip_prefix("invalid type: ")
         .and_then(|rest| rest.rsplit_once(", expected "))
     {
-        format!("`{name}` must be {}, not {}", plain(expected), found_type(found))
+        if is_whole(found) {
+            format!("`{name}` must be {}; this number is out of range", plain(expected))
+        } else {
+            format!("`{name}` must be {}, not {}", plain(expected), found_type(found))
+        }
     } else if let Some((_, expected)) = text
         .strip_prefix("invalid value: ")
         .and_then(|rest| rest.rsplit_once(", expected "))
@@ -486,6 +541,15 @@ fn plain(expected: &str) -> Cow<'_, str> {
     })
 }
 
+/// Whether what was found is a number without a fraction that is too large for an integer.
+fn is_whole(found: &str) -> bool {
+    found
+        .strip_prefix("floating point `")
+        .and_then(|rest| rest.strip_suffix('`'))
+        .and_then(|number| number.parse::<f64>().ok())
+        .is_some_and(|number| number.fract() == 0.0 && number.abs() >= i64::MAX as f64)
+}
+
 fn found_type(found: &str) -> &'static str {
     match found.split_whitespace().next().unwrap_or_default() {
         "string" | "character" => "a string",
@@ -518,6 +582,108 @@ mod tests {
             .parameter
             .clone()
             .unwrap_or_else(|| panic!("no parameter in: {}", error.message))
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_whatever_its_value_in_every_method() {
+        for method in api::METHODS {
+            for value in ["null", "[]", "{}", "\"\"", "0", "false", "\"x\""] {
+                let error = decode_any(method, &format!(r#"{{"sesion_idd":{value}}}"#))
+                    .expect_err(&format!("{} {value}", method.name));
+                assert_eq!(error.code, -32602, "{} {value}", method.name);
+                assert_eq!(
+                    error.data.parameter.as_deref(),
+                    Some("sesion_idd"),
+                    "{} {value}",
+                    method.name
+                );
+                assert!(error.message.contains("there is no parameter"), "{}", error.message);
+            }
+        }
+        // Beside what would have been enough, too.
+        for (json, name) in [
+            (r#"{"ids":null,"older_than_days":0,"dry_run":false}"#, "ids"),
+            (r#"{"dry_run":false,"sesion_id":null}"#, "sesion_id"),
+        ] {
+            assert_eq!(parameter::<api::Cleanup>(json), name);
+        }
+        assert_eq!(
+            parameter::<api::Delete>(r#"{"type":"general","sesion_id":null}"#),
+            "sesion_id"
+        );
+        let batch = r#"{"items":[{"text":"a","agnet":null},{"text":"b","project_id":null}]}"#;
+        let items = decode_str::<api::StoreBatch>(Some(batch)).unwrap().params.items;
+        for (item, name) in items.iter().zip(["agnet", "project_id"]) {
+            assert!(matches!(item, BatchItem::Invalid(error) if error.data.parameter.as_deref() == Some(name)));
+        }
+    }
+
+    #[test]
+    fn the_range_of_a_number_is_the_same_whichever_way_it_is_wrong() {
+        for value in [
+            "0",
+            "-1",
+            "101",
+            "\"5\"",
+            "1.5",
+            "[]",
+            "99999999999",
+            "1000000000000000000000000",
+        ] {
+            let error = refused::<api::Search>(&format!(r#"{{"query":"q","limit":{value}}}"#));
+            assert_eq!(error.data.parameter.as_deref(), Some("limit"), "{value}");
+            assert!(error.message.contains("from 1 to 100"), "{value}: {}", error.message);
+        }
+        let error = refused::<api::Search>(r#"{"query":"q","threshold":"x"}"#);
+        assert!(error.message.contains("from 0 to 1"), "{}", error.message);
+        // Of one without a range of its own its type is all there is to say.
+        let error = refused::<api::Search>(r#"{"query":"q","offset":"x"}"#);
+        assert!(
+            error.message.contains("an integer from 0 to 4294967295"),
+            "{}",
+            error.message
+        );
+        let error = refused::<api::Search>(r#"{"query":"q","offset":1000000000000000000000000}"#);
+        assert!(error.message.contains("out of range"), "{}", error.message);
+        assert!(!error.message.contains("fraction"), "{}", error.message);
+    }
+
+    #[test]
+    fn metadata_with_a_doubled_key_is_refused_wherever_it_stands() {
+        for metadata in [r#"{"a":1,"a":2}"#, r#"{"b":[{"a":1,"a":1}]}"#] {
+            for error in [
+                refused::<api::Store>(&format!(r#"{{"text":"x","metadata":{metadata}}}"#)),
+                refused::<api::Update>(&format!(r#"{{"id":"x","metadata":{metadata}}}"#)),
+            ] {
+                let parameter = error.data.parameter.as_deref().unwrap_or_default();
+                assert!(parameter.starts_with("metadata"), "{parameter}");
+                assert!(
+                    error.message.contains("the key `a` is given twice"),
+                    "{}",
+                    error.message
+                );
+            }
+            let batch = format!(r#"{{"items":[{{"text":"a","metadata":{metadata}}},{{"text":"b"}}]}}"#);
+            let items = decode_str::<api::StoreBatch>(Some(&batch)).unwrap().params.items;
+            assert!(matches!(&items[0], BatchItem::Invalid(error) if error.message.contains("`a` is given twice")));
+            assert!(matches!(&items[1], BatchItem::Valid(_)));
+        }
+        // On one level the same key means several conditions; within a value it means nothing.
+        decode_str::<api::Delete>(Some(r#"{"metadata":{"tag":"a","tag":"b"}}"#)).unwrap();
+        for json in [
+            r#"{"metadata":{"k":{"a":1,"a":2}}}"#,
+            r#"{"metadata":[{"k":{"a":1,"a":2}}]}"#,
+        ] {
+            for error in [refused::<api::Delete>(json), refused::<api::List>(json)] {
+                let parameter = error.data.parameter.as_deref().unwrap_or_default();
+                assert!(parameter.starts_with("metadata"), "{parameter}");
+                assert!(
+                    error.message.contains("the key `a` is given twice"),
+                    "{}",
+                    error.message
+                );
+            }
+        }
     }
 
     #[test]

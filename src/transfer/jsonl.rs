@@ -87,6 +87,19 @@ mod tests {
     }
 
     #[test]
+    fn metadata_with_a_doubled_key_is_no_item() {
+        let found = entries(b"{\"text\":\"a\",\"metadata\":{\"k\":1,\"k\":2}}\n{\"text\":\"b\",\"metadata\":null}\n");
+        assert!(
+            found[0]
+                .record
+                .clone()
+                .unwrap_err()
+                .contains("the key `k` is given twice")
+        );
+        assert!(found[1].record.is_ok());
+    }
+
+    #[test]
     fn a_line_without_end_takes_no_memory() {
         let mut text = vec![b'x'; 1_000];
         text.extend_from_slice(b"\n{\"text\":\"a\"}\n");

@@ -10,7 +10,7 @@ mod markdown;
 use std::io::{self, BufRead};
 use std::path::Path;
 
-use ccod_protocol::api::{Item, KnowledgeType, Metadata};
+use ccod_protocol::api::{Item, KnowledgeType, Metadata, unique_metadata_if_any};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -99,7 +99,7 @@ pub(crate) struct Record {
     pub(crate) timestamp: Option<String>,
     #[serde(default)]
     pub(crate) updated_at: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_metadata_if_any")]
     pub(crate) metadata: Option<Metadata>,
     /// Where it was; where it goes is the caller's choice.
     #[serde(default, rename = "project_id")]

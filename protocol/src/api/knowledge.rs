@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::common::{is_false, out_of_range, yes};
 use super::{
     AsOf, Durability, FILTER_VALUES_MAX, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params,
-    ProjectError, SearchMode, check_project_name, parse_time,
+    ProjectError, SearchMode, check_project_name, parse_time, unique_metadata, unique_metadata_if_any,
 };
 use crate::error::WireError;
 
@@ -76,8 +76,12 @@ pub struct StoreParams {
     /// In which session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
-    /// Facts about it; at most 64 KB as JSON unless configured otherwise.
-    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    /// Facts about it; at most 64 KB as JSON unless configured otherwise. No key may stand in an object twice.
+    #[serde(
+        default,
+        skip_serializing_if = "Metadata::is_empty",
+        deserialize_with = "unique_metadata"
+    )]
     pub metadata: Metadata,
     /// The id to use; unique in its project. Made up if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -547,7 +551,11 @@ pub struct UpdateParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
     /// The new metadata; replaces the old as a whole.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "unique_metadata_if_any"
+    )]
     pub metadata: Option<Metadata>,
 }
 

@@ -8,7 +8,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::Metadata;
+use super::{Metadata, UniqueKeys};
 
 /// Conditions on metadata, all of which must hold: under each key stands the value, alone or in a list.
 ///
@@ -91,8 +91,8 @@ impl<'de> Deserialize<'de> for Members {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
                 let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
+                while let Some((key, UniqueKeys(value))) = map.next_entry()? {
+                    members.push((key, value));
                 }
                 Ok(Members(members))
             }
@@ -187,7 +187,16 @@ mod tests {
 
     #[test]
     fn what_says_nothing_is_refused() {
-        for text in ["[]", "[{}]", r#"[{"a":1},{}]"#, "null", "\"a=1\"", "[[]]", "[1]"] {
+        for text in [
+            "[]",
+            "[{}]",
+            r#"[{"a":1},{}]"#,
+            "null",
+            "\"a=1\"",
+            "[[]]",
+            "[1]",
+            r#"{"a":{"b":1,"b":2}}"#,
+        ] {
             assert!(serde_json::from_str::<MetadataFilter>(text).is_err(), "{text}");
         }
     }

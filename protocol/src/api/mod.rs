@@ -15,12 +15,14 @@ mod common;
 mod knowledge;
 mod metadata_filter;
 mod rpc;
+mod unique;
 
 pub use admin::*;
 pub use common::*;
 pub use knowledge::*;
 pub use metadata_filter::MetadataFilter;
 pub use rpc::*;
+pub use unique::{UniqueKeys, unique_metadata, unique_metadata_if_any};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use ccod_protocol::api::{self, HealthParams, HealthStatus, StatusParams, StatusResult};
 
@@ -187,11 +188,12 @@ pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResu
 /// `ccoctl rpc`.
 pub(crate) async fn rpc(context: &Context, arguments: RpcArgs) -> CliResult {
     let text = knowledge::text_or_stdin(arguments.parameters.unwrap_or_else(|| "{}".to_owned()))?;
-    let parameters: Value = serde_json::from_str(&text).map_err(|error| {
+    // As it is: a key that stands there twice is for the daemon to judge.
+    let parameters: Box<RawValue> = serde_json::from_str(&text).map_err(|error| {
         CliError::new(Exit::BadData, format!("the parameters are no JSON: {error}"))
             .fix("write an object such as '{\"query\":\"auth\"}', or - to read it from standard input")
     })?;
-    if !(parameters.is_object() || parameters.is_array()) {
+    if !parameters.get().starts_with(['{', '[']) {
         return Err(
             CliError::new(Exit::BadData, "the parameters must be a JSON object or array")
                 .fix("write an object such as '{\"query\":\"auth\"}'"),

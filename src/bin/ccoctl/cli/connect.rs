@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use ccod_protocol::api::{self, Method};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{Context, daemon, output};
+use super::{Context, daemon, output, raw};
 use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Which project a call is about.
@@ -143,34 +143,20 @@ impl Daemon {
         }
     }
 
-    /// Calls any method. `--timeout` becomes its deadline, also where the parameters are an array.
-    pub(crate) async fn call_raw(&self, method: &str, mut parameters: Value) -> CliResult<impl Serialize + use<>> {
+    /// Calls any method with these parameters, an object or an array. `--timeout` becomes its deadline, also where they
+    /// are an array.
+    pub(crate) async fn call_raw(
+        &self,
+        method: &str,
+        mut parameters: Box<RawValue>,
+    ) -> CliResult<impl Serialize + use<>> {
         if let Some(timeout) = self.timeout {
-            parameters = by_name(method, parameters);
-            if let Some(members) = parameters.as_object_mut() {
-                let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-                members.entry("timeout_ms").or_insert(Value::from(milliseconds));
-            }
+            parameters = raw::with_timeout(method, parameters, timeout);
         }
         self.client
-            .call_raw(method, parameters)
+            .call_json(method, parameters)
             .await
             .map_err(|error| call_error(method, &error))
-    }
-}
-
-/// The parameters by name, where an array of them can be told apart: only by name can a deadline be added. What the
-/// daemon would refuse stays as it is, so that it is refused.
-fn by_name(method: &str, parameters: Value) -> Value {
-    match (parameters, api::method_info(method)) {
-        (Value::Array(values), Some(info)) if values.len() <= info.positional.len() => info
-            .positional
-            .iter()
-            .map(|name| (*name).to_owned())
-            .zip(values)
-            .collect::<serde_json::Map<_, _>>()
-            .into(),
-        (parameters, _) => parameters,
     }
 }
 
@@ -291,15 +277,6 @@ mod tests {
             "{mistaken}"
         );
         assert_eq!(mistaken.fix, None);
-    }
-
-    #[test]
-    fn an_array_of_parameters_gets_the_names_of_its_places() {
-        let named = by_name("knowledge.search", serde_json::json!(["q", 3]));
-        assert_eq!(named, serde_json::json!({"query": "q", "limit": 3}));
-        let too_many = serde_json::json!(["a", "b"]);
-        assert_eq!(by_name("knowledge.history", too_many.clone()), too_many);
-        assert_eq!(by_name("no.such", too_many.clone()), too_many);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod maintenance;
 mod output;
 mod progress;
 mod project;
+mod raw;
 mod state_file;
 mod unpack;
 mod when;
@@ -194,7 +195,14 @@ impl Context {
             (Some(name), _) => Ok(name.to_owned()),
             (None, Ok(directory)) => project::detect(&self.loaded.config.home, &directory),
             // A directory that was removed underneath belongs to no repository.
-            (None, Err(_)) => Ok(project::DEFAULT_PROJECT.to_owned()),
+            (None, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(project::DEFAULT_PROJECT.to_owned())
+            }
+            (None, Err(error)) => Err(CliError::new(
+                Exit::Config,
+                format!("it cannot be told which project this is: the current directory cannot be read ({error})"),
+            )
+            .fix("name the project with --project")),
         }
     }
 }
