@@ -32,9 +32,19 @@ const SUFFIX_DIGITS: usize = 6;
 /// The project of the directory `start`, claiming its name in `home`.
 ///
 /// # Errors
-/// When the claims cannot be read: a guess could be the name of another repository.
+/// 78 when it cannot be told whose the project is: a guess could be the name of another repository.
 pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
-    let Some(repository) = git_common_dir(start) else {
+    let repository = git_common_dir(start).map_err(|problem| {
+        CliError::new(
+            Exit::Config,
+            format!(
+                "it cannot be told which repository {} belongs to: {problem}",
+                start.display()
+            ),
+        )
+        .fix("name the project with --project, or mend the repository (`git status` says what git thinks of it)")
+    })?;
+    let Some(repository) = repository else {
         return Ok(DEFAULT_PROJECT.to_owned());
     };
     let file = StateFile::at(home.join("projects.json"));
@@ -44,59 +54,114 @@ pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
     {
         output::message(reason);
     }
-    let name = found.claims.name_for(&repository);
-    if found.mended.is_none() && found.claims.claims.contains_key(&name) {
-        return Ok(name);
+    let own = found.claims.own_of(&repository);
+    match own {
+        Some(name) if found.mended.is_none() => return Ok(name.to_owned()),
+        _ => {}
     }
-    match claim(home, &file, &repository) {
-        Ok(claimed) => claimed,
-        // A home that cannot be written to (a sandbox): the name is what the claims on disk say, it is only not
-        // recorded.
-        Err(_) => Ok(name),
+    match (claim(home, &file, &repository), own) {
+        (Ok(claimed), _) => claimed,
+        // A home that cannot be written to (a sandbox): the name is known, only the file is not mended.
+        (Err(_), Some(name)) => Ok(name.to_owned()),
+        // Not recorded, the name would be the next one's as well.
+        (Err(error), None) => Err(CliError::new(
+            Exit::Config,
+            format!(
+                "{} cannot be written ({error}); it says which repository has which project, and {} is not in it yet",
+                file.path().display(),
+                repository.display()
+            ),
+        )
+        .fix(
+            "name the project with --project, or run the command once where that can be written: outside of the \
+             sandbox, with a free disk",
+        )),
     }
 }
 
+/// `path` and what the system says of it.
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("{} cannot be read: {error}", path.display())
+}
+
+/// What is at `path`, links followed; nothing is no error, but a link to nothing is one, for what it leads to may be on
+/// a disk that is not there now.
+fn look(path: &Path) -> Result<Option<std::fs::Metadata>, String> {
+    match path.metadata() {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if is_absence(&error) => match path.symlink_metadata() {
+            Err(error) if is_absence(&error) => Ok(None),
+            Ok(_) => Err(format!("{} is a link to nothing", path.display())),
+            Err(error) => Err(unreadable(path, &error)),
+        },
+        Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// The git common directory of the repository that holds `start`, canonical, as
-/// `git rev-parse --git-common-dir` finds it.
-fn git_common_dir(start: &Path) -> Option<PathBuf> {
-    let start = start.canonicalize().ok()?;
+/// `git rev-parse --git-common-dir` finds it. None outside of a repository.
+///
+/// # Errors
+/// When a repository is there, or may be, and cannot be read.
+fn git_common_dir(start: &Path) -> Result<Option<PathBuf>, String> {
+    let start = match start.canonicalize() {
+        Ok(start) => start,
+        // A directory that was removed underneath belongs to no repository.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(start, &error)),
+    };
     for directory in start.ancestors() {
         let dot_git = directory.join(".git");
-        let git_dir = if dot_git.is_file() {
+        let git_dir = if look(&dot_git)?.is_some_and(|found| found.is_file()) {
             // A linked worktree or a submodule: the file names the real directory.
-            let text = std::fs::read_to_string(&dot_git).ok()?;
+            let text = std::fs::read_to_string(&dot_git).map_err(|error| unreadable(&dot_git, &error))?;
             let target = text
-                .strip_prefix("gitdir:")?
+                .strip_prefix("gitdir:")
+                .ok_or_else(|| format!("{} is a file that names no repository", dot_git.display()))?
                 .trim_end_matches(['\n', '\r'])
                 .trim_start();
             directory.join(target)
-        } else if is_git_dir(&dot_git) {
+        } else if is_git_dir(&dot_git)? {
             dot_git
-        } else if is_git_dir(directory) {
+        } else if is_git_dir(directory)? {
             // A bare repository, or a place inside `.git` itself.
             directory.to_owned()
         } else {
             continue;
         };
-        return common_dir_of(&git_dir);
+        return common_dir_of(&git_dir).map(Some);
     }
-    None
+    Ok(None)
 }
 
 /// Where a worktree's git directory points for what it shares with the others.
-fn common_dir_of(git_dir: &Path) -> Option<PathBuf> {
-    let common = match std::fs::read_to_string(git_dir.join("commondir")) {
+fn common_dir_of(git_dir: &Path) -> Result<PathBuf, String> {
+    let shared = git_dir.join("commondir");
+    let common = match std::fs::read_to_string(&shared) {
         Ok(text) => git_dir.join(text.trim_end_matches(['\n', '\r'])),
-        Err(_) => git_dir.to_owned(),
+        Err(error) if is_absence(&error) => git_dir.to_owned(),
+        Err(error) => return Err(unreadable(&shared, &error)),
     };
-    common.canonicalize().ok()
+    common.canonicalize().map_err(|error| unreadable(&common, &error))
 }
 
 /// What git itself asks of a repository's directory.
-fn is_git_dir(directory: &Path) -> bool {
-    let has_head = directory.join("HEAD").symlink_metadata().is_ok();
-    let shares = directory.join("commondir").is_file();
-    has_head && (shares || (directory.join("objects").is_dir() && directory.join("refs").is_dir()))
+fn is_git_dir(directory: &Path) -> Result<bool, String> {
+    let head = directory.join("HEAD");
+    match head.symlink_metadata() {
+        Ok(_) => {}
+        Err(error) if is_absence(&error) => return Ok(false),
+        Err(error) => return Err(unreadable(&head, &error)),
+    }
+    let is = |name: &str, right: fn(&std::fs::Metadata) -> bool| {
+        look(&directory.join(name)).map(|found| found.as_ref().is_some_and(right))
+    };
+    Ok(is("commondir", std::fs::Metadata::is_file)?
+        || (is("objects", std::fs::Metadata::is_dir)? && is("refs", std::fs::Metadata::is_dir)?))
 }
 
 /// The base name of a repository: of the directory that holds `.git`, or of a bare repository without `.git`.
@@ -146,10 +211,18 @@ impl Claims {
             .map(|(_, path)| path.as_str())
     }
 
-    fn name_for(&self, repository: &Path) -> String {
+    /// The name that `repository` has already.
+    fn own_of(&self, repository: &Path) -> Option<&str> {
         let path = repository.to_string_lossy();
-        if let Some((name, _)) = self.claims.iter().find(|(_, holder)| **holder == *path) {
-            return name.clone();
+        self.claims
+            .iter()
+            .find(|(_, holder)| **holder == *path)
+            .map(|(name, _)| name.as_str())
+    }
+
+    fn name_for(&self, repository: &Path) -> String {
+        if let Some(name) = self.own_of(repository) {
+            return name.to_owned();
         }
         let base = base_name(repository);
         let reserved = DEFAULT_PROJECT.eq_ignore_ascii_case(&base);
@@ -157,10 +230,16 @@ impl Claims {
             return base;
         }
         let digest = format!("{:x}", Sha256::digest(repository.as_os_str().as_bytes()));
-        let suffix = &digest[..SUFFIX_DIGITS];
         let base = if base.is_empty() { "project" } else { base.as_str() };
-        let kept = base.len().min(MAX_NAME_BYTES - SUFFIX_DIGITS - 1);
-        format!("{}-{suffix}", &base[..kept])
+        let with_digits = |digits: usize| {
+            let kept = base.len().min(MAX_NAME_BYTES - digits - 1);
+            format!("{}-{}", &base[..kept], &digest[..digits])
+        };
+        // A repository may be called like another one with its digits.
+        (SUFFIX_DIGITS..=digest.len())
+            .map(with_digits)
+            .find(|name| self.holder(name).is_none())
+            .unwrap_or_else(|| with_digits(digest.len()))
     }
 }
 
@@ -173,9 +252,13 @@ struct FoundClaims {
 
 fn read_claims(file: &StateFile) -> CliResult<FoundClaims> {
     let path = file.path().display();
-    let found = file
-        .read()
-        .map_err(|error| CliError::io(format_args!("read {path}"), &error))?;
+    let found = file.read().map_err(|error| {
+        CliError::new(
+            Exit::Config,
+            format!("{path} cannot be read ({error}); it says which repository has which project"),
+        )
+        .fix("name the project with --project, or make the file readable")
+    })?;
     match found {
         Found::Nothing => Ok(FoundClaims {
             claims: Claims::default(),
@@ -280,7 +363,7 @@ mod tests {
         let inside = main.join(".git/objects");
         let home = root.path().join("home");
         for place in [&main, &worktree, &nested, &inside] {
-            assert_eq!(git_common_dir(place), Some(git_says(place)), "{}", place.display());
+            assert_eq!(git_common_dir(place), Ok(Some(git_says(place))), "{}", place.display());
             assert_eq!(detect(&home, place), "statushub");
         }
     }
@@ -310,7 +393,7 @@ mod tests {
         let home = root.path().join("home");
         assert_eq!(detect(&home, &bare), "mirror");
         let submodule = parent.join("vendored");
-        assert_eq!(git_common_dir(&submodule), Some(git_says(&submodule)));
+        assert_eq!(git_common_dir(&submodule), Ok(Some(git_says(&submodule))));
         assert_eq!(detect(&home, &submodule), "vendored");
         assert_eq!(detect(&home, &parent), "parent");
     }
@@ -384,6 +467,112 @@ mod tests {
         let outside = root.path().join("outside");
         std::fs::create_dir(&outside).expect("directory");
         assert_eq!(detect(&home, &outside), "default");
+    }
+
+    fn refused(home: &Path, start: &Path) -> CliError {
+        let error = super::detect(home, start).expect_err("refused");
+        assert_eq!(error.exit, Exit::Config, "{error}");
+        assert!(
+            error.fix.as_deref().is_some_and(|fix| fix.contains("--project")),
+            "{error}"
+        );
+        error
+    }
+
+    /// Files of git, as far as they are looked at.
+    fn pretend_repository(path: &Path) {
+        for part in ["objects", "refs"] {
+            std::fs::create_dir_all(path.join(".git").join(part)).expect("directory");
+        }
+        std::fs::write(path.join(".git/HEAD"), "ref: refs/heads/main\n").expect("written");
+    }
+
+    #[test]
+    fn a_claim_that_cannot_be_recorded_is_no_claim() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let [known, new] = ["a/web", "b/web"].map(|name| root.path().join(name));
+        for path in [&known, &new] {
+            pretend_repository(path);
+        }
+        // What is in the way of the draft, and of the lock. Root may write into a directory that forbids it.
+        for obstacle in ["projects.json.tmp", "projects.json.lock"] {
+            let home = root.path().join(obstacle);
+            std::fs::create_dir_all(home.join(obstacle)).expect("directory");
+            for place in [&known, &new] {
+                let error = refused(&home, place);
+                assert!(error.message.contains(obstacle), "{error}");
+            }
+            std::fs::remove_dir(home.join(obstacle)).expect("removed");
+            assert_eq!(detect(&home, &known), "web");
+            // One's own is known without writing.
+            if obstacle.ends_with("lock") {
+                std::fs::remove_file(home.join(obstacle)).expect("removed");
+            }
+            std::fs::create_dir(home.join(obstacle)).expect("directory");
+            assert_eq!(detect(&home, &known), "web");
+            refused(&home, &new);
+            // Also where only the copy says so.
+            std::fs::write(claims_path(&home), "").expect("written");
+            assert_eq!(detect(&home, &known), "web");
+            refused(&home, &new);
+        }
+    }
+
+    #[test]
+    fn claims_behind_links_to_nothing_are_not_absent() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let place = root.path().join("b/web");
+        pretend_repository(&place);
+        let home = root.path().join("home");
+        std::fs::create_dir(&home).expect("directory");
+        for (name, disk) in [("projects.json", "disk/p"), ("projects.json.bak", "disk/b")] {
+            std::os::unix::fs::symlink(root.path().join(disk), home.join(name)).expect("linked");
+        }
+        refused(&home, &place);
+        std::fs::remove_file(claims_path(&home)).expect("removed");
+        refused(&home, &place);
+        std::fs::remove_file(home.join("projects.json.bak")).expect("removed");
+        assert_eq!(detect(&home, &place), "web");
+    }
+
+    #[test]
+    fn a_repository_that_cannot_be_read_is_not_the_default_project() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let home = root.path().join("home");
+        let place = root.path().join("web");
+        std::fs::create_dir(&place).expect("directory");
+        let dot_git = place.join(".git");
+        for text in [
+            &b"gitdir: \xff\n"[..],
+            b"",
+            b"elsewhere\n",
+            b"gitdir: ../gone/.git/worktrees/web\n",
+        ] {
+            std::fs::write(&dot_git, text).expect("written");
+            let error = refused(&home, &place);
+            assert!(error.message.contains("web"), "{error}");
+        }
+        std::fs::remove_file(&dot_git).expect("removed");
+        for target in [".git", "/nowhere/web.git"] {
+            std::os::unix::fs::symlink(target, &dot_git).expect("linked");
+            refused(&home, &place);
+            std::fs::remove_file(&dot_git).expect("removed");
+        }
+        pretend_repository(&place);
+        std::fs::create_dir(dot_git.join("commondir")).expect("directory");
+        refused(&home, &place);
+        assert!(!home.exists());
+    }
+
+    #[test]
+    fn a_name_with_digits_that_another_repository_has_is_not_shared() {
+        let mut claims = Claims::default();
+        claims.claims.insert("web".to_owned(), "/one/web/.git".to_owned());
+        let path = Path::new("/two/web/.git");
+        let usual = claims.name_for(path);
+        claims.claims.insert(usual.clone(), format!("/three/{usual}/.git"));
+        let other = claims.name_for(path);
+        assert!(other.len() == usual.len() + 1 && other.starts_with(&usual), "{other}");
     }
 
     #[test]

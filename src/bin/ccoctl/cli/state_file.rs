@@ -84,7 +84,8 @@ impl StateFile {
             .write(true)
             .mode(0o600)
             .custom_flags(OFlag::O_NOFOLLOW.bits())
-            .open(self.beside("lock"))?;
+            .open(self.beside("lock"))
+            .map_err(|error| named(&self.beside("lock"), &error))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
     }
 
@@ -104,16 +105,28 @@ impl StateFile {
                 .write(true)
                 .mode(0o600)
                 .custom_flags(OFlag::O_NOFOLLOW.bits())
-                .open(&draft)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&draft, &path)?;
+                .open(&draft)
+                .map_err(|error| named(&draft, &error))?;
+            let written = file
+                .write_all(&bytes)
+                .and_then(|()| file.sync_all())
+                .and_then(|()| std::fs::rename(&draft, &path));
+            if let Err(error) = written {
+                // A part of it is of no use to anybody. Where it cannot be removed, the next one overwrites it.
+                std::fs::remove_file(&draft).unwrap_or_default();
+                return Err(named(&path, &error));
+            }
         }
         match self.path.parent() {
             Some(directory) => File::open(directory)?.sync_all(),
             None => Ok(()),
         }
     }
+}
+
+/// `error` with the file that it is about.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 enum Parsed<T> {
@@ -130,7 +143,13 @@ fn parse<T: DeserializeOwned>(path: &Path) -> io::Result<Parsed<T>> {
         .open(path);
     let file = match opened {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Parsed::Missing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(match path.symlink_metadata() {
+                // The disk that it leads to may come back.
+                Ok(_) => Parsed::Damaged("is a link to nothing".to_owned()),
+                Err(_) => Parsed::Missing,
+            });
+        }
         Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {
