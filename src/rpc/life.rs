@@ -240,12 +240,18 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
         .change(project, WriteOp::Undelete(target), call.deadline())
         .await
         .map_err(wire_error)?;
-    let OpOutcome::Undeleted { restored, missing } = outcome else {
+    let OpOutcome::Undeleted {
+        restored,
+        present,
+        missing,
+    } = outcome
+    else {
         return Err(unexpected(&outcome));
     };
     Ok(api::UndeleteResult {
         restored: restored.len() as u64,
         ids: restored,
+        present,
         missing,
         version: convert::version(version),
     })

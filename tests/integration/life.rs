@@ -199,8 +199,17 @@ fn deletions_are_counted_first_if_asked_and_can_be_undone() {
         (&json!(2), &json!([of_ada[0]]))
     );
     assert_eq!(daemon.call("knowledge.stats", json!({}))["total"], 6);
+    assert_eq!(undone["present"], json!([]));
+    // A retry: what it has brought back is there, and what another item has the id of is not.
     let twice = daemon.call("knowledge.undelete", json!({"undo_token": gone["undo_token"]}));
     assert_eq!(twice["restored"], 0);
+    assert_eq!(
+        (&twice["present"], &twice["missing"]),
+        (&undone["ids"], &json!([of_ada[0]]))
+    );
+    let daemon = daemon.kill_and_restart();
+    let again = daemon.call("knowledge.undelete", json!({"undo_token": gone["undo_token"]}));
+    assert_eq!(again["present"], undone["ids"]);
 
     // By id, as it was at last.
     daemon.call(
@@ -208,11 +217,13 @@ fn deletions_are_counted_first_if_asked_and_can_be_undone() {
         json!({"id": of_ada[1], "text": "changed before it was deleted"}),
     );
     daemon.call("knowledge.delete", json!({"id": of_ada[1]}));
-    let undone = daemon.call("knowledge.undelete", json!({"ids": [of_ada[1], "no-such"]}));
-    assert_eq!(
-        (&undone["ids"], &undone["missing"]),
-        (&json!([of_ada[1]]), &json!(["no-such"]))
-    );
+    for (field, other) in [("ids", "present"), ("present", "ids")] {
+        let undone = daemon.call("knowledge.undelete", json!({"ids": [of_ada[1], "no-such"]}));
+        assert_eq!(
+            (&undone[field], &undone[other], &undone["missing"]),
+            (&json!([of_ada[1]]), &json!([]), &json!(["no-such"]))
+        );
+    }
     assert_eq!(
         daemon.call("knowledge.get", json!({"id": of_ada[1]}))["text"],
         "changed before it was deleted"

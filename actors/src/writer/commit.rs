@@ -126,7 +126,9 @@ pub enum OpOutcome {
     Undeleted {
         /// Those that were deleted.
         restored: Vec<String>,
-        /// Those that were not, or are no longer kept.
+        /// Those that are there: never deleted, or brought back before.
+        present: Vec<String>,
+        /// Those that never were, are no longer kept, or whose id another item has by now.
         missing: Vec<String>,
     },
 }
@@ -334,6 +336,7 @@ impl Concerned {
             concerned.add_closed(&rows)?;
         }
         // What is live is not deleted, and its rows cannot be opened again.
+        live_ids.extend(undeleted_ids);
         live_ids.extend(concerned.closed.keys().cloned());
         let live = match matching {
             Some(matching) => Some(matching),
@@ -488,18 +491,27 @@ impl Plan {
                 };
                 wanted.sort();
                 wanted.dedup();
-                let (mut restored, mut missing) = (Vec::new(), Vec::new());
+                let (mut restored, mut present, mut missing) = (Vec::new(), Vec::new(), Vec::new());
                 for id in wanted {
-                    match concerned.closed.get(id) {
-                        Some(revision) if !concerned.live.contains_key(id) => {
+                    match (concerned.closed.get(id), concerned.live.get(id)) {
+                        (Some(closed), None) => {
                             self.opening
-                                .push(OwnedRevision::revived(revision, taken.last_revision(id)));
+                                .push(OwnedRevision::revived(closed, taken.last_revision(id)));
                             restored.push(id.clone());
                         }
+                        // An undo that is asked for again, as after an answer that got lost.
+                        (Some(closed), Some(live)) if closed.item.timestamp == live.item.timestamp => {
+                            present.push(id.clone());
+                        }
+                        (None, Some(_)) => present.push(id.clone()),
                         _ => missing.push(id.clone()),
                     }
                 }
-                Ok(OpOutcome::Undeleted { restored, missing })
+                Ok(OpOutcome::Undeleted {
+                    restored,
+                    present,
+                    missing,
+                })
             }
         }
     }

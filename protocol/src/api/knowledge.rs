@@ -715,7 +715,9 @@ pub struct UndeleteResult {
     pub restored: u64,
     /// Which.
     pub ids: Vec<String>,
-    /// Those that were asked for and are not back: never deleted, no longer kept, or there already.
+    /// Those that are there already: never deleted, or brought back by the same call before.
+    pub present: Vec<String>,
+    /// Those that were asked for and are not there: never stored, no longer kept, or another item has the id by now.
     pub missing: Vec<String>,
     /// The project's version with them.
     pub version: u64,
@@ -1044,7 +1046,18 @@ impl Default for SubscribeParams {
     }
 }
 
-impl Params for SubscribeParams {}
+impl Params for SubscribeParams {
+    fn check(&self) -> Result<(), WireError> {
+        // Whoever has lost a cursor does not ask for everything that there ever was.
+        match self.cursor.as_deref() {
+            Some("") => Err(out_of_range(
+                "cursor",
+                "one that a feed has given; leave it out to begin now",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Result of `knowledge.subscribe`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -381,9 +381,12 @@ pub(crate) async fn undelete(context: &Context, arguments: UndeleteArgs) -> CliR
 fn undelete_summary(undeleted: &UndeleteResult) -> String {
     let items = output::counted(undeleted.restored, "item", "items");
     let mut summary = format!("restored {items}");
+    if !undeleted.present.is_empty() {
+        summary.push_str(&format!("\nthere already: {}", undeleted.present.join(", ")));
+    }
     if !undeleted.missing.is_empty() {
         summary.push_str(&format!(
-            "\nnot restored: {} (never deleted, no longer kept, or there already)",
+            "\nnot restored: {} (never stored, no longer kept, or another item has the id by now)",
             undeleted.missing.join(", ")
         ));
     }
@@ -662,12 +665,14 @@ mod tests {
         let undeleted = UndeleteResult {
             restored: 1,
             ids: ids(&["a"]),
+            present: ids(&["b"]),
             missing: ids(&["x"]),
             version: 9,
         };
         assert_eq!(
             undelete_summary(&undeleted),
-            "restored 1 item\nnot restored: x (never deleted, no longer kept, or there already)"
+            "restored 1 item\nthere already: b\n\
+             not restored: x (never stored, no longer kept, or another item has the id by now)"
         );
     }
 
