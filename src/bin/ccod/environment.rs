@@ -1,6 +1,18 @@
-//! What LanceDB reads from the environment.
+//! What the daemon has from its environment: the variables that LanceDB reads, and limits of the process.
 
 use ccod::program::exit::{CliError, CliResult, Exit};
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+/// Has a write beyond the limit of a file's size (`ulimit -f`) fail, as one on a full disk does. As a signal it would
+/// end the daemon without a word.
+pub(crate) fn ignore_file_size_signal() -> CliResult<()> {
+    // SAFETY: to ignore a signal installs no handler, so there is no code that could be run at a wrong moment.
+    #[allow(unsafe_code)]
+    let ignored = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    ignored
+        .map(drop)
+        .map_err(|error| CliError::io("ignore the signal SIGXFSZ", &error.into()))
+}
 
 /// Sets what LanceDB reads from the environment and from nowhere else. Values that the user has set are kept.
 pub(crate) fn prepare_for_lance() -> CliResult<()> {

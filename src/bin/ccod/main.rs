@@ -80,6 +80,7 @@ fn run(arguments: Arguments) -> CliResult {
         detach::from_parent();
     }
     panics::install_hook();
+    environment::ignore_file_size_signal()?;
     let _in_use = hold_own_file();
     if let Some(expected) = &arguments.expect
         && expected != VERSION

@@ -158,6 +158,9 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
             Presence::Unusable(error) => return Err(error),
             // What it was connected to ended. Whether it is still there, its lock tells.
             Presence::Left if child.is_none() && a_lock_is_held(config) => {}
+            Presence::Absent | Presence::Left if serves_elsewhere(config, deadline).await => {
+                return Err(listens_elsewhere(config));
+            }
             Presence::Absent | Presence::Left => match &mut child {
                 None => {
                     child = Some(spawn(context, arguments)?);
@@ -176,6 +179,13 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
         if Instant::now() >= deadline {
             if let Some(why) = reason {
                 return Err(runs_silently(&config.socket_path(), &why));
+            }
+            // What this process has spawned is gone, so the lock is another one's.
+            if let Some(daemon) = &mut child
+                && matches!(daemon.child.try_wait(), Ok(Some(_)))
+                && a_lock_is_held(config)
+            {
+                return Err(holds_and_does_not_listen(config));
             }
             return Err(CliError::new(
                 Exit::Unavailable,
@@ -467,6 +477,53 @@ async fn stop(context: &Context) -> CliResult {
     Ok(Exit::Ok)
 }
 
+/// A daemon has the home, and does not answer where it is looked for.
+fn holds_and_does_not_listen(config: &Config) -> CliError {
+    let lock = if lock_is_held(&config.lock_path()) {
+        config.lock_path()
+    } else {
+        config.store_lock_path()
+    };
+    CliError::new(
+        Exit::Unavailable,
+        format!(
+            "a daemon holds {} and does not listen on {}",
+            lock.display(),
+            config.socket_path().display()
+        ),
+    )
+    .fix("it may be starting or stopping: try again; or it was started with another --socket")
+}
+
+/// Whether the daemon of the home listens where it does by default, and not where the configuration says.
+async fn serves_elsewhere(config: &Config, deadline: Instant) -> bool {
+    let usual = config.default_socket_path();
+    usual != config.socket_path()
+        && a_lock_is_held(config)
+        && matches!(
+            look_at(&usual, deadline).await,
+            Presence::Serving(_) | Presence::Silent(_)
+        )
+}
+
+fn listens_elsewhere(config: &Config) -> CliError {
+    let usual = config.default_socket_path();
+    CliError::new(
+        Exit::Unavailable,
+        format!(
+            "the daemon of {} listens on {}, not on {}; a home has one daemon",
+            config.home.display(),
+            usual.display(),
+            config.socket_path().display()
+        ),
+    )
+    .fix(format!(
+        "leave --socket, CCO_SOCKET and `socket` of the configuration out; or stop it first, with `ccoctl --socket {} daemon stop`; or use another \
+         home",
+        usual.display()
+    ))
+}
+
 /// A connection to the daemon that is to be stopped; none if none runs.
 async fn connect_to_stop(config: &Config) -> CliResult<Option<Client>> {
     let socket = config.socket_path();
@@ -477,20 +534,7 @@ async fn connect_to_stop(config: &Config) -> CliResult<Option<Client>> {
             Err(NoConnection::Failed(error)) => return Err(error),
             Err(NoConnection::Absent) if !a_lock_is_held(config) => return Ok(None),
             Err(NoConnection::Absent) if Instant::now() >= deadline => {
-                let lock = if lock_is_held(&config.lock_path()) {
-                    config.lock_path()
-                } else {
-                    config.store_lock_path()
-                };
-                return Err(CliError::new(
-                    Exit::Unavailable,
-                    format!(
-                        "a daemon holds {} and does not listen on {}",
-                        lock.display(),
-                        socket.display()
-                    ),
-                )
-                .fix("it may be starting or stopping: try again; or it was started with another --socket"));
+                return Err(holds_and_does_not_listen(config));
             }
             Err(NoConnection::Absent) => tokio::time::sleep(MAX_POLL).await,
         }
