@@ -14,7 +14,7 @@ use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
 
-use super::{App, Call, SERVED, convert, probe, wire_error};
+use super::{App, Call, SERVED, convert, must_exist, probe, wire_error};
 
 /// Time between the answer to `admin.shutdown` and the shutdown, so that the answer gets out.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
@@ -283,7 +283,10 @@ fn limits(app: &App) -> serde_json::Map<String, Value> {
 /// Runs all the upkeep there is, project by project.
 pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result<api::OptimizeResult, WireError> {
     let projects: Vec<ProjectName> = match &call.project {
-        Some(project) => vec![project.clone()],
+        Some(project) => {
+            must_exist(&app, project).await?;
+            vec![project.clone()]
+        }
         None => app
             .store
             .projects()

@@ -56,13 +56,21 @@ impl Cursor {
                 Position { commit, epoch } => format!("{project}/{commit}/{epoch}"),
             })
             .collect();
-        hex(plain.join("\n").as_bytes())
+        // Of a daemon without projects it is a cursor too, and no empty one: an empty one is what somebody has who has
+        // lost it.
+        let plain = if plain.is_empty() {
+            "\n".to_owned()
+        } else {
+            plain.join("\n")
+        };
+        hex(plain.as_bytes())
     }
 
     fn decode(text: &str) -> Option<Self> {
         let plain = String::from_utf8(unhex(text)?).ok()?;
         plain
             .lines()
+            .filter(|line| !line.is_empty())
             .map(|line| {
                 let mut parts = line.split('/');
                 let project = parts.next()?.to_owned();
@@ -419,6 +427,7 @@ mod tests {
     #[test]
     fn cursors_survive_the_wire() {
         let mut cursor = Cursor::default();
+        assert!(!cursor.encode().is_empty());
         assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor.clone()));
         for (project, commit) in [("default", 7), ("a.b-c_d", i64::MAX)] {
             cursor.advance(

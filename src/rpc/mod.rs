@@ -20,12 +20,13 @@ use std::time::Instant;
 
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::ProjectName;
+use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::Within;
 use ccod_actors::routes::Routes;
 use ccod_actors::store::Store;
 use ccod_protocol::api::{self, Method};
 use ccod_protocol::context::CallContext;
-use ccod_protocol::error::WireError;
+use ccod_protocol::error::{ErrorKind, WireError};
 use ccod_protocol::limits::ServerStats;
 use ccod_protocol::params::{self, Bounds};
 use jsonrpsee::{ResponsePayload, RpcModule};
@@ -95,6 +96,37 @@ impl App {
     pub(crate) fn routes(&self) -> Routes {
         self.routes.borrow().clone()
     }
+}
+
+/// Refuses a name that differs from that of an existing project in case only. Whether there is such a project is the
+/// answer.
+///
+/// # Errors
+/// -32602.
+async fn is_there(app: &App, project: &ProjectName) -> Result<bool, WireError> {
+    match app.store.view(project).await {
+        // A directory is there: what is the matter with it is for the method to tell.
+        Ok(None) => Ok(app.store.config().knowledge_dir.join(project.as_str()).exists()),
+        Err(error @ KnowledgeError::InvalidParameter { .. }) => Err(wire_error(error)),
+        // One that cannot be opened is there.
+        Ok(Some(_)) | Err(_) => Ok(true),
+    }
+}
+
+/// Refuses a project that is named and does not exist, where that can only be a mistake: to have it looked through,
+/// maintained or exported would answer "all is well", or an empty file, to a misspelled name. Reads of it find nothing,
+/// as documented.
+///
+/// # Errors
+/// -32020, or as [`is_there`].
+async fn must_exist(app: &App, project: &ProjectName) -> Result<(), WireError> {
+    if is_there(app, project).await? {
+        return Ok(());
+    }
+    Err(WireError::new(
+        ErrorKind::NotFound,
+        format!("there is no project {project}; `knowledge.projects` lists those that there are"),
+    ))
 }
 
 /// Builds the table of methods. A method that is not in it answers -32601.

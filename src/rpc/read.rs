@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::page::{self, SearchCursor};
-use super::{App, Call, convert, wire_error};
+use super::{App, Call, convert, is_there, wire_error};
 
 /// Results that may be skipped, by offset or cursor: each is found and ranked again for every page.
 const OFFSET_MAX: u32 = 10_000;
@@ -364,6 +364,10 @@ pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::
         ..api::StatsResult::default()
     };
     let (mut oldest, mut newest) = (None, None);
+    if let Some(project) = &call.project {
+        // One that is not there has nothing; one whose name is written otherwise has not nothing.
+        is_there(&app, project).await?;
+    }
     let report = project_stats(&app, &call).await?;
     for failed in report.failed {
         result.bytes_on_disk += failed.bytes_on_disk;

@@ -23,7 +23,7 @@ use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
 use futures::future::join_all;
 use sha2::{Digest, Sha256};
 
-use super::{App, Call, convert, store, wire_error};
+use super::{App, Call, convert, must_exist, store, wire_error};
 use crate::transfer::{Entries, Entry, Format, Record};
 
 /// Items that an export reads at once: at the largest size of a text, some tens of megabytes.
@@ -286,6 +286,29 @@ fn unwritable(path: &Path, error: &std::io::Error) -> KnowledgeError {
     bad_path(format!("{} cannot be written: {error}", path.display()))
 }
 
+/// Directories of the home in which the daemon and the command line keep files, besides that of the projects.
+const OWN_DIRECTORIES: [&str; 2] = ["run", crate::program::ENGINE_DIRECTORY];
+
+/// Refuses a place where a file would be taken for one of the daemon's or the command line's own, now or later: beside
+/// those. Directories that somebody has made in the home are theirs.
+fn check_outside_home(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
+    let Some(home) = knowledge_dir.parent().and_then(|home| home.canonicalize().ok()) else {
+        return Ok(());
+    };
+    let is_own = place.parent() == Some(home.as_path())
+        || OWN_DIRECTORIES.iter().any(|directory| {
+            let directory = home.join(directory);
+            place.starts_with(directory.canonicalize().unwrap_or(directory))
+        });
+    if is_own {
+        return Err(bad_path(format!(
+            "{} lies among the files of the daemon's home; choose a place outside",
+            place.display()
+        )));
+    }
+    Ok(())
+}
+
 /// Writes the live items of a project to a file.
 pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api::ExportResult, WireError> {
     check_owner(&call.context)?;
@@ -305,11 +328,15 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
     let knowledge_dir = app.store.config().knowledge_dir.clone();
     let (place, mut file) = blocking(move || {
         let place = new_place(&path, &knowledge_dir, NewPlace::File)?;
+        check_outside_home(&place, &knowledge_dir)?;
         let file = PartialFile::beside(&place)?;
         Ok((place, file))
     })
     .await?;
 
+    if let Some(project) = &call.project {
+        must_exist(&app, project).await?;
+    }
     // One version from the first item to the last, whatever is stored meanwhile.
     let _turn = app.store.reading_for_long().await;
     let view = app.store.view(&call.project()).await.map_err(wire_error)?;

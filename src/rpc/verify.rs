@@ -8,7 +8,7 @@ use ccod_protocol::api;
 use ccod_protocol::error::{Executed, WireError};
 use tokio::sync::Semaphore;
 
-use super::{App, Call, wire_error};
+use super::{App, Call, must_exist, wire_error};
 
 /// One at a time: it reads as fast as the disk gives, and two would only be in each other's way.
 static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
@@ -22,7 +22,10 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
         return Err(WireError::busy("another admin.verify is running", RETRY_AFTER_MS));
     };
     let names = match &call.project {
-        Some(project) => vec![project.clone()],
+        Some(project) => {
+            must_exist(&app, project).await?;
+            vec![project.clone()]
+        }
         None => {
             let projects = app.store.projects();
             projects.iter().map(|project| project.name().clone()).collect()

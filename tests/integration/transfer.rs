@@ -627,10 +627,12 @@ fn exports_come_back_identical() {
                 .is_empty()
         );
     }
-    // A project that does not exist has nothing to export, and is not made.
+    // A project that does not exist has nothing to export, and is not made; an import of nothing makes none either.
     let empty = place.path().join("empty.jsonl");
-    let result = long_call(&daemon, "admin.export", json!({"path": empty, "project_id": "absent"}));
-    assert_eq!((&result["items"], &result["bytes"]), (&json!(0), &json!(0)));
+    let error = long_error(&daemon, "admin.export", json!({"path": empty, "project_id": "absent"}));
+    assert_eq!(error["code"], -32020, "{error}");
+    assert!(!empty.exists());
+    std::fs::write(&empty, "").unwrap();
     let result = long_call(&daemon, "admin.import", json!({"path": empty, "project_id": "absent"}));
     assert_eq!(result["imported"], 0);
     assert_eq!(

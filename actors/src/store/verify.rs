@@ -665,6 +665,8 @@ async fn look_up(
         .map_err(read_error)?
         .limit(Some(1));
     let mut scanner = dataset.scan();
+    // Else Lance logs a warning about the columns for each row that is looked up.
+    scanner.disable_scoring_autoprojection();
     scanner
         .with_fragments(readable.cloned().collect())
         .project(&[column::ROW_KEY])
