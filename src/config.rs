@@ -578,7 +578,12 @@ impl Config {
 
     /// Path of the socket.
     pub fn socket_path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| self.run_dir().join("ccod.sock"))
+        self.socket.clone().unwrap_or_else(|| self.default_socket_path())
+    }
+
+    /// Path of the socket where nothing else is said.
+    pub fn default_socket_path(&self) -> PathBuf {
+        self.run_dir().join("ccod.sock")
     }
 
     /// Directory of the projects' databases.
@@ -840,6 +845,13 @@ impl Schema {
         self.keys().any(|known| known.starts_with(&prefix))
     }
 
+    /// Whether `name` is a section or is meant to be one. What resembles none is another program's.
+    fn resembles_section(&self, name: &str) -> bool {
+        self.keys()
+            .filter_map(|known| known.split_once('.'))
+            .any(|(section, _)| strsim::jaro_winkler(name, section) > 0.85)
+    }
+
     /// The end of the message about an unknown key.
     fn hint(&self, key: &str) -> String {
         if let Some((section, _)) = key.rsplit_once('.')
@@ -935,7 +947,7 @@ fn environment_settings(
         };
         if !schema.contains(&key) {
             let section = key.split('.').next().unwrap_or_default();
-            if name.contains("__") && schema.is_section(section) {
+            if name.contains("__") && schema.resembles_section(section) {
                 return Err(ConfigError::UnknownKey {
                     origin,
                     hint: schema.hint(&key),
@@ -1292,6 +1304,14 @@ mod tests {
             error.to_string(),
             "environment variable CCO_READERS__WORKER: unknown key `readers.worker`; did you mean `readers.workers`?"
         );
+        for (variable, key) in [
+            ("CCO_LIMITZ__X", "limitz.x"),
+            ("CCO_LIMIT__MAX_CONNECTIONS", "limit.max_connections"),
+            ("CCO_READER__WORKERS", "reader.workers"),
+        ] {
+            let error = load(home.path(), Overrides::default(), &[(variable, "3")]).expect_err(variable);
+            assert!(error.to_string().contains(&format!("unknown key `{key}`")), "{error}");
+        }
     }
 
     #[test]

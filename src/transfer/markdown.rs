@@ -16,8 +16,9 @@
 //!
 //! A line of a text that would read as `---` is written with a backslash before it, which Markdown shows as the
 //! same; a line that begins so already gets one more. The blank line after the fields, the newline after the
-//! text and the blank line before the next item are not part of the text, everything else is. Values are JSON,
-//! which is YAML too; a plain word needs no quotes when it is written by hand.
+//! text and the blank line before the next item are not part of the text, nor are further blank lines at the end of
+//! the file, where editors leave some; everything else is. A text that ends in a newline itself is written as JSON in
+//! the field `text`. Values are JSON, which is YAML too; a plain word needs no quotes when it is written by hand.
 //!
 //! Editors and version control change line endings, so none that counts stands in the text as it is. A text whose
 //! lines all end in CRLF is written with LF and `newline: crlf`; one with other carriage returns as JSON in the
@@ -28,7 +29,7 @@
 use std::borrow::Cow;
 use std::io::{self, BufRead, Write};
 
-use ccod_protocol::api::Item;
+use ccod_protocol::api::{Item, UniqueKeys};
 use serde_json::{Map, Value};
 
 use super::{BYTE_ORDER_MARK, Entry, Line, Lines, Record, shortened};
@@ -77,6 +78,10 @@ pub(super) fn write(item: &Item, first: bool, out: &mut Vec<u8>) -> io::Result<(
     }
     writeln!(out, "passages: {}", item.passages)?;
     let body = match LineEnds::of(&item.text) {
+        _ if item.text.ends_with('\n') => {
+            writeln!(out, "{TEXT}: {}", quoted(&item.text))?;
+            Cow::Borrowed("")
+        }
         LineEnds::Lf => Cow::Borrowed(item.text.as_str()),
         LineEnds::Crlf => {
             writeln!(out, "{NEWLINE}: crlf")?;
@@ -302,9 +307,11 @@ fn text(fields: &mut Map<String, Value>, body: Vec<u8>, converted: bool, ended: 
     };
     let mut framed = body.as_str();
     framed = framed.strip_prefix('\n').unwrap_or(framed);
-    framed = framed.strip_suffix('\n').unwrap_or(framed);
     if ended {
         framed = framed.strip_suffix('\n').unwrap_or(framed);
+        framed = framed.strip_suffix('\n').unwrap_or(framed);
+    } else {
+        framed = framed.trim_end_matches('\n');
     }
     Ok(match newline {
         Some("crlf") => framed.replace('\n', "\r\n"),
@@ -337,7 +344,11 @@ fn field(line: &[u8]) -> Result<Option<(String, Value)>, String> {
         .split_once(':')
         .map(|(name, value)| (name.trim_end(), value.trim_start()))
         .ok_or_else(|| "is no `name: value`".to_owned())?;
-    let json = || serde_json::from_str(value).map_err(|_| format!("has a `{name}` that is not JSON"));
+    let json = || match serde_json::from_str(value) {
+        Ok(UniqueKeys(value)) => Ok(value),
+        Err(error) if error.is_data() => Err(format!("has a `{name}` in which a key stands twice")),
+        Err(_) => Err(format!("has a `{name}` that is not JSON")),
+    };
     let value = if TEXT_FIELDS.contains(&name) {
         match value {
             "" | "null" | "~" => Value::Null,
@@ -381,7 +392,7 @@ mod tests {
     fn an_item_is_pleasant_to_read() {
         let item = Item {
             id: "decision-1-ab".to_owned(),
-            text: "Use tabs\n---\nor not\n".to_owned(),
+            text: "Use tabs\n---\nor not".to_owned(),
             knowledge_type: ccod_protocol::api::KnowledgeType::Decision,
             project_id: "web".to_owned(),
             session_id: None,
@@ -396,8 +407,28 @@ mod tests {
         write(&item, false, &mut out).unwrap();
         let block = "---\nid: \"decision-1-ab\"\ntype: decision\nproject_id: \"web\"\nagent: \"cli\"\n\
                      timestamp: 2026-01-31T12:00:00.000Z\nupdated_at: 2026-01-31T12:00:00.001Z\n\
-                     metadata: {\"a\":[1,\"x\"]}\npassages: 1\n---\n\nUse tabs\n\\---\nor not\n\n";
+                     metadata: {\"a\":[1,\"x\"]}\npassages: 1\n---\n\nUse tabs\n\\---\nor not\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("{block}\n{block}"));
+    }
+
+    #[test]
+    fn blank_lines_at_the_end_of_a_file_are_of_no_text() {
+        for end in ["", "\n", "\n\n", "\n\n\n\n"] {
+            let found = entries(&format!("---\n---\n\nOne\n\nline\n\n---\n---\n\nTwo{end}"));
+            let texts: Vec<&str> = found
+                .iter()
+                .map(|entry| entry.record.as_ref().unwrap().text.as_str())
+                .collect();
+            assert_eq!(texts, ["One\n\nline", "Two"], "{end:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_with_a_doubled_key_is_no_item() {
+        let found = entries("---\nmetadata: {\"a\":1,\"a\":2}\n---\n\nOne\n---\n---\n\nTwo");
+        let reason = found[0].record.clone().unwrap_err();
+        assert!(reason.contains("`metadata` in which a key stands twice"), "{reason}");
+        assert!(found[1].record.is_ok());
     }
 
     #[test]

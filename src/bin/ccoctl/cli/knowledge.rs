@@ -246,8 +246,15 @@ pub(crate) fn text_or_stdin(text: String) -> CliResult<String> {
         .map_err(|error| CliError::io("read standard input", &error))?;
     let input = String::from_utf8(bytes)
         .map_err(|_| CliError::new(Exit::BadData, "standard input is not UTF-8").fix("convert it first (iconv)"))?;
-    // The newline that ends the last line of a pipe is not part of what was said.
-    Ok(input.strip_suffix('\n').map(str::to_owned).unwrap_or(input))
+    Ok(without_last_newline(&input).to_owned())
+}
+
+/// What was said by a pipe: the newline that ends its last line, in either form, is not part of it.
+fn without_last_newline(input: &str) -> &str {
+    match input.strip_suffix('\n') {
+        Some(line) => line.strip_suffix('\r').unwrap_or(line),
+        None => input,
+    }
 }
 
 /// Refuses a text that says nothing, before a daemon is started for it.
@@ -815,6 +822,21 @@ mod tests {
             store_summary(&stored),
             "stored in project web (2 passages)\nredacted 1 secret in text (aws-key)"
         );
+    }
+
+    #[test]
+    fn the_end_of_the_last_line_is_not_part_of_a_text() {
+        for (input, text) in [
+            ("x", "x"),
+            ("x\n", "x"),
+            ("x\r\n", "x"),
+            ("x\n\n", "x\n"),
+            ("a\r\nb\r\n", "a\r\nb"),
+            ("x\r", "x\r"),
+            ("\r\n", ""),
+        ] {
+            assert_eq!(without_last_newline(input), text, "{input:?}");
+        }
     }
 
     #[test]

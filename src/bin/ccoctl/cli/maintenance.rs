@@ -75,6 +75,13 @@ pub(crate) struct ProjectsArgs {
 
 /// `path` as the daemon needs it: whole, for its current directory is another, and text, for JSON has no bytes.
 fn absolute(path: &Path) -> CliResult<String> {
+    if path.as_os_str() == "-" {
+        return Err(CliError::new(
+            Exit::Usage,
+            "`-` does not stand for standard input or output here: the daemon reads and writes the file",
+        )
+        .fix("give a path, such as export.jsonl; ./- is a file of that name"));
+    }
     let whole = std::path::absolute(path)
         .map_err(|error| CliError::io(format_args!("make {} absolute", path.display()), &error))?;
     whole.into_os_string().into_string().map_err(|name| {
@@ -353,6 +360,12 @@ fn render_optimize(output: &Output, optimized: &OptimizeResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hyphen_is_no_file() {
+        assert_eq!(absolute(Path::new("-")).expect_err("refused").exit, Exit::Usage);
+        assert!(absolute(Path::new("./-")).expect("a file").ends_with("/-"));
+    }
     use ccod_protocol::api::Finding;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;

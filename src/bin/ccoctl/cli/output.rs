@@ -206,7 +206,7 @@ pub(crate) fn project_errors(errors: &[ProjectError]) {
 pub(crate) fn one_line(text: &str, limit: usize) -> String {
     let mut line = String::new();
     let mut length = 0;
-    for word in text.split(|character: char| character.is_whitespace() || character.is_control()) {
+    for word in text.split(|character: char| character.is_whitespace() || is_control(character)) {
         if word.is_empty() {
             continue;
         }
@@ -228,12 +228,18 @@ pub(crate) fn one_line(text: &str, limit: usize) -> String {
     line
 }
 
+/// Whether a character does something to the terminal instead of standing there: a control character, or one that
+/// turns the direction of what follows, so that a line reads otherwise than it is.
+fn is_control(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// `text` as it is, but for control characters that could drive a terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|character| match character {
             '\n' | '\t' => character,
-            control if control.is_control() => '\u{fffd}',
+            control if is_control(control) => '\u{fffd}',
             other => other,
         })
         .collect()
@@ -362,6 +368,12 @@ mod tests {
     #[test]
     fn whole_texts_keep_their_lines() {
         assert_eq!(printable("a\n\tb\u{1b}[0m"), "a\n\tb\u{fffd}[0m");
+        // What turns the direction shows another text than the one that is there. Hebrew needs none of it.
+        for character in ['\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}'] {
+            assert_eq!(printable(&format!("a{character}b")), "a\u{fffd}b");
+            assert_eq!(one_line(&format!("a{character}b"), 10), "a b");
+        }
+        assert_eq!(printable("שלום \u{200f}!"), "שלום \u{200f}!");
     }
 
     #[test]
