@@ -254,7 +254,7 @@ fn deletions_are_counted_first_if_asked_and_can_be_undone() {
 fn the_feed_tells_every_change() {
     let daemon = Daemon::start();
     let mut subscriber = daemon.connect();
-    subscriber.call("knowledge.subscribe", json!({}));
+    let begun = subscriber.call("knowledge.subscribe", json!({}));
     let id = daemon.store("first text");
     daemon.call("knowledge.update", json!({"id": id, "text": "second text"}));
     daemon.call("knowledge.delete", json!({"id": id}));
@@ -278,7 +278,7 @@ fn the_feed_tells_every_change() {
 
     // Of what was purged a replay tells that it was, and nothing else.
     let mut replay = daemon.connect();
-    replay.call("knowledge.subscribe", json!({"cursor": ""}));
+    replay.call("knowledge.subscribe", json!({"cursor": begun["cursor"]}));
     let change = replay.receive().unwrap()["params"]["result"].clone();
     assert_eq!((&change["op"], &change["id"]), (&json!("purge"), &json!(id)));
 }
@@ -369,6 +369,7 @@ fn a_purge_leaves_no_byte_of_the_text_on_disk() {
 #[test]
 fn what_is_no_longer_kept_is_forgotten_and_said_to_be() {
     let daemon = Daemon::start_in(Home::new(), &[("CCO_STORE__RETENTION_DAYS", "0")]);
+    let beginning = daemon.call("knowledge.subscribe", json!({}))["cursor"].take();
     let id = daemon.store("a text with the word xqvforgotten in it");
     for number in 0..5 {
         daemon.call(
@@ -388,7 +389,7 @@ fn what_is_no_longer_kept_is_forgotten_and_said_to_be() {
     let error = daemon.call_error("knowledge.search", json!({"query": "xqvforgotten", "as_of": 1}));
     assert_eq!(error["code"], -32028, "{error}");
     let mut subscriber = daemon.connect();
-    subscriber.call("knowledge.subscribe", json!({"cursor": ""}));
+    subscriber.call("knowledge.subscribe", json!({"cursor": beginning}));
     let change = subscriber.receive().unwrap()["params"]["result"].clone();
     assert_eq!((&change["op"], &change["resync"]), (&json!("lagged"), &json!(true)));
 
