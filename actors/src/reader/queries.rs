@@ -1,0 +1,414 @@
+//! The queries: each on immutable views, repeated without what is damaged where a read comes upon that.
+
+use std::sync::Arc;
+
+use super::answers::{
+    ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, StatsReport, Within,
+};
+use crate::domain::{ItemFilter, ProjectName, SearchMode, StoredItem};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::panics;
+use crate::store::search::{PageVersion, SearchOutcome, search, search_in};
+use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
+use crate::store::{Lineage, Store};
+use crate::writer::DeleteTarget;
+
+/// Runs a query that may come upon damaged bytes, over which Lance can panic: that is an error like others.
+async fn caught<R>(query: impl Future<Output = KnowledgeResult<R>>) -> KnowledgeResult<R> {
+    let query = async {
+        fail::fail_point!("reader::query");
+        query.await
+    };
+    match panics::catch(query).await {
+        Ok(result) => result,
+        Err(panic) => Err(KnowledgeError::unreadable(format_args!("reading failed: {panic}"))),
+    }
+}
+
+/// Looks for what is damaged after a read has failed. True if the read is worth repeating.
+async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) -> bool {
+    store.reexamine(view, query).await.unwrap_or_else(|error| {
+        tracing::warn!(project = %view.project(), %error, "a project could not be examined");
+        false
+    })
+}
+
+/// Runs a query on a project's present view; none where nothing was stored in it, or no version of it can be read, so
+/// that it begins anew. Where it comes upon something damaged, it is repeated without that.
+async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
+    store: &Store,
+    project: &ProjectName,
+    query: impl Fn(Arc<ProjectView>) -> F,
+) -> KnowledgeResult<Option<R>> {
+    let Some(view) = store.view_or_empty(project).await? else {
+        return Ok(None);
+    };
+    match caught(query(Arc::clone(&view))).await {
+        Err(error @ KnowledgeError::Unreadable { .. }) => {
+            if !reexamine(store, &view, None).await {
+                return Err(error);
+            }
+            match store.view_or_empty(project).await? {
+                Some(view) => caught(query(view)).await.map(Some),
+                None => Ok(None),
+            }
+        }
+        result => result.map(Some),
+    }
+}
+
+/// Lists the items of a project.
+pub(super) async fn list(
+    store: &Arc<Store>,
+    project: &ProjectName,
+    request: &ListRequest,
+) -> KnowledgeResult<ListPage> {
+    let page = on_view(store, project, move |view| async move { view.list(request).await });
+    Ok(page.await?.unwrap_or(ListPage {
+        items: Vec::new(),
+        total: 0,
+        more: false,
+    }))
+}
+
+/// Gets items by id.
+pub(super) async fn get(
+    store: &Arc<Store>,
+    project: &ProjectName,
+    request: &Within<Vec<String>>,
+) -> KnowledgeResult<FoundItems> {
+    let found = on_view(store, project, move |view| async move {
+        Ok(FoundItems {
+            items: view.get(&request.wanted, request.max_answer_bytes).await?,
+            version: view.sequence(),
+            degraded: view.degraded(),
+        })
+    });
+    Ok(found.await?.unwrap_or_else(|| FoundItems {
+        degraded: store.lost(project).map(|reason| format!("project {project}: {reason}")),
+        ..FoundItems::default()
+    }))
+}
+
+/// The revisions of an item, newest first.
+pub(super) async fn history(
+    store: &Arc<Store>,
+    project: &ProjectName,
+    request: &Within<String>,
+) -> KnowledgeResult<Vec<StoredItem>> {
+    let found = on_view(store, project, move |view| async move {
+        view.history(&request.wanted, request.max_answer_bytes).await
+    });
+    Ok(found.await?.unwrap_or_default())
+}
+
+/// Which items a delete would delete.
+pub(super) async fn matching(
+    store: &Arc<Store>,
+    project: &ProjectName,
+    request: &Within<DeleteTarget>,
+) -> KnowledgeResult<MatchingItems> {
+    let most = request.max_answer_bytes;
+    let found = on_view(store, project, move |view| async move {
+        let ids = match &request.wanted {
+            DeleteTarget::Ids(ids) => view.live_ids(ids, most).await?,
+            DeleteTarget::Matching(filter) => view.matching_ids(filter, most).await?,
+        };
+        Ok(MatchingItems {
+            ids,
+            version: view.sequence(),
+        })
+    });
+    Ok(found.await?.unwrap_or_default())
+}
+
+/// How much matches a filter.
+pub(super) async fn matching_size(
+    store: &Arc<Store>,
+    project: &ProjectName,
+    filter: &ItemFilter,
+) -> KnowledgeResult<MatchingSize> {
+    let found = on_view(store, project, move |view| async move {
+        let (items, bytes) = view.matching_size(filter).await?;
+        Ok(MatchingSize { items, bytes })
+    });
+    Ok(found.await?.unwrap_or_default())
+}
+
+/// As [`on_view`], for a search over one project or several. Of several, those that cannot be searched are left out,
+/// and `degraded` says which and why. Where there is more, the versions that it has read are kept for the next page.
+pub(super) async fn search_projects(
+    store: &Arc<Store>,
+    projects: &Projects,
+    request: &SearchRequest,
+) -> KnowledgeResult<SearchOutcome> {
+    let model = &store.config().model.name;
+    let (mut views, mut left_out) = searchable_views(store, projects).await?;
+    let mut searched = caught(search_in(store.pools(), &views, request, model)).await;
+    if let Err(KnowledgeError::Unreadable { .. }) = &searched {
+        if matches!(projects, Projects::At(_)) {
+            // Another version is another search, and this one is gone.
+            return Err(cursor_expired());
+        }
+        let words = (request.mode != SearchMode::Vector).then_some(request.query.as_str());
+        let mut changed = false;
+        for view in &views {
+            changed |= reexamine(store, view, words).await;
+        }
+        if changed {
+            (views, left_out) = searchable_views(store, projects).await?;
+            searched = caught(search_in(store.pools(), &views, request, model)).await;
+        }
+    }
+    if let Err(error) = &searched
+        && views.len() > 1
+        && is_of_a_project(error)
+    {
+        let (sound, failed) = searchable_alone(store, request, &views).await;
+        if !sound.is_empty() {
+            left_out.extend(failed);
+            views = sound;
+            searched = caught(search_in(store.pools(), &views, request, model)).await;
+        }
+    }
+    let mut outcome = searched?;
+    if !left_out.is_empty() {
+        let reasons = outcome.degraded.take().into_iter().chain(left_out);
+        outcome.degraded = Some(reasons.collect::<Vec<_>>().join("; "));
+    }
+    if outcome.more {
+        for view in &views {
+            store.keep_for_pages(view);
+            outcome.page_versions.push(PageVersion {
+                project: view.project().clone(),
+                version: view.lance_version(),
+                epoch: store.lineage(view.project())?.epoch,
+            });
+        }
+    }
+    Ok(outcome)
+}
+
+/// Whether an error says something about a project, and not about the request or the daemon.
+fn is_of_a_project(error: &KnowledgeError) -> bool {
+    matches!(
+        error,
+        KnowledgeError::Unreadable { .. }
+            | KnowledgeError::Internal { .. }
+            | KnowledgeError::ModelMismatch { .. }
+            | KnowledgeError::Expired { .. }
+    )
+}
+
+fn left_out(project: &ProjectName, error: &KnowledgeError) -> String {
+    format!("project {project} is left out: {error}")
+}
+
+/// Which of these views can be searched, and why the others cannot: each is searched by itself. Only where a search
+/// over all of them has failed.
+async fn searchable_alone(
+    store: &Store,
+    request: &SearchRequest,
+    views: &[Arc<ProjectView>],
+) -> (Vec<Arc<ProjectView>>, Vec<String>) {
+    let (mut sound, mut failed) = (Vec::new(), Vec::new());
+    for view in views {
+        let alone = std::slice::from_ref(view);
+        match caught(search(alone, request, &store.config().model.name)).await {
+            Ok(_) => sound.push(Arc::clone(view)),
+            Err(error) => failed.push(left_out(view.project(), &error)),
+        }
+    }
+    (sound, failed)
+}
+
+fn cursor_expired() -> KnowledgeError {
+    KnowledgeError::Expired {
+        what: "the cursor".to_owned(),
+    }
+}
+
+/// The views to search, and why projects are left out that cannot be opened. A project that does not exist has none;
+/// of all projects, those of another shape are left out (they are shown by `projects`), while naming one is an error,
+/// as is naming only what cannot be opened.
+async fn searchable_views(
+    store: &Arc<Store>,
+    projects: &Projects,
+) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<String>)> {
+    let (mut views, mut failed) = (Vec::new(), Vec::new());
+    let mut first_error = None;
+    match projects {
+        Projects::Named(names) => {
+            for name in names {
+                match store.view(name).await {
+                    Ok(view) => views.extend(view),
+                    Err(error) if names.len() > 1 && is_of_a_project(&error) => {
+                        failed.push(left_out(name, &error));
+                        first_error.get_or_insert(error);
+                    }
+                    // It is empty, and that is told.
+                    Err(error) if store.lost(name).is_some() => failed.push(left_out(name, &error)),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Projects::All => {
+            for project in store.projects() {
+                match project.view().await {
+                    Ok(view) => views.extend(view.filter(|view| view.check_shape().is_ok())),
+                    Err(error) => {
+                        failed.push(left_out(project.name(), &error));
+                        first_error.get_or_insert(error);
+                    }
+                }
+            }
+            for left in store.not_served().await {
+                failed.push(format!("{} is left out: {}", left.project, left.reason));
+            }
+        }
+        Projects::At(pages) => {
+            for page in pages {
+                views.push(store.page_view(page).await?.ok_or_else(cursor_expired)?);
+            }
+        }
+    }
+    match first_error {
+        Some(error) if views.is_empty() => Err(error),
+        _ => Ok((views, failed)),
+    }
+}
+
+pub(super) async fn similar(
+    store: &Store,
+    project: &ProjectName,
+    request: &Within<String>,
+    limit: usize,
+) -> KnowledgeResult<SearchOutcome> {
+    let not_found = || KnowledgeError::NotFound {
+        what: format!("item {}", request.wanted),
+    };
+    let found = on_view(store, project, move |view| similar_in(view, request, limit));
+    found.await?.flatten().ok_or_else(not_found)
+}
+
+/// None where the view has no such item.
+async fn similar_in(
+    view: Arc<ProjectView>,
+    within: &Within<String>,
+    limit: usize,
+) -> KnowledgeResult<Option<SearchOutcome>> {
+    let id = &within.wanted;
+    let Some(vector) = view.item_vector(id).await? else {
+        return Ok(None);
+    };
+    let request = SearchRequest {
+        query: String::new(),
+        vector: Some(vector),
+        mode: SearchMode::Vector,
+        filter: ItemFilter::default(),
+        // The item itself is the nearest of all.
+        limit: limit + 1,
+        offset: 0,
+        threshold: None,
+        min_similarity: -1.0,
+        at: None,
+        except: Some(id.clone()),
+        text_budget: None,
+        max_answer_bytes: within.max_answer_bytes,
+    };
+    // Vectors of one table come from one model, whichever that is.
+    let model = match view.shape() {
+        crate::store::schema::TableShape::Current { model } => model.clone(),
+        crate::store::schema::TableShape::Foreign { .. } => String::new(),
+    };
+    let mut outcome = search(&[view], &request, &model).await?;
+    outcome.hits.truncate(limit);
+    Ok(Some(outcome))
+}
+
+/// Commits that one page of changes covers at most: with full groups, some ten thousand items.
+const COMMITS_PER_PAGE: i64 = 16;
+
+pub(super) async fn change_page(store: &Store, project: &ProjectName, after: i64) -> KnowledgeResult<ChangePage> {
+    let page = on_view(store, project, move |view| async move {
+        let newest = view.sequence();
+        let until = newest.min(after.saturating_add(COMMITS_PER_PAGE));
+        let changes = if until > after {
+            view.changes(after, until).await?
+        } else {
+            Vec::new()
+        };
+        Ok(ChangePage {
+            changes,
+            until,
+            newest,
+            forgotten: view.horizon()?.map(|horizon| horizon.sequence),
+            lineage: Lineage::default(),
+            lost: view.condition().lost(after),
+        })
+    });
+    let Some(page) = page.await? else {
+        return Ok(ChangePage::default());
+    };
+    // After the view: a restore between the two then shows as the new history, which is the safe side.
+    let lineage = store.lineage(project)?;
+    Ok(ChangePage { lineage, ..page })
+}
+
+pub(super) async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName>) -> KnowledgeResult<StatsReport> {
+    let mut report = StatsReport::default();
+    let not_served = match &wanted {
+        None => store.not_served().await,
+        Some(_) => Vec::new(),
+    };
+    for left in &not_served {
+        report.failed.push(FailedProject {
+            project: left.project.clone(),
+            is_project: left.is_project,
+            bytes_on_disk: 0,
+            error: left.error(),
+        });
+    }
+    for project in store.projects() {
+        if not_served.iter().any(|left| left.project == project.name().as_str()) {
+            continue; // Out of reach since it was opened.
+        }
+        if wanted.as_ref().is_some_and(|name| name != project.name()) {
+            continue;
+        }
+        let known = &project;
+        let counted = async {
+            // Where no version of it can be read, it has no counts.
+            project.view().await?;
+            on_view(store, project.name(), move |view| async move {
+                let (model, needs_migration) = match view.shape() {
+                    crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
+                    crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
+                };
+                Ok(ProjectStats {
+                    project: known.name().to_string(),
+                    items: view.stats().await?,
+                    rows: view.row_count().await? as u64,
+                    bytes_on_disk: known.bytes_on_disk().await?,
+                    debt: view.debt().await?,
+                    version: view.sequence(),
+                    model,
+                    needs_migration,
+                    degraded: view.degraded(),
+                })
+            })
+            .await
+        };
+        match counted.await {
+            Ok(counted) => report.projects.extend(counted),
+            Err(error) if wanted.is_some() => return Err(error),
+            Err(error) => report.failed.push(FailedProject {
+                project: project.name().to_string(),
+                is_project: true,
+                bytes_on_disk: project.bytes_on_disk().await.unwrap_or(0),
+                error,
+            }),
+        }
+    }
+    Ok(report)
+}
