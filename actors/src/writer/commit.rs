@@ -737,7 +737,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
         opened_at: at,
     });
     let revisions: Vec<NewRevision<'_>> = stored.chain(changed).collect();
-    super::hold("writer::hold_planned").await;
+    super::turn::hold("writer::hold_planned").await;
     let written = match &concerned.live_rows {
         Some(rows) if !plan.closing.is_empty() => {
             let indices = UInt32Array::from(plan.closing);

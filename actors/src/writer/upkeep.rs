@@ -7,7 +7,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use ractor::ActorRef;
 
-use super::{LaneTurn, PURGE_PATIENCE, WriterMessage};
+use super::actor::WriterState;
+use super::message::WriterMessage;
+use super::turn::{LaneTurn, PURGE_PATIENCE};
 use crate::clock::believed_now;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
@@ -129,7 +131,7 @@ pub(super) struct Timer {
     number: u64,
 }
 
-impl super::WriterState {
+impl WriterState {
     /// Takes note of when a project is next due.
     pub(super) fn surveyed(
         &mut self,

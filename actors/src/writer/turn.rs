@@ -1,0 +1,317 @@
+//! One task of a lane: a group of writes, a step of upkeep, or both.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::commit::{self, WriteOp, commit_group};
+use super::message::{ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone};
+use super::pending::{PendingWrite, Queued};
+use super::setback::Work;
+use super::upkeep::{UpkeepDone, finish_erasing};
+use crate::error::{Executed, KnowledgeError, KnowledgeResult};
+use crate::panics;
+use crate::store::maintenance::{Debt, Pace};
+use crate::store::{Project, WriteAccess};
+
+/// What a purge has done whose erasing does not come to its end.
+const UNERASED: &str = "the items are removed and can be read no more, but not all of their bytes are erased yet \
+                        (the next write and the next start go on with that, and so does asking again)";
+/// How long a purge waits for readers of older versions.
+pub(super) const PURGE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One task of a lane: a group, a step of upkeep, or both.
+pub(super) struct LaneTurn {
+    pub(super) project: Arc<Project>,
+    pub(super) access: Arc<WriteAccess>,
+    pub(super) debt: Arc<Mutex<HashMap<String, Debt>>>,
+    pub(super) upkeep: Option<Pace>,
+}
+
+impl LaneTurn {
+    pub(super) async fn run(self, mut group: Vec<Queued>) -> LaneDone {
+        let mut done = LaneDone {
+            project: self.project.name().clone(),
+            items: group.len(),
+            committed: false,
+            upkeep: None,
+            panicked: None,
+        };
+        let places: Vec<(usize, Arc<PendingWrite>)> = group.iter().filter_map(Queued::place).collect();
+        let work = match group.as_slice() {
+            [Queued::Exclusive(request)] if matches!(request.task, ExclusiveTask::Optimize) => Work::Upkeep,
+            _ => Work::Writes,
+        };
+        let writing = async {
+            match group.pop() {
+                None => false,
+                Some(Queued::Exclusive(request)) => self.exclusive(request).await,
+                Some(last) => {
+                    group.push(last);
+                    self.commit(group).await
+                }
+            }
+        };
+        match panics::catch(writing).await {
+            Ok(committed) => {
+                done.committed = committed;
+                // The writes are answered: the room that they took is not kept for the upkeep below.
+                drop(places);
+            }
+            Err(_) => {
+                done.panicked = Some(work);
+                // What the table holds now is not known: the next user opens it from disk.
+                self.access.forget(&self.project).await;
+                for (index, pending) in places {
+                    pending.lost(index);
+                }
+                return done;
+            }
+        }
+        if let Some(pace) = self.upkeep {
+            match panics::catch(self.upkeep(pace)).await {
+                Ok(found) => done.upkeep = Some(found),
+                Err(_) => {
+                    done.upkeep = Some(UpkeepDone::failed(pace));
+                    done.panicked = Some(Work::Upkeep);
+                    self.access.forget(&self.project).await;
+                }
+            }
+        }
+        done
+    }
+
+    /// Commits the group and answers its writes. True if a version was written.
+    async fn commit(&self, group: Vec<Queued>) -> bool {
+        let (ops, places): (Vec<WriteOp>, Vec<(usize, Arc<PendingWrite>)>) = group
+            .into_iter()
+            .filter_map(|queued| match queued {
+                Queued::Op(queued) => Some((queued.op, (queued.index, queued.pending))),
+                // Alone in its group, see `lane`.
+                Queued::Exclusive(_) => None,
+            })
+            .unzip();
+        let (ops, places) = self.with_room(ops, places).await;
+        if ops.is_empty() {
+            return false;
+        }
+        match self.try_commit(&ops).await {
+            Ok(outcome) => {
+                for ((index, pending), item) in places.into_iter().zip(outcome.items) {
+                    pending.record(index, item, outcome.version);
+                }
+                outcome.committed
+            }
+            Err(error) => {
+                tracing::error!(project = %self.project.name(), writes = places.len(), %error, "a commit failed");
+                for (index, pending) in places {
+                    pending.record(index, Err(error.clone()), 0);
+                }
+                false
+            }
+        }
+    }
+
+    /// Refuses what adds to the project where the disk is nearly full; deleting goes on.
+    async fn with_room(
+        &self,
+        ops: Vec<WriteOp>,
+        places: Vec<(usize, Arc<PendingWrite>)>,
+    ) -> (Vec<WriteOp>, Vec<(usize, Arc<PendingWrite>)>) {
+        let deletes = |op: &WriteOp| matches!(op, WriteOp::Delete(..));
+        if ops.iter().all(deletes) {
+            return (ops, places);
+        }
+        let Some(shortage) = self.access.shortage(&self.project).await else {
+            return (ops, places);
+        };
+        let all = ops.into_iter().zip(places);
+        let (kept, refused): (Vec<_>, Vec<_>) = all.partition(|(op, _)| deletes(op));
+        for (_, (index, pending)) in refused {
+            pending.record(index, Err(shortage.clone()), 0);
+        }
+        kept.into_iter().unzip()
+    }
+
+    /// Runs an exclusive task and answers it. True if the project may have changed.
+    async fn exclusive(&self, request: ExclusiveRequest) -> bool {
+        let outcome = self.try_exclusive(&request.task).await;
+        if let Err(error) = &outcome {
+            tracing::error!(project = %self.project.name(), task = ?request.task, %error, "a task failed");
+        }
+        // A failed send only means that the caller has left.
+        request.reply.send(outcome).ok();
+        true
+    }
+
+    async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
+        let mut begun = None;
+        let outcome = match self.exclusive_once(task, &mut begun).await {
+            Err(error) if self.mend(task, error.root()).await => {
+                let removed = matches!(error, KnowledgeError::Incomplete { .. });
+                match self.exclusive_once(task, &mut begun).await {
+                    // The first try has removed the items, and the caller must not take them for untouched.
+                    Err(error) if removed && !matches!(error, KnowledgeError::Incomplete { .. }) => {
+                        Err(error.after(UNERASED))
+                    }
+                    outcome => outcome,
+                }
+            }
+            outcome => outcome,
+        };
+        match (outcome, task) {
+            (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, begun).await),
+            // Where it came upon a file that is missing, that and what to do is told.
+            (Err(error), ExclusiveTask::Optimize) => {
+                let refused = self.access.lock_for_upkeep(&self.project).await.err();
+                Err(refused.unwrap_or(error))
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// Takes what is damaged out of the way of a task that has failed, as far as the task may.
+    async fn mend(&self, task: &ExclusiveTask, error: &KnowledgeError) -> bool {
+        match task {
+            ExclusiveTask::Purge(_) => self.access.mend(&self.project, error).await,
+            ExclusiveTask::Optimize => self.access.mend_for_upkeep(&self.project, error).await,
+        }
+    }
+
+    /// `begun` becomes the number of the commit that the task is to make, before it is made.
+    async fn exclusive_once(&self, task: &ExclusiveTask, begun: &mut Option<i64>) -> KnowledgeResult<ExclusiveOutcome> {
+        let mut guard = match task {
+            ExclusiveTask::Purge(_) => self.access.lock(&self.project, false).await?,
+            ExclusiveTask::Optimize => {
+                // What cannot be read is told of, before nothing is done.
+                self.project.view().await?;
+                self.access.lock_for_upkeep(&self.project).await?
+            }
+        };
+        let Some(table) = guard.table() else {
+            return Ok(ExclusiveOutcome::default());
+        };
+        table.snapshot().await?.check_shape()?;
+        fail::fail_point!("writer::before_exclusive", |_| Err(KnowledgeError::internal(
+            "failpoint writer::before_exclusive"
+        )));
+        let mut outcome = ExclusiveOutcome::default();
+        begun.get_or_insert(table.next_sequence());
+        let done = match task {
+            ExclusiveTask::Purge(ids) => table.purge(ids).await.map(|purged| outcome.purged = purged),
+            ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
+        };
+        if let Err(error) = done {
+            return Err(guard.failed(error));
+        }
+        // The items of a purge are gone from here on. What fails now is to be told as what it is, or the caller
+        // takes them for untouched.
+        let purging = matches!(task, ExclusiveTask::Purge(_));
+        let unerased = |error: KnowledgeError| if purging { error.after(UNERASED) } else { error };
+        let erasing = table.is_erasing().await;
+        if let Ok(true) = &erasing
+            && let Err(error) = table.erase_removed().await
+        {
+            return Err(unerased(guard.failed(error)));
+        }
+        guard.publish().await.map_err(unerased)?;
+        if erasing.map_err(unerased)? {
+            finish_erasing(&mut guard).await.map_err(unerased)?;
+        } else if purging {
+            // What recovery has set aside may hold what the table does not any more.
+            guard.discard_set_aside().await.map_err(unerased)?;
+        }
+        if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
+            if table.prune().await? {
+                outcome.steps.insert("prune".to_owned(), 1);
+            }
+            guard.sweep_caches();
+        }
+        Ok(outcome)
+    }
+
+    async fn try_commit(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
+        let mut begun = None;
+        let outcome = match self.commit_once(ops, &mut begun).await {
+            Err(error) if self.access.mend(&self.project, &error).await => self.commit_once(ops, &mut begun).await,
+            outcome => outcome,
+        };
+        match outcome {
+            Err(error) => Err(self.with_effect(error, begun).await),
+            outcome => outcome,
+        }
+    }
+
+    /// The error of a failed write with what is known of its effect: it has had one if the commit that it had `begun`
+    /// to make is there.
+    async fn with_effect(&self, error: KnowledgeError, begun: Option<i64>) -> KnowledgeError {
+        if !matches!(
+            error,
+            KnowledgeError::Internal { .. }
+                | KnowledgeError::Unreadable { .. }
+                | KnowledgeError::ReadOnly { .. }
+                | KnowledgeError::NoDescriptors
+        ) {
+            return error;
+        }
+        let executed = match begun {
+            None => Executed::No,
+            // The table was forgotten, so this is what is on disk.
+            Some(number) => match self.project.view().await {
+                Ok(Some(view)) if view.sequence() < number => Executed::No,
+                Ok(Some(view)) if view.condition().gaps.is_empty() => Executed::Yes,
+                _ => Executed::Unknown,
+            },
+        };
+        error.of_write(executed, None)
+    }
+
+    /// `begun` becomes the number of the commit that is to be made, before it is made.
+    async fn commit_once(&self, ops: &[WriteOp], begun: &mut Option<i64>) -> KnowledgeResult<commit::GroupOutcome> {
+        let mut guard = self.access.lock(&self.project, true).await?;
+        let table = guard
+            .table()
+            .ok_or_else(|| KnowledgeError::internal("the project's table was not created"))?;
+        let view = table.view().await?;
+        view.check_shape()?;
+        view.check_model(&self.access.store().config().model.name)?;
+        drop(view);
+        fail::fail_point!("writer::before_commit");
+        fail::fail_point!(&format!("writer::before_commit/{}", self.project.name()));
+        hold("writer::hold_commit").await;
+        begun.get_or_insert(table.next_sequence());
+        match commit_group(table, ops).await {
+            Ok(outcome) => {
+                fail::fail_point!("writer::after_commit");
+                // Published before it is acknowledged: the very next search sees it.
+                if let Err(error) = guard.publish().await {
+                    // It is on disk and cannot be shown: to call it failed would be as wrong as to call it done.
+                    tracing::error!(project = %self.project.name(), %error, "a commit could not be published");
+                    guard.forget();
+                    return Err(KnowledgeError::OutcomeUnknown);
+                }
+                Ok(outcome)
+            }
+            Err(error) => Err(guard.failed(error)),
+        }
+    }
+
+    pub(super) fn note_debt(&self, debt: Debt) {
+        let mut debts = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
+        debts.insert(self.project.name().to_string(), debt);
+    }
+}
+
+/// Waits here for as long as this fail point says `return`. `pause` would keep a thread of the runtime, and with it
+/// maybe the timers of everybody.
+pub(super) async fn hold(point: &'static str) {
+    while is_held(point) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn is_held(point: &'static str) -> bool {
+    let _name = point; // Without fail points nothing is made of it.
+    fail::fail_point!(_name, |_| true);
+    false
+}
