@@ -107,7 +107,17 @@ async fn is_there(app: &App, project: &ProjectName) -> Result<bool, WireError> {
     match app.store.view(project).await {
         // A directory is there: what is the matter with it is for the method to tell.
         Ok(None) => Ok(app.store.config().knowledge_dir.join(project.as_str()).exists()),
-        Err(error @ KnowledgeError::InvalidParameter { .. }) => Err(wire_error(error)),
+        Err(error @ KnowledgeError::InvalidParameter { .. }) => {
+            // A project out of reach, on a disk that is not mounted, is one that the method tells of.
+            let not_served = app.store.not_served().await;
+            match not_served
+                .iter()
+                .any(|left| left.is_project && left.project == project.as_str())
+            {
+                true => Ok(true),
+                false => Err(wire_error(error)),
+            }
+        }
         // One that cannot be opened is there.
         Ok(Some(_)) | Err(_) => Ok(true),
     }
