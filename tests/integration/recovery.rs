@@ -737,8 +737,11 @@ fn verify_takes_one_project_or_all_and_only_those_that_exist() {
     assert_eq!(stored.verify()["projects"], json!(["default", "other"]));
     let one = stored.daemon.call("admin.verify", json!({"project_id": "other"}));
     assert_eq!((&one["projects"], &one["rows"]), (&json!(["other"]), &json!(1)));
-    let none = stored.daemon.call("admin.verify", json!({"project_id": "nowhere"}));
-    assert_eq!((&none["projects"], &none["ok"]), (&json!([]), &json!(true)));
+    // "All is well" would be the answer to a misspelled name.
+    let error = stored
+        .daemon
+        .call_error("admin.verify", json!({"project_id": "nowhere"}));
+    assert_eq!(error["code"], -32020, "{error}");
     assert!(!stored.daemon.home.path().join("knowledge/nowhere").exists());
 }
 
