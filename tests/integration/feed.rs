@@ -165,10 +165,22 @@ fn a_subscriber_that_is_away_for_a_while_is_told_where_to_resume() {
 /// Whoever subscribes must know the id of the subscription before the first change of it comes.
 #[test]
 fn the_answer_to_a_subscription_comes_before_its_first_change() {
+    /// Ends the writers also where the test fails.
+    struct Over<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
     let daemon = Daemon::start();
+    // From the very beginning, so that there is something to send at once.
+    let empty = daemon.connect().call("knowledge.subscribe", json!({"project_id": "*"}));
+    let beginning = empty["cursor"].as_str().unwrap().to_owned();
     daemon.store("before");
     let over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = Over(&over);
         for writer in 0..3 {
             let (daemon, over) = (&daemon, &over);
             scope.spawn(move || {
@@ -181,8 +193,6 @@ fn the_answer_to_a_subscription_comes_before_its_first_change() {
                 }
             });
         }
-        // From the very beginning, so that there is something to send at once.
-        let beginning = String::new();
         for round in 0..100 {
             let mut connection = daemon.connect();
             let params = json!({"project_id": "*", "cursor": beginning, "with_text": false});
@@ -211,6 +221,5 @@ fn the_answer_to_a_subscription_comes_before_its_first_change() {
             let of = change["params"]["subscription"].as_str().unwrap();
             assert!(ids.contains(&of), "{change}");
         }
-        over.store(true, std::sync::atomic::Ordering::SeqCst);
     });
 }
