@@ -137,13 +137,13 @@ fn an_update_that_another_one_overtakes_keeps_text_and_vectors_together() {
         let answer = answer(connection);
         assert!(answer.get("result").is_some(), "{answer}");
     }
+    // Where upkeep was what kept the lane busy, the other update may have come first: then its text is the last.
     let item = daemon.call("knowledge.get", json!({"id": id}));
-    assert_eq!((&item["text"], &item["type"]), (&json!(first), &json!("issue")));
-    let found = daemon.call(
-        "knowledge.search",
-        json!({"query": first, "mode": "vector", "limit": 1}),
-    );
-    assert_eq!(found["results"][0]["passage"]["text"], first);
+    assert_eq!(item["type"], "issue");
+    let text = &item["text"];
+    assert!([first, second].iter().any(|known| text == known), "{item}");
+    let found = daemon.call("knowledge.search", json!({"query": text, "mode": "vector", "limit": 1}));
+    assert_eq!(&found["results"][0]["passage"]["text"], text);
     assert!(found["results"][0]["similarity"].as_f64().unwrap() > 0.99, "{found}");
     assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
 }
