@@ -34,4 +34,5 @@ fi
 cargo build --locked --profile "$profile" -p ccod --no-default-features --features bundle --bin ccoctl
 directory=$profile
 [ "$profile" = dev ] && directory=debug
-cp "$target/$directory/ccoctl" "$out"
+# Over a file that is there, `cp` would keep its mode.
+install -m 0755 "$target/$directory/ccoctl" "$out"

@@ -17,7 +17,7 @@ fail() {
     printf 'try-bundle: %s\n' "$*" >&2
     exit 1
 }
-cp "${1:?usage: try-bundle.sh PATH_TO_CCOCTL}" "$ccoctl"
+install -m 0755 "${1:?usage: try-bundle.sh PATH_TO_CCOCTL}" "$ccoctl"
 
 "$ccoctl" store 'Retries have a budget of ten percent of the traffic' --type pattern --project p >/dev/null
 found=$("$ccoctl" --json search 'what stops a retry storm' --project p)
