@@ -121,7 +121,7 @@ fn an_update_that_another_one_overtakes_keeps_text_and_vectors_together() {
     let daemon = Inside::start();
     let (first, second) = ("Penguins huddle in the cold.", "The invoice is due in March.");
     let id = daemon.call("knowledge.store", json!({"text": first}))["id"].clone();
-    fail::cfg("writer::before_commit", "pause").unwrap();
+    fail::cfg("writer::hold_commit", "return").unwrap();
     // Both see the first text. The one that changes it is in its commit; the other, which does not and so has
     // embedded nothing, waits behind it.
     let mut changes = begin(&daemon, "knowledge.update", &json!({"id": id, "text": second}));
@@ -132,7 +132,7 @@ fn an_update_that_another_one_overtakes_keeps_text_and_vectors_together() {
         &json!({"id": id, "text": first, "type": "issue"}),
     );
     wait_for_queue(&daemon, 1, 1);
-    fail::remove("writer::before_commit");
+    fail::remove("writer::hold_commit");
     for connection in [&mut changes, &mut keeps] {
         let answer = answer(connection);
         assert!(answer.get("result").is_some(), "{answer}");
@@ -195,13 +195,13 @@ fn a_cancelled_import_says_that_a_group_was_handed_over() {
         .map(|number| json!({"text": format!("imported {number}")}).to_string())
         .collect();
     std::fs::write(&file, lines.join("\n")).unwrap();
-    fail::cfg("writer::before_commit", "pause").unwrap();
+    fail::cfg("writer::hold_commit", "return").unwrap();
     let mut connection = begin(&daemon, "admin.import", &json!({"path": file}));
     wait_for_queue(&daemon, 1, 0);
     let cancel = json!({"jsonrpc": "2.0", "id": 2, "method": "rpc.cancel", "params": {"id": 1}});
     connection.send(format!("{cancel}\n"));
     let error = answer(&mut connection)["error"].clone();
-    fail::remove("writer::before_commit");
+    fail::remove("writer::hold_commit");
     assert_eq!(
         (&error["code"], &error["data"]["executed"], &error["data"]["imported"]),
         (&json!(-32027), &json!("unknown"), &json!(0)),
