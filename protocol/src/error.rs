@@ -345,6 +345,17 @@ impl WireError {
         .with_extra("id", id)
     }
 
+    /// As [`Self::not_found`], where a part of the project cannot be read, and why.
+    #[must_use]
+    pub fn not_found_in_part(id: &str, degraded: Option<String>) -> Self {
+        let mut error = Self::not_found(id);
+        if let Some(reason) = degraded {
+            error.message = format!("{} (it may be among what cannot be read: {reason})", error.message);
+            error = error.with_extra("degraded", reason);
+        }
+        error
+    }
+
     /// -32021: the id belongs to other content.
     #[must_use]
     pub fn already_exists(id: &str) -> Self {

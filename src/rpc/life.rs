@@ -32,8 +32,8 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
         .get(project.clone(), whole(params.id.clone()), deadline)
         .await
         .map_err(unwritten)?;
-    let Some(current) = found.items.first() else {
-        return Err(WireError::not_found(&params.id));
+    let Some(current) = found.found.items.first() else {
+        return Err(WireError::not_found_in_part(&params.id, found.degraded));
     };
     let embed = async |text: &str| {
         let embedder = routes.embedder().map_err(wire_error)?;
@@ -103,7 +103,7 @@ fn check_patch(params: &api::UpdateParams, app: &App) -> KnowledgeResult<()> {
 
 /// Lists the revisions of an item.
 pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<api::HistoryResult, WireError> {
-    let revisions = app
+    let seen = app
         .routes()
         .readers
         .history(
@@ -113,11 +113,14 @@ pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<a
         )
         .await
         .map_err(wire_error)?;
-    if revisions.first().is_none_or(|newest| newest.valid_to.is_some()) {
-        return Err(WireError::not_found(&call.params.id));
+    let newest = seen.found.first();
+    if newest.is_none_or(|newest| newest.valid_to.is_some()) {
+        return Err(WireError::not_found_in_part(&call.params.id, seen.degraded));
     }
     Ok(api::HistoryResult {
-        revisions: revisions
+        degraded: seen.degraded,
+        revisions: seen
+            .found
             .into_iter()
             .map(|item| api::Revision {
                 revision: u64::try_from(item.revision).unwrap_or(0),
@@ -143,20 +146,15 @@ pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api
     };
     let project = call.project();
     if call.params.dry_run {
-        let (ids, version) = would_delete(&app, &call, target).await?;
-        return Ok(api::DeleteResult {
-            deleted: ids.len() as u64,
-            ids,
-            undo_token: None,
-            version,
-        });
+        return would_delete(&app, &call, target).await;
     }
-    let (ids, deletion, version) = delete_now(&app, project, target, &call).await?;
+    let done = delete_now(&app, project, target, &call).await?;
     Ok(api::DeleteResult {
-        deleted: ids.len() as u64,
-        ids,
-        undo_token: deletion.map(|deletion| deletion.token()),
-        version: convert::version(version),
+        deleted: done.ids.len() as u64,
+        ids: done.ids,
+        undo_token: done.deletion.map(|deletion| deletion.token()),
+        version: convert::version(done.version),
+        degraded: done.degraded,
     })
 }
 
@@ -164,15 +162,31 @@ async fn would_delete(
     app: &App,
     call: &Call<api::Delete>,
     target: DeleteTarget,
-) -> Result<(Vec<String>, u64), WireError> {
+) -> Result<api::DeleteResult, WireError> {
     let target = app.within_answer(target);
-    let found = app
+    let seen = app
         .routes()
         .readers
         .matching(call.project(), target, call.deadline())
         .await
         .map_err(wire_error)?;
-    Ok((found.ids, convert::version(found.version)))
+    Ok(api::DeleteResult {
+        deleted: seen.found.ids.len() as u64,
+        ids: seen.found.ids,
+        undo_token: None,
+        version: convert::version(seen.found.version),
+        degraded: seen.degraded,
+    })
+}
+
+/// What a delete has done.
+#[derive(Default)]
+struct Done {
+    ids: Vec<String>,
+    deletion: Option<Deletion>,
+    version: i64,
+    /// What of the project could not be read when it began, if something could not.
+    degraded: Option<String>,
 }
 
 async fn delete_now<M: api::Method>(
@@ -180,11 +194,13 @@ async fn delete_now<M: api::Method>(
     project: ProjectName,
     target: DeleteTarget,
     call: &Call<M>,
-) -> Result<(Vec<String>, Option<Deletion>, i64), WireError> {
+) -> Result<Done, WireError> {
     // A project comes to be with its first store, not with a delete.
-    if app.store.view(&project).await.map_err(unwritten)?.is_none() {
-        return Ok((Vec::new(), None, 0));
-    }
+    let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
+        return Ok(Done::default());
+    };
+    let degraded = view.degraded();
+    drop(view);
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
     let (outcome, version) = writer
@@ -194,7 +210,12 @@ async fn delete_now<M: api::Method>(
     let OpOutcome::Deleted { ids, deletion } = outcome else {
         return Err(unexpected(&outcome));
     };
-    Ok((ids, deletion, version))
+    Ok(Done {
+        ids,
+        deletion,
+        version,
+        degraded,
+    })
 }
 
 /// Brings deleted items back.
@@ -233,6 +254,7 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
     {
         return Err(WireError::expired("the undo token"));
     }
+    let degraded = view.degraded();
     drop(view);
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
@@ -254,6 +276,7 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
         present,
         missing,
         version: convert::version(version),
+        degraded,
     })
 }
 
@@ -270,21 +293,22 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
     let cutoff = now_ms() - TimeDelta::days(i64::from(call.params.older_than_days));
     filter.until = Some(filter.until.map_or(cutoff, |until| until.min(cutoff)));
     if call.params.dry_run {
-        let found = app
+        let seen = app
             .routes()
             .readers
             .matching_size(project, filter, call.deadline())
             .await
             .map_err(wire_error)?;
         return Ok(api::CleanupResult {
-            deleted: found.items,
-            freed_bytes: found.bytes,
+            deleted: seen.found.items,
+            freed_bytes: seen.found.bytes,
             dry_run: true,
             undo_token: None,
             warnings: Vec::new(),
+            degraded: seen.degraded,
         });
     }
-    let (ids, deletion, _) = delete_now(&app, project.clone(), DeleteTarget::Matching(filter), &call).await?;
+    let done = delete_now(&app, project.clone(), DeleteTarget::Matching(filter), &call).await?;
     // They are deleted: whatever becomes of the rest, the caller gets the undo token.
     let reclaimed = tokio::select! {
         biased;
@@ -304,11 +328,12 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
         }
     };
     Ok(api::CleanupResult {
-        deleted: ids.len() as u64,
+        deleted: done.ids.len() as u64,
         freed_bytes,
         dry_run: false,
-        undo_token: deletion.map(|deletion| deletion.token()),
+        undo_token: done.deletion.map(|deletion| deletion.token()),
         warnings,
+        degraded: done.degraded,
     })
 }
 
@@ -325,18 +350,33 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
         (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
     };
     let project = call.project();
-    if app.store.view(&project).await.map_err(unwritten)?.is_none() {
+    let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
         return Ok(api::PurgeResult::default());
-    }
+    };
+    let mut degraded = view.degraded();
+    drop(view);
     let routes = app.routes();
     let writer = routes.writer().map_err(wire_error)?;
     let outcome = writer
         .exclusive(project.clone(), ExclusiveTask::Purge(ids), call.deadline())
         .await
         .map_err(wire_error)?;
+    if outcome.purged.is_empty() {
+        let aside = app.store.set_aside(&project).await.map_err(wire_error)?;
+        let aside = aside.map(|place| {
+            format!(
+                "{} is left as it is, for nothing was purged; it may hold what was taken out of the project before: \
+                 remove it if it may hold what is to go",
+                place.display()
+            )
+        });
+        let told: Vec<String> = degraded.into_iter().chain(aside).collect();
+        degraded = (!told.is_empty()).then(|| told.join("; "));
+    }
     Ok(api::PurgeResult {
         purged: outcome.purged.len() as u64,
         ids: outcome.purged,
+        degraded,
         backups: known_backups(&app.config.home, project.as_str()),
     })
 }

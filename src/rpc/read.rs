@@ -276,14 +276,16 @@ pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::Li
         .await
         .map_err(wire_error)?;
     let next_cursor = page
+        .found
         .items
         .last()
-        .filter(|_| page.more)
+        .filter(|_| page.found.more)
         .map(|last| encode_cursor(last, newest_first));
     Ok(api::ListResult {
-        results: page.items.into_iter().map(convert::item).collect(),
-        total: page.total,
+        results: page.found.items.into_iter().map(convert::item).collect(),
+        total: page.found.total,
         next_cursor,
+        degraded: page.degraded,
     })
 }
 
@@ -328,14 +330,12 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
         .get(call.project(), app.within_answer(wanted.clone()), call.deadline())
         .await
         .map_err(wire_error)?;
-    let mut by_id: HashMap<String, StoredItem> = found.items.into_iter().map(|item| (item.id.clone(), item)).collect();
+    let items = found.found.items.into_iter();
+    let mut by_id: HashMap<String, StoredItem> = items.map(|item| (item.id.clone(), item)).collect();
     if let Some(id) = &call.params.id {
         return match by_id.remove(id) {
             Some(item) => Ok(api::GetResult::One(Box::new(convert::item(item)))),
-            None => Err(match found.degraded {
-                Some(reason) => WireError::not_found(id).with_extra("degraded", reason),
-                None => WireError::not_found(id),
-            }),
+            None => Err(WireError::not_found_in_part(id, found.degraded)),
         };
     }
     let mut results = Vec::with_capacity(wanted.len());
@@ -346,7 +346,11 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
             None => missing.push(id),
         }
     }
-    Ok(api::GetResult::Many { results, missing })
+    Ok(api::GetResult::Many {
+        results,
+        missing,
+        degraded: found.degraded,
+    })
 }
 
 /// The projects' counts.

@@ -171,6 +171,7 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
             .collect(),
         bytes: report.bytes,
         warnings: report.warnings,
+        lost: report.lost,
     })
 }
 
@@ -340,6 +341,7 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
     // One version from the first item to the last, whatever is stored meanwhile.
     let _turn = app.store.reading_for_long().await;
     let view = app.store.view(&call.project()).await.map_err(wire_error)?;
+    let degraded = view.as_ref().and_then(|view| view.degraded());
     let mut written = 0;
     if let Some(view) = view {
         let rows = view.item_rows().await.map_err(wire_error)?;
@@ -369,6 +371,7 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
         format: format.as_str().to_owned(),
         items: written,
         bytes,
+        degraded,
     })
 }
 

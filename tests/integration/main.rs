@@ -21,6 +21,7 @@ mod life;
 mod life_commands;
 mod lifecycle;
 mod line_endings;
+mod losses;
 mod not_guessed;
 mod paging;
 mod presence;

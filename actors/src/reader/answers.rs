@@ -20,6 +20,15 @@ pub enum Projects {
     At(Vec<PageVersion>),
 }
 
+/// What was read of a project.
+#[derive(Clone, Debug, Default)]
+pub struct Seen<T> {
+    /// What was found.
+    pub found: T,
+    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    pub degraded: Option<String>,
+}
+
 /// Counts of one project.
 #[derive(Clone, Debug)]
 pub struct ProjectStats {
@@ -72,8 +81,6 @@ pub struct FoundItems {
     pub items: Vec<StoredItem>,
     /// The project's newest commit.
     pub version: i64,
-    /// Why items may be missing that were stored, if so: a part of the project cannot be read.
-    pub degraded: Option<String>,
 }
 
 /// Items that a delete would delete.

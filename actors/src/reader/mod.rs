@@ -14,7 +14,8 @@ mod queries;
 
 pub use actor::Reader;
 pub use answers::{
-    ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, StatsReport, Within,
+    ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, Seen, StatsReport,
+    Within,
 };
 pub use job::ReadJob;
 pub use pool::{ReaderConfig, ReaderPool, ReaderStats};

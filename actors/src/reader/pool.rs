@@ -6,7 +6,7 @@ use ractor::ActorRef;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::answers::{ChangePage, FoundItems, MatchingItems, MatchingSize, Projects, StatsReport, Within};
+use super::answers::{ChangePage, FoundItems, MatchingItems, MatchingSize, Projects, Seen, StatsReport, Within};
 use super::job::ReadJob;
 use super::queries;
 use crate::admission::Admission;
@@ -117,7 +117,7 @@ impl ReaderPool {
         project: ProjectName,
         request: ListRequest,
         deadline: Deadline,
-    ) -> KnowledgeResult<ListPage> {
+    ) -> KnowledgeResult<Seen<ListPage>> {
         self.ask("list", deadline, async move |store| {
             queries::list(&store, &project, &request).await
         })
@@ -130,7 +130,7 @@ impl ReaderPool {
         project: ProjectName,
         ids: Within<Vec<String>>,
         deadline: Deadline,
-    ) -> KnowledgeResult<FoundItems> {
+    ) -> KnowledgeResult<Seen<FoundItems>> {
         self.ask("get", deadline, async move |store| {
             queries::get(&store, &project, &ids).await
         })
@@ -143,7 +143,7 @@ impl ReaderPool {
         project: ProjectName,
         id: Within<String>,
         deadline: Deadline,
-    ) -> KnowledgeResult<Vec<StoredItem>> {
+    ) -> KnowledgeResult<Seen<Vec<StoredItem>>> {
         self.ask("history", deadline, async move |store| {
             queries::history(&store, &project, &id).await
         })
@@ -156,7 +156,7 @@ impl ReaderPool {
         project: ProjectName,
         target: Within<DeleteTarget>,
         deadline: Deadline,
-    ) -> KnowledgeResult<MatchingItems> {
+    ) -> KnowledgeResult<Seen<MatchingItems>> {
         self.ask("matching", deadline, async move |store| {
             queries::matching(&store, &project, &target).await
         })
@@ -169,7 +169,7 @@ impl ReaderPool {
         project: ProjectName,
         filter: ItemFilter,
         deadline: Deadline,
-    ) -> KnowledgeResult<MatchingSize> {
+    ) -> KnowledgeResult<Seen<MatchingSize>> {
         self.ask("matching_size", deadline, async move |store| {
             queries::matching_size(&store, &project, &filter).await
         })

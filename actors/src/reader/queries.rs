@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::answers::{
-    ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, StatsReport, Within,
+    ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, Seen, StatsReport,
+    Within,
 };
 use crate::domain::{ItemFilter, ProjectName, SearchMode, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
@@ -33,27 +34,52 @@ async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) 
     })
 }
 
-/// Runs a query on a project's present view; none where nothing was stored in it, or no version of it can be read, so
-/// that it begins anew. Where it comes upon something damaged, it is repeated without that.
+/// Runs a query on a project's present view; nothing is found where nothing was stored in it, or no version of it can
+/// be read, so that it begins anew. Where it comes upon something damaged, it is repeated without that.
 async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
     store: &Store,
     project: &ProjectName,
     query: impl Fn(Arc<ProjectView>) -> F,
-) -> KnowledgeResult<Option<R>> {
-    let Some(view) = store.view_or_empty(project).await? else {
-        return Ok(None);
+) -> KnowledgeResult<Seen<Option<R>>> {
+    let seen = async |view: Arc<ProjectView>| {
+        let found = caught(query(Arc::clone(&view))).await?;
+        Ok(Seen {
+            found: Some(found),
+            degraded: view.degraded(),
+        })
     };
-    match caught(query(Arc::clone(&view))).await {
+    let Some(view) = store.view_or_empty(project).await? else {
+        return Ok(unseen(store, project));
+    };
+    match seen(Arc::clone(&view)).await {
         Err(error @ KnowledgeError::Unreadable { .. }) => {
             if !reexamine(store, &view, None).await {
                 return Err(error);
             }
             match store.view_or_empty(project).await? {
-                Some(view) => caught(query(view)).await.map(Some),
-                None => Ok(None),
+                Some(view) => seen(view).await,
+                None => Ok(unseen(store, project)),
             }
         }
-        result => result.map(Some),
+        result => result,
+    }
+}
+
+/// What there is to see of a project without a version that can be read.
+fn unseen<R>(store: &Store, project: &ProjectName) -> Seen<Option<R>> {
+    Seen {
+        found: None,
+        degraded: store.lost(project).map(|reason| format!("project {project}: {reason}")),
+    }
+}
+
+impl<R: Default> Seen<Option<R>> {
+    /// Nothing found is what there is where there is nothing.
+    fn or_default(self) -> Seen<R> {
+        Seen {
+            found: self.found.unwrap_or_default(),
+            degraded: self.degraded,
+        }
     }
 }
 
@@ -62,13 +88,9 @@ pub(super) async fn list(
     store: &Arc<Store>,
     project: &ProjectName,
     request: &ListRequest,
-) -> KnowledgeResult<ListPage> {
+) -> KnowledgeResult<Seen<ListPage>> {
     let page = on_view(store, project, move |view| async move { view.list(request).await });
-    Ok(page.await?.unwrap_or(ListPage {
-        items: Vec::new(),
-        total: 0,
-        more: false,
-    }))
+    Ok(page.await?.or_default())
 }
 
 /// Gets items by id.
@@ -76,18 +98,14 @@ pub(super) async fn get(
     store: &Arc<Store>,
     project: &ProjectName,
     request: &Within<Vec<String>>,
-) -> KnowledgeResult<FoundItems> {
+) -> KnowledgeResult<Seen<FoundItems>> {
     let found = on_view(store, project, move |view| async move {
         Ok(FoundItems {
             items: view.get(&request.wanted, request.max_answer_bytes).await?,
             version: view.sequence(),
-            degraded: view.degraded(),
         })
     });
-    Ok(found.await?.unwrap_or_else(|| FoundItems {
-        degraded: store.lost(project).map(|reason| format!("project {project}: {reason}")),
-        ..FoundItems::default()
-    }))
+    Ok(found.await?.or_default())
 }
 
 /// The revisions of an item, newest first.
@@ -95,11 +113,11 @@ pub(super) async fn history(
     store: &Arc<Store>,
     project: &ProjectName,
     request: &Within<String>,
-) -> KnowledgeResult<Vec<StoredItem>> {
+) -> KnowledgeResult<Seen<Vec<StoredItem>>> {
     let found = on_view(store, project, move |view| async move {
         view.history(&request.wanted, request.max_answer_bytes).await
     });
-    Ok(found.await?.unwrap_or_default())
+    Ok(found.await?.or_default())
 }
 
 /// Which items a delete would delete.
@@ -107,7 +125,7 @@ pub(super) async fn matching(
     store: &Arc<Store>,
     project: &ProjectName,
     request: &Within<DeleteTarget>,
-) -> KnowledgeResult<MatchingItems> {
+) -> KnowledgeResult<Seen<MatchingItems>> {
     let most = request.max_answer_bytes;
     let found = on_view(store, project, move |view| async move {
         let ids = match &request.wanted {
@@ -119,7 +137,7 @@ pub(super) async fn matching(
             version: view.sequence(),
         })
     });
-    Ok(found.await?.unwrap_or_default())
+    Ok(found.await?.or_default())
 }
 
 /// How much matches a filter.
@@ -127,12 +145,12 @@ pub(super) async fn matching_size(
     store: &Arc<Store>,
     project: &ProjectName,
     filter: &ItemFilter,
-) -> KnowledgeResult<MatchingSize> {
+) -> KnowledgeResult<Seen<MatchingSize>> {
     let found = on_view(store, project, move |view| async move {
         let (items, bytes) = view.matching_size(filter).await?;
         Ok(MatchingSize { items, bytes })
     });
-    Ok(found.await?.unwrap_or_default())
+    Ok(found.await?.or_default())
 }
 
 /// As [`on_view`], for a search over one project or several. Of several, those that cannot be searched are left out,
@@ -288,7 +306,7 @@ pub(super) async fn similar(
         what: format!("item {}", request.wanted),
     };
     let found = on_view(store, project, move |view| similar_in(view, request, limit));
-    found.await?.flatten().ok_or_else(not_found)
+    found.await?.found.flatten().ok_or_else(not_found)
 }
 
 /// None where the view has no such item.
@@ -347,7 +365,7 @@ pub(super) async fn change_page(store: &Store, project: &ProjectName, after: i64
             lost: view.condition().lost(after),
         })
     });
-    let Some(page) = page.await? else {
+    let Some(page) = page.await?.found else {
         return Ok(ChangePage::default());
     };
     // After the view: a restore between the two then shows as the new history, which is the safe side.
@@ -400,7 +418,7 @@ pub(super) async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName
             .await
         };
         match counted.await {
-            Ok(counted) => report.projects.extend(counted),
+            Ok(counted) => report.projects.extend(counted.found),
             Err(error) if wanted.is_some() => return Err(error),
             Err(error) => report.failed.push(FailedProject {
                 project: project.name().to_string(),

@@ -134,6 +134,8 @@ pub struct BackupReport {
     pub bytes: u64,
     /// What is not in it, and why.
     pub warnings: Vec<String>,
+    /// What of the projects in it was lost before, a sentence each: only an older backup may hold that.
+    pub lost: Vec<String>,
 }
 
 impl Backup {
@@ -321,6 +323,8 @@ impl Store {
         if let (true, Some(reason)) = (backup.projects.is_empty(), warnings.first()) {
             return Err(KnowledgeError::internal(reason));
         }
+        let backed_up = |project: &Arc<Project>| views.contains_key(project.name().as_str());
+        let lost = inventory::losses(self.projects().into_iter().filter(backed_up).collect()).await;
         let bytes = backup.projects.iter().map(BackupProject::bytes).sum();
         let (target, written) = (path.clone(), backup.clone());
         blocking(move || partial.publish(&target, &written)).await?;
@@ -329,6 +333,7 @@ impl Store {
             backup,
             bytes,
             warnings,
+            lost,
         })
     }
 

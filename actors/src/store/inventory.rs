@@ -134,6 +134,19 @@ impl Project {
     }
 }
 
+/// What has been lost of these projects, a sentence each.
+pub(super) async fn losses(projects: Vec<Arc<Project>>) -> Vec<String> {
+    let told = tokio::task::spawn_blocking(move || {
+        let of = |project: &Arc<Project>| {
+            let name = project.name.clone();
+            let losses = recovery::losses(&project.directory).into_iter();
+            losses.map(move |what| format!("project {name}: {what}"))
+        };
+        projects.iter().flat_map(of).collect::<Vec<_>>()
+    });
+    told.await.unwrap_or_default()
+}
+
 impl Store {
     /// As [`Store::view`], for calls that a project without a version that can be read is empty for: what is stored
     /// next begins it anew.
@@ -142,6 +155,17 @@ impl Store {
             Some(project) => project.open().await,
             None => Ok(None),
         }
+    }
+
+    /// Where things that recovery has set aside of a project lie, if there are any.
+    pub async fn set_aside(&self, name: &ProjectName) -> KnowledgeResult<Option<PathBuf>> {
+        let Some(project) = self.known(name)? else {
+            return Ok(None);
+        };
+        let directory = project.directory.clone();
+        tokio::task::spawn_blocking(move || recovery::set_aside_in(&directory))
+            .await
+            .map_err(KnowledgeError::internal)
     }
 
     /// Why a project that was opened has no version that can be read, if so.
@@ -196,22 +220,7 @@ impl Store {
             found.extend(all.map(|what| format!("project {}: {what}", project.name)));
         }
         let projects = self.projects();
-        let set_aside = tokio::task::spawn_blocking(move || {
-            let of = |project: &Arc<Project>| {
-                let name = project.name.clone();
-                let tables: Vec<PathBuf> = recovery::tables_set_aside(&project.directory);
-                tables.into_iter().map(move |table| {
-                    format!(
-                        "project {name}: it began anew, and what was stored before could not be read and lies in {}; \
-                         restore a backup to get it back. Once it is of no use to you, remove that directory, and \
-                         this is told no longer",
-                        table.display()
-                    )
-                })
-            };
-            projects.iter().flat_map(of).collect::<Vec<_>>()
-        });
-        found.extend(set_aside.await.unwrap_or_default());
+        found.extend(losses(projects).await);
         found
     }
 

@@ -183,12 +183,14 @@ impl SharedSession {
     }
 }
 
-/// Whether what cannot be read may be taken out of a table for good.
+/// What is to become of what cannot be read of a table: its files may still be put back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Losses {
-    /// Somebody writes.
+    /// Somebody writes: it is taken out of the table for good.
     Accepted,
-    /// Its files may still be put back.
+    /// The table is left as it is; whether anything is to be written is not known yet.
+    Undecided,
+    /// The table is left as it is, and so is all the rest.
     Refused,
 }
 
@@ -587,9 +589,10 @@ impl WriteAccess {
     }
 
     /// Takes a project's table for writing; waits for a commit that is under way. The table is opened on first
-    /// use and created where there is none and `create` is set. What of it cannot be read is taken out of it first.
+    /// use and created where there is none and `create` is set. What of it cannot be read is still in it: call
+    /// [`WriteGuard::accept_losses`] once there is something to write.
     pub async fn lock<'a>(&self, project: &'a Project, create: bool) -> KnowledgeResult<WriteGuard<'a>> {
-        self.lock_for(project, create, Losses::Accepted).await
+        self.lock_for(project, create, Losses::Undecided).await
     }
 
     /// As [`WriteAccess::lock`] for upkeep, which nobody loses anything by: it creates nothing, and a table of which a
@@ -627,27 +630,37 @@ impl WriteAccess {
         project.clear_view();
     }
 
-    /// After a write has failed with `error`: looks whether something damaged was in its way, and takes that out of
-    /// the table. True if the write is worth repeating.
-    pub async fn mend(&self, project: &Project, error: &KnowledgeError) -> bool {
-        self.mend_by(project, error, Losses::Accepted).await
+    /// After a write to a table in the condition `before` has failed with `error`: looks whether something damaged was
+    /// in its way. True if the write is worth repeating without that.
+    pub async fn mend(&self, project: &Project, error: &KnowledgeError, before: Option<&Condition>) -> bool {
+        self.mend_by(project, error, before, Losses::Undecided).await
     }
 
     /// As [`WriteAccess::mend`] after upkeep: what would be lost by it is left as it is.
-    pub async fn mend_for_upkeep(&self, project: &Project, error: &KnowledgeError) -> bool {
-        self.mend_by(project, error, Losses::Refused).await
+    pub async fn mend_for_upkeep(&self, project: &Project, error: &KnowledgeError, before: Option<&Condition>) -> bool {
+        self.mend_by(project, error, before, Losses::Refused).await
     }
 
-    async fn mend_by(&self, project: &Project, error: &KnowledgeError, losses: Losses) -> bool {
+    async fn mend_by(
+        &self,
+        project: &Project,
+        error: &KnowledgeError,
+        before: Option<&Condition>,
+        losses: Losses,
+    ) -> bool {
         if !matches!(
             error,
             KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
         ) {
             return false;
         }
-        let before = project.repairs.load(Ordering::Acquire);
-        // Opening the table looks for damage, taking it for writing repairs it.
-        self.lock_for(project, false, losses).await.is_ok() && project.repairs.load(Ordering::Acquire) != before
+        let repairs = project.repairs.load(Ordering::Acquire);
+        // Opening the table looks for damage, and saves what it can of it.
+        let Ok(mut guard) = self.lock_for(project, false, losses).await else {
+            return false;
+        };
+        let found = |before: &Condition| guard.table().is_some_and(|table| **table.condition() != *before);
+        before.is_some_and(found) || project.repairs.load(Ordering::Acquire) != repairs
     }
 
     /// Why nothing may be added to a project now, if so: the disk is nearly full. Old versions that nobody reads are
@@ -672,6 +685,18 @@ impl WriteGuard<'_> {
     /// The table, if the project has one.
     pub fn table(&mut self) -> Option<&mut WriteTable> {
         self.guard.as_mut()
+    }
+
+    /// Takes what cannot be read out of the table for good, since a write is to be made of it that has an effect: one
+    /// that has none must not cost anybody a file that may still be put back. True if the table is another one now, so
+    /// that what was read of it for the write has to be read again.
+    pub async fn accept_losses(&mut self) -> KnowledgeResult<bool> {
+        let before = self.project.repairs.load(Ordering::Acquire);
+        let project = self.project;
+        match project.prepare_to_write(&mut self.guard, false, Losses::Accepted).await {
+            Ok(()) => Ok(project.repairs.load(Ordering::Acquire) != before),
+            Err(error) => Err(project.writes.failed(&project.directory, error)),
+        }
     }
 
     /// Publishes what was committed: from now on every new request sees it. Where nothing has changed, the view that
@@ -992,7 +1017,7 @@ impl Project {
         Ok(())
     }
 
-    /// Opens or creates the table, and takes out of it what cannot be read.
+    /// Opens or creates the table, and takes out of it what cannot be read if that is accepted.
     async fn prepare_to_write(
         &self,
         table: &mut Option<WriteTable>,
@@ -1027,6 +1052,7 @@ impl Project {
                     ),
                 });
             }
+            Some(_) if losses == Losses::Undecided => {}
             Some(table) if table.condition().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
             // A table of another shape is left as it is.
             Some(table) if matches!(table.shape(), TableShape::Foreign { .. }) => {}

@@ -657,7 +657,14 @@ pub(crate) fn clear_site(project: &ProjectName, directory: &Path, table: &Path) 
     let what = format!(
         "no version of the table could be read; it was moved here as a whole, and project {project} began anew"
     );
-    aside.report(project, &what, &serde_json::Value::Null)?;
+    aside.report(
+        project,
+        Remains {
+            what: what.clone(),
+            lost: true,
+            details: serde_json::Value::Null,
+        },
+    )?;
     let name = table.file_name().unwrap_or_default();
     aside.take(table, Path::new(name))?;
     aside.sync()?;
@@ -694,7 +701,15 @@ fn set_versions_aside(
         .iter()
         .map(|(version, _)| version.path.display().to_string())
         .collect();
-    aside.report(project, &what, &serde_json::json!(files))?;
+    aside.report(
+        project,
+        Remains {
+            what,
+            // Of a commit that was under way, which nobody was told of.
+            lost: false,
+            details: serde_json::json!(files),
+        },
+    )?;
     for (version, reason) in torn {
         let name = version.path.file_name().unwrap_or_default();
         aside.take(&version.path, Path::new(name))?;
@@ -729,7 +744,21 @@ struct Report {
     time: String,
     project: String,
     what: String,
+    /// Whether rows were lost that readers had seen: told of until the directory is removed. Reports of older versions
+    /// do not say it.
+    #[serde(default)]
+    lost: bool,
     details: serde_json::Value,
+}
+
+/// What was set aside, for its [`Report`].
+pub(crate) struct Remains {
+    /// What it is and why, in a sentence.
+    pub(crate) what: String,
+    /// Whether rows were lost that readers had seen.
+    pub(crate) lost: bool,
+    /// More about it.
+    pub(crate) details: serde_json::Value,
 }
 
 impl SetAside {
@@ -755,12 +784,14 @@ impl SetAside {
     }
 
     /// Writes what is there and why.
-    pub(crate) fn report(&self, project: &ProjectName, what: &str, details: &serde_json::Value) -> KnowledgeResult<()> {
+    pub(crate) fn report(&self, project: &ProjectName, remains: Remains) -> KnowledgeResult<()> {
+        let Remains { what, lost, details } = remains;
         let report = Report {
             time: format_time(now_ms()),
             project: project.to_string(),
-            what: what.to_owned(),
-            details: details.clone(),
+            what,
+            lost,
+            details,
         };
         let text = serde_json::to_vec_pretty(&report).map_err(KnowledgeError::internal)?;
         write_durably(&self.path.join(REPORT_FILE), &text)
@@ -820,19 +851,45 @@ pub(crate) fn set_aside_so_far(project_directory: &Path) -> Vec<String> {
     found.into_iter().map(|(_, told)| told).collect()
 }
 
-/// The tables that were set aside as a whole, because no version of them could be read, and are still there. Blocks.
-pub(crate) fn tables_set_aside(project_directory: &Path) -> Vec<PathBuf> {
-    let Some(name) = table_directory(project_directory).file_name().map(ToOwned::to_owned) else {
-        return Vec::new();
+/// Where what was set aside of a project lies, if something does. Blocks.
+pub(crate) fn set_aside_in(project_directory: &Path) -> Option<PathBuf> {
+    let place = project_directory.join(SET_ASIDE);
+    let holds_more_than_reports = entries_of(&place).iter().any(|entry| {
+        let files = entries_of(entry);
+        files.is_empty()
+            || files
+                .iter()
+                .any(|file| file.file_name().is_none_or(|name| name != REPORT_FILE))
+    });
+    holds_more_than_reports.then_some(place)
+}
+
+/// What has been lost of a project, a sentence each, for as long as its remains are there: tables that were set aside
+/// as a whole because no version of them could be read, and rows that were taken out of the table. Blocks.
+pub(crate) fn losses(project_directory: &Path) -> Vec<String> {
+    let mut directories = entries_of(&project_directory.join(SET_ASIDE));
+    directories.sort();
+    directories.iter().filter_map(|directory| loss(directory)).collect()
+}
+
+/// What has been lost by the report in one directory of [`SET_ASIDE`], if something has.
+fn loss(directory: &Path) -> Option<String> {
+    let table = directory.join(format!("{TABLE_NAME}.lance"));
+    let what = if fs::symlink_metadata(&table).is_ok() {
+        format!(
+            "it began anew, and what was stored before could not be read and lies in {}",
+            table.display()
+        )
+    } else {
+        let report: Report = serde_json::from_slice(&fs::read(directory.join(REPORT_FILE)).ok()?).ok()?;
+        report.lost.then_some(())?;
+        format!("at {}, {}", report.time, report.what)
     };
-    let directories = entries_of(&project_directory.join(SET_ASIDE));
-    let mut tables: Vec<PathBuf> = directories
-        .into_iter()
-        .map(|directory| directory.join(&name))
-        .filter(|table| fs::symlink_metadata(table).is_ok())
-        .collect();
-    tables.sort();
-    tables
+    Some(format!(
+        "{what}; restore a backup to get it back. Once it is of no use to you, remove the directory {}, and this is \
+         told no longer",
+        directory.display()
+    ))
 }
 
 /// Removes the files in a project's [`SET_ASIDE`], for a purge: nobody knows what they still hold, whoever has put them

@@ -22,7 +22,7 @@ use lance_table::format::Fragment;
 use crate::domain::{ProjectName, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{is_passing, read_error, write_error};
-use crate::store::recovery::{DamagedFragment, SetAside, read_fragment};
+use crate::store::recovery::{DamagedFragment, Remains, SetAside, read_fragment};
 use crate::store::rows::{RowReader, row_key};
 use crate::store::schema::column;
 use crate::store::write::{WriteTable, current_dataset};
@@ -154,9 +154,9 @@ async fn keep_remains(
     let rows: usize = damaged.values().map(|(_, fragment)| fragment.rows).sum();
     let left: usize = salvaged.iter().map(RecordBatch::num_rows).sum();
     let reasons: Vec<&str> = damaged.values().map(|(_, fragment)| fragment.reason.as_str()).collect();
+    let lost = rows.saturating_sub(left);
     let what = format!(
-        "{} of {rows} rows are lost: {}; the rest was kept, and the table goes on without the damaged files",
-        rows.saturating_sub(left),
+        "{lost} of {rows} rows are lost: {}; the rest was kept, and the table goes on without the damaged files",
         reasons.join("; ")
     );
     tracing::error!(%project, fragments = damaged.len(), rows, salvaged = left, "{what}");
@@ -175,7 +175,14 @@ async fn keep_remains(
     let (project, directory) = (project.clone(), directory.to_path_buf());
     tokio::task::spawn_blocking(move || {
         let aside = SetAside::create(&directory)?;
-        aside.report(&project, &what, &serde_json::Value::Array(details))?;
+        aside.report(
+            &project,
+            Remains {
+                what,
+                lost: lost > 0,
+                details: serde_json::Value::Array(details),
+            },
+        )?;
         for file in &remains {
             aside.keep(file)?;
         }

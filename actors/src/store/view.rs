@@ -94,7 +94,7 @@ pub struct ListRequest {
 }
 
 /// What [`ProjectView::list`] found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ListPage {
     /// The items, in order.
     pub items: Vec<StoredItem>,

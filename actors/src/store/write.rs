@@ -439,6 +439,17 @@ impl WriteTable {
         Ok(())
     }
 
+    /// Whether any revision of these items is there, or the tombstone of a purged one.
+    pub(crate) async fn holds_any(&self, ids: &[String]) -> KnowledgeResult<bool> {
+        let Some(wanted) = filter::any_of(column::ID, ids) else {
+            return Ok(false);
+        };
+        let mut found = false;
+        let view = self.snapshot().await?;
+        view.for_each_identity(wanted, |_| found = true).await?;
+        Ok(found)
+    }
+
     /// Removes every row of these items and leaves a tombstone for each, as one version. Gives back the ids that
     /// were found. What was removed stays in the files until [`WriteTable::erase_removed`] and then
     /// [`WriteTable::finish_erasing`] have run, which [`WriteTable::is_erasing`] tells of, also after a crash.

@@ -636,9 +636,23 @@ fn opened_at(item: &NewItem, revision: i64, at: DateTime<Utc>) -> DateTime<Utc> 
     }
 }
 
-/// Commits `group` to `table` as one version. The outer error concerns the whole group: nothing of it is known
-/// to be stored. No two writes of the group may concern the same item (see [`super::lane`]).
-pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> KnowledgeResult<GroupOutcome> {
+/// A group of writes, decided: what each is answered once what it writes is committed.
+pub struct PlannedGroup<'g> {
+    /// The number of the commit.
+    sequence: i64,
+    /// Its time.
+    at: DateTime<Utc>,
+    /// One for each write, in order.
+    items: Vec<KnowledgeResult<OpOutcome>>,
+    /// New items, with their ids and revisions.
+    stores: Vec<(&'g PreparedItem, String, i64)>,
+    plan: Plan,
+    concerned: Concerned,
+}
+
+/// Decides what `group` writes to `table`, which stays as it is. The outer error concerns the whole group. No two
+/// writes of the group may concern the same item (see [`super::lane`]).
+pub async fn plan_group<'g>(table: &WriteTable, group: &'g [WriteOp]) -> KnowledgeResult<PlannedGroup<'g>> {
     let stores = || {
         group.iter().filter_map(|op| match op {
             WriteOp::Store(prepared) => Some(prepared),
@@ -663,7 +677,7 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
     let sequence = table.next_sequence();
     let at = now_ms();
     let mut items: Vec<KnowledgeResult<OpOutcome>> = Vec::with_capacity(group.len());
-    let mut writes: Vec<(&PreparedItem, String, i64)> = Vec::new();
+    let mut new: Vec<(&'g PreparedItem, String, i64)> = Vec::new();
     let deletes = group.iter().filter(|op| matches!(op, WriteOp::Delete(..))).count();
     let mut plan = Plan {
         deletions: DeletionTimes::new(at, deletes),
@@ -694,63 +708,82 @@ pub async fn commit_group(table: &mut WriteTable, group: &[WriteOp]) -> Knowledg
                 };
                 let key = prepared.item.idempotency_key.clone();
                 taken.insert(id.clone(), prepared.content_hash.clone(), key, holder);
-                writes.push((prepared, id, revision));
+                new.push((prepared, id, revision));
                 Ok(outcome)
             }
         };
         items.push(outcome.map(OpOutcome::Stored));
     }
-    if writes.is_empty() && plan.is_empty() {
-        return Ok(GroupOutcome {
-            items,
-            version: sequence - 1,
-            committed: false,
-        });
-    }
-
-    if let Some(last) = plan.deletions.last() {
-        // Many deletes of what has just been written: none is closed later than it is answered.
-        let ahead = (last - now_ms()).to_std().unwrap_or_default();
-        tokio::time::sleep(ahead.min(DELETION_TIMES_AHEAD)).await;
-    }
-
-    let stored = writes.iter().map(|(prepared, id, revision)| NewRevision {
-        id,
-        revision: *revision,
-        item: &prepared.item,
-        content_hash: &prepared.content_hash,
-        passages: &prepared.passages,
-        updated_at: prepared.item.updated_at.unwrap_or(at),
-        valid_from: sequence,
-        key_hash: Some(&prepared.content_hash),
-        opened_at: opened_at(&prepared.item, *revision, at),
-    });
-    let changed = plan.opening.iter().map(|revision| NewRevision {
-        id: &revision.id,
-        revision: revision.revision,
-        item: &revision.item,
-        content_hash: &revision.content_hash,
-        passages: &revision.passages,
-        updated_at: at,
-        valid_from: sequence,
-        key_hash: revision.key_hash.as_deref(),
-        opened_at: at,
-    });
-    let revisions: Vec<NewRevision<'_>> = stored.chain(changed).collect();
-    super::turn::hold("writer::hold_planned").await;
-    let written = match &concerned.live_rows {
-        Some(rows) if !plan.closing.is_empty() => {
-            let indices = UInt32Array::from(plan.closing);
-            let closing = take_record_batch(rows, &indices).map_err(KnowledgeError::internal)?;
-            table.change(&closing, &plan.closed_at, &revisions).await?
-        }
-        _ => table.append(&revisions).await?,
-    };
-    Ok(GroupOutcome {
+    Ok(PlannedGroup {
+        sequence,
+        at,
         items,
-        version: written.sequence,
-        committed: true,
+        stores: new,
+        plan,
+        concerned,
     })
+}
+
+impl PlannedGroup<'_> {
+    /// Whether nothing is to be written: all of it is there already, or concerns nothing that is.
+    pub fn is_empty(&self) -> bool {
+        self.stores.is_empty() && self.plan.is_empty()
+    }
+
+    /// Commits it as one version, if it writes anything. On an error nothing of it is known to be stored.
+    pub async fn commit(self, table: &mut WriteTable) -> KnowledgeResult<GroupOutcome> {
+        if self.is_empty() {
+            return Ok(GroupOutcome {
+                items: self.items,
+                version: self.sequence - 1,
+                committed: false,
+            });
+        }
+        if let Some(last) = self.plan.deletions.last() {
+            // Many deletes of what has just been written: none is closed later than it is answered.
+            let ahead = (last - now_ms()).to_std().unwrap_or_default();
+            tokio::time::sleep(ahead.min(DELETION_TIMES_AHEAD)).await;
+        }
+
+        let (sequence, at) = (self.sequence, self.at);
+        let stored = self.stores.iter().map(|(prepared, id, revision)| NewRevision {
+            id,
+            revision: *revision,
+            item: &prepared.item,
+            content_hash: &prepared.content_hash,
+            passages: &prepared.passages,
+            updated_at: prepared.item.updated_at.unwrap_or(at),
+            valid_from: sequence,
+            key_hash: Some(&prepared.content_hash),
+            opened_at: opened_at(&prepared.item, *revision, at),
+        });
+        let changed = self.plan.opening.iter().map(|revision| NewRevision {
+            id: &revision.id,
+            revision: revision.revision,
+            item: &revision.item,
+            content_hash: &revision.content_hash,
+            passages: &revision.passages,
+            updated_at: at,
+            valid_from: sequence,
+            key_hash: revision.key_hash.as_deref(),
+            opened_at: at,
+        });
+        let revisions: Vec<NewRevision<'_>> = stored.chain(changed).collect();
+        super::turn::hold("writer::hold_planned").await;
+        let written = match &self.concerned.live_rows {
+            Some(rows) if !self.plan.closing.is_empty() => {
+                let indices = UInt32Array::from(self.plan.closing);
+                let closing = take_record_batch(rows, &indices).map_err(KnowledgeError::internal)?;
+                table.change(&closing, &self.plan.closed_at, &revisions).await?
+            }
+            _ => table.append(&revisions).await?,
+        };
+        Ok(GroupOutcome {
+            items: self.items,
+            version: written.sequence,
+            committed: true,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::commit::{self, WriteOp, commit_group};
+use super::commit::{self, WriteOp, plan_group};
 use super::message::{ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone};
 use super::pending::{PendingWrite, Queued};
 use super::setback::Work;
@@ -12,13 +12,30 @@ use super::upkeep::{UpkeepDone, finish_erasing};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::panics;
 use crate::store::maintenance::{Debt, Pace};
-use crate::store::{Project, WriteAccess};
+use crate::store::recovery::Condition;
+use crate::store::{Project, WriteAccess, WriteTable};
 
 /// What a purge has done whose erasing does not come to its end.
 const UNERASED: &str = "the items are removed and can be read no more, but not all of their bytes are erased yet \
                         (the next write and the next start go on with that, and so does asking again)";
 /// How long a purge waits for readers of older versions.
 pub(super) const PURGE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is known of a write before anything is written.
+#[derive(Default)]
+struct Attempt {
+    /// The number of the commit that it was to make when it was first tried.
+    begun: Option<i64>,
+    /// What could not be read of the table when it was last tried.
+    condition: Option<Arc<Condition>>,
+}
+
+impl Attempt {
+    fn note(&mut self, table: &WriteTable) {
+        self.begun.get_or_insert(table.next_sequence());
+        self.condition = Some(Arc::clone(table.condition()));
+    }
+}
 
 /// One task of a lane: a group, a step of upkeep, or both.
 pub(super) struct LaneTurn {
@@ -145,11 +162,11 @@ impl LaneTurn {
     }
 
     async fn try_exclusive(&self, task: &ExclusiveTask) -> KnowledgeResult<ExclusiveOutcome> {
-        let mut begun = None;
-        let outcome = match self.exclusive_once(task, &mut begun).await {
-            Err(error) if self.mend(task, error.root()).await => {
+        let mut attempt = Attempt::default();
+        let outcome = match self.exclusive_once(task, &mut attempt).await {
+            Err(error) if self.mend(task, error.root(), &attempt).await => {
                 let removed = matches!(error, KnowledgeError::Incomplete { .. });
-                match self.exclusive_once(task, &mut begun).await {
+                match self.exclusive_once(task, &mut attempt).await {
                     // The first try has removed the items, and the caller must not take them for untouched.
                     Err(error) if removed && !matches!(error, KnowledgeError::Incomplete { .. }) => {
                         Err(error.after(UNERASED))
@@ -160,7 +177,7 @@ impl LaneTurn {
             outcome => outcome,
         };
         match (outcome, task) {
-            (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, begun).await),
+            (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, attempt.begun).await),
             // Where it came upon a file that is missing, that and what to do is told.
             (Err(error), ExclusiveTask::Optimize) => {
                 let refused = self.access.lock_for_upkeep(&self.project).await.err();
@@ -171,15 +188,15 @@ impl LaneTurn {
     }
 
     /// Takes what is damaged out of the way of a task that has failed, as far as the task may.
-    async fn mend(&self, task: &ExclusiveTask, error: &KnowledgeError) -> bool {
+    async fn mend(&self, task: &ExclusiveTask, error: &KnowledgeError, attempt: &Attempt) -> bool {
+        let (access, before) = (&self.access, attempt.condition.as_deref());
         match task {
-            ExclusiveTask::Purge(_) => self.access.mend(&self.project, error).await,
-            ExclusiveTask::Optimize => self.access.mend_for_upkeep(&self.project, error).await,
+            ExclusiveTask::Purge(_) => access.mend(&self.project, error, before).await,
+            ExclusiveTask::Optimize => access.mend_for_upkeep(&self.project, error, before).await,
         }
     }
 
-    /// `begun` becomes the number of the commit that the task is to make, before it is made.
-    async fn exclusive_once(&self, task: &ExclusiveTask, begun: &mut Option<i64>) -> KnowledgeResult<ExclusiveOutcome> {
+    async fn exclusive_once(&self, task: &ExclusiveTask, attempt: &mut Attempt) -> KnowledgeResult<ExclusiveOutcome> {
         let mut guard = match task {
             ExclusiveTask::Purge(_) => self.access.lock(&self.project, false).await?,
             ExclusiveTask::Optimize => {
@@ -196,14 +213,30 @@ impl LaneTurn {
             "failpoint writer::before_exclusive"
         )));
         let mut outcome = ExclusiveOutcome::default();
-        begun.get_or_insert(table.next_sequence());
-        let done = match task {
-            ExclusiveTask::Purge(ids) => table.purge(ids).await.map(|purged| outcome.purged = purged),
-            ExclusiveTask::Optimize => table.maintain_thoroughly().await.map(|steps| outcome.steps = steps),
+        attempt.note(table);
+        let done = async {
+            match task {
+                ExclusiveTask::Purge(ids) => {
+                    let table = guard.table().ok_or_else(no_table)?;
+                    if !table.holds_any(ids).await? && !table.is_erasing().await? {
+                        return Ok(false);
+                    }
+                    guard.accept_losses().await?;
+                    outcome.purged = guard.table().ok_or_else(no_table)?.purge(ids).await?;
+                }
+                ExclusiveTask::Optimize => {
+                    outcome.steps = guard.table().ok_or_else(no_table)?.maintain_thoroughly().await?;
+                }
+            }
+            Ok(true)
         };
-        if let Err(error) = done {
-            return Err(guard.failed(error));
+        match done.await {
+            Ok(true) => {}
+            // Nothing to purge: what was set aside stays, too.
+            Ok(false) => return Ok(outcome),
+            Err(error) => return Err(guard.failed(error)),
         }
+        let table = guard.table().ok_or_else(no_table)?;
         // The items of a purge are gone from here on. What fails now is to be told as what it is, or the caller
         // takes them for untouched.
         let purging = matches!(task, ExclusiveTask::Purge(_));
@@ -231,13 +264,18 @@ impl LaneTurn {
     }
 
     async fn try_commit(&self, ops: &[WriteOp]) -> KnowledgeResult<commit::GroupOutcome> {
-        let mut begun = None;
-        let outcome = match self.commit_once(ops, &mut begun).await {
-            Err(error) if self.access.mend(&self.project, &error).await => self.commit_once(ops, &mut begun).await,
-            outcome => outcome,
-        };
+        let mut attempt = Attempt::default();
+        let mut outcome = self.commit_once(ops, &mut attempt).await;
+        if let Err(error) = &outcome
+            && self
+                .access
+                .mend(&self.project, error, attempt.condition.as_deref())
+                .await
+        {
+            outcome = self.commit_once(ops, &mut attempt).await;
+        }
         match outcome {
-            Err(error) => Err(self.with_effect(error, begun).await),
+            Err(error) => Err(self.with_effect(error, attempt.begun).await),
             outcome => outcome,
         }
     }
@@ -266,12 +304,9 @@ impl LaneTurn {
         error.of_write(executed, None)
     }
 
-    /// `begun` becomes the number of the commit that is to be made, before it is made.
-    async fn commit_once(&self, ops: &[WriteOp], begun: &mut Option<i64>) -> KnowledgeResult<commit::GroupOutcome> {
+    async fn commit_once(&self, ops: &[WriteOp], attempt: &mut Attempt) -> KnowledgeResult<commit::GroupOutcome> {
         let mut guard = self.access.lock(&self.project, true).await?;
-        let table = guard
-            .table()
-            .ok_or_else(|| KnowledgeError::internal("the project's table was not created"))?;
+        let table = guard.table().ok_or_else(no_table)?;
         let view = table.view().await?;
         view.check_shape()?;
         view.check_model(&self.access.store().config().model.name)?;
@@ -279,8 +314,16 @@ impl LaneTurn {
         fail::fail_point!("writer::before_commit");
         fail::fail_point!(&format!("writer::before_commit/{}", self.project.name()));
         hold("writer::hold_commit").await;
-        begun.get_or_insert(table.next_sequence());
-        match commit_group(table, ops).await {
+        attempt.note(table);
+        let committed = async {
+            let mut planned = plan_group(guard.table().ok_or_else(no_table)?, ops).await?;
+            // A write without effect must not cost a project the files that may still be put back.
+            if !planned.is_empty() && guard.accept_losses().await? {
+                planned = plan_group(guard.table().ok_or_else(no_table)?, ops).await?;
+            }
+            planned.commit(guard.table().ok_or_else(no_table)?).await
+        };
+        match committed.await {
             Ok(outcome) => {
                 fail::fail_point!("writer::after_commit");
                 // Published before it is acknowledged: the very next search sees it.
@@ -300,6 +343,10 @@ impl LaneTurn {
         let mut debts = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
         debts.insert(self.project.name().to_string(), debt);
     }
+}
+
+fn no_table() -> KnowledgeError {
+    KnowledgeError::internal("the project's table was not created")
 }
 
 /// Waits here for as long as this fail point says `return`. `pause` would keep a thread of the runtime, and with it

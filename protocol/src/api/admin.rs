@@ -262,6 +262,9 @@ pub struct BackupResult {
     /// Projects that are not in it, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What of those that are in it was lost before, so that only an older backup holds it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<String>,
 }
 
 /// Parameters of `admin.restore`.
@@ -405,6 +408,9 @@ pub struct ExportResult {
     pub items: u64,
     /// Its size.
     pub bytes: u64,
+    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `admin.shutdown`: none.

@@ -493,6 +493,9 @@ pub struct ListResult {
     pub total: u64,
     /// For the next page; null at the end.
     pub next_cursor: Option<String>,
+    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.get`: `id` or `ids`.
@@ -525,6 +528,9 @@ pub enum GetResult {
         results: Vec<Item>,
         /// The ids of those that do not.
         missing: Vec<String>,
+        /// Why one may be missing that was stored, if so: a part of the project cannot be read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        degraded: Option<String>,
     },
 }
 
@@ -631,6 +637,9 @@ pub struct Revision {
 pub struct HistoryResult {
     /// The revisions, newest first.
     pub revisions: Vec<Revision>,
+    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.delete`: `id`, `ids` or at least one filter.
@@ -683,6 +692,9 @@ pub struct DeleteResult {
     pub undo_token: Option<String>,
     /// The project's version without them.
     pub version: u64,
+    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.undelete`: `undo_token` or `ids`.
@@ -721,6 +733,9 @@ pub struct UndeleteResult {
     pub missing: Vec<String>,
     /// The project's version with them.
     pub version: u64,
+    /// Why an item may be missing that could be brought back, if so: a part of the project cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.purge`: `id`, `ids` or `secrets`, and `confirm`.
@@ -774,6 +789,9 @@ pub struct PurgeResult {
     /// Backups that may still hold them.
     #[serde(default)]
     pub backups: Vec<String>,
+    /// What else of the project may hold them, if something does: a part of it cannot be read, or was set aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.cleanup`.
@@ -824,6 +842,9 @@ pub struct CleanupResult {
     /// What could not be done though the items are deleted, such as freeing their space.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.similar`.

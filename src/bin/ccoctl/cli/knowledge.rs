@@ -491,7 +491,7 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
     if let Some(cursor) = &page.next_cursor {
         summary.push_str(&format!("; next page: --cursor {cursor}"));
     }
-    output::message(summary);
+    output::message(summary + &output::degraded(&page.degraded));
     Ok(Exit::Ok)
 }
 
@@ -538,9 +538,13 @@ pub(crate) async fn get(context: &Context, arguments: GetArgs) -> CliResult {
     if context.output.json {
         context.output.print_json(&got)?;
     }
-    let (items, missing) = match got {
-        GetResult::One(item) => (vec![*item], Vec::new()),
-        GetResult::Many { results, missing } => (results, missing),
+    let (items, missing, degraded) = match got {
+        GetResult::One(item) => (vec![*item], Vec::new(), None),
+        GetResult::Many {
+            results,
+            missing,
+            degraded,
+        } => (results, missing, degraded),
     };
     if !context.output.json && !items.is_empty() {
         let texts: Vec<String> = items.iter().map(|item| render_item(&context.output, item)).collect();
@@ -550,7 +554,11 @@ pub(crate) async fn get(context: &Context, arguments: GetArgs) -> CliResult {
         return Ok(Exit::Ok);
     }
     if !context.output.json {
-        output::message(format_args!("not in project {project}: {}", missing.join(", ")));
+        output::message(format_args!(
+            "not in project {project}: {}{}",
+            missing.join(", "),
+            output::degraded(&degraded)
+        ));
     }
     Ok(Exit::Failed)
 }

@@ -184,8 +184,9 @@ pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliRes
         .output
         .print(&render_revisions(&context.output, &history.revisions, Utc::now()))?;
     output::message(format_args!(
-        "{} in project {project}; --json prints them whole",
-        output::counted(history.revisions.len() as u64, "revision", "revisions")
+        "{} in project {project}; --json prints them whole{}",
+        output::counted(history.revisions.len() as u64, "revision", "revisions"),
+        output::degraded(&history.degraded)
     ));
     Ok(Exit::Ok)
 }
@@ -351,7 +352,7 @@ fn delete_summary(asked: &DeleteParams, deleted: &DeleteResult, announced: Optio
     if let Some(token) = &deleted.undo_token {
         summary.push_str(&format!("\nundo: {}", undo_command(token)));
     }
-    summary
+    summary + &output::degraded(&deleted.degraded)
 }
 
 /// `ccoctl undelete`.
@@ -390,7 +391,7 @@ fn undelete_summary(undeleted: &UndeleteResult) -> String {
             undeleted.missing.join(", ")
         ));
     }
-    summary
+    summary + &output::degraded(&undeleted.degraded)
 }
 
 /// `ccoctl purge`.
@@ -434,7 +435,7 @@ fn purge_summary(purged: &PurgeResult, missing: &[&str], project: &str) -> Strin
             summary.push_str(&format!("\n  {}", output::one_line(path, 4096)));
         }
     }
-    summary
+    summary + &output::degraded(&purged.degraded)
 }
 
 /// `ccoctl cleanup`.
@@ -508,7 +509,8 @@ fn render_cleanup(output: &Output, cleaned: &CleanupResult) -> String {
 fn cleanup_summary(cleaned: &CleanupResult, project: &str) -> String {
     let items = output::counted(cleaned.deleted, "item", "items");
     if cleaned.dry_run {
-        return format!("would delete {items} from project {project}; nothing was deleted, --apply does it");
+        let note = output::degraded(&cleaned.degraded);
+        return format!("would delete {items} from project {project}; nothing was deleted, --apply does it{note}");
     }
     let mut summary = format!("deleted {items} from project {project}");
     if let Some(token) = &cleaned.undo_token {
@@ -517,7 +519,7 @@ fn cleanup_summary(cleaned: &CleanupResult, project: &str) -> String {
     for warning in &cleaned.warnings {
         summary.push_str(&format!("\nwarning: {}", output::one_line(warning, 4096)));
     }
-    summary
+    summary + &output::degraded(&cleaned.degraded)
 }
 
 /// `ccoctl similar`.
@@ -590,6 +592,7 @@ mod tests {
             ids: ids(&["a", "b"]),
             undo_token: Some("5f".to_owned()),
             version: 7,
+            degraded: None,
         };
         assert_eq!(
             delete_summary(&asked, &deleted, None, "web"),
@@ -605,6 +608,7 @@ mod tests {
             ids: ids(&["a", "b", "c"]),
             undo_token: None,
             version: 7,
+            degraded: None,
         };
         assert_eq!(
             delete_summary(&asked, &deleted, Some(2), "web"),
@@ -629,6 +633,7 @@ mod tests {
             ids: ids(&["a"]),
             undo_token: None,
             version: 7,
+            degraded: None,
         };
         assert_eq!(
             delete_summary(&asked, &would, None, "web"),
@@ -640,12 +645,18 @@ mod tests {
             dry_run: true,
             undo_token: None,
             warnings: Vec::new(),
+            degraded: None,
         };
         assert_eq!(render_cleanup(&Output::plain(), &cleaned), "items  2\nspace  1.5 KiB\n");
         assert_eq!(
             cleanup_summary(&cleaned, "web"),
             "would delete 2 items from project web; nothing was deleted, --apply does it"
         );
+        let damaged = CleanupResult {
+            degraded: Some("project web: 3 rows cannot be read".to_owned()),
+            ..cleaned
+        };
+        assert!(cleanup_summary(&damaged, "web").ends_with("\nnote: project web: 3 rows cannot be read"));
     }
 
     #[test]
@@ -668,6 +679,7 @@ mod tests {
             present: ids(&["b"]),
             missing: ids(&["x"]),
             version: 9,
+            degraded: None,
         };
         assert_eq!(
             undelete_summary(&undeleted),
@@ -682,6 +694,7 @@ mod tests {
             purged: 1,
             ids: ids(&["a"]),
             backups: ids(&["/backups/monday"]),
+            degraded: None,
         };
         assert_eq!(
             purge_summary(&purged, &["x"], "web"),

@@ -116,7 +116,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
         output::counted(written.items, "item", "items"),
         listed(&written.projects),
         output::bytes(written.bytes),
-        warnings(&written.warnings)
+        warnings(&[written.warnings.as_slice(), &written.lost].concat())
     );
     context.output.print_done(&written, &written.path, summary)?;
     // Each of them is a project that is not in it: a script that keeps one backup must not take it for whole.
@@ -193,12 +193,18 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
         .call_long::<api::Export>(Scope::Project(&project), &parameters)
         .await?;
     let summary = format!(
-        "exported {} of project {project} ({})",
+        "exported {} of project {project} ({}){}",
         output::counted(written.items, "item", "items"),
-        output::bytes(written.bytes)
+        output::bytes(written.bytes),
+        output::degraded(&written.degraded)
     );
     context.output.print_done(&written, &written.path, summary)?;
-    Ok(Exit::Ok)
+    // A script that keeps the file must not take it for whole.
+    Ok(if written.degraded.is_none() {
+        Exit::Ok
+    } else {
+        Exit::BadData
+    })
 }
 
 /// `ccoctl import`.

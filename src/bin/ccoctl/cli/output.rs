@@ -189,6 +189,12 @@ mod no_stdout {
     static LOOK: extern "C" fn() = look;
 }
 
+/// A line for the end of a message: why an answer may be less than was stored, if so.
+pub(crate) fn degraded(reason: &Option<String>) -> String {
+    let reason = reason.as_deref().map(|reason| one_line(reason, 4096));
+    reason.map_or_else(String::new, |reason| format!("\nnote: {reason}"))
+}
+
 /// Tells a person which projects a result over several is without.
 pub(crate) fn project_errors(errors: &[ProjectError]) {
     for error in errors {
