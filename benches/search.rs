@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
-use ccod_actors::store::maintenance::{Pace, due_steps};
-use ccod_actors::store::rows::EmbeddedPassage;
-use ccod_actors::store::search::search;
+use ccod_actors::store::table::rows::EmbeddedPassage;
+use ccod_actors::store::upkeep::{Pace, due_steps};
 use ccod_actors::store::view::SearchRequest;
+use ccod_actors::store::view::search::search;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, WriteAccess};
 use ccod_actors::writer::commit::commit_group;
 use ccod_actors::writer::{PreparedItem, WriteOp};

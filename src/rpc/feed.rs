@@ -14,7 +14,7 @@ use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{ProjectName, format_time, hex, unhex};
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::store::Lineage;
-use ccod_actors::store::changes::{Change, ChangeKind};
+use ccod_actors::store::view::changes::{Change, ChangeKind};
 use ccod_protocol::api::{self, ChangeOp, ChangedNotification, KNOWLEDGE_CHANGED};
 use ccod_protocol::context::{Notifier, NotifyError, Subscriptions};
 use ccod_protocol::error::WireError;

@@ -6,7 +6,7 @@
 
 use ccod_actors::domain::{ProjectName, SearchMode, hex, unhex};
 use ccod_actors::reader::Projects;
-use ccod_actors::store::search::PageVersion;
+use ccod_actors::store::view::search::PageVersion;
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use sha2::{Digest, Sha256};

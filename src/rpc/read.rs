@@ -8,8 +8,8 @@ use ccod_actors::domain::{self, ProjectName, SearchMode, StoredItem, format_time
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::{Projects, StatsReport};
-use ccod_actors::store::filter::Moment;
-use ccod_actors::store::fusion::VECTOR_WEIGHT;
+use ccod_actors::store::view::filter::Moment;
+use ccod_actors::store::view::fusion::VECTOR_WEIGHT;
 use ccod_actors::store::view::{ListRequest, SearchRequest};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;

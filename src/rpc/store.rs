@@ -6,7 +6,7 @@ use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, OnDuplicate, check_key, now_ms};
 use ccod_actors::embedder::{EmbedderHandle, Lane};
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
-use ccod_actors::store::rows::EmbeddedPassage;
+use ccod_actors::store::table::rows::EmbeddedPassage;
 use ccod_actors::writer::PreparedItem;
 use ccod_protocol::api::{self, BatchItem, BatchItemError, StoreStatus};
 use ccod_protocol::error::WireError;

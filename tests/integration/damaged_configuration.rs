@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use ccod_actors::store::schema::TABLE_NAME;
+use ccod_actors::store::table::schema::TABLE_NAME;
 use serde_json::{Value, json};
 
 use crate::support::{Daemon, Home};

@@ -1,7 +1,7 @@
 //! A search that finds less than it was asked to says so, and says how it really searched.
 
 use ccod_actors::lance::Dataset;
-use ccod_actors::store::schema::{MODEL_KEY, TABLE_NAME};
+use ccod_actors::store::table::schema::{MODEL_KEY, TABLE_NAME};
 use serde_json::json;
 
 use crate::support::Daemon;

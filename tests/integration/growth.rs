@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ccod_actors::lance::Dataset;
 use ccod_actors::lance::dataset::NewColumnTransform;
-use ccod_actors::store::rows::RowReader;
+use ccod_actors::store::table::rows::RowReader;
 use serde_json::{Value, json};
 
 use crate::support::{Daemon, Home, copy_tree, ids};

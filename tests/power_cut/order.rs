@@ -12,8 +12,8 @@ use std::sync::Arc;
 use ccod_actors::lance::Dataset;
 use ccod_actors::lance::dataset::fragment::FileFragment;
 use ccod_actors::lance::index::DatasetIndexExt;
-use ccod_actors::store::rows::RowReader;
-use ccod_actors::store::schema::{TABLE_NAME, column};
+use ccod_actors::store::table::rows::RowReader;
+use ccod_actors::store::table::schema::{TABLE_NAME, column};
 use futures::TryStreamExt;
 
 use super::disk::{Disk, Inode, Operation, Place};

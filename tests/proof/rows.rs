@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ccod_actors::lance::Dataset;
-use ccod_actors::store::rows::RowReader;
-use ccod_actors::store::schema::{TABLE_NAME, column};
+use ccod_actors::store::table::rows::RowReader;
+use ccod_actors::store::table::schema::{TABLE_NAME, column};
 use ccod_actors::store::view::cosine;
 use futures::TryStreamExt;
 use serde_json::Value;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::domain::{ItemStats, ProjectName, StoredItem};
 use crate::error::KnowledgeError;
 use crate::store::Lineage;
-use crate::store::changes::Change;
-use crate::store::maintenance::Debt;
-use crate::store::search::PageVersion;
+use crate::store::upkeep::Debt;
+use crate::store::view::changes::Change;
+use crate::store::view::search::PageVersion;
 
 /// Which projects a search concerns.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use crate::deadline::Deadline;
 use crate::domain::{ItemFilter, ProjectName, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::Store;
-use crate::store::search::SearchOutcome;
+use crate::store::view::search::SearchOutcome;
 use crate::store::view::{ListPage, ListRequest, SearchRequest};
 use crate::writer::DeleteTarget;
 

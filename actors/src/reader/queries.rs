@@ -9,7 +9,7 @@ use super::answers::{
 use crate::domain::{ItemFilter, ProjectName, SearchMode, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
-use crate::store::search::{PageVersion, SearchOutcome, search, search_in};
+use crate::store::view::search::{PageVersion, SearchOutcome, search, search_in};
 use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
 use crate::writer::DeleteTarget;
@@ -336,8 +336,8 @@ async fn similar_in(
     };
     // Vectors of one table come from one model, whichever that is.
     let model = match view.shape() {
-        crate::store::schema::TableShape::Current { model } => model.clone(),
-        crate::store::schema::TableShape::Foreign { .. } => String::new(),
+        crate::store::table::schema::TableShape::Current { model } => model.clone(),
+        crate::store::table::schema::TableShape::Foreign { .. } => String::new(),
     };
     let mut outcome = search(&[view], &request, &model).await?;
     outcome.hits.truncate(limit);
@@ -400,8 +400,8 @@ pub(super) async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName
             project.view().await?;
             on_view(store, project.name(), move |view| async move {
                 let (model, needs_migration) = match view.shape() {
-                    crate::store::schema::TableShape::Current { model } => (Some(model.clone()), None),
-                    crate::store::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
+                    crate::store::table::schema::TableShape::Current { model } => (Some(model.clone()), None),
+                    crate::store::table::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
                 };
                 Ok(ProjectStats {
                     project: known.name().to_string(),

@@ -15,8 +15,9 @@ use lance_table::io::commit::ManifestNamingScheme;
 
 use crate::domain::{PROBE_PREFIX, ProjectName};
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::disk;
 use crate::store::error::{file_read_error, lacks_descriptors};
-use crate::store::{state, table_directory};
+use crate::store::table::table_directory;
 
 /// What is shown in place of a project's name where it may be any of them.
 const ANY: &str = "*";
@@ -260,7 +261,7 @@ fn unlisted(knowledge: &Path, error: &std::io::Error) -> LeftAside {
 /// Whether this daemon has written the table, and not the old tool, which names versions otherwise. One that cannot be
 /// looked into counts as ours: it is not passed over for another of its name.
 fn is_written_by_us(project_directory: &Path) -> bool {
-    let Ok(entries) = state::entries(&table_directory(project_directory).join("_versions")) else {
+    let Ok(entries) = disk::entries(&table_directory(project_directory).join("_versions")) else {
         return true;
     };
     let names = entries.iter().filter_map(|entry| entry.file_name()?.to_str());

@@ -2,7 +2,7 @@
 //!
 //! A project
 //!
-//! - can be read: it has a view, whose [`Condition`](super::recovery::Condition) says what of it is damaged;
+//! - can be read: it has a view, whose [`Condition`](super::damage::Condition) says what of it is damaged;
 //! - has nothing stored in it: no view, and nothing to tell;
 //! - has no version that can be read: whoever reads it is told so, [`Store::view_or_empty`] takes it for empty, since
 //!   the next store begins it anew;
@@ -15,12 +15,14 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::{HALF_RESTORED, Project, REEXAMINE_AFTER, Store, recovery, table_directory};
 use crate::clock;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::LeftAside;
+use crate::store::project::{HALF_RESTORED, Project, REEXAMINE_AFTER};
+use crate::store::table::table_directory;
 use crate::store::view::ProjectView;
+use crate::store::{Store, damage};
 
 /// Something in the data directory that may hold knowledge and is not served.
 #[derive(Clone, Debug)]
@@ -86,10 +88,10 @@ impl Project {
             return false;
         }
         let directory = self.directory.clone();
-        let glance = tokio::task::spawn_blocking(move || recovery::glance(&directory, &table_directory(&directory)));
+        let glance = tokio::task::spawn_blocking(move || damage::glance(&directory, &table_directory(&directory)));
         match glance.await {
-            Ok(Ok(recovery::Glance::Nothing)) => false,
-            Ok(Ok(recovery::Glance::Sound)) => {
+            Ok(Ok(damage::Glance::Nothing)) => false,
+            Ok(Ok(damage::Glance::Sound)) => {
                 self.glanced_at.store(true, Ordering::Release);
                 false
             }
@@ -125,7 +127,7 @@ impl Project {
     /// What recovery did and found, a sentence each: what lies in `set-aside`, what was done at the start, and what
     /// cannot be read now. Blocks for the reading of one directory.
     fn recovery(&self) -> Vec<String> {
-        let mut told = recovery::set_aside_so_far(&self.directory);
+        let mut told = damage::set_aside_so_far(&self.directory);
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         told.extend(notes.iter().cloned());
         drop(notes);
@@ -139,7 +141,7 @@ pub(super) async fn losses(projects: Vec<Arc<Project>>) -> Vec<String> {
     let told = tokio::task::spawn_blocking(move || {
         let of = |project: &Arc<Project>| {
             let name = project.name.clone();
-            let losses = recovery::losses(&project.directory).into_iter();
+            let losses = damage::losses(&project.directory).into_iter();
             losses.map(move |what| format!("project {name}: {what}"))
         };
         projects.iter().flat_map(of).collect::<Vec<_>>()
@@ -163,7 +165,7 @@ impl Store {
             return Ok(None);
         };
         let directory = project.directory.clone();
-        tokio::task::spawn_blocking(move || recovery::set_aside_in(&directory))
+        tokio::task::spawn_blocking(move || damage::set_aside_in(&directory))
             .await
             .map_err(KnowledgeError::internal)
     }

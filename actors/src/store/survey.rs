@@ -11,18 +11,20 @@ use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lancedb::expr::col;
 
-use super::{Caches, Project, WriteAccess, dataset_shape, table_directory};
 use crate::clock::believed_now;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::caches::Caches;
 use crate::store::discover::holds_table;
 use crate::store::error::read_error;
-use crate::store::maintenance::{Debt, Pace, due_steps, forgotten_at, measure};
-use crate::store::recovery::Condition;
-use crate::store::rows::RowReader;
-use crate::store::schema::{TableShape, column};
+use crate::store::table::condition::Condition;
+use crate::store::table::rows::RowReader;
+use crate::store::table::schema::{TableShape, column};
+use crate::store::table::{dataset_shape, table_directory};
+use crate::store::upkeep::{Debt, Pace, due_steps, forgotten_at, measure};
 use crate::store::view::ProjectView;
 use crate::store::write::ERASING_MARK;
+use crate::store::{Project, WriteAccess};
 
 /// Bytes of each cache of a look: it reads what it reads once.
 const CACHE_BYTES: usize = 1 << 20;

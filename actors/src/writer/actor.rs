@@ -20,7 +20,7 @@ use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult, PartFailure};
 use crate::restart::RestartPolicy;
 use crate::store::WriteAccess;
-use crate::store::maintenance::{Debt, Pace};
+use crate::store::upkeep::{Debt, Pace};
 
 /// Commits of a busy lane after which one step of upkeep may come between: often enough that debt stays
 /// bounded under load, rarely enough that measuring it costs little.

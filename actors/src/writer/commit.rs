@@ -16,10 +16,11 @@ use lancedb::expr::col;
 
 use crate::domain::{Deletion, ItemFilter, ItemPatch, KnowledgeKind, NewItem, OnDuplicate, ProjectName, now_ms};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
-use crate::store::rows::{EmbeddedPassage, NewRevision, StoredRevision, revisions};
-use crate::store::schema::column;
+use crate::store::WriteTable;
+use crate::store::table::rows::{EmbeddedPassage, NewRevision, StoredRevision, revisions};
+use crate::store::table::schema::column;
+use crate::store::view::filter;
 use crate::store::view::{IdentityRow, ProjectView};
-use crate::store::{WriteTable, filter};
 use crate::writer::undo::UndoNote;
 
 /// How long a commit waits at most for the times of its deletes: one for each millisecond, and a group has some

@@ -18,7 +18,7 @@ use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::KnowledgeResult;
 use crate::store::WriteAccess;
-use crate::store::maintenance::Debt;
+use crate::store::upkeep::Debt;
 
 /// What the writer is asked.
 pub enum WriterMessage {

@@ -142,7 +142,7 @@ pub(super) fn op_rows(op: &WriteOp) -> usize {
 
 /// Bytes that a write brings: its text twice (whole and in passages) and its vectors.
 pub(super) fn op_bytes(op: &WriteOp) -> usize {
-    let vectors = |passages: &[crate::store::rows::EmbeddedPassage]| -> usize {
+    let vectors = |passages: &[crate::store::table::rows::EmbeddedPassage]| -> usize {
         passages.iter().map(|passage| size_of_val(&*passage.vector)).sum()
     };
     match op {

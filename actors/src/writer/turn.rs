@@ -11,8 +11,8 @@ use super::setback::Work;
 use super::upkeep::{UpkeepDone, finish_erasing};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::panics;
-use crate::store::maintenance::{Debt, Pace};
-use crate::store::recovery::Condition;
+use crate::store::table::condition::Condition;
+use crate::store::upkeep::{Debt, Pace};
 use crate::store::{Project, WriteAccess, WriteTable};
 
 /// What a purge has done whose erasing does not come to its end.

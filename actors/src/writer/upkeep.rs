@@ -13,8 +13,8 @@ use super::turn::{LaneTurn, PURGE_PATIENCE};
 use crate::clock::believed_now;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::maintenance::{Pace, Step, due_steps};
-use crate::store::schema::TableShape;
+use crate::store::table::schema::TableShape;
+use crate::store::upkeep::{Pace, Step, due_steps};
 use crate::store::{WriteAccess, WriteGuard};
 
 /// How long after its start the writer looks at the projects that nobody writes to: what the start itself is for goes

@@ -1,0 +1,97 @@
+//! Whether the keyword index of a version can be read.
+
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::index::DatasetIndexExt;
+use lance_index::scalar::FullTextSearchQuery;
+use lance_index::{FtsPrewarmOptions, PrewarmOptions};
+
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::{is_passing, read_error, told};
+use crate::store::table::schema::column;
+use crate::store::view::ProjectView;
+use crate::store::write::TEXT_INDEX;
+
+/// Reads the keyword index from end to end. The inner error says why it cannot be read.
+pub(super) async fn read_keyword_index(dataset: &Arc<Dataset>) -> KnowledgeResult<Result<(), String>> {
+    let dataset = Arc::clone(dataset);
+    let read = tokio::spawn(async move {
+        // To read it whole is the point; what does not fit into the cache need not stay.
+        let options = PrewarmOptions::Fts(FtsPrewarmOptions::new().best_effort());
+        dataset.prewarm_index_with_options(TEXT_INDEX, &options).await
+    });
+    settle(read.await)
+}
+
+/// Searches for the words of `query` among the rows that pass `predicate` and can be read; how many were found, one
+/// at most. The inner error says why it failed.
+pub(super) async fn look_up(
+    view: &ProjectView,
+    dataset: &Arc<Dataset>,
+    query: &str,
+    predicate: lancedb::datafusion::logical_expr::Expr,
+) -> KnowledgeResult<Result<usize, String>> {
+    let damaged = &view.condition().fragments;
+    let readable = dataset
+        .fragments()
+        .iter()
+        .filter(|fragment| !damaged.contains_key(&fragment.id));
+    let search = FullTextSearchQuery::new(query.to_owned())
+        .with_column(column::PASSAGE_TEXT.to_owned())
+        .map_err(read_error)?
+        .limit(Some(1));
+    let mut scanner = dataset.scan();
+    // Else Lance logs a warning about the columns for each row that is looked up.
+    scanner.disable_scoring_autoprojection();
+    scanner
+        .with_fragments(readable.cloned().collect())
+        .project(&[column::ROW_KEY])
+        .map_err(read_error)?
+        .filter_expr(predicate)
+        .prefilter(true)
+        .full_text_search(search)
+        .map_err(read_error)?
+        .limit(Some(1), None)
+        .map_err(read_error)?;
+    let read = tokio::spawn(async move {
+        let batches: Vec<RecordBatch> = scanner.try_into_stream().await?.try_collect().await?;
+        Ok(batches.iter().map(RecordBatch::num_rows).sum())
+    });
+    settle(read.await)
+}
+
+/// An error of this moment is one; an error of the data, or a panic over it, is a finding.
+pub(super) fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) -> KnowledgeResult<Result<T, String>> {
+    match read {
+        Ok(Ok(value)) => Ok(Ok(value)),
+        Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
+        Ok(Err(error)) => Ok(Err(told(&error))),
+        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
+        Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
+    }
+}
+
+/// Why the keyword index of a view cannot be used, if it cannot: reads it, and searches for the words that a search
+/// has failed on. None where that could not be found out.
+pub(crate) async fn keyword_index_damage(view: &ProjectView, query: Option<&str>) -> Option<String> {
+    let look = async {
+        let dataset = open_again(view).await?;
+        let indices = dataset.load_indices().await.map_err(read_error)?;
+        let table = table_path(&dataset);
+        let plain = indices.iter().find_map(|index| damage::index_damage(index, &table));
+        if plain.is_some() || !indices.iter().any(|index| index.name == TEXT_INDEX) {
+            return Ok(plain);
+        }
+        if let Err(reason) = read_keyword_index(&dataset).await? {
+            return Ok(Some(reason));
+        }
+        let Some(query) = query else { return Ok(None) };
+        Ok::<_, KnowledgeError>(look_up(view, &dataset, query, filter::live(None)).await?.err())
+    };
+    look.await.unwrap_or_else(|error| {
+        tracing::warn!(project = %view.project(), %error, "the keyword index could not be examined");
+        None
+    })
+}

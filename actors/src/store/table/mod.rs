@@ -1,0 +1,14 @@
+//! What lies on disk: the schema of a table, its rows, its keyword index, and how a commit is made durable.
+
+mod columns;
+pub mod condition;
+pub mod durable;
+mod growth;
+pub(crate) mod identity;
+pub(crate) mod keyword_index;
+pub mod lineage;
+mod open;
+pub mod rows;
+pub mod schema;
+
+pub(crate) use open::{checked_reads, dataset_shape, table_directory};

@@ -1,0 +1,7 @@
+//! The debts of a table (small files, old versions, rows that no index covers), and the steps that pay them.
+
+mod debt;
+mod steps;
+
+pub use debt::{Debt, FragmentRows, Pace, Step, due_steps, next_thorough_step};
+pub(crate) use debt::{forgotten_at, measure};

@@ -1,0 +1,168 @@
+//! The steps of upkeep, each one commit or one deletion of files.
+
+use std::collections::BTreeMap;
+
+use lance::Dataset;
+use lance::dataset::cleanup::{CleanupPolicy, RemovalStats};
+use lance::dataset::optimize::CompactionOptions;
+use lance_index::optimize::OptimizeOptions;
+use lancedb::table::OptimizeAction;
+
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::{read_error, write_error};
+use crate::store::table::durable::sync_directories;
+use crate::store::upkeep::debt::{DELETED_PART, Debt, Step, measure, next_thorough_step};
+use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
+
+/// Fragments below this many rows are left to the merging of small ones.
+const REWRITTEN_ROWS: usize = 64;
+
+impl WriteTable {
+    /// Measures the debt. Reads the manifest and one directory.
+    pub async fn debt(&self) -> KnowledgeResult<Debt> {
+        let dataset = current_dataset(self.lancedb()).await?;
+        Ok(Debt {
+            expired: self.forgets_at().is_some_and(|at| at <= believed_now()),
+            purge_unfinished: self.is_erasing().await?,
+            ..measure(&dataset, self.oldest_kept_version(&dataset)).await?
+        })
+    }
+
+    /// The oldest version that must stay: the oldest that a reader holds, or the present one.
+    fn oldest_kept_version(&self, dataset: &Dataset) -> u64 {
+        let current = dataset.version().version;
+        self.oldest_held_version().map_or(current, |held| held.min(current))
+    }
+
+    /// Runs every step of a thorough upkeep and counts them by name. Old versions stay: they can be pruned once
+    /// what was done is published.
+    pub(crate) async fn maintain_thoroughly(&mut self) -> KnowledgeResult<BTreeMap<String, u64>> {
+        let mut steps = BTreeMap::new();
+        // Who asks for it wants the room.
+        self.release_pages();
+        // Fragments that Lance does not merge (indexed and unindexed ones) are left after one try.
+        let mut mergeable = true;
+        loop {
+            let mut debt = Debt {
+                // What has expired goes at once here, together with nothing or not.
+                expired: self.holds_closed_before(self.retention_cutoff()),
+                ..self.debt().await?
+            };
+            if !mergeable {
+                debt.fragment_rows.clear();
+            }
+            let Some(step) = next_thorough_step(&debt).filter(|step| *step != Step::Prune) else {
+                return Ok(steps);
+            };
+            let changed = self.maintain(step).await?;
+            match step {
+                Step::Compact { .. } => mergeable = changed,
+                // The oldest closed row may have been purged since; the next look knows better.
+                Step::Forget => {}
+                _ if !changed => return Ok(steps),
+                _ => {}
+            }
+            if changed {
+                *steps.entry(step.name().to_owned()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Lance's own version, which also counts maintenance.
+    pub async fn lance_version(&self) -> KnowledgeResult<u64> {
+        Ok(current_dataset(self.lancedb()).await?.version().version)
+    }
+
+    /// Runs one step. True if it changed anything: it made a version, or removed some.
+    pub async fn maintain(&mut self, step: Step) -> KnowledgeResult<bool> {
+        let before = self.lance_version().await?;
+        match step {
+            Step::Erase => self.erase_removed().await?,
+            Step::Forget => self.forget_before(self.retention_cutoff()).await?,
+            Step::Rewrite { thorough } => {
+                self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART })
+                    .await?
+            }
+            // Of no segment is to append one.
+            Step::Index { merged } => self.optimize_index(OptimizeOptions::merge(merged)).await?,
+            Step::Compact { target_rows } => {
+                let options = CompactionOptions {
+                    target_rows_per_fragment: target_rows,
+                    // A large fragment with deletions would be cut into pieces of the target's size.
+                    materialize_deletions: false,
+                    num_threads: Some(1),
+                    ..CompactionOptions::default()
+                };
+                self.compact(options).await?;
+            }
+            Step::Prune => return self.prune().await,
+        }
+        Ok(self.lance_version().await? > before)
+    }
+
+    /// Rewrites the fragments of which more than `deleted_part` is deleted, and no others.
+    pub(crate) async fn rewrite_deletions(&self, deleted_part: f32) -> KnowledgeResult<()> {
+        let dataset = current_dataset(self.lancedb()).await?;
+        let kept = dataset.get_fragments().into_iter().zip(fragment_rows(&dataset, &[]));
+        let excluded_fragment_ids: Vec<u32> = kept
+            .filter(|(_, rows)| rows.is_mostly_kept(deleted_part))
+            .filter_map(|(fragment, _)| u32::try_from(fragment.id()).ok())
+            .collect();
+        let options = CompactionOptions {
+            target_rows_per_fragment: TIERS[TIERS.len() - 1],
+            materialize_deletions_threshold: deleted_part,
+            excluded_fragment_ids,
+            num_threads: Some(1),
+            ..CompactionOptions::default()
+        };
+        self.compact(options).await
+    }
+
+    async fn compact(&self, options: CompactionOptions) -> KnowledgeResult<()> {
+        let action = OptimizeAction::Compact {
+            options,
+            remap_options: None,
+        };
+        self.lancedb().optimize(action).await.map(drop).map_err(write_error)
+    }
+
+    async fn optimize_index(&self, options: OptimizeOptions) -> KnowledgeResult<()> {
+        let options = options.index_names(vec![TEXT_INDEX.to_owned()]);
+        self.lancedb()
+            .optimize(OptimizeAction::Index(options))
+            .await
+            .map(drop)
+            .map_err(write_error)
+    }
+
+    /// Removes every version before the oldest that a reader holds, with the files only they use. Files that
+    /// no version names are removed as well: the caller holds the project's lock, so no write is in flight. True if
+    /// anything was removed.
+    pub(crate) async fn prune(&self) -> KnowledgeResult<bool> {
+        let dataset = current_dataset(self.lancedb()).await?;
+        let removed = self.prune_before(self.oldest_kept_version(&dataset)).await?;
+        Ok(removed.old_versions > 0 || removed.bytes_removed > 0)
+    }
+
+    /// Removes every version but the present one, whoever reads it, and for good: no power cut brings them back.
+    pub(crate) async fn prune_all(&self) -> KnowledgeResult<()> {
+        let current = current_dataset(self.lancedb()).await?.version().version;
+        self.prune_before(current).await?;
+        let table = std::path::PathBuf::from(self.lancedb().uri().await.map_err(read_error)?);
+        tokio::task::spawn_blocking(move || sync_directories(&table))
+            .await
+            .map_err(KnowledgeError::internal)?
+            .map_err(write_error)
+    }
+
+    async fn prune_before(&self, version: u64) -> KnowledgeResult<RemovalStats> {
+        let dataset = current_dataset(self.lancedb()).await?;
+        let policy = CleanupPolicy {
+            before_version: Some(version),
+            delete_unverified: true,
+            error_if_tagged_old_versions: false,
+            ..CleanupPolicy::default()
+        };
+        dataset.cleanup_with_policy(policy).await.map_err(write_error)
+    }
+}

@@ -1,0 +1,386 @@
+//! Reading everything of a project and comparing it with what it says of itself.
+//!
+//! The table is opened a second time, at the view's version and with caches of its own, so that every byte comes
+//! from the disk. Fragments are read one after another, batch by batch; what is remembered across batches are
+//! fingerprints, some 30 bytes for each row.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Float32Type;
+use arrow_array::{Array, RecordBatch};
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::builder::DatasetBuilder;
+use lance::index::DatasetIndexExt;
+use lance::session::Session;
+use lance_index::scalar::FullTextSearchQuery;
+use lance_index::{FtsPrewarmOptions, PrewarmOptions};
+use lance_io::local::to_local_path;
+use lance_table::format::Fragment;
+use lancedb::datafusion::logical_expr::lit;
+use lancedb::expr::col;
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use crate::domain::{KnowledgeKind, ProjectName, content_hash, metadata_terms};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::{is_passing, read_error, told};
+use crate::store::table::rows::{RowReader, row_key};
+use crate::store::table::schema::{TableShape, column};
+use crate::store::table::{checked_reads, keyword_index};
+use crate::store::view::ProjectView;
+use crate::store::view::filter;
+use crate::store::write::{ERASING_MARK, TEXT_INDEX, configuration_damage};
+use crate::store::{Lineage, Store, damage, disk};
+
+/// Rows of one batch: some 2 MiB with vectors.
+const BATCH_ROWS: usize = 512;
+/// Caches of the second opening: enough for the metadata of one file at a time and a chunk of the index.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Rows, spread over the table, whose words are looked up in the keyword index.
+const PROBED_ROWS: u64 = 200;
+/// Versions of a project that are read before it is given up, where they are taken away meanwhile.
+const VERSIONS_READ: usize = 5;
+/// Flaws that are listed for each project; the others are counted.
+const MAX_FLAWS: usize = 1_000;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    /// What and where: the file, or the row by its key.
+    pub problem: String,
+    /// What to do about it.
+    pub fix: &'static str,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Rows that were read.
+    pub rows: u64,
+    /// What is wrong.
+    pub flaws: Vec<Flaw>,
+}
+
+/// What to do about a damaged file.
+const FIX_FILE: &str = "stop the daemon and put the file back from a backup, or restore the project; otherwise the \
+                        daemon goes on without it and sets what is left of it aside with the next store";
+/// What to do about a damaged row.
+const FIX_ROW: &str = "store the item again and delete this one, or restore the project from a backup";
+/// What to do about a damaged keyword index.
+const FIX_INDEX: &str = "restart the daemon: it makes a damaged keyword index anew";
+
+/// What to do about a damaged configuration of a table.
+const FIX_CONFIGURATION: &str = "restore the project from a backup; until then it can be read and exported";
+
+/// The flaws so far.
+#[derive(Debug, Default)]
+struct Flaws {
+    listed: Vec<Flaw>,
+    more: usize,
+}
+
+impl Flaws {
+    fn add(&mut self, problem: impl Into<String>, fix: &'static str) {
+        if self.listed.len() < MAX_FLAWS {
+            let problem = problem.into();
+            self.listed.push(Flaw { problem, fix });
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn into_list(mut self) -> Vec<Flaw> {
+        if self.more > 0 {
+            self.listed.push(Flaw {
+                problem: format!("and {} more like these", self.more),
+                fix: "mend these first and verify again",
+            });
+        }
+        self.listed
+    }
+}
+
+/// Reads everything of a project; none where there is no such project. `progress` is told the rows read so far and
+/// all there are; when `is_over` says so, it ends with [`KnowledgeError::Cancelled`].
+///
+/// It holds the version that it reads, but a purge and a restore take the files of a version away after a while,
+/// whoever reads it. What was found then is no flaw, and it reads again, at the version that there is now.
+///
+/// # Errors
+/// [`KnowledgeError::Unavailable`] where that happens again and again.
+pub async fn verify(
+    store: &Store,
+    project: &ProjectName,
+    mut progress: impl FnMut(u64, u64),
+    is_over: impl Fn() -> bool,
+) -> KnowledgeResult<Option<Verified>> {
+    for _ in 0..VERSIONS_READ {
+        store.view(project).await?;
+        let lineage = store.lineage(project)?;
+        let Some(view) = store.view(project).await? else {
+            return Ok(None);
+        };
+        let verified = verify_view(&view, &mut progress, &is_over).await;
+        match &verified {
+            Ok(verified) if verified.flaws.is_empty() => {}
+            Err(KnowledgeError::Cancelled) => {}
+            _ if is_taken_away(store, &view, lineage).await? => {
+                tracing::info!(%project, version = view.lance_version(), "the version was removed while it was verified");
+                continue;
+            }
+            _ => {}
+        }
+        return verified.map(Some);
+    }
+    Err(KnowledgeError::Unavailable {
+        part: "verification",
+        reason: format!("the versions of project {project} that it read were removed meanwhile, by purges or restores"),
+    })
+}
+
+/// Whether the files of a view were removed: by a restore, which begins another history, or by a purge, which removes
+/// the manifest as well and its mark last.
+pub(super) async fn is_taken_away(store: &Store, view: &ProjectView, lineage: Lineage) -> KnowledgeResult<bool> {
+    store.view(view.project()).await?;
+    if store.lineage(view.project())? != lineage {
+        return Ok(true);
+    }
+    let manifest = PathBuf::from(to_local_path(&view.dataset().manifest_location().path));
+    if !disk::exists(&manifest)? {
+        return Ok(true);
+    }
+    // `<project>/<table>/_versions/<manifest>`
+    let directory = manifest.ancestors().nth(3).map(Path::to_path_buf).unwrap_or_default();
+    let superseded = store
+        .view(view.project())
+        .await?
+        .is_none_or(|now| now.lance_version() != view.lance_version());
+    Ok(superseded && disk::exists(&directory.join(ERASING_MARK))?)
+}
+
+/// Reads everything of one version.
+async fn verify_view(
+    view: &ProjectView,
+    mut progress: impl FnMut(u64, u64),
+    is_over: impl Fn() -> bool,
+) -> KnowledgeResult<Verified> {
+    let mut flaws = Flaws::default();
+    let dataset = open_again(view).await?;
+    let table = table_path(&dataset);
+    let plainly_damaged = check_files(&dataset, &table, &mut flaws).await?;
+    if let Some(damage) = configuration_damage(dataset.config()) {
+        flaws.add(damage, FIX_CONFIGURATION);
+    }
+
+    let expected: Vec<(Fragment, u64)> = dataset
+        .fragments()
+        .iter()
+        .map(|fragment| (fragment.clone(), fragment.num_rows().unwrap_or(0) as u64))
+        .collect();
+    let total: u64 = expected.iter().map(|(_, rows)| rows).sum();
+    let mut rows = Rows::new(view, total);
+    for (fragment, wanted) in &expected {
+        if plainly_damaged.contains(&fragment.id) {
+            continue; // Said already.
+        }
+        let before = rows.read;
+        let names: Vec<&str> = fragment.files.iter().map(|file| file.path.as_str()).collect();
+        let mut batches = read_batches(&dataset, fragment);
+        while let Some(batch) = batches.next().await? {
+            match batch {
+                Ok(batch) => rows.check(&batch, &mut flaws),
+                Err(reason) => {
+                    flaws.add(
+                        format!("data file {} cannot be read: {reason}", names.join(", ")),
+                        FIX_FILE,
+                    );
+                    break;
+                }
+            }
+            progress(rows.read, total);
+            if is_over() {
+                return Err(KnowledgeError::Cancelled);
+            }
+        }
+        let found = rows.read - before;
+        if batches.whole && found != *wanted {
+            flaws.add(
+                format!(
+                    "data file {} holds {found} rows, the manifest says {wanted}",
+                    names.join(", ")
+                ),
+                FIX_FILE,
+            );
+        }
+    }
+    rows.finish(&mut flaws);
+
+    if let TableShape::Current { .. } = view.shape() {
+        check_keyword_index(view, &dataset, &rows.samples, &mut flaws, &is_over).await?;
+    }
+    Ok(Verified {
+        rows: rows.read,
+        flaws: flaws.into_list(),
+    })
+}
+
+/// The view's version with caches of its own.
+async fn open_again(view: &ProjectView) -> KnowledgeResult<Arc<Dataset>> {
+    let registry = Arc::new(lancedb::ObjectStoreRegistry::default());
+    let session = Arc::new(Session::new(CACHE_BYTES, CACHE_BYTES, registry));
+    let builder = DatasetBuilder::from_uri(view.dataset().uri())
+        .with_read_params(checked_reads())
+        .with_version(view.lance_version())
+        .with_session(session);
+    // A task of its own: damaged bytes can make Lance panic.
+    match tokio::spawn(async move { builder.load().await }).await {
+        Ok(Ok(dataset)) => Ok(Arc::new(dataset)),
+        Ok(Err(error)) => Err(read_error(error)),
+        Err(panic) => Err(KnowledgeError::unreadable(format_args!(
+            "project {} cannot be opened: {panic}",
+            view.project()
+        ))),
+    }
+}
+
+/// Where a table lies.
+fn table_path(dataset: &Dataset) -> PathBuf {
+    // `<table>/_versions/<manifest>`
+    let manifest = PathBuf::from(to_local_path(&dataset.manifest_location().path));
+    manifest.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Whether every file that the version names is there, with its length. Answers the fragments of which one is not.
+async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> KnowledgeResult<HashSet<u64>> {
+    let fragments = Arc::clone(dataset.fragments());
+    let indices = dataset.load_indices().await.map_err(read_error)?;
+    let table = table.to_path_buf();
+    let found = tokio::task::spawn_blocking(move || {
+        fail::fail_point!("verify::files");
+        let damaged = damage::damaged_fragments(&fragments, &table);
+        let indices: Vec<String> = indices
+            .iter()
+            .filter_map(|index| {
+                let damage = damage::index_damage(index, &table)?;
+                Some(format!("index {}: {damage}", index.name))
+            })
+            .collect();
+        (damaged, indices)
+    });
+    let (damaged, indices) = found.await.map_err(KnowledgeError::internal)?;
+    for fragment in damaged.values() {
+        flaws.add(format!("{} rows: {}", fragment.rows, fragment.reason), FIX_FILE);
+    }
+    for index in indices {
+        flaws.add(index, FIX_INDEX);
+    }
+    Ok(damaged.into_keys().collect())
+}
+
+/// The rows of a fragment, read by a task of its own, since damaged bytes can make Lance panic.
+struct Batches {
+    batches: mpsc::Receiver<lance::Result<RecordBatch>>,
+    task: Option<tokio::task::JoinHandle<()>>,
+    /// Whether the end was reached without an error.
+    whole: bool,
+}
+
+fn read_batches(dataset: &Arc<Dataset>, fragment: &Fragment) -> Batches {
+    let mut scanner = dataset.scan();
+    scanner.with_fragments(vec![fragment.clone()]).batch_size(BATCH_ROWS);
+    let (sender, batches) = mpsc::channel(1);
+    let task = tokio::spawn(async move {
+        let mut stream = match scanner.try_into_stream().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                // A failed send only means that nobody wants to know any more; so below.
+                sender.send(Err(error)).await.ok();
+                return;
+            }
+        };
+        loop {
+            let sent = match stream.try_next().await {
+                Ok(None) => return,
+                Ok(Some(batch)) => sender.send(Ok(batch)).await,
+                Err(error) => {
+                    sender.send(Err(error)).await.ok();
+                    return;
+                }
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    });
+    Batches {
+        batches,
+        task: Some(task),
+        whole: false,
+    }
+}
+
+impl Batches {
+    /// The next batch; the inner error says why there is none where there should be one.
+    async fn next(&mut self) -> KnowledgeResult<Option<Result<RecordBatch, String>>> {
+        match self.batches.recv().await {
+            Some(Ok(batch)) => Ok(Some(Ok(batch))),
+            Some(Err(error)) if is_passing(&error) => Err(read_error(error)),
+            Some(Err(error)) => Ok(Some(Err(told(&error)))),
+            None => {
+                let Some(task) = self.task.take() else { return Ok(None) };
+                match task.await {
+                    Ok(()) => {
+                        self.whole = true;
+                        Ok(None)
+                    }
+                    Err(panic) => Ok(Some(Err(told(&panic)))),
+                }
+            }
+        }
+    }
+}
+
+/// Reads the keyword index whole, and looks up the words of `samples`, rows by their key, in it.
+async fn check_keyword_index(
+    view: &ProjectView,
+    dataset: &Arc<Dataset>,
+    samples: &[(String, String)],
+    flaws: &mut Flaws,
+    is_over: &impl Fn() -> bool,
+) -> KnowledgeResult<()> {
+    let indices = dataset.load_indices().await.map_err(read_error)?;
+    if !indices.iter().any(|index| index.name == TEXT_INDEX) {
+        flaws.add("there is no keyword index", FIX_INDEX);
+        return Ok(());
+    }
+    if let Err(reason) = read_keyword_index(dataset).await? {
+        flaws.add(format!("the keyword index cannot be read: {reason}"), FIX_INDEX);
+        return Ok(());
+    }
+    for (key, text) in samples {
+        if is_over() {
+            return Err(KnowledgeError::Cancelled);
+        }
+        if !keyword_index::has_terms(text)? {
+            continue;
+        }
+        let predicate = col(column::ROW_KEY).eq(lit(key.as_str()));
+        match look_up(view, dataset, text, predicate).await? {
+            Ok(1..) => {}
+            Ok(0) => flaws.add(
+                format!("row {key}: its words are not found in the keyword index"),
+                FIX_INDEX,
+            ),
+            Err(reason) => {
+                flaws.add(format!("the keyword index cannot be searched: {reason}"), FIX_INDEX);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! Items of a view: by id, listed, counted, and those that a search has ranked.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use chrono::{DateTime, Utc};
+use lance::dataset::ProjectionRequest;
+use lance::dataset::scanner::ColumnOrdering;
+use lancedb::datafusion::logical_expr::{Expr, lit};
+use lancedb::expr::col;
+
+use crate::domain::{ItemFilter, SearchHit, StoredItem};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::read_error;
+use crate::store::table::rows::{ITEM_COLUMNS, RowReader, row_key};
+use crate::store::table::schema::column;
+use crate::store::view::fusion::RankedItem;
+use crate::store::view::{ProjectView, filter};
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// Which items.
+    pub filter: ItemFilter,
+    /// Newest first, or oldest first.
+    pub newest_first: bool,
+    /// Items wanted.
+    pub limit: usize,
+    /// Where the page before ended: its last item's creation and id.
+    pub after: Option<(DateTime<Utc>, String)>,
+    /// What the answer may take.
+    pub max_answer_bytes: usize,
+}
+
+/// What [`ProjectView::list`] found.
+#[derive(Clone, Debug, Default)]
+pub struct ListPage {
+    /// The items, in order.
+    pub items: Vec<StoredItem>,
+    /// How many match in all.
+    pub total: u64,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+impl ProjectView {
+    /// Loads the items of a page of results, in its order. An item whose text cannot be read any more is none.
+    pub(crate) async fn load_hits(&self, page: &[RankedItem]) -> KnowledgeResult<Vec<Option<SearchHit>>> {
+        if page.is_empty() {
+            return Ok(Vec::new());
+        }
+        let row_ids: Vec<u64> = page.iter().map(|item| item.row_id).collect();
+        let projection = ProjectionRequest::from_columns(self.present(&ITEM_COLUMNS), self.dataset.schema());
+        let batch = self.dataset.take_rows(&row_ids, projection).await.map_err(read_error)?;
+        if batch.num_rows() != page.len() {
+            return Err(KnowledgeError::internal(format!(
+                "{} rows were asked for and {} came back",
+                page.len(),
+                batch.num_rows()
+            )));
+        }
+        let rows = RowReader(&batch);
+
+        // The whole text stands in passage 0; where another passage matched, it is fetched as well.
+        let mut first_rows = Vec::new();
+        for row in 0..batch.num_rows() {
+            if rows.small_int(column::PASSAGE, row)? != 0 {
+                let revision = rows.int(column::REVISION, row)?.unwrap_or(1);
+                first_rows.push(row_key(rows.required_text(column::ID, row)?, revision, 0));
+            }
+        }
+        let mut first_items: HashMap<String, StoredItem> = HashMap::new();
+        if let Some(predicate) = filter::any_of(column::ROW_KEY, &first_rows) {
+            for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
+                for row in 0..batch.num_rows() {
+                    let item = RowReader(&batch).item(row)?;
+                    first_items.insert(item.id.clone(), item);
+                }
+            }
+        }
+
+        let mut hits = Vec::with_capacity(page.len());
+        for (row, ranked) in page.iter().enumerate() {
+            let mut item = rows.item(row)?;
+            if rows.small_int(column::PASSAGE, row)? != 0 {
+                let Some(first) = first_items.get(&item.id) else {
+                    // Its first passage was in a fragment that is damaged; admin.verify names it.
+                    tracing::warn!(project = %self.project, id = item.id, "an item has lost its first passage");
+                    hits.push(None);
+                    continue;
+                };
+                item = first.clone();
+            }
+            let passage = rows.passage(row)?.in_bytes_of(&item.text);
+            hits.push(Some(SearchHit {
+                item,
+                passage,
+                score: ranked.score,
+                similarity: ranked.similarity,
+                bm25: ranked.bm25,
+                vector_rank: ranked.vector_rank,
+                text_rank: ranked.text_rank,
+            }));
+        }
+        Ok(hits)
+    }
+
+    /// Lists items by creation, then id.
+    ///
+    /// # Errors
+    /// [`KnowledgeError::AnswerTooLarge`] where the page is larger than an answer may be.
+    pub async fn list(&self, request: &ListRequest) -> KnowledgeResult<ListPage> {
+        self.check_shape()?;
+        let matching = filter::matching(&request.filter, None).and(filter::first_passage());
+        let total = self.count(matching.clone()).await?;
+        let predicate = match &request.after {
+            None => matching,
+            Some((time, id)) => {
+                let timestamp = || col(column::TIMESTAMP);
+                let same_time = timestamp().eq(filter::time_literal(*time));
+                let same_time_later_id = same_time.and(col(column::ID).gt(lit(id.as_str())));
+                let beyond = if request.newest_first {
+                    timestamp().lt(filter::time_literal(*time))
+                } else {
+                    timestamp().gt(filter::time_literal(*time))
+                };
+                matching.and(beyond.or(same_time_later_id))
+            }
+        };
+        let mut scanner = self.scan(&[column::ID, column::TIMESTAMP], predicate)?;
+        let by_time = if request.newest_first {
+            ColumnOrdering::desc_nulls_last(column::TIMESTAMP.to_owned())
+        } else {
+            ColumnOrdering::asc_nulls_last(column::TIMESTAMP.to_owned())
+        };
+        scanner
+            .order_by(Some(vec![
+                by_time,
+                ColumnOrdering::asc_nulls_last(column::ID.to_owned()),
+            ]))
+            .map_err(read_error)?
+            .limit(Some(request.limit as i64 + 1), None)
+            .map_err(read_error)?
+            .with_row_id();
+        let mut places = Vec::with_capacity(request.limit + 1);
+        for batch in Self::collect(&scanner).await? {
+            for row in 0..batch.num_rows() {
+                places.push(row_id(&batch, row)?);
+            }
+        }
+        let more = places.len() > request.limit;
+        places.truncate(request.limit);
+        let items = self.items_within(&places, request.max_answer_bytes).await?;
+        Ok(ListPage { items, total, more })
+    }
+
+    async fn count(&self, predicate: Expr) -> KnowledgeResult<u64> {
+        let mut scanner = self.scanner();
+        scanner
+            .project::<&str>(&[])
+            .map_err(read_error)?
+            .with_row_id()
+            .filter_expr(self.without_missing(predicate)?);
+        scanner.count_rows().await.map_err(read_error)
+    }
+
+    /// How many live items pass `filter`, and the bytes of their texts and vectors.
+    pub async fn matching_size(&self, filter: &ItemFilter) -> KnowledgeResult<(u64, u64)> {
+        self.check_shape()?;
+        let columns = [column::PASSAGE, column::PASSAGE_TEXT];
+        let vector_bytes = self.vector_bytes();
+        let scanner = self.scan(&columns, filter::matching(filter, None))?;
+        let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
+        let (mut items, mut bytes) = (0, 0);
+        while let Some(batch) = stream.try_next().await.map_err(read_error)? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                // A text stands in the row twice: whole, and in its passages.
+                bytes += 2 * rows.required_text(column::PASSAGE_TEXT, row)?.len() as u64 + vector_bytes;
+                items += u64::from(rows.small_int(column::PASSAGE, row)? == 0);
+            }
+        }
+        Ok((items, bytes))
+    }
+
+    fn vector_bytes(&self) -> u64 {
+        let dimensions = match self
+            .dataset
+            .schema()
+            .field(column::VECTOR)
+            .map(|field| field.data_type())
+        {
+            Some(arrow_schema::DataType::FixedSizeList(_, dimensions)) => dimensions,
+            _ => 0,
+        };
+        u64::try_from(dimensions).unwrap_or(0) * size_of::<f32>() as u64
+    }
+
+    /// The direction of a live item: the mean of its passages' vectors.
+    pub async fn item_vector(&self, id: &str) -> KnowledgeResult<Option<Arc<[f32]>>> {
+        self.check_shape()?;
+        let predicate = col(column::ID).eq(lit(id)).and(filter::live(None));
+        let mut sum: Vec<f32> = Vec::new();
+        for batch in Self::collect(&self.scan(&[column::VECTOR], predicate)?).await? {
+            for row in 0..batch.num_rows() {
+                let vector = RowReader(&batch).vector(row)?;
+                sum.resize(vector.len(), 0.0);
+                for (total, component) in sum.iter_mut().zip(vector) {
+                    *total += component;
+                }
+            }
+        }
+        // The cosine does not see the length, so the sum is as good as the mean.
+        Ok((!sum.is_empty()).then(|| sum.into()))
+    }
+
+    /// Whole rows, in the table's schema, as one batch.
+    pub(crate) async fn rows(&self, predicate: Expr) -> KnowledgeResult<RecordBatch> {
+        let schema: arrow_schema::Schema = self.dataset.schema().into();
+        let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        let batches = Self::collect(&self.scan(&columns, predicate)?).await?;
+        arrow_select::concat::concat_batches(&Arc::new(schema), &batches).map_err(KnowledgeError::internal)
+    }
+}

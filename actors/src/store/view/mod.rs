@@ -1,0 +1,24 @@
+//! What readers see: one immutable version of a project's table, and the queries on it.
+
+pub mod changes;
+pub mod export;
+pub mod filter;
+pub mod fusion;
+mod gather;
+pub(crate) mod held;
+mod horizon;
+mod identities;
+mod items;
+mod leg_queries;
+mod legs;
+mod project_view;
+pub mod search;
+mod stats;
+
+pub use horizon::Horizon;
+pub(crate) use horizon::config_number;
+pub use identities::IdentityRow;
+pub use items::{ListPage, ListRequest};
+pub use leg_queries::cosine;
+pub(crate) use project_view::row_id;
+pub use project_view::{ProjectView, SearchRequest};

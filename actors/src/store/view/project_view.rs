@@ -1,0 +1,232 @@
+//! What a reader sees: one immutable version of a project's table.
+//!
+//! The writer publishes a new view before it answers a write, so an acknowledged write is in the view that
+//! the next request takes. All steps of one request read one view. A view can only be queried: nothing here
+//! writes, and the dataset inside is not given out of the store.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use arrow_array::{Float32Array, RecordBatch};
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::ProjectionRequest;
+use lance::dataset::scanner::{ColumnOrdering, Scanner};
+use lance_index::scalar::FullTextSearchQuery;
+use lancedb::datafusion::common::tree_node::{Transformed, TreeNode};
+use lancedb::datafusion::logical_expr::{Expr, lit};
+use lancedb::datafusion::scalar::ScalarValue;
+use lancedb::expr::col;
+use tokio::sync::OnceCell;
+
+use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchHit, SearchMode, StoredItem};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::read_error;
+use crate::store::table::columns::Column;
+use crate::store::table::condition::Condition;
+use crate::store::table::rows::{ITEM_COLUMNS, RowReader, row_key};
+use crate::store::table::schema::{TableShape, column, may_be_missing};
+use crate::store::view::filter;
+use crate::store::view::fusion::{LegHit, RankedItem};
+use crate::store::view::legs::{LegKind, LegPage};
+
+/// Column of the row's address in this version.
+const ROW_ID: &str = "_rowid";
+
+/// One version of one project's table. Cheap to share; see the module.
+#[derive(Debug)]
+pub struct ProjectView {
+    project: ProjectName,
+    dataset: Arc<Dataset>,
+    shape: TableShape,
+    sequence: i64,
+    condition: Arc<Condition>,
+    stats: OnceCell<Arc<ItemStats>>,
+}
+
+/// A search, checked and embedded.
+#[derive(Clone, Debug)]
+pub struct SearchRequest {
+    /// The words.
+    pub query: String,
+    /// Their embedding; none in text mode or while the embedder is unavailable.
+    pub vector: Option<Arc<[f32]>>,
+    /// Which legs run.
+    pub mode: SearchMode,
+    /// Which items are searched; applied before the best are taken.
+    pub filter: ItemFilter,
+    /// Results wanted.
+    pub limit: usize,
+    /// Results skipped.
+    pub offset: usize,
+    /// Least fused score.
+    pub threshold: Option<f32>,
+    /// Cosine below which a passage does not count as found by its meaning.
+    pub min_similarity: f32,
+    /// Search the items as they were then.
+    pub at: Option<filter::Moment>,
+    /// An item that is no result of its own.
+    pub except: Option<String>,
+    /// Bytes of text that the results may have together; those that do not fit are left out, but for the first.
+    pub text_budget: Option<usize>,
+    /// What the answer may take.
+    pub max_answer_bytes: usize,
+}
+
+impl ProjectView {
+    pub(crate) fn new(
+        project: ProjectName,
+        dataset: Arc<Dataset>,
+        shape: TableShape,
+        sequence: i64,
+        condition: Arc<Condition>,
+    ) -> Self {
+        Self {
+            project,
+            dataset,
+            shape,
+            sequence,
+            condition,
+            stats: OnceCell::new(),
+        }
+    }
+
+    /// The project.
+    pub fn project(&self) -> &ProjectName {
+        &self.project
+    }
+
+    /// The number of the last commit in it.
+    pub fn sequence(&self) -> i64 {
+        self.sequence
+    }
+
+    /// What the table is.
+    pub fn shape(&self) -> &TableShape {
+        &self.shape
+    }
+
+    /// Lance's own version, which also counts maintenance.
+    pub fn lance_version(&self) -> u64 {
+        self.dataset.version().version
+    }
+
+    /// Fragments of the table.
+    pub fn fragments(&self) -> usize {
+        self.dataset.get_fragments().len()
+    }
+
+    /// Rows of the table, closed ones too.
+    pub async fn row_count(&self) -> KnowledgeResult<usize> {
+        self.dataset.count_rows(None).await.map_err(read_error)
+    }
+
+    /// What of the table cannot be read: scans leave it out.
+    pub fn condition(&self) -> &Arc<Condition> {
+        &self.condition
+    }
+
+    /// Why a search finds less than was stored, if so.
+    pub fn degraded(&self) -> Option<String> {
+        let found = self.condition.describe();
+        (!found.is_empty()).then(|| format!("project {}: {}", self.project, found.join("; ")))
+    }
+
+    pub(crate) fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// Refuses a table of another shape.
+    pub fn check_shape(&self) -> KnowledgeResult<()> {
+        match &self.shape {
+            TableShape::Current { .. } => Ok(()),
+            TableShape::Foreign { detail } => Err(KnowledgeError::NeedsMigration {
+                project: self.project.to_string(),
+                detail: detail.clone(),
+            }),
+        }
+    }
+
+    /// Refuses vectors of another model than `running`.
+    pub fn check_model(&self, running: &str) -> KnowledgeResult<()> {
+        match &self.shape {
+            TableShape::Current { model } if model != running => Err(KnowledgeError::ModelMismatch {
+                project: self.project.to_string(),
+                stored: model.clone(),
+                running: running.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A scan over everything that can be read.
+    fn scanner(&self) -> Scanner {
+        let mut scanner = self.dataset.scan();
+        if !self.condition.fragments.is_empty() {
+            let fragments = self.dataset.fragments().iter();
+            let readable = fragments.filter(|fragment| !self.condition.fragments.contains_key(&fragment.id));
+            scanner.with_fragments(readable.cloned().collect());
+        }
+        scanner
+    }
+
+    /// A scan of `columns` over the rows that pass `predicate`. A column that this version of the table is without
+    /// is null: absent from what is read (see [`RowReader`]), and null in the predicate.
+    pub(crate) fn scan(&self, columns: &[&str], predicate: Expr) -> KnowledgeResult<Scanner> {
+        let mut scanner = self.scanner();
+        scanner.project(&self.present(columns)).map_err(read_error)?;
+        scanner.filter_expr(self.without_missing(predicate)?).prefilter(true);
+        Ok(scanner)
+    }
+
+    /// `columns`, without those that this version of the table need not have and does not have.
+    pub(crate) fn present<'a>(&self, columns: &[&'a str]) -> Vec<&'a str> {
+        let schema = self.dataset.schema();
+        let there = |name: &&str| !may_be_missing(name) || schema.field(name).is_some();
+        columns.iter().copied().filter(there).collect()
+    }
+
+    /// `predicate`, with null in place of columns that this version of the table is without.
+    fn without_missing(&self, predicate: Expr) -> KnowledgeResult<Expr> {
+        let schema = self.dataset.schema();
+        let replaced = predicate.transform(|part| {
+            let missing = match &part {
+                Expr::Column(named) if may_be_missing(&named.name) && schema.field(&named.name).is_none() => {
+                    Column::find(&named.name)
+                }
+                _ => None,
+            };
+            Ok(match missing {
+                Some(column) => Transformed::yes(lit(ScalarValue::try_from(&column.data_type(0))?)),
+                None => Transformed::no(part),
+            })
+        });
+        replaced.map(|replaced| replaced.data).map_err(KnowledgeError::internal)
+    }
+
+    async fn collect(scanner: &Scanner) -> KnowledgeResult<Vec<RecordBatch>> {
+        let stream = scanner.try_into_stream().await.map_err(read_error)?;
+        stream.try_collect().await.map_err(read_error)
+    }
+
+    /// Refuses what cannot be searched at this moment of its history.
+    pub(crate) fn check_searchable(&self, at: Option<filter::Moment>) -> KnowledgeResult<()> {
+        self.check_shape()?;
+        self.check_moment(at)
+    }
+
+    /// The table's configuration.
+    pub(crate) fn config(&self) -> &HashMap<String, String> {
+        self.dataset.config()
+    }
+}
+
+pub(crate) fn row_id(batch: &RecordBatch, row: usize) -> KnowledgeResult<u64> {
+    use arrow_array::cast::AsArray;
+    batch
+        .column_by_name(ROW_ID)
+        .and_then(|array| array.as_primitive_opt::<arrow_array::types::UInt64Type>())
+        .map(|array| array.value(row))
+        .ok_or_else(|| KnowledgeError::internal("the query returned no row ids"))
+}

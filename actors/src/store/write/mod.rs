@@ -1,0 +1,9 @@
+//! What the writer does to a table.
+
+mod purge;
+mod retention;
+mod table;
+
+pub(crate) use purge::ERASING_MARK;
+pub(crate) use table::{TEXT_INDEX, configuration_damage, current_dataset};
+pub use table::{WriteTable, Written};

@@ -1,0 +1,490 @@
+//! The table as the writer holds it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow_array::{RecordBatch, RecordBatchIterator};
+use arrow_schema::SchemaRef;
+use chrono::{DateTime, TimeDelta, Utc};
+use lance::Dataset;
+use lance::dataset::{MergeInsertBuilder, WhenMatched, WhenNotMatched, WriteParams};
+use lance::session::Session;
+use lancedb::datafusion::logical_expr::lit;
+use lancedb::expr::col;
+use lancedb::index::Index;
+use lancedb::table::{NativeTable, WriteOptions};
+use lancedb::{Connection, Table};
+
+use crate::clock::believed_now;
+use crate::domain::{ProjectName, now_ms};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::ModelIdentity;
+use crate::store::error::{read_error, write_error};
+use crate::store::table::condition::Condition;
+use crate::store::table::durable::DurableCommitHandler;
+use crate::store::table::identity::{IdentityKind, SeenIdentities};
+use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
+use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
+use crate::store::table::{dataset_shape, keyword_index};
+use crate::store::upkeep::forgotten_at;
+use crate::store::view::filter;
+use crate::store::view::held::HeldVersions;
+use crate::store::view::{Horizon, IdentityRow, ProjectView, config_number};
+
+/// Name of the keyword index.
+pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
+
+/// Key of the last commit's number in the table's configuration; written when rows are forgotten.
+const SEQUENCE_KEY: &str = "ccod.last_sequence";
+/// Pause between looks at whether a purge's readers are done.
+const READER_POLL: Duration = Duration::from_millis(20);
+
+/// A project's table, opened for writing. Only the holder of a project's lock has one.
+pub struct WriteTable {
+    project: ProjectName,
+    table: Table,
+    schema: SchemaRef,
+    shape: TableShape,
+    last_sequence: i64,
+    seen: SeenIdentities,
+    /// How long closed rows are kept.
+    retention: TimeDelta,
+    /// When the oldest of the closed rows was closed: from when on there is something to forget.
+    oldest_closed: Option<DateTime<Utc>>,
+    /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
+    held: HeldVersions,
+    /// What of it cannot be read. Views leave it out.
+    condition: Arc<Condition>,
+    /// What was mended, for `admin.status`.
+    notes: Vec<String>,
+}
+
+/// What one commit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its number in the project.
+    pub sequence: i64,
+    /// Rows written.
+    pub rows: usize,
+}
+
+impl std::fmt::Debug for WriteTable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("WriteTable")
+            .field("project", &self.project)
+            .field("last_sequence", &self.last_sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl WriteTable {
+    /// Takes over a table that was found on disk, in this condition.
+    pub(crate) async fn opened(
+        project: ProjectName,
+        table: Table,
+        retention: TimeDelta,
+        condition: Condition,
+        held: HeldVersions,
+    ) -> KnowledgeResult<Self> {
+        let schema = table.schema().await.map_err(read_error)?;
+        let dataset = current_dataset(&table).await?;
+        let shape = dataset_shape(&dataset);
+        let mut opened = Self {
+            project,
+            table,
+            schema,
+            shape,
+            last_sequence: 0,
+            seen: SeenIdentities::default(),
+            retention,
+            oldest_closed: None,
+            held,
+            condition: Arc::new(condition),
+            notes: Vec::new(),
+        };
+        if let TableShape::Current { .. } = opened.shape {
+            opened.load_identities(dataset).await?;
+            // A crash between a table's creation and its index leaves it without one, and keyword search
+            // would then compare cases and know no stems.
+            if opened.condition.configuration.is_none()
+                && let Err(error) = opened.mend_text_index().await
+            {
+                if matches!(error, KnowledgeError::NoDescriptors) {
+                    return Err(error); // There may be one.
+                }
+                // Everything else can be read; the writer tries again before its next commit.
+                tracing::error!(project = %opened.project, %error, "the keyword index cannot be made");
+            }
+        }
+        Ok(opened)
+    }
+
+    async fn load_identities(&mut self, dataset: Arc<Dataset>) -> KnowledgeResult<()> {
+        let view = self.view_of(dataset, 0);
+        // Rows that were forgotten no longer count, their commits do.
+        let mut last_sequence = match sequence_in(view.config()) {
+            Ok(number) => number,
+            // Nothing is written then, so no number is given.
+            Err(_) if self.condition.configuration.is_some() => 0,
+            Err(error) => return Err(error),
+        };
+        let mut seen = SeenIdentities::default();
+        let mut oldest_closed = None;
+        view.for_each_identity(filter::first_passage(), |row| {
+            last_sequence = last_sequence.max(row.valid_from).max(row.valid_to.unwrap_or(0));
+            oldest_closed = oldest_closed.into_iter().chain(row.closed_at).min();
+            remember(&mut seen, &row.id, &row.content_hash, row.idempotency_key.as_deref());
+        })
+        .await?;
+        self.last_sequence = last_sequence;
+        self.seen = seen;
+        self.oldest_closed = oldest_closed;
+        Ok(())
+    }
+
+    /// Makes the keyword index where there is none, and makes a damaged one anew. A failure is kept in the table's
+    /// condition as well: searches go on by meaning and say so.
+    pub(crate) async fn mend_text_index(&mut self) -> KnowledgeResult<()> {
+        let damage = self.condition.keyword_index.clone();
+        let mended = async {
+            if damage.is_some() {
+                match self.table.drop_index(TEXT_INDEX).await {
+                    Ok(()) => {}
+                    // Dropped by the attempt before, which then failed to make the new one.
+                    Err(lancedb::Error::Lance {
+                        source: lance::Error::IndexNotFound { .. },
+                    }) => {}
+                    Err(error) => return Err(write_error(error)),
+                }
+            }
+            self.ensure_text_index().await
+        }
+        .await;
+        if let (Ok(()), Some(reason)) = (&mended, &damage) {
+            tracing::warn!(project = %self.project, %reason, "the keyword index was damaged and was made anew");
+            self.notes
+                .push(format!("the keyword index was damaged and was made anew: {reason}"));
+        }
+        if matches!(mended, Err(KnowledgeError::NoDescriptors)) {
+            return mended; // Says nothing about the index.
+        }
+        self.set_condition(Condition {
+            keyword_index: mended.as_ref().err().map(ToString::to_string),
+            ..(*self.condition).clone()
+        });
+        mended
+    }
+
+    async fn ensure_text_index(&self) -> KnowledgeResult<()> {
+        let indices = self.table.list_indices().await.map_err(read_error)?;
+        if indices.iter().any(|index| index.name == TEXT_INDEX) {
+            return Ok(());
+        }
+        self.table
+            .create_index(&[column::PASSAGE_TEXT], Index::FTS(keyword_index::index_params()))
+            .name(TEXT_INDEX.to_owned())
+            .execute()
+            .await
+            .map_err(write_error)
+    }
+
+    /// Creates the table on disk; the caller opens it afterwards as any other.
+    pub(crate) async fn create(
+        connection: &Connection,
+        model: &ModelIdentity,
+        handler: Arc<DurableCommitHandler>,
+        session: Arc<Session>,
+    ) -> KnowledgeResult<()> {
+        let params = WriteParams {
+            commit_handler: Some(handler),
+            session: Some(session),
+            ..WriteParams::default()
+        };
+        connection
+            .create_empty_table(TABLE_NAME, table_schema(model.dimensions, &model.name))
+            .write_options(WriteOptions {
+                lance_write_params: Some(params),
+            })
+            .execute()
+            .await
+            .map(drop)
+            .map_err(write_error)
+    }
+
+    /// The project.
+    pub fn project(&self) -> &ProjectName {
+        &self.project
+    }
+
+    /// The table's schema.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Takes over a version that was committed past LanceDB, with the schema that it has.
+    pub(crate) fn take_over_commit(&mut self, committed: Dataset) -> KnowledgeResult<()> {
+        let schema: arrow_schema::Schema = committed.schema().into();
+        let wrapper = self
+            .table
+            .dataset()
+            .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
+        wrapper.update(committed);
+        self.schema = Arc::new(schema);
+        Ok(())
+    }
+
+    /// What the table is.
+    pub fn shape(&self) -> &TableShape {
+        &self.shape
+    }
+
+    /// The number that the next commit will have.
+    pub fn next_sequence(&self) -> i64 {
+        self.last_sequence + 1
+    }
+
+    /// Numbers the next commits above `sequence`: a table that replaces another goes on where that one was.
+    pub(crate) fn continue_after(&mut self, sequence: i64) {
+        self.last_sequence = self.last_sequence.max(sequence);
+    }
+
+    /// The table as it stands, for readers.
+    pub(crate) async fn view(&mut self) -> KnowledgeResult<Arc<ProjectView>> {
+        let dataset = current_dataset(&self.table).await?;
+        let version = dataset.version().version;
+        let view = Arc::new(self.view_of(dataset, self.last_sequence));
+        self.held.add(version, &view);
+        Ok(view)
+    }
+
+    fn view_of(&self, dataset: Arc<Dataset>, sequence: i64) -> ProjectView {
+        let condition = Arc::clone(&self.condition);
+        ProjectView::new(self.project.clone(), dataset, self.shape.clone(), sequence, condition)
+    }
+
+    /// What of the table cannot be read.
+    pub(crate) fn condition(&self) -> &Arc<Condition> {
+        &self.condition
+    }
+
+    /// What was mended since this was last asked.
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Sets what of the table cannot be read, and numbers the next commit after all that were lost.
+    pub(crate) fn set_condition(&mut self, condition: Condition) {
+        self.last_sequence = self.last_sequence.max(condition.floor());
+        self.condition = Arc::new(condition);
+    }
+
+    /// The oldest version that a reader may still read.
+    pub(crate) fn oldest_held_version(&self) -> Option<u64> {
+        self.held.oldest()
+    }
+
+    /// Lets go of the versions that are kept for the pages of searches: what they hold is wanted gone, and their
+    /// cursors expire.
+    pub(crate) fn release_pages(&self) {
+        self.held.release_pages();
+    }
+
+    /// Waits until no reader holds a version before the present one, for `patience` at most.
+    pub(crate) async fn await_readers(&self, patience: Duration) -> KnowledgeResult<()> {
+        let current = current_dataset(&self.table).await?.version().version;
+        let begun = Instant::now();
+        loop {
+            // Each time: a search that ends may keep its version for the next page.
+            self.release_pages();
+            let is_read = self.oldest_held_version().is_some_and(|held| held < current);
+            if !is_read || begun.elapsed() >= patience {
+                return Ok(());
+            }
+            tokio::time::sleep(READER_POLL).await;
+        }
+    }
+
+    /// The rows that hold any of these identities. Those that were never seen cost nothing.
+    pub async fn find_identities(
+        &self,
+        ids: Vec<&str>,
+        hashes: Vec<&str>,
+        keys: Vec<&str>,
+    ) -> KnowledgeResult<Vec<IdentityRow>> {
+        let known = |kind: IdentityKind, values: Vec<&str>| -> Vec<String> {
+            values
+                .into_iter()
+                .filter(|value| self.seen.may_contain(kind, value))
+                .map(str::to_owned)
+                .collect()
+        };
+        let ids = known(IdentityKind::Id, ids);
+        let hashes = known(IdentityKind::Content, hashes);
+        let keys = known(IdentityKind::Key, keys);
+        if ids.is_empty() && hashes.is_empty() && keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.snapshot().await?.identities(&ids, &hashes, &keys).await
+    }
+
+    /// Whether the table may hold this id, in a live item or a deleted one. False: it certainly does not.
+    pub fn may_hold(&self, id: &str) -> bool {
+        self.seen.may_contain(IdentityKind::Id, id)
+    }
+
+    /// The table as it stands, for the writer's own queries; not published.
+    pub(crate) async fn snapshot(&self) -> KnowledgeResult<ProjectView> {
+        let dataset = current_dataset(&self.table).await?;
+        Ok(self.view_of(dataset, self.last_sequence))
+    }
+
+    /// Closes whole rows and writes revisions, in one commit: all passages of all items change together or not
+    /// at all. `closing` holds the rows as they are and `closed_at` a time for each; the commit's number must be
+    /// [`WriteTable::next_sequence`].
+    pub async fn change(
+        &mut self,
+        closing: &RecordBatch,
+        closed_at: &[DateTime<Utc>],
+        revisions: &[NewRevision<'_>],
+    ) -> KnowledgeResult<Written> {
+        let Some(first_closed) = closed_at.iter().min().copied() else {
+            return self.append(revisions).await;
+        };
+        let sequence = self.next_sequence();
+        debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
+        self.grow().await?;
+        // They may have been read before the table grew.
+        let closed = close_rows(&conform(closing, &self.schema)?, sequence, closed_at)?;
+        let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
+        let rows = closed.num_rows() + opened.num_rows();
+        self.merge(vec![closed, opened]).await?;
+        self.committed(sequence, revisions);
+        self.oldest_closed = self.oldest_closed.into_iter().chain([first_closed]).min();
+        Ok(Written { sequence, rows })
+    }
+
+    /// Writes rows over those with the same key, and those without one beside them, as one version.
+    async fn merge(&self, batches: Vec<RecordBatch>) -> KnowledgeResult<()> {
+        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).map(Ok);
+        let source = RecordBatchIterator::new(batches.collect::<Vec<_>>(), Arc::clone(&self.schema));
+        let mut merge = self.table.merge_insert(&[column::ROW_KEY]);
+        merge.when_matched_update_all(None).when_not_matched_insert_all();
+        merge.execute(Box::new(source)).await.map(drop).map_err(write_error)
+    }
+
+    fn committed(&mut self, sequence: i64, revisions: &[NewRevision<'_>]) {
+        self.last_sequence = sequence;
+        for revision in revisions {
+            let key = revision.item.idempotency_key.as_deref();
+            remember(&mut self.seen, revision.id, revision.content_hash, key);
+        }
+    }
+
+    async fn drop_text_index(&self) -> KnowledgeResult<()> {
+        let indices = self.table.list_indices().await.map_err(read_error)?;
+        if indices.iter().any(|index| index.name == TEXT_INDEX) {
+            self.table.drop_index(TEXT_INDEX).await.map_err(write_error)?;
+        }
+        Ok(())
+    }
+
+    fn native(&self) -> KnowledgeResult<&NativeTable> {
+        self.table
+            .as_native()
+            .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))
+    }
+
+    /// Appends revisions as one batch, one fragment, one version. When it returns, they are as durable as the
+    /// store is set to be. The commit's number must be [`WriteTable::next_sequence`].
+    pub async fn append(&mut self, revisions: &[NewRevision<'_>]) -> KnowledgeResult<Written> {
+        let sequence = self.next_sequence();
+        debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
+        self.grow().await?;
+        let batch = build_batch(&self.schema, self.project.as_str(), revisions)?;
+        let rows = batch.num_rows();
+        self.add(batch).await?;
+        self.committed(sequence, revisions);
+        Ok(Written { sequence, rows })
+    }
+
+    async fn add(&self, batch: RecordBatch) -> KnowledgeResult<()> {
+        self.table
+            .add(batch)
+            .write_parallelism(1)
+            .execute()
+            .await
+            .map(drop)
+            .map_err(write_error)
+    }
+
+    pub(crate) fn lancedb(&self) -> &Table {
+        &self.table
+    }
+}
+
+/// The last commit before rows were forgotten, as the table's configuration tells.
+fn sequence_in(config: &HashMap<String, String>) -> KnowledgeResult<i64> {
+    Ok(config_number(config, SEQUENCE_KEY)?.unwrap_or(0))
+}
+
+/// What is wrong with a table's configuration, where it says how its commits and its history go on.
+pub(crate) fn configuration_damage(config: &HashMap<String, String>) -> Option<String> {
+    let horizon = Horizon::of(config).map(drop);
+    let damage = sequence_in(config).map(drop).and(horizon).err()?;
+    Some(damage.to_string())
+}
+
+fn remember(seen: &mut SeenIdentities, id: &str, content_hash: &str, key: Option<&str>) {
+    seen.insert(IdentityKind::Id, id);
+    seen.insert(IdentityKind::Content, content_hash);
+    if let Some(key) = key {
+        seen.insert(IdentityKind::Key, key);
+    }
+}
+
+/// The dataset behind a LanceDB table, at the version of its last commit. No I/O.
+pub(crate) async fn current_dataset(table: &Table) -> KnowledgeResult<Arc<Dataset>> {
+    let wrapper = table
+        .dataset()
+        .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
+    wrapper.get().await.map_err(read_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_cannot_be_read_is_no_beginning() {
+        let config = |entries: &[(&str, &str)]| -> HashMap<String, String> {
+            let owned = entries
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            owned.collect()
+        };
+        let (sequence, horizon, time) = (SEQUENCE_KEY, "ccod.horizon_sequence", "ccod.horizon_ms");
+        for sound in [
+            config(&[]),
+            config(&[("other", "x")]),
+            config(&[(sequence, "7")]),
+            config(&[(sequence, "7"), (horizon, "3"), (time, "1795362864593")]),
+        ] {
+            assert_eq!(configuration_damage(&sound), None);
+        }
+        for damaged in [
+            config(&[(sequence, "")]),
+            config(&[(sequence, "7x")]),
+            config(&[(sequence, "-7")]),
+            config(&[(sequence, "99999999999999999999")]),
+            config(&[(sequence, "7"), (horizon, "3")]),
+            config(&[(sequence, "7"), (horizon, "3"), (time, "\0\0")]),
+            config(&[(sequence, "7"), (horizon, "3"), (time, "9223372036854775807")]),
+            config(&[(sequence, "7"), (horizon, "x"), (time, "1795362864593")]),
+        ] {
+            assert!(configuration_damage(&damaged).is_some(), "{damaged:?}");
+        }
+    }
+}
