@@ -14,8 +14,9 @@ use ccod_protocol::error::{ErrorKind, WireError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::commands::daemon;
 use super::progress::Progress;
-use super::{Context, daemon, output, raw};
+use super::{Context, output, raw};
 use ccod::program::exit::{CliError, CliResult, Exit};
 
 /// Which project a call is about.

@@ -4,21 +4,17 @@
 //! [`connect`] and prints the result through [`output`]; what can go wrong becomes a [`CliError`], which
 //! carries the exit code.
 
-mod admin;
+mod commands;
 mod confirm;
 mod connect;
-mod daemon;
 mod engine;
 mod grammar;
-mod km;
-mod knowledge;
-mod life;
-mod maintenance;
 mod output;
 mod progress;
 mod project;
 mod raw;
 mod state_file;
+mod text;
 mod unpack;
 mod when;
 
@@ -33,6 +29,7 @@ use nix::sys::stat::{Mode, umask};
 use ccod::config::{Config, Loaded, Overrides};
 use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod::program::report;
+use commands::{admin, daemon, data, items, km, life, search};
 use output::Output;
 
 /// Shown below the help.
@@ -106,59 +103,16 @@ enum Command {
     /// Run, start, stop or look at the daemon
     #[command(subcommand, arg_required_else_help = true)]
     Daemon(daemon::DaemonCommand),
-    /// Describe the daemon, its parts and its projects
-    Status,
-    /// Store one item; prints its id
-    Store(knowledge::StoreArgs),
-    /// Find items by meaning, by keyword or both
-    Search(knowledge::SearchArgs),
-    /// List items, newest first
-    List(knowledge::ListArgs),
-    /// Show items by id
-    Get(knowledge::GetArgs),
-    /// Find items that resemble one
-    Similar(life::SimilarArgs),
-    /// Change an item; its history keeps what it was
-    Update(life::UpdateArgs),
-    /// Show what an item was, newest first
-    History(life::HistoryArgs),
-    /// Delete items by id or by filter; prints what undoes it
-    Delete(life::DeleteArgs),
-    /// Restore deleted items
-    Undelete(life::UndeleteArgs),
-    /// Remove items for good, from every revision and version on disk
-    Purge(life::PurgeArgs),
-    /// Delete items older than a number of days; a dry run without --apply
-    Cleanup(life::CleanupArgs),
-    /// Count items
-    Stats(knowledge::StatsArgs),
-    /// List the projects
-    Projects,
-    /// Say whether the daemon works
-    Health(admin::HealthArgs),
-    /// Print the daemon's numbers as Prometheus text
-    Metrics,
-    /// Write a consistent copy of all projects
-    Backup(maintenance::BackupArgs),
-    /// Replace projects by those of a backup; keeps the old ones aside
-    Restore(maintenance::RestoreArgs),
-    /// Write a project's items to a file
-    Export(maintenance::ExportArgs),
-    /// Store the items of an export
-    Import(maintenance::ImportArgs),
-    /// Read all stored data and say what is wrong: 0 if nothing is, 1 if something is
-    Verify(maintenance::ProjectsArgs),
-    /// Do the maintenance that is due
-    Optimize(maintenance::ProjectsArgs),
-    /// Embed a text; prints its vector
-    Embed(knowledge::EmbedArgs),
-    /// Call any method; prints its result as it is
-    Rpc(admin::RpcArgs),
-    /// Show the configuration
-    #[command(subcommand, arg_required_else_help = true)]
-    Config(admin::ConfigCommand),
-    /// Print completions for a shell
-    Completions(admin::CompletionsArgs),
+    #[command(flatten)]
+    Items(items::ItemsCommand),
+    #[command(flatten)]
+    Search(search::SearchCommand),
+    #[command(flatten)]
+    Life(life::LifeCommand),
+    #[command(flatten)]
+    Data(data::DataCommand),
+    #[command(flatten)]
+    Admin(admin::AdminCommand),
     /// What the old `knowledge-manager` did, with the same output
     #[command(subcommand, arg_required_else_help = true)]
     Km(km::KmCommand),
@@ -273,8 +227,8 @@ fn run(cli: Cli) -> CliResult {
         socket: global.socket,
         ..Overrides::default()
     };
-    if let Command::Completions(arguments) = &command {
-        return admin::completions(arguments);
+    if let Command::Admin(admin::AdminCommand::Completions(arguments)) = &command {
+        return admin::completions(arguments); // Also where the configuration is wrong.
     }
     if let Command::Daemon(daemon::DaemonCommand::Run(arguments)) = command {
         arguments.add_to(&mut overrides);
@@ -289,9 +243,6 @@ fn run(cli: Cli) -> CliResult {
         no_start: global.no_start,
         timeout: global.timeout,
     };
-    if let Command::Config(command) = &command {
-        return admin::config(&context, command);
-    }
     // One thread is enough for one request, and is up sooner than a pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -303,32 +254,12 @@ fn run(cli: Cli) -> CliResult {
 async fn dispatch(context: &Context, command: Command) -> CliResult {
     match command {
         Command::Daemon(command) => daemon::control(context, command).await,
-        Command::Status => admin::status(context).await,
-        Command::Store(arguments) => knowledge::store(context, arguments).await,
-        Command::Search(arguments) => knowledge::search(context, arguments).await,
-        Command::List(arguments) => knowledge::list(context, arguments).await,
-        Command::Get(arguments) => knowledge::get(context, arguments).await,
-        Command::Similar(arguments) => life::similar(context, arguments).await,
-        Command::Update(arguments) => life::update(context, arguments).await,
-        Command::History(arguments) => life::history(context, arguments).await,
-        Command::Delete(arguments) => life::delete(context, arguments).await,
-        Command::Undelete(arguments) => life::undelete(context, arguments).await,
-        Command::Purge(arguments) => life::purge(context, arguments).await,
-        Command::Cleanup(arguments) => life::cleanup(context, arguments).await,
-        Command::Stats(arguments) => knowledge::stats(context, arguments).await,
-        Command::Projects => knowledge::projects(context).await,
-        Command::Health(arguments) => admin::health(context, &arguments).await,
-        Command::Metrics => admin::metrics(context).await,
-        Command::Backup(arguments) => maintenance::backup(context, arguments).await,
-        Command::Restore(arguments) => maintenance::restore(context, arguments).await,
-        Command::Export(arguments) => maintenance::export(context, arguments).await,
-        Command::Import(arguments) => maintenance::import(context, arguments).await,
-        Command::Verify(arguments) => maintenance::verify(context, arguments).await,
-        Command::Optimize(arguments) => maintenance::optimize(context, arguments).await,
-        Command::Embed(arguments) => knowledge::embed(context, arguments).await,
-        Command::Rpc(arguments) => admin::rpc(context, arguments).await,
+        Command::Items(command) => items::run(context, command).await,
+        Command::Search(command) => search::run(context, command).await,
+        Command::Life(command) => life::run(context, command).await,
+        Command::Data(command) => data::run(context, command).await,
+        Command::Admin(command) => admin::run(context, command).await,
         Command::Km(command) => km::run(context, command).await,
-        Command::Config(_) | Command::Completions(_) => Ok(Exit::Ok),
     }
 }
 
@@ -462,7 +393,7 @@ mod tests {
     #[test]
     fn texts_may_begin_with_a_hyphen() {
         let cli = parse(&["ccoctl", "store", "- a list item", "--type", "issue"]).expect("parses");
-        let Command::Store(arguments) = cli.command else {
+        let Command::Items(items::ItemsCommand::Store(arguments)) = cli.command else {
             panic!("another command");
         };
         assert_eq!(arguments.text, "- a list item");

@@ -5,12 +5,43 @@ use clap_complete::Shell;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{self, HealthParams, HealthStatus, StatusParams, StatusResult};
 
-use super::connect::{Daemon, Scope};
-use super::output::{self, Align, Output, Style, Table};
-use super::{Context, grammar, knowledge, when};
-use ccod::program::exit::{CliError, CliResult, Exit};
+use crate::cli::connect::{Daemon, Scope};
+use crate::cli::output::{self, Align, Output, Style, Table};
+use crate::cli::text::text_or_stdin;
+use crate::cli::{Context, grammar, when};
+
+/// Commands about the daemon and this program.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// Say whether the daemon works
+    Health(HealthArgs),
+    /// Describe the daemon, its parts and its projects
+    Status,
+    /// Print the daemon's numbers as Prometheus text
+    Metrics,
+    /// Call any method; prints its result as it is
+    Rpc(RpcArgs),
+    /// Show the configuration
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(ConfigCommand),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Runs one of them.
+pub(crate) async fn run(context: &Context, command: AdminCommand) -> CliResult {
+    match command {
+        AdminCommand::Health(arguments) => health(context, &arguments).await,
+        AdminCommand::Status => status(context).await,
+        AdminCommand::Metrics => metrics(context).await,
+        AdminCommand::Rpc(arguments) => rpc(context, arguments).await,
+        AdminCommand::Config(command) => config(context, &command),
+        AdminCommand::Completions(arguments) => completions(&arguments),
+    }
+}
 
 /// Arguments of `health`.
 #[derive(Debug, Args)]
@@ -187,7 +218,7 @@ pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResu
 
 /// `ccoctl rpc`.
 pub(crate) async fn rpc(context: &Context, arguments: RpcArgs) -> CliResult {
-    let text = knowledge::text_or_stdin(arguments.parameters.unwrap_or_else(|| "{}".to_owned()))?;
+    let text = text_or_stdin(arguments.parameters.unwrap_or_else(|| "{}".to_owned()))?;
     // As it is: a key that stands there twice is for the daemon to judge.
     let parameters: Box<RawValue> = serde_json::from_str(&text).map_err(|error| {
         CliError::new(Exit::BadData, format!("the parameters are no JSON: {error}"))

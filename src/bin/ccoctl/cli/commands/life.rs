@@ -1,23 +1,52 @@
-//! What happens to an item after it was stored: `update`, `history`, `delete`, `undelete`, `purge`, `cleanup`, and
-//! `similar`, which starts from one.
+//! What happens to an item after it was stored: `update`, `history`, `delete`, `undelete`, `purge` and `cleanup`.
 
 use chrono::Utc;
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{
     self, CleanupParams, CleanupResult, DeleteParams, DeleteResult, Filters, HistoryParams, KnowledgeType, PurgeParams,
-    PurgeResult, Revision, SearchMode, SimilarParams, UndeleteParams, UndeleteResult, UpdateParams,
+    PurgeResult, Revision, UndeleteParams, UndeleteResult, UpdateParams,
 };
 
-use super::confirm::{self, Consent};
-use super::connect::{Daemon, Scope};
-use super::knowledge::{self, FilterArgs, HitView};
-use super::output::{self, Align, Output, Table};
-use super::{Context, when};
-use ccod::program::exit::{CliError, CliResult, Exit};
+use super::filters::FilterArgs;
+use crate::cli::confirm::{self, Consent};
+use crate::cli::connect::{Daemon, Scope};
+use crate::cli::output::{self, Align, Output, Table};
+use crate::cli::text::{parse_metadata, text_to_store};
+use crate::cli::{Context, when};
 
 /// Ids that a question and a message show.
 const SHOWN_IDS: usize = 10;
+
+/// Commands that change, delete and bring back.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LifeCommand {
+    /// Change an item; its history keeps what it was
+    Update(UpdateArgs),
+    /// Show what an item was, newest first
+    History(HistoryArgs),
+    /// Delete items by id or by filter; prints what undoes it
+    Delete(DeleteArgs),
+    /// Restore deleted items
+    Undelete(UndeleteArgs),
+    /// Remove items for good, from every revision and version on disk
+    Purge(PurgeArgs),
+    /// Delete items older than a number of days; a dry run without --apply
+    Cleanup(CleanupArgs),
+}
+
+/// Runs one of them.
+pub(crate) async fn run(context: &Context, command: LifeCommand) -> CliResult {
+    match command {
+        LifeCommand::Update(arguments) => update(context, arguments).await,
+        LifeCommand::History(arguments) => history(context, arguments).await,
+        LifeCommand::Delete(arguments) => delete(context, arguments).await,
+        LifeCommand::Undelete(arguments) => undelete(context, arguments).await,
+        LifeCommand::Purge(arguments) => purge(context, arguments).await,
+        LifeCommand::Cleanup(arguments) => cleanup(context, arguments).await,
+    }
+}
 
 /// Arguments of `update`.
 #[derive(Debug, Args)]
@@ -128,30 +157,14 @@ pub(crate) struct CleanupArgs {
     project: Option<String>,
 }
 
-/// Arguments of `similar`.
-#[derive(Debug, Args)]
-pub(crate) struct SimilarArgs {
-    /// Id of the item to compare with
-    id: String,
-    /// At most this many hits
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
-    limit: u32,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
-}
-
 /// `ccoctl update`.
 pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResult {
     let project = context.project(arguments.project.as_deref())?;
     let changes = arguments.changes;
     let parameters = UpdateParams {
         id: arguments.id,
-        metadata: changes
-            .metadata
-            .map(|text| knowledge::parse_metadata(Some(&text)))
-            .transpose()?,
-        text: changes.text.map(knowledge::text_to_store).transpose()?,
+        metadata: changes.metadata.map(|text| parse_metadata(Some(&text))).transpose()?,
+        text: changes.text.map(text_to_store).transpose()?,
         knowledge_type: changes.knowledge_type,
         agent: changes.agent,
         session_id: changes.session,
@@ -520,33 +533,6 @@ fn cleanup_summary(cleaned: &CleanupResult, project: &str) -> String {
         summary.push_str(&format!("\nwarning: {}", output::one_line(warning, 4096)));
     }
     summary + &output::degraded(&cleaned.degraded)
-}
-
-/// `ccoctl similar`.
-pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
-    let parameters = SimilarParams {
-        id: arguments.id,
-        limit: arguments.limit,
-    };
-    let daemon = Daemon::open(context).await?;
-    let found = daemon
-        .call::<api::Similar>(Scope::Project(&project), &parameters)
-        .await?;
-    if context.output.json {
-        context.output.print_json(&found)?;
-        return Ok(Exit::Ok);
-    }
-    if !found.results.is_empty() {
-        context.output.print(&knowledge::render_hits(
-            &context.output,
-            &found.results,
-            HitView::default(),
-            Utc::now(),
-        ))?;
-    }
-    output::message(knowledge::search_summary(&found, SearchMode::Vector, Some(&project)));
-    Ok(Exit::Ok)
 }
 
 #[cfg(test)]

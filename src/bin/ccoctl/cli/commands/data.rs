@@ -3,18 +3,47 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{
     self, BackupParams, ExportParams, ImportParams, ImportProblem, ImportResult, OptimizeParams, OptimizeResult,
     RestoreParams, RestoreResult, VerifyParams, VerifyResult,
 };
 
-use super::Context;
-use super::confirm::{self, Consent};
-use super::connect::{Daemon, Scope};
-use super::output::{self, Output, Style};
-use ccod::program::exit::{CliError, CliResult, Exit};
+use crate::cli::Context;
+use crate::cli::confirm::{self, Consent};
+use crate::cli::connect::{Daemon, Scope};
+use crate::cli::output::{self, Output, Style};
+
+/// Commands about all that is stored.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Write a consistent copy of all projects
+    Backup(BackupArgs),
+    /// Replace projects by those of a backup; keeps the old ones aside
+    Restore(RestoreArgs),
+    /// Write a project's items to a file
+    Export(ExportArgs),
+    /// Store the items of an export
+    Import(ImportArgs),
+    /// Read all stored data and say what is wrong: 0 if nothing is, 1 if something is
+    Verify(ProjectsArgs),
+    /// Do the maintenance that is due
+    Optimize(ProjectsArgs),
+}
+
+/// Runs one of them.
+pub(crate) async fn run(context: &Context, command: DataCommand) -> CliResult {
+    match command {
+        DataCommand::Backup(arguments) => backup(context, arguments).await,
+        DataCommand::Restore(arguments) => restore(context, arguments).await,
+        DataCommand::Export(arguments) => export(context, arguments).await,
+        DataCommand::Import(arguments) => import(context, arguments).await,
+        DataCommand::Verify(arguments) => verify(context, arguments).await,
+        DataCommand::Optimize(arguments) => optimize(context, arguments).await,
+    }
+}
 
 /// Arguments of `backup`.
 #[derive(Debug, Args)]

@@ -9,14 +9,15 @@ use std::collections::BTreeMap;
 use clap::Subcommand;
 use serde::Serialize;
 
+use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{
     self, HealthParams, HealthStatus, KnowledgeType, Metadata, SearchHit, SearchParams, StatsParams, StatsResult,
     StoreParams,
 };
 
-use super::connect::{Daemon, Scope};
-use super::{Context, knowledge};
-use ccod::program::exit::{CliError, CliResult, Exit};
+use crate::cli::Context;
+use crate::cli::connect::{Daemon, Scope};
+use crate::cli::text::check_not_blank;
 
 /// Agent of items that name none, as the old tool had it.
 const DEFAULT_AGENT: &str = "cli";
@@ -166,7 +167,7 @@ pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
         return test(context).await;
     }
     if let KmCommand::Store { text, .. } = &command {
-        knowledge::check_not_blank(text)?;
+        check_not_blank(text)?;
     }
     let project = context.project(None)?;
     let daemon = Daemon::open(context).await?;

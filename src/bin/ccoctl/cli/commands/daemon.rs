@@ -24,10 +24,10 @@ use ccod_protocol::client::{CallOptions, Client, ClientError};
 use ccod_protocol::endpoint;
 use ccod_protocol::error::ErrorKind;
 
-use super::connect::{self, NoConnection};
-use super::engine::Engine;
-use super::output::{self, Output, Style};
-use super::{Context, when};
+use crate::cli::connect::{self, NoConnection};
+use crate::cli::engine::Engine;
+use crate::cli::output::{self, Output, Style};
+use crate::cli::{Context, when};
 
 /// How long a start may take if `--timeout` does not say.
 const START_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,13 @@
+//! The commands, in groups that are named as those of the methods: one file each, which declares the arguments, builds
+//! the parameters of a method from them and shows its result.
+//!
+//! A new command is a variant of its group's enum, the struct of its arguments, and a function.
+
+pub(crate) mod admin;
+pub(crate) mod daemon;
+pub(crate) mod data;
+mod filters;
+pub(crate) mod items;
+pub(crate) mod km;
+pub(crate) mod life;
+pub(crate) mod search;
