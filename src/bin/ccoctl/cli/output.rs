@@ -122,6 +122,28 @@ impl Output {
         }
     }
 
+    /// Answers a question: prints `result` as JSON, or what `text` makes of it (nothing where that is empty) and a
+    /// message.
+    pub(crate) fn answer(
+        &self,
+        result: &impl Serialize,
+        text: impl FnOnce() -> String,
+        message: impl FnOnce() -> String,
+    ) -> CliResult<()> {
+        if self.json {
+            return self.print_json(result);
+        }
+        let text = text();
+        if !text.is_empty() {
+            self.print(&text)?;
+        }
+        let message = message();
+        if !message.is_empty() {
+            self::message(message);
+        }
+        Ok(())
+    }
+
     /// Prints `result` of what has been changed: as JSON, or as `text` (which may be empty) and a message. Where
     /// standard output takes it no more, the error carries the result.
     pub(crate) fn print_done(&self, result: &impl Serialize, text: &str, message: impl Display) -> CliResult<()> {
@@ -130,7 +152,10 @@ impl Output {
         }
         let printed = self.print_text_done(result, text);
         // Whatever became of the text: it says how to undo what was done.
-        self::message(message);
+        let message = message.to_string();
+        if !message.is_empty() {
+            self::message(message);
+        }
         printed
     }
 
@@ -195,15 +220,19 @@ pub(crate) fn degraded(reason: &Option<String>) -> String {
     reason.map_or_else(String::new, |reason| format!("\nnote: {reason}"))
 }
 
-/// Tells a person which projects a result over several is without.
-pub(crate) fn project_errors(errors: &[ProjectError]) {
-    for error in errors {
-        message(format_args!(
-            "warning: project {}: {}",
-            one_line(&error.project_id, 100),
-            one_line(&error.message, 4096)
-        ));
-    }
+/// A message that says which projects a result over several is without, a line each; empty where there are none.
+pub(crate) fn project_errors(errors: &[ProjectError]) -> String {
+    let told: Vec<String> = errors
+        .iter()
+        .map(|error| {
+            format!(
+                "warning: project {}: {}",
+                one_line(&error.project_id, 100),
+                one_line(&error.message, 4096)
+            )
+        })
+        .collect();
+    told.join("\n")
 }
 
 /// `text` with runs of white space as one space and control characters removed, at most `limit` characters.

@@ -79,12 +79,11 @@ pub(crate) enum ConfigCommand {
 pub(crate) async fn status(context: &Context) -> CliResult {
     let daemon = Daemon::open(context).await?;
     let status = daemon.call::<api::Status>(Scope::None, &StatusParams {}).await?;
-    if context.output.json {
-        context.output.print_json(&status)?;
-    } else {
-        context.output.print(&render_status(&context.output, &status))?;
-        output::project_errors(&status.errors);
-    }
+    context.output.answer(
+        &status,
+        || render_status(&context.output, &status),
+        || output::project_errors(&status.errors),
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -189,11 +188,9 @@ pub(crate) async fn metrics(context: &Context) -> CliResult {
     let metrics = daemon
         .call::<api::Metrics>(Scope::None, &api::MetricsParams::default())
         .await?;
-    if context.output.json {
-        context.output.print_json(&metrics)?;
-    } else {
-        context.output.print(metrics.text.trim_end())?;
-    }
+    context
+        .output
+        .answer(&metrics, || metrics.text.trim_end().to_owned(), String::new)?;
     Ok(Exit::Ok)
 }
 
@@ -202,14 +199,11 @@ pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResu
     let daemon = Daemon::open(context).await?;
     let parameters = HealthParams { deep: arguments.deep };
     let health = daemon.call::<api::Health>(Scope::None, &parameters).await?;
-    if context.output.json {
-        context.output.print_json(&health)?;
-    } else {
-        context.output.print(&paint_health(&context.output, health.status))?;
-        for reason in &health.reasons {
-            output::message(reason);
-        }
-    }
+    context.output.answer(
+        &health,
+        || paint_health(&context.output, health.status),
+        || health.reasons.join("\n"),
+    )?;
     Ok(match health.status {
         HealthStatus::Ok | HealthStatus::Starting => Exit::Ok,
         HealthStatus::Degraded | HealthStatus::Stopping => Exit::Failed,

@@ -264,13 +264,8 @@ pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResul
         context.output.print_done(&imported, &text, summary)?;
         return Ok(exit);
     }
-    if context.output.json {
-        context.output.print_json(&imported)?;
-        return Ok(exit);
-    }
-    context.output.print(&text)?;
     summary.push_str("a dry run: nothing was imported; leave out --dry-run to do it");
-    output::message(summary);
+    context.output.answer(&imported, || text, || summary)?;
     Ok(exit)
 }
 
@@ -312,16 +307,14 @@ pub(crate) async fn verify(context: &Context, arguments: ProjectsArgs) -> CliRes
     let verified = daemon
         .call_long::<api::Verify>(Scope::of(arguments.project.as_deref()), &VerifyParams {})
         .await?;
-    if context.output.json {
-        context.output.print_json(&verified)?;
-    } else {
-        context.output.print(&render_verify(&context.output, &verified))?;
-        output::message(format_args!(
-            "read {} of {}",
-            output::counted(verified.rows, "row", "rows"),
-            listed(&verified.projects)
-        ));
-    }
+    let summary = format!(
+        "read {} of {}",
+        output::counted(verified.rows, "row", "rows"),
+        listed(&verified.projects)
+    );
+    context
+        .output
+        .answer(&verified, || render_verify(&context.output, &verified), || summary)?;
     Ok(if is_sound(&verified) { Exit::Ok } else { Exit::Failed })
 }
 
@@ -359,16 +352,11 @@ pub(crate) async fn optimize(context: &Context, arguments: ProjectsArgs) -> CliR
     let optimized = daemon
         .call_long::<api::Optimize>(Scope::of(arguments.project.as_deref()), &OptimizeParams {})
         .await?;
-    if context.output.json {
-        context
-            .output
-            .print_text_done(&optimized, &output::json_line(&optimized)?)?;
-    } else {
-        context
-            .output
-            .print_text_done(&optimized, &render_optimize(&context.output, &optimized))?;
-        output::project_errors(&optimized.errors);
-    }
+    context.output.print_done(
+        &optimized,
+        &render_optimize(&context.output, &optimized),
+        output::project_errors(&optimized.errors),
+    )?;
     Ok(if optimized.errors.is_empty() {
         Exit::Ok
     } else {

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use ccod::program::exit::{CliResult, Exit};
 use ccod_protocol::api::{
-    self, GetParams, GetResult, Item, KnowledgeType, ListParams, OnDuplicate, Order, ProjectsParams, StatsParams,
-    StatsResult, StoreParams, StoreResult, StoreStatus,
+    self, GetParams, GetResult, Item, KnowledgeType, ListParams, OnDuplicate, Order, ProjectSummary, ProjectsParams,
+    StatsParams, StatsResult, StoreParams, StoreResult, StoreStatus,
 };
 
 use super::filters::FilterArgs;
@@ -179,15 +179,6 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
     };
     let daemon = Daemon::open(context).await?;
     let page = daemon.call::<api::List>(Scope::Project(&project), &parameters).await?;
-    if context.output.json {
-        context.output.print_json(&page)?;
-        return Ok(Exit::Ok);
-    }
-    if !page.results.is_empty() {
-        context
-            .output
-            .print(&render_items(&context.output, &page.results, Utc::now()))?;
-    }
     let shown = page.results.len() as u64;
     let mut summary = format!(
         "{shown} of {} in project {project}",
@@ -196,11 +187,18 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
     if let Some(cursor) = &page.next_cursor {
         summary.push_str(&format!("; next page: --cursor {cursor}"));
     }
-    output::message(summary + &output::degraded(&page.degraded));
+    context.output.answer(
+        &page,
+        || render_items(&context.output, &page.results, Utc::now()),
+        || summary + &output::degraded(&page.degraded),
+    )?;
     Ok(Exit::Ok)
 }
 
 fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> String {
+    if items.is_empty() {
+        return String::new();
+    }
     let mut table = Table::new(&[
         ("age", Align::Left),
         ("type", Align::Left),
@@ -303,13 +301,11 @@ pub(crate) async fn stats(context: &Context, arguments: StatsArgs) -> CliResult 
     let counted = daemon
         .call::<api::Stats>(Scope::of(scope_name.as_deref()), &StatsParams {})
         .await?;
-    if context.output.json {
-        context.output.print_json(&counted)?;
-    } else {
-        let text = render_stats(&context.output, &counted, scope_name.as_deref());
-        context.output.print(&text)?;
-        output::project_errors(&counted.errors);
-    }
+    context.output.answer(
+        &counted,
+        || render_stats(&context.output, &counted, scope_name.as_deref()),
+        || output::project_errors(&counted.errors),
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -355,14 +351,21 @@ fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> 
 pub(crate) async fn projects(context: &Context) -> CliResult {
     let daemon = Daemon::open(context).await?;
     let listed = daemon.call::<api::Projects>(Scope::None, &ProjectsParams {}).await?;
-    if context.output.json {
-        context.output.print_json(&listed)?;
-        return Ok(Exit::Ok);
-    }
-    let projects = listed.projects;
+    let message = match (listed.projects.is_empty(), listed.errors.is_empty()) {
+        (true, true) => "no projects yet; the first `ccoctl store` makes one".to_owned(),
+        _ => output::project_errors(&listed.errors),
+    };
+    context.output.answer(
+        &listed,
+        || render_projects(&context.output, &listed.projects, Utc::now()),
+        || message,
+    )?;
+    Ok(Exit::Ok)
+}
+
+fn render_projects(output: &Output, projects: &[ProjectSummary], now: chrono::DateTime<Utc>) -> String {
     if projects.is_empty() {
-        output::message("no projects yet; the first `ccoctl store` makes one");
-        return Ok(Exit::Ok);
+        return String::new();
     }
     let mut table = Table::new(&[
         ("project", Align::Left),
@@ -373,18 +376,17 @@ pub(crate) async fn projects(context: &Context) -> CliResult {
     ]);
     for project in projects {
         table.row([
-            project.project_id,
+            project.project_id.clone(),
             project.total.to_string(),
             output::bytes(project.bytes_on_disk),
             project
                 .newest
-                .map_or_else(|| "-".to_owned(), |newest| when::age(&newest, Utc::now())),
-            project.state.unwrap_or_else(|| "ok".to_owned()),
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |newest| when::age(newest, now)),
+            project.state.clone().unwrap_or_else(|| "ok".to_owned()),
         ]);
     }
-    context.output.print(&table.render(&context.output))?;
-    output::project_errors(&listed.errors);
-    Ok(Exit::Ok)
+    table.render(output)
 }
 
 #[cfg(test)]

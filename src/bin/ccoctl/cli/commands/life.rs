@@ -189,18 +189,16 @@ pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliRes
     let history = daemon
         .call::<api::History>(Scope::Project(&project), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&history)?;
-        return Ok(Exit::Ok);
-    }
-    context
-        .output
-        .print(&render_revisions(&context.output, &history.revisions, Utc::now()))?;
-    output::message(format_args!(
+    let summary = format!(
         "{} in project {project}; --json prints them whole{}",
         output::counted(history.revisions.len() as u64, "revision", "revisions"),
         output::degraded(&history.degraded)
-    ));
+    );
+    context.output.answer(
+        &history,
+        || render_revisions(&context.output, &history.revisions, Utc::now()),
+        || summary,
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -295,14 +293,7 @@ fn report_deletion(
         context.output.print_done(deleted, token, summary)?;
         return Ok(Exit::Ok);
     }
-    if context.output.json {
-        context.output.print_json(deleted)?;
-        return Ok(Exit::Ok);
-    }
-    if !deleted.ids.is_empty() {
-        context.output.print(&lines(&deleted.ids))?;
-    }
-    output::message(summary);
+    context.output.answer(deleted, || lines(&deleted.ids), || summary)?;
     Ok(Exit::Ok)
 }
 
@@ -499,12 +490,7 @@ fn report_cleanup(context: &Context, cleaned: &CleanupResult, project: &str) -> 
         context.output.print_done(cleaned, &text, summary)?;
         return Ok(Exit::Ok);
     }
-    if context.output.json {
-        context.output.print_json(cleaned)?;
-        return Ok(Exit::Ok);
-    }
-    context.output.print(&text)?;
-    output::message(summary);
+    context.output.answer(cleaned, || text, || summary)?;
     Ok(Exit::Ok)
 }
 

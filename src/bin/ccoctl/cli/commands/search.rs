@@ -136,21 +136,16 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
     let found = daemon
         .call::<api::Search>(Scope::of(scope_name.as_deref()), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&found)?;
-        return Ok(Exit::Ok);
-    }
-    if !found.results.is_empty() {
-        let view = HitView {
-            with_project: scope_name.is_none(),
-            explain: arguments.explain,
-            first_rank: u64::from(arguments.offset) + 1,
-        };
-        context
-            .output
-            .print(&render_hits(&context.output, &found.results, view, Utc::now()))?;
-    }
-    output::message(search_summary(&found, asked, scope_name.as_deref()));
+    let view = HitView {
+        with_project: scope_name.is_none(),
+        explain: arguments.explain,
+        first_rank: u64::from(arguments.offset) + 1,
+    };
+    context.output.answer(
+        &found,
+        || render_hits(&context.output, &found.results, view, Utc::now()),
+        || search_summary(&found, asked, scope_name.as_deref()),
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -173,6 +168,9 @@ impl Default for HitView {
 }
 
 pub(crate) fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, now: chrono::DateTime<Utc>) -> String {
+    if hits.is_empty() {
+        return String::new();
+    }
     let type_width = hits
         .iter()
         .map(|hit| hit.knowledge_type.as_str().len())
@@ -245,19 +243,11 @@ pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliRes
     let found = daemon
         .call::<api::Similar>(Scope::Project(&project), &parameters)
         .await?;
-    if context.output.json {
-        context.output.print_json(&found)?;
-        return Ok(Exit::Ok);
-    }
-    if !found.results.is_empty() {
-        context.output.print(&render_hits(
-            &context.output,
-            &found.results,
-            HitView::default(),
-            Utc::now(),
-        ))?;
-    }
-    output::message(search_summary(&found, SearchMode::Vector, Some(&project)));
+    context.output.answer(
+        &found,
+        || render_hits(&context.output, &found.results, HitView::default(), Utc::now()),
+        || search_summary(&found, SearchMode::Vector, Some(&project)),
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -268,18 +258,14 @@ pub(crate) async fn embed(context: &Context, arguments: EmbedArgs) -> CliResult 
     };
     let daemon = Daemon::open(context).await?;
     let embedded = daemon.call::<api::Embed>(Scope::None, &parameters).await?;
-    if context.output.json {
-        context.output.print_json(&embedded)?;
-        return Ok(Exit::Ok);
-    }
-    if let Some(vector) = embedded.embeddings.first() {
-        context.output.print_json(vector)?;
-    }
     let mut summary = format!("{} dimensions, model {}", embedded.dimensions, embedded.model);
     if !embedded.truncated.is_empty() {
         summary.push_str("; the text is longer than the model takes, only its beginning counts");
     }
-    output::message(summary);
+    let vector = embedded.embeddings.first().map(output::json_line).transpose()?;
+    context
+        .output
+        .answer(&embedded, || vector.unwrap_or_default(), || summary)?;
     Ok(Exit::Ok)
 }
 
