@@ -9,10 +9,11 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::unistd::{dup2_stderr, dup2_stdout};
+use parking_lot::Mutex;
 
 /// The log is set aside beyond this size in bytes; with the one that was set aside before, which it replaces, it
 /// takes twice as much at most.
@@ -76,7 +77,7 @@ impl LogFile {
     /// When it cannot be opened; the lines go on into the old file then.
     #[cfg(feature = "engine")]
     pub(crate) fn follow(&self) -> io::Result<()> {
-        let _turn = self.shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.shared.turn.lock();
         let present = behind_stderr()?;
         match std::fs::symlink_metadata(&self.shared.path) {
             Ok(named) if same_file(&named, &present) => Ok(()),
@@ -109,7 +110,7 @@ impl Shared {
 
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _turn = self.shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.shared.turn.lock();
         if self.shared.owned.load(Ordering::Acquire) {
             // A log that cannot be set aside grows; that is better than none.
             self.shared.rotate().unwrap_or_default();

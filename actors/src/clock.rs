@@ -10,10 +10,10 @@
 //! A clock that is still wrong after an hour, or at the second start in a row with commits in between, cannot be told
 //! from one that is right.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::Mutex;
 
 use crate::domain::{format_time, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
@@ -29,14 +29,14 @@ static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
 /// believed.
 pub fn begin(last_commit: Option<DateTime<Utc>>) {
     let clock = Clock::new(last_commit.unwrap_or_else(now_ms), Instant::now());
-    *CLOCK.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+    *CLOCK.lock() = Some(clock);
 }
 
 /// The present time, as far as it is believed: never after [`now_ms`]. For what is forgotten for good when its time
 /// has come, and for nothing else.
 pub fn believed_now() -> DateTime<Utc> {
     let (wall, steady) = (now_ms(), Instant::now());
-    let mut clock = CLOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut clock = CLOCK.lock();
     clock
         .get_or_insert_with(|| Clock::new(wall, steady))
         .believed(wall, steady, settled())

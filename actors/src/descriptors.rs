@@ -3,11 +3,11 @@
 //! Every query and every commit opens files, so any of them may fail for it. It says nothing about the data and
 //! passes, so it is told as what it is ([`KnowledgeError::NoDescriptors`]) and `admin.health` shows it for a while.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
+use parking_lot::Mutex;
 
 use crate::error::KnowledgeError;
 
@@ -36,14 +36,14 @@ pub(crate) fn tells_of_lack(text: &str) -> bool {
 
 /// The error of who has found none left; takes note of it.
 pub(crate) fn lack() -> KnowledgeError {
-    *LACKED_AT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    *LACKED_AT.lock() = Some(Instant::now());
     KnowledgeError::NoDescriptors
 }
 
 /// When a query or a commit has last found none left.
 #[must_use]
 pub fn lacked_at() -> Option<Instant> {
-    *LACKED_AT.lock().unwrap_or_else(PoisonError::into_inner)
+    *LACKED_AT.lock()
 }
 
 /// What `admin.health` says at `now`, if there was none left a short while ago.

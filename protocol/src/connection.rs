@@ -26,8 +26,8 @@ use jsonrpsee_types::Params;
 use serde_json::value::RawValue;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -704,7 +704,7 @@ impl Connection {
                 "`id` must be that of a request in flight",
             ));
         };
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         let cancelled = running.cancel(&IdKey::of(raw));
         self.shared.stats.cancelled.fetch_add(cancelled, Ordering::Relaxed);
         success(&CancelResult { cancelled })

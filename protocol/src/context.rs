@@ -7,9 +7,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -336,7 +338,7 @@ impl Subscriptions {
     /// # Errors
     /// `busy` if the connection has as many as it may.
     pub fn open(&self) -> Result<(String, CancellationToken), WireError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if open.len() >= self.max {
             return Err(WireError::busy(
                 format!("this connection has {} subscriptions already", self.max),
@@ -352,14 +354,14 @@ impl Subscriptions {
     /// Ends a subscription. False if there is none of this id.
     #[must_use]
     pub fn close(&self, id: &str) -> bool {
-        let token = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let token = self.open.lock().remove(id);
         token.inspect(CancellationToken::cancel).is_some()
     }
 
     /// How many are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.open.lock().len()
     }
 
     /// Whether none is open.

@@ -21,7 +21,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::peer::PeerPolicy;
 
@@ -323,7 +325,7 @@ impl EndpointLock {
     /// Whether the lock file is still the one that is locked. If not, another daemon could lock a new one.
     #[must_use]
     pub fn still_ours(&self) -> bool {
-        let file = self.held.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.held.file.lock();
         names(&self.held.path, &file)
     }
 
@@ -333,7 +335,7 @@ impl EndpointLock {
     /// [`EndpointError::Locked`] if another process has taken it since: that one is the daemon now. Otherwise what
     /// is wrong with the directory; the next try may succeed.
     pub fn renew(&self, options: &BindOptions) -> Result<bool, EndpointError> {
-        let mut file = self.held.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.held.file.lock();
         if names(&self.held.path, &file) {
             return Ok(false);
         }

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::error::ErrorKind;
 
@@ -266,19 +267,13 @@ impl ServerStats {
     /// Notes that a connection could not be accepted for want of a file descriptor.
     pub(crate) fn lacks_descriptors(&self) {
         self.descriptors_lacking.fetch_add(1, Ordering::Relaxed);
-        *self
-            .descriptors_lacked_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.descriptors_lacked_at.lock() = Some(Instant::now());
     }
 
     /// When a connection last could not be accepted for want of a file descriptor.
     #[must_use]
     pub fn descriptors_lacked_at(&self) -> Option<Instant> {
-        *self
-            .descriptors_lacked_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *self.descriptors_lacked_at.lock()
     }
 
     /// The numbers as they are now. They are read one by one, so they may be a few calls apart.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ccod_actors::admission::{Admission, Permit};
@@ -21,6 +21,7 @@ use ccod_protocol::api::{self, Params as _};
 use ccod_protocol::context::CallContext;
 use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
 use futures::future::join_all;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{App, Call, convert, must_exist, store, wire_error};
@@ -69,7 +70,7 @@ impl Watcher for CallWatcher {
     fn progress(&self, done: u64, total: u64, message: &str) {
         let percent = u128::from(done) * 100 / u128::from(total.max(1));
         let percent = u64::try_from(percent).unwrap_or(u64::MAX);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         if told
             .as_ref()
             .is_some_and(|(before, of)| *before == percent && of == message)

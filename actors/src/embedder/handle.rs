@@ -12,11 +12,12 @@
 //! [`EmbedderShared`] is what survives a restart of the actor; a handle is that plus the current actor.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use ractor::ActorRef;
 use ractor::rpc::CallResult;
 use tokio::sync::Semaphore;
@@ -109,9 +110,7 @@ impl QueryCache {
 
     fn lock(&self) -> Option<MutexGuard<'_, Entries>> {
         // Its entries are whole at any moment, so a poisoned lock is taken all the same.
-        self.entries
-            .as_ref()
-            .map(|entries| entries.lock().unwrap_or_else(PoisonError::into_inner))
+        self.entries.as_ref().map(|entries| entries.lock())
     }
 }
 

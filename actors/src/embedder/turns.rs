@@ -5,8 +5,9 @@
 //! per origin in front, a connection that wants much waits for itself, and the queue goes round the connections.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The turns of all origins that want one. Bounded by the number of requests that wait.
@@ -28,7 +29,7 @@ impl Turns {
     }
 
     fn of(&self, origin: u64) -> Arc<Semaphore> {
-        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut origins = self.origins.lock();
         if let Some(turn) = origins.get(&origin).and_then(Weak::upgrade) {
             return turn;
         }
@@ -60,10 +61,6 @@ mod tests {
         drop(first);
         drop(second.await.unwrap());
         let _third = turns.wait(3).await;
-        assert_eq!(
-            turns.origins.lock().unwrap().len(),
-            2,
-            "origins that left are forgotten"
-        );
+        assert_eq!(turns.origins.lock().len(), 2, "origins that left are forgotten");
     }
 }

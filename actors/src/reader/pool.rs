@@ -1,7 +1,8 @@
 //! The pool: who waits for a reader, and how a query gets to one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ractor::ActorRef;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -75,11 +76,7 @@ impl ReaderPool {
 
     /// Adds a reader that waits for work.
     pub fn add(&self, reader: ActorRef<ReadJob>) {
-        self.idle
-            .readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(reader);
+        self.idle.readers.lock().push(reader);
         self.idle.available.add_permits(1);
     }
 
@@ -251,7 +248,7 @@ impl IdleReaders {
                 Ok(permit) => permit.forget(),
                 Err(_) => std::future::pending().await,
             }
-            let reader = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let reader = self.readers.lock().pop();
             if let Some(reader) = reader
                 && is_alive(&reader)
             {
@@ -283,7 +280,7 @@ pub(super) struct Lease {
 impl Lease {
     pub(super) fn finish(self) {
         let Self { pool, reader } = self;
-        pool.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        pool.readers.lock().push(reader);
         pool.available.add_permits(1);
     }
 }

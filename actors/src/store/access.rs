@@ -1,7 +1,7 @@
 //! The right to write, of which there is one: [`WriteAccess`], and a project's table held for writing: [`WriteGuard`].
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::domain::ProjectName;
@@ -73,11 +73,11 @@ impl WriteAccess {
         let folded = name.folded();
         tokio::task::spawn_blocking(move || {
             let removed = std::fs::remove_dir_all(directory);
-            let mut projects = store.projects.write().unwrap_or_else(PoisonError::into_inner);
+            let mut projects = store.projects.write();
             projects.remove(&folded);
             drop(projects);
             discover::remove_left_probes(&store.config.knowledge_dir, |name| {
-                let projects = store.projects.read().unwrap_or_else(PoisonError::into_inner);
+                let projects = store.projects.read();
                 projects.contains_key(name)
             });
             match removed {
@@ -234,7 +234,7 @@ impl WriteGuard<'_> {
 
     /// Keeps why a purge could not erase everything, for `admin.health`; nothing once it could.
     pub fn note_erasing(&self, failure: Option<&KnowledgeError>) {
-        let mut unerased = self.project.unerased.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unerased = self.project.unerased.lock();
         *unerased = failure.map(ToString::to_string);
     }
 

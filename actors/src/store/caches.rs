@@ -51,7 +51,7 @@ impl SharedSession {
     }
 
     pub(super) fn caches(&self) -> Caches {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.read().clone()
     }
 
     pub(super) fn current(&self) -> Arc<Session> {
@@ -59,8 +59,7 @@ impl SharedSession {
     }
 
     pub(super) fn begin_anew(&self) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) =
-            Caches::new(self.index_cache_bytes, self.metadata_cache_bytes);
+        *self.current.write() = Caches::new(self.index_cache_bytes, self.metadata_cache_bytes);
     }
 }
 

@@ -6,9 +6,9 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use nix::sys::statvfs::statvfs;
+use parking_lot::Mutex;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::file_error;
@@ -73,17 +73,17 @@ impl WriteState {
                 None => format!("{reason} ({place})"),
             }
         };
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+        *self.failure.lock() = Some(reason.clone());
         KnowledgeError::ReadOnly { reason }
     }
 
     /// Takes note of a write that succeeded.
     pub(crate) fn succeeded(&self) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.failure.lock() = None;
     }
 
     fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failure.lock().clone()
     }
 
     /// Why nothing can be written, if the last write failed and a probe fails too; when it does not, all is well.

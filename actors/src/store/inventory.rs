@@ -12,8 +12,8 @@
 //! Calls over several projects take [`Store::projects`] with their [`Project::view`]s, and [`Store::not_served`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use crate::clock;
 use crate::domain::ProjectName;
@@ -58,11 +58,11 @@ impl Project {
 
     /// Why it has no version that can be read, as far as that is known.
     fn lost(&self) -> Option<String> {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lost.lock().clone()
     }
 
     pub(super) fn set_lost(&self, reason: Option<String>) {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.lost.lock();
         if let Some(reason) = &reason
             && lost.is_none()
         {
@@ -80,7 +80,7 @@ impl Project {
         if self.lost().is_some() {
             return true; // It may have been put back.
         }
-        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unopened = self.unopened.lock().clone();
         if let Some((when, _)) = unopened {
             return when.elapsed() >= REEXAMINE_AFTER;
         }
@@ -101,7 +101,7 @@ impl Project {
 
     /// What of the project cannot be read now.
     fn unreadable(&self) -> Vec<String> {
-        let unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unopened = self.unopened.lock().clone();
         let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
         let view = self.published();
         let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
@@ -116,7 +116,7 @@ impl Project {
 
     /// What a purge has left on disk, if it could not erase everything.
     fn unerased(&self) -> Option<String> {
-        let unerased = self.unerased.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unerased = self.unerased.lock().clone();
         unerased.map(|reason| {
             format!(
                 "not all bytes of what a purge has removed are erased yet, which is tried again by itself: {reason}"
@@ -128,7 +128,7 @@ impl Project {
     /// cannot be read now. Blocks for the reading of one directory.
     fn recovery(&self) -> Vec<String> {
         let mut told = damage::set_aside_so_far(&self.directory);
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let notes = self.notes.lock();
         told.extend(notes.iter().cloned());
         drop(notes);
         told.extend(self.unreadable());
@@ -233,6 +233,6 @@ impl Store {
         if let Err(error) = looked.await {
             tracing::error!(%error, "looking through the data directory failed, this is what was found before");
         }
-        self.left_aside.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.left_aside.read().clone()
     }
 }

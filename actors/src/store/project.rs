@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
@@ -12,6 +12,7 @@ use lance::dataset::ReadParams;
 use lance::index::DatasetIndexExt;
 use lance_table::io::commit::CommitHandler;
 use lancedb::Connection;
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, watch};
 
 use crate::clock;
@@ -75,27 +76,27 @@ pub struct Project {
     /// Whether it was looked at without being opened, and nothing was wrong with it.
     pub(super) glanced_at: AtomicBool,
     /// Why not all bytes of what a purge has removed could be erased when that was last tried, if so.
-    pub(super) unerased: std::sync::Mutex<Option<String>>,
+    pub(super) unerased: parking_lot::Mutex<Option<String>>,
     /// Whether recovery has run: once in a process, when nothing can be in flight.
     pub(super) recovered: AtomicBool,
     /// What recovery did in this process, for `admin.status`.
-    pub(super) notes: std::sync::Mutex<Vec<String>>,
+    pub(super) notes: parking_lot::Mutex<Vec<String>>,
     /// Why the project is empty though there is something on disk, if so.
-    pub(super) lost: std::sync::Mutex<Option<String>>,
+    pub(super) lost: parking_lot::Mutex<Option<String>>,
     /// Why it could not be opened when that was last tried, and when.
-    pub(super) unopened: std::sync::Mutex<Option<(Instant, String)>>,
+    pub(super) unopened: parking_lot::Mutex<Option<(Instant, String)>>,
     /// Whether taking damaged fragments out of the table has failed: tried again when it is opened again.
     pub(super) repair_failed: AtomicBool,
     /// How often something was taken out of the table.
     pub(super) repairs: AtomicU64,
     /// Fragments that reads have failed on, so that they stay left out when the table is opened again.
-    pub(super) damage: std::sync::Mutex<BTreeMap<u64, DamagedFragment>>,
+    pub(super) damage: parking_lot::Mutex<BTreeMap<u64, DamagedFragment>>,
     /// The version that was last searched for damage after a read had failed, and when; held while one is.
     pub(super) examined: Mutex<Option<(u64, Instant)>>,
     /// Whether a write has failed, maybe over something that is damaged: looked for when the table is opened again.
     pub(super) suspect: AtomicBool,
     /// The version that was last searched for damage after that, and when.
-    pub(super) suspected: std::sync::Mutex<Option<(u64, Instant)>>,
+    pub(super) suspected: parking_lot::Mutex<Option<(u64, Instant)>>,
     /// Whether the last write could not be made for want of room or permission.
     pub(super) writes: WriteState,
     /// Whether a restore has stopped halfway: the next start finishes it, and moves aside what is here.
@@ -119,23 +120,23 @@ impl Project {
 
     /// The view as published, without opening anything.
     pub fn published(&self) -> Option<Arc<ProjectView>> {
-        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.view.read().clone()
     }
 
     pub(super) fn set_view(&self, view: Arc<ProjectView>) {
-        let _not_amid_a_backup = self.moment.read().unwrap_or_else(PoisonError::into_inner);
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
+        let _not_amid_a_backup = self.moment.read();
+        *self.view.write() = Some(view);
         if !self.name.is_own() {
             self.published.send_modify(|count| *count += 1);
         }
     }
 
     pub(super) fn lineage(&self) -> Lineage {
-        *self.lineage.read().unwrap_or_else(PoisonError::into_inner)
+        *self.lineage.read()
     }
 
     pub(super) fn clear_view(&self) {
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.view.write() = None;
     }
 
     /// The present view, opening the project on first use; nothing where there is none, be it that nothing was stored
@@ -195,7 +196,7 @@ impl Project {
     /// Opens the table, if there is one. Why it cannot be opened is shown until it can be.
     pub(super) async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         let opened = self.try_open_table().await;
-        let mut unopened = self.unopened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unopened = self.unopened.lock();
         *unopened = opened.as_ref().err().map(|error| (Instant::now(), error.to_string()));
         drop(unopened);
         opened
@@ -277,7 +278,7 @@ impl Project {
         }
         let mut taken = taken?;
         let lineage = Lineage::read(&self.directory)?;
-        *self.lineage.write().unwrap_or_else(PoisonError::into_inner) = lineage;
+        *self.lineage.write() = lineage;
         taken.continue_after(lineage.sequence);
         self.repair_failed.store(false, Ordering::Release);
         self.number_after_losses(&mut taken, version).await?;
@@ -290,7 +291,7 @@ impl Project {
 
     /// Whether a version is worth being searched for damage: not if it has just been.
     pub(super) fn is_to_be_searched(&self, version: u64) -> bool {
-        let mut last = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.suspected.lock();
         if last.is_some_and(|(searched, when)| searched == version && when.elapsed() < REEXAMINE_AFTER) {
             return false;
         }
@@ -393,7 +394,7 @@ impl Project {
                 Ok(()) => {
                     self.repairs.fetch_add(1, Ordering::AcqRel);
                     self.note(table.take_notes());
-                    self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    self.damage.lock().clear();
                     let repaired = table.view().await?;
                     self.set_view(repaired);
                 }
@@ -434,13 +435,13 @@ impl Project {
         self.recovered.store(false, Ordering::Release);
         self.repair_failed.store(false, Ordering::Release);
         self.suspect.store(false, Ordering::Release);
-        *self.suspected.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.suspected.lock() = None;
+        self.notes.lock().clear();
+        self.damage.lock().clear();
         self.set_lost(None);
         self.glanced_at.store(false, Ordering::Release);
-        *self.unerased.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        *self.unopened.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.unerased.lock() = None;
+        *self.unopened.lock() = None;
         // Whoever holds it may wait for the table, which the caller holds; what is left then is a version that is
         // not searched again for a minute.
         if let Ok(mut examined) = self.examined.try_lock() {
@@ -468,17 +469,17 @@ impl Project {
     }
 
     pub(super) fn note(&self, notes: Vec<String>) {
-        let mut kept = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.notes.lock();
         kept.extend(notes);
     }
 
     pub(super) fn remember(&self, found: &BTreeMap<u64, DamagedFragment>) {
-        let mut kept = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.damage.lock();
         kept.extend(found.iter().map(|(id, fragment)| (*id, fragment.clone())));
     }
 
     pub(super) fn remembered(&self) -> BTreeMap<u64, DamagedFragment> {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.damage.lock().clone()
     }
 
     /// After a read of `view` has failed: looks for what is damaged, all fragments and, with the words that were

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, watch};
 
 use crate::clock;
@@ -136,7 +137,7 @@ impl Store {
     /// Finds the projects on disk. Blocks for the reading of one directory.
     pub(super) fn discover(&self) {
         let known: BTreeMap<String, ProjectName> = {
-            let projects = self.projects.read().unwrap_or_else(PoisonError::into_inner);
+            let projects = self.projects.read();
             let named = projects
                 .iter()
                 .map(|(folded, project)| (folded.clone(), project.name.clone()));
@@ -149,7 +150,7 @@ impl Store {
             // What is refused has got in by another spelling since; the next look tells of it.
             self.register(&project).ok();
         }
-        let mut left_aside = self.left_aside.write().unwrap_or_else(PoisonError::into_inner);
+        let mut left_aside = self.left_aside.write();
         for new in found.left_aside.iter().filter(|new| !left_aside.contains(new)) {
             tracing::warn!("{}", new.reason);
         }
@@ -159,7 +160,7 @@ impl Store {
     /// Refuses a name that is no project's though something of that name lies in the data directory.
     pub(super) fn check_left_aside(&self, name: &ProjectName) -> KnowledgeResult<()> {
         let reason = || {
-            let left_aside = self.left_aside.read().unwrap_or_else(PoisonError::into_inner);
+            let left_aside = self.left_aside.read();
             let found = left_aside
                 .iter()
                 .find(|left| left.name.as_deref() == Some(name.as_str()));
@@ -177,7 +178,7 @@ impl Store {
 
     /// The project of this name, if it is known; another spelling of its name is refused.
     pub(super) fn known(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<Project>>> {
-        let projects = self.projects.read().unwrap_or_else(PoisonError::into_inner);
+        let projects = self.projects.read();
         match projects.get(&name.folded()) {
             None => Ok(None),
             Some(project) if project.name == *name => Ok(Some(Arc::clone(project))),
@@ -210,21 +211,21 @@ impl Store {
             view: RwLock::new(None),
             table: Mutex::new(None),
             glanced_at: AtomicBool::new(false),
-            unerased: std::sync::Mutex::default(),
+            unerased: parking_lot::Mutex::default(),
             recovered: AtomicBool::new(false),
-            notes: std::sync::Mutex::default(),
-            lost: std::sync::Mutex::default(),
-            unopened: std::sync::Mutex::default(),
+            notes: parking_lot::Mutex::default(),
+            lost: parking_lot::Mutex::default(),
+            unopened: parking_lot::Mutex::default(),
             repair_failed: AtomicBool::new(false),
             repairs: AtomicU64::new(0),
-            damage: std::sync::Mutex::default(),
+            damage: parking_lot::Mutex::default(),
             examined: Mutex::new(None),
             suspect: AtomicBool::new(false),
-            suspected: std::sync::Mutex::default(),
+            suspected: parking_lot::Mutex::default(),
             writes: WriteState::new(self.config.min_free_bytes),
             suspended: AtomicBool::new(self.finished.awaited.contains(name)),
         });
-        let mut projects = self.projects.write().unwrap_or_else(PoisonError::into_inner);
+        let mut projects = self.projects.write();
         let entry = projects.entry(name.folded()).or_insert(project);
         let entry = Arc::clone(entry);
         drop(projects);
@@ -244,7 +245,7 @@ impl Store {
 
     /// The known projects of users, by name.
     pub fn projects(&self) -> Vec<Arc<Project>> {
-        let projects = self.projects.read().unwrap_or_else(PoisonError::into_inner);
+        let projects = self.projects.read();
         let users = projects.values().filter(|project| !project.name.is_own());
         users.cloned().collect()
     }

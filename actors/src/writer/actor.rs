@@ -1,9 +1,10 @@
 //! The actor: one lane for each project, with one task in flight at most.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
@@ -203,9 +204,7 @@ impl Actor for Writer {
                 let (access, debt) = (Arc::clone(&state.access), Arc::clone(&state.debt));
                 tokio::spawn(async move {
                     let dropped = access.drop_own_project(&project).await;
-                    debt.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .remove(project.as_str());
+                    debt.lock().remove(project.as_str());
                     reply.send(dropped).ok();
                 });
             }
@@ -498,7 +497,7 @@ impl WriterState {
         WriterStats {
             queued_items: self.lanes.values().map(|lane| lane.waiting.len()).sum(),
             busy_lanes: self.lanes.values().filter(|lane| lane.busy).count(),
-            debt: self.debt.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            debt: self.debt.lock().clone(),
             ..self.stats.clone()
         }
     }

@@ -6,8 +6,9 @@
 //! depends on an announcement: one that is dropped only wakes the lane.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ractor::ActorRef;
 
 use super::WriterMessage;
@@ -20,17 +21,17 @@ pub(crate) struct Announcements(Mutex<HashMap<ProjectName, usize>>);
 impl Announcements {
     /// Stores of this project on their way.
     pub(crate) fn of(&self, project: &ProjectName) -> usize {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.0.lock();
         counts.get(project).copied().unwrap_or(0)
     }
 
     fn add(&self, project: &ProjectName) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.lock();
         *counts.entry(project.clone()).or_default() += 1;
     }
 
     fn remove(&self, project: &ProjectName) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.lock();
         if let Some(count) = counts.get_mut(project) {
             *count -= 1;
             if *count == 0 {

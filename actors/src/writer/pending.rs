@@ -1,8 +1,9 @@
 //! Writes on their way: what waits in a lane, and what is known of a request whose writes may be spread over several
 //! groups.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::commit::{DeleteTarget, OpOutcome, UndeleteTarget, WriteOp};
@@ -29,7 +30,7 @@ pub(super) struct Progress {
 
 impl PendingWrite {
     pub(super) fn record(&self, index: usize, outcome: KnowledgeResult<OpOutcome>, version: i64) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress.lock();
         if progress.outcomes[index].replace(outcome).is_none() {
             progress.remaining -= 1;
         }
@@ -46,7 +47,7 @@ impl PendingWrite {
 
     /// Says of one write that its outcome is not known, unless it has one.
     pub(super) fn lost(&self, index: usize) {
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = self.progress.lock();
         // Once all have an outcome they are on their way to the caller.
         let open = progress.outcomes.get(index).is_some_and(Option::is_none);
         drop(progress);
@@ -57,7 +58,7 @@ impl PendingWrite {
 
     /// Whether the caller still waits.
     pub(super) fn awaited(&self) -> bool {
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = self.progress.lock();
         progress.reply.as_ref().is_some_and(|reply| !reply.is_closed())
     }
 }

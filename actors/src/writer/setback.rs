@@ -6,8 +6,9 @@
 //! the project. See [`crate::restart`] for the policy.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::domain::ProjectName;
 use crate::error::KnowledgeError;
@@ -93,13 +94,13 @@ pub(crate) struct Troubles(Mutex<BTreeMap<(ProjectName, Work), Instant>>);
 impl Troubles {
     /// Notes that this work of a project is degraded until then.
     pub(super) fn add(&self, project: &ProjectName, work: Work, until: Instant) {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.lock();
         noted.insert((project.clone(), work), until);
     }
 
     /// A sentence each, of those whose pause has not ended at `now`.
     pub(super) fn told(&self, now: Instant) -> Vec<String> {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.lock();
         noted.retain(|_, until| now < *until);
         noted
             .iter()

@@ -1,8 +1,10 @@
 //! One task of a lane: a group of writes, a step of upkeep, or both.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::commit::{self, WriteOp, plan_group};
 use super::message::{ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone};
@@ -340,7 +342,7 @@ impl LaneTurn {
     }
 
     pub(super) fn note_debt(&self, debt: Debt) {
-        let mut debts = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut debts = self.debt.lock();
         debts.insert(self.project.name().to_string(), debt);
     }
 }

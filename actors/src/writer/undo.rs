@@ -4,7 +4,9 @@
 //! is up, or whose writer fails, takes it from here. Where nothing is noted by the time that the caller leaves, the
 //! writer does not carry the delete out any more: so there is no delete that nobody can undo.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::domain::Deletion;
 use crate::error::{Executed, KnowledgeError};
@@ -24,7 +26,7 @@ impl UndoNote {
     /// Notes what will undo the delete that is about to be committed. False where the caller has left without it: then
     /// it must not be.
     pub(crate) fn note(&self, deletion: &Deletion) -> bool {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.lock();
         if !noted.left {
             noted.deletion = Some(deletion.clone());
         }
@@ -32,7 +34,7 @@ impl UndoNote {
     }
 
     fn leave(&self) -> Option<Deletion> {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.lock();
         noted.left = true;
         noted.deletion.clone()
     }

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use jsonrpsee_types::Params;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -153,7 +155,7 @@ pub(super) struct Listed {
 
 impl Listed {
     pub(super) fn new(running: &Running, id: IdKey, token: CancellationToken) -> Self {
-        let mut list = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = running.lock();
         let number = list.next;
         list.next += 1;
         list.calls.push((number, id, token));
@@ -166,7 +168,7 @@ impl Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        let mut list = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.running.lock();
         if let Some(place) = list.calls.iter().position(|(number, ..)| *number == self.number) {
             list.calls.swap_remove(place);
         }

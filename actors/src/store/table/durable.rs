@@ -20,7 +20,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::store::lock::StoreLock;
 use async_trait::async_trait;
@@ -117,7 +118,7 @@ impl DurableCommitHandler {
     }
 
     fn known(&self) -> MutexGuard<'_, KnownFiles> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Syncs those of the `referenced` files that are not known to be on disk, and the directories that hold them.

@@ -15,7 +15,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use lance::Dataset;
@@ -350,7 +350,7 @@ impl Store {
             self.discover();
             let (mut viewless, mut warnings) = (BTreeSet::new(), Vec::new());
             if request.project.is_none() {
-                let left_aside = self.left_aside.read().unwrap_or_else(PoisonError::into_inner);
+                let left_aside = self.left_aside.read();
                 let knowledge = left_aside.iter().filter(|left| left.holds_knowledge);
                 warnings.extend(knowledge.map(|left| format!("not in the backup: {}", left.reason)));
             }
@@ -424,7 +424,7 @@ impl Store {
     /// The published views, taken in one instant; none where a project has a table and no view just now, unless
     /// it is known to be `viewless`.
     fn views_now(&self, request: &BackupRequest, viewless: &BTreeSet<ProjectName>) -> Option<Vec<Arc<ProjectView>>> {
-        let _instant = self.moment.write().unwrap_or_else(PoisonError::into_inner);
+        let _instant = self.moment.write();
         let mut views = Vec::new();
         for project in self.projects() {
             if !request.wants(project.name()) {

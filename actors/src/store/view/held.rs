@@ -1,8 +1,10 @@
 //! Which versions of a table are still read, or kept for the next page of a search: upkeep leaves them alone.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::store::view::ProjectView;
 
@@ -40,7 +42,7 @@ impl Held {
 
 impl HeldVersions {
     fn with<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.lock())
     }
 
     /// Notes that a view of this version is given to readers.

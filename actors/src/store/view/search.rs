@@ -7,9 +7,10 @@
 //! round is all that most searches need. The rankings of the last searches are remembered for their next pages.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use lance::Dataset;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::domain::{ProjectName, SearchHit, SearchMode};
@@ -303,7 +304,7 @@ impl PoolKey {
 impl Pools {
     /// Takes the ranking out, so that another search at the same time finds its own.
     fn take(&self, key: &PoolKey) -> Option<Ranking> {
-        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.0.lock();
         let place = pools.iter().position(|(known, _)| known.is_of(key))?;
         pools.remove(place).map(|(_, ranking)| ranking)
     }
@@ -312,7 +313,7 @@ impl Pools {
         if ranking.items.len() > POOL_ITEMS {
             return;
         }
-        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.0.lock();
         pools.retain(|(known, _)| !known.is_gone() && !known.is_of(&key));
         pools.push_back((key, ranking));
         if pools.len() > POOLS {
