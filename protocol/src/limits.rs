@@ -1,5 +1,6 @@
 //! Every limit of the socket, with its default and its reason, and the counters beside them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,62 +10,75 @@ use parking_lot::Mutex;
 use crate::error::ErrorKind;
 
 /// What the socket bears. Every number can be configured; `rpc.version` shows them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections at the same time; one more gets a busy line and is closed. Each costs two file
-    /// descriptors and up to `max_message_bytes` of memory.
+    /// Connections at the same time; one more gets a busy line and is closed. Each costs two file descriptors and
+    /// up to `max_message_bytes` of memory.
+    #[schemars(range(min = 1))]
     pub max_connections: usize,
     /// Connections beyond `max_connections` that serve what an operator needs (`admin.health`, `status`, `metrics`,
     /// `shutdown`, `rpc.version` and `rpc.cancel`) and answer anything else `busy`: a daemon that is full can still
     /// be asked and stopped.
     pub operator_connections: usize,
     /// The longest request, in bytes. Holds a batch of 1,000 items of usual size.
+    #[schemars(range(min = 1024, max = 1 << 30))]
     pub max_message_bytes: usize,
-    /// The longest response, in bytes. Above `max_message_bytes`, so that what went in comes out.
+    /// The longest response; more than a request, so that what went in comes out.
+    #[schemars(range(min = 1024, max = 1 << 30))]
     pub max_response_bytes: usize,
-    /// Requests in one JSON-RPC batch. Items belong into `knowledge.store_batch`, which groups them.
+    /// Requests in one JSON-RPC batch. Items belong into `knowledge.store_batch`.
+    #[schemars(range(min = 1))]
     pub max_batch_requests: usize,
     /// Levels of nested JSON. Real requests have about five; parsers recurse, so no more than 127.
+    #[schemars(range(min = 1, max = 127))]
     pub max_depth: usize,
-    /// Requests of one connection in flight; at the limit its input is not read, and the kernel makes
-    /// the sender wait.
+    /// Requests of one connection at once; at the limit its input is not read and the sender waits.
+    #[schemars(range(min = 1))]
     pub max_in_flight_per_connection: usize,
     /// Requests in flight overall; one more is answered `busy` at once, so that queues stay short.
+    #[schemars(range(min = 1))]
     pub max_in_flight: usize,
     /// As `max_in_flight`, for what an operator needs when that is used up.
     pub operator_in_flight: usize,
     /// Change feeds of one connection.
     pub max_subscriptions_per_connection: usize,
-    /// Bytes of incomplete requests held for all connections together, and as many of those of calls in flight; bounds
-    /// what many large requests at once can occupy. A connection whose incomplete request would go over it is answered
-    /// `busy` and closed, a call that would is answered `busy`.
+    /// Bytes of incomplete requests held for all connections together, and as many of those of calls in flight;
+    /// bounds what many large requests at once can occupy. A connection whose incomplete request would go over it
+    /// is answered `busy` and closed, a call that would is answered `busy`.
     pub max_buffered_bytes: usize,
     /// Bytes of answers and notifications that wait to be written, for all connections together. One connection may
-    /// have half of them. Beyond, a large answer of a read becomes `busy`: clients that ask and
-    /// do not read would otherwise leave any number of answers with the daemon.
+    /// have half of them. Beyond, a large answer of a read becomes `busy`: clients that ask and do not read would
+    /// otherwise leave any number of answers with the daemon.
     pub max_queued_bytes: usize,
-    /// Lines waiting to be written to one connection; responses wait for a place, notifications are
-    /// refused without one.
+    /// Lines waiting to be written to one connection; responses wait for a place, notifications are refused without
+    /// one.
+    #[schemars(range(min = 1))]
     pub reply_queue_lines: usize,
-    /// Milliseconds that a client may leave its socket full before it is given up.
+    /// How long a client may leave its socket full; at least 30 s while it has a change feed open.
+    #[schemars(range(min = 1))]
     pub write_timeout_ms: u64,
-    /// Milliseconds without a byte after which an incomplete request is given up. Idle connections
-    /// without one are left alone: subscribers say nothing for hours.
+    /// Milliseconds without a byte after which an incomplete request is given up. Idle connections without one are
+    /// left alone: subscribers say nothing for hours.
+    #[schemars(range(min = 1))]
     pub partial_request_timeout_ms: u64,
-    /// Milliseconds that a method may overrun its deadline before the call is answered without it. Lets
-    /// the method, which knows more, answer first.
+    /// Milliseconds that a method may overrun its deadline before the call is answered without it. Lets the method,
+    /// which knows more, answer first.
     pub deadline_grace_ms: u64,
-    /// Milliseconds that accepted requests have to finish once the daemon stops.
+    /// Time for accepted requests at the end; a part of `shutdown.grace_ms`, of which two seconds (half, if it is
+    /// short) are kept for what follows.
     pub shutdown_grace_ms: u64,
-    /// Milliseconds between looks at the socket file, which is bound again when it is gone.
+    /// How often the daemon looks whether its socket file is still there.
+    #[schemars(range(min = 1))]
     pub socket_check_ms: u64,
-    /// What `busy` suggests to wait, in milliseconds.
+    /// The wait that `busy` suggests.
     pub busy_retry_after_ms: u64,
-    /// Requests per second of one peer process; none means any number. Off by default: the peers of a
-    /// private socket are its owner's own programs.
+    /// Requests per second of one peer process; none means any number. Off by default: the peers of a private
+    /// socket are its owner's own programs.
+    #[schemars(range(min = 1))]
     pub rate_limit_per_second: Option<u32>,
-    /// Requests that a peer may send at once before the rate counts; none means one second's worth.
+    /// Requests at once before that rate counts; one second's worth if absent.
+    #[schemars(range(min = 1))]
     pub rate_limit_burst: Option<u32>,
     /// Items in one `knowledge.store_batch`.
     pub max_batch_items: usize,

@@ -1,18 +1,11 @@
 //! Checks that the values are in their ranges and fit together.
 
 use super::Config;
+use super::options::options_of;
 
 /// Longest socket path that every supported kernel takes: `sun_path` holds 104 bytes on macOS and 108 on
 /// Linux, with a NUL at the end.
 const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
-
-/// Tokens of the longest passage the model reads. A budget below it could never admit such a passage, which
-/// would then wait at the head of its queue forever.
-const MODEL_MAX_TOKENS: u32 = 256;
-
-/// Below this, bulk work would go to the model in batches of one short text each. A passage longer than the quantum
-/// still runs, alone.
-const LEAST_BULK_QUANTUM_TOKENS: u32 = 16;
 
 /// A value that cannot be used, before it is known where it was set.
 pub(super) struct Problem {
@@ -40,9 +33,6 @@ impl Config {
                 format!("must be numeric user ids separated by commas, `{part}` is none"),
             ));
         }
-        if !(0.0..=1.0).contains(&self.search.min_similarity) {
-            return Err(Problem::new("search.min_similarity", "must be from 0 to 1"));
-        }
         let socket = self.socket_path();
         let socket_bytes = socket.as_os_str().len();
         if socket_bytes > MAX_SOCKET_PATH_BYTES {
@@ -60,67 +50,21 @@ impl Config {
     }
 
     fn check_ranges(&self) -> Result<(), Problem> {
-        const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
-        const GIB: u64 = 1024 * 1024 * 1024;
-        let ranges = [
-            ("items.max_text_bytes", self.items.max_text_bytes, 1, GIB),
-            ("items.max_metadata_bytes", self.items.max_metadata_bytes, 2, GIB),
-            ("items.store_batch_max", self.items.store_batch_max.into(), 1, 100_000),
-            (
-                "store.session_index_cache_bytes",
-                self.store.session_index_cache_bytes,
-                1024 * 1024,
-                1024 * GIB,
-            ),
-            (
-                "store.session_metadata_cache_bytes",
-                self.store.session_metadata_cache_bytes,
-                1024 * 1024,
-                1024 * GIB,
-            ),
-            ("store.retention_days", self.store.retention_days.into(), 0, 36_500),
-            ("store.min_free_bytes", self.store.min_free_bytes, 0, 1024 * 1024 * GIB),
-            ("readers.workers", self.readers.workers.into(), 0, 256),
-            ("readers.queue", self.readers.queue.into(), 1, 1_000_000),
-            ("writer.max_group_rows", self.writer.max_group_rows.into(), 1, 1_000_000),
-            ("writer.max_group_bytes", self.writer.max_group_bytes, 1024, GIB),
-            ("writer.queue_ops", self.writer.queue_ops.into(), 1, 1_000_000),
-            ("writer.queue_bytes", self.writer.queue_bytes, 1024, u64::from(u32::MAX)),
-            (
-                "embedder.batch_tokens",
-                self.embedder.batch_tokens.into(),
-                MODEL_MAX_TOKENS.into(),
-                1_000_000,
-            ),
-            ("embedder.max_batch", self.embedder.max_batch.into(), 1, 4_096),
-            (
-                "embedder.bulk_quantum_tokens",
-                self.embedder.bulk_quantum_tokens.into(),
-                LEAST_BULK_QUANTUM_TOKENS.into(),
-                1_000_000,
-            ),
-            ("embedder.query_cache", self.embedder.query_cache.into(), 0, 10_000_000),
-            (
-                "supervision.max_restarts",
-                self.supervision.max_restarts.into(),
-                1,
-                1_000,
-            ),
-            ("supervision.window_ms", self.supervision.window_ms, 100, DAY_MS),
-            ("supervision.backoff_ms", self.supervision.backoff_ms, 1, DAY_MS),
-            (
-                "supervision.degraded_retry_ms",
-                self.supervision.degraded_retry_ms,
-                100,
-                DAY_MS,
-            ),
-            ("shutdown.grace_ms", self.shutdown.grace_ms, 100, 600_000),
-        ];
-        for (key, value, minimum, maximum) in ranges {
-            if !(minimum..=maximum).contains(&value) {
+        let defaults = super::Config::default().values();
+        let changed: Vec<(String, serde_json::Value)> = {
+            let defaults: std::collections::BTreeMap<_, _> = defaults.into_iter().collect();
+            let values = self.values().into_iter();
+            values.filter(|(key, value)| defaults.get(key) != Some(value)).collect()
+        };
+        for option in options_of(changed.iter().map(|(key, _)| key.as_str())) {
+            let value = changed.iter().find(|(key, _)| *key == option.key);
+            let Some(number) = value.and_then(|(_, value)| value.as_f64()) else {
+                continue; // A text, or none.
+            };
+            if option.minimum.is_some_and(|least| number < least) || option.maximum.is_some_and(|most| number > most) {
                 return Err(Problem::new(
-                    key,
-                    format!("{value} is out of range; it takes {minimum} to {maximum}"),
+                    option.key.clone(),
+                    format!("{number} is out of range; it takes {}", option.range()),
                 ));
             }
         }

@@ -6,6 +6,7 @@
 //! came from. The command line loads it too, so nothing here touches the disk beyond reading that one file.
 
 mod check;
+mod options;
 mod schema;
 mod sections;
 mod settings;
@@ -16,6 +17,7 @@ mod tests;
 
 pub use ccod_protocol::api::Durability;
 pub use ccod_protocol::limits::Limits;
+pub use options::{ConfigOption, options};
 pub use sections::{
     AccessConfig, EmbedderConfig, ItemsConfig, LogConfig, LogFormat, ReadersConfig, SearchConfig, ShutdownConfig,
     StoreConfig, SupervisionConfig, WriterConfig,

@@ -2,12 +2,24 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Durability;
 
+/// Tokens of the longest passage the model reads. A budget below it could never admit such a passage, which
+/// would then wait at the head of its queue forever.
+const MODEL_MAX_TOKENS: u32 = 256;
+
+/// Below this, bulk work would go to the model in batches of one short text each. A passage longer than the quantum
+/// still runs, alone.
+const LEAST_BULK_QUANTUM_TOKENS: u32 = 16;
+
+/// Milliseconds of a day.
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
 /// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// One readable line per event.
@@ -18,14 +30,19 @@ pub enum LogFormat {
 }
 
 /// What the daemon writes to its log. It never holds the text of an item.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a filter such as `info,ccod_actors=debug`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,ccod_actors=debug`. The log never holds
+    /// the text of an item. A daemon in the background logs to `run/ccod.log`, which it sets aside as `ccod.log.1`
+    /// when it has passed 8 MiB, so both take 16 MiB at most. Where the file is moved or removed (`logrotate`), the
+    /// daemon makes a new one within a second, or at once on SIGHUP. A log that goes elsewhere (a terminal, the
+    /// journal, a file of one's own) is left alone.
     pub level: String,
-    /// Text or JSON lines.
+    /// `text` or `json`.
     pub format: LogFormat,
-    /// The file that it goes to; none for standard error, which for a daemon in the background is `run/ccod.log`.
+    /// A file for the log, in a directory that exists, instead of standard error or `run/ccod.log`; it is set aside
+    /// in the same way.
     pub file: Option<PathBuf>,
 }
 
@@ -40,14 +57,17 @@ impl Default for LogConfig {
 }
 
 /// Bounds on one item and on what one call may hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ItemsConfig {
     /// Longest text of an item. 1 MB is several chapters of a book; more is a file, not knowledge.
+    #[schemars(range(min = 1, max = 1 << 30))]
     pub max_text_bytes: u64,
-    /// Longest metadata of an item, as JSON. It is returned with every hit, so it stays small.
+    /// The largest metadata of an item, as JSON. It comes back with every hit.
+    #[schemars(range(min = 2, max = 1 << 30))]
     pub max_metadata_bytes: u64,
-    /// Most items in one `knowledge.store_batch`, and most texts in one `embedding.embed`.
+    /// Items in one `knowledge.store_batch`, and texts in one `embedding.embed`.
+    #[schemars(range(min = 1, max = 100_000))]
     pub store_batch_max: u32,
 }
 
@@ -62,21 +82,26 @@ impl Default for ItemsConfig {
 }
 
 /// The store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// `full`: an acknowledged write survives power loss. `fast`: it survives a crash of the daemon only.
+    /// `full`: a write is acknowledged when it would survive a loss of power. `fast`: when it would survive the end
+    /// of the daemon.
     pub durability: Durability,
     /// Cache of index pages, shared by all projects. LanceDB's own default is 6 GiB per connection, which a
     /// background daemon may not take.
+    #[schemars(range(min = 1 << 20, max = 1_u64 << 40))]
     pub session_index_cache_bytes: u64,
     /// Cache of table metadata, shared by all projects (LanceDB's default: 1 GiB).
+    #[schemars(range(min = 1 << 20, max = 1_u64 << 40))]
     pub session_metadata_cache_bytes: u64,
     /// Days for which replaced and deleted revisions stay, for `history`, `undelete` and `as_of`. With 0 they go
     /// with the next upkeep, and a deletion cannot be undone.
+    #[schemars(range(min = 0, max = 36_500))]
     pub retention_days: u32,
-    /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep and
-    /// deleting still have room. 0 lets the disk fill up.
+    /// Bytes of the file system that stay free: stores are refused (`read_only`) below it, so that upkeep and
+    /// deleting still have room. `0` lets the disk fill up.
+    #[schemars(range(min = 0, max = 1_u64 << 50))]
     pub min_free_bytes: u64,
 }
 
@@ -93,13 +118,16 @@ impl Default for StoreConfig {
 }
 
 /// Who may use the socket, besides the user that the daemon runs as.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessConfig {
-    /// Numeric user ids that are served, separated by commas. Root needs to be named like any other.
+    /// Numeric user ids that are served besides the daemon's own, separated by commas. Root needs to be named like
+    /// any other.
     pub allowed_uids: String,
-    /// A group that may open the socket file: it gets mode 0660, its directory 0750. The users of the group
-    /// are served only if `allowed_uids` names them.
+    /// A group that may open the socket file: it gets mode 0660, its directory 0750. Its users are served only if
+    /// `access.allowed_uids` names them. The group must be able to pass through all directories above, and a home
+    /// is closed to it: give a `socket` outside the home, or let the group pass with `chgrp GROUP ~/.cco && chmod
+    /// 710 ~/.cco`. The daemon does not start where the group cannot come in, and names the directory.
     pub socket_group: String,
 }
 
@@ -119,11 +147,12 @@ impl AccessConfig {
 }
 
 /// What counts as found.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SearchConfig {
-    /// Cosine below which a passage does not count as found by its meaning: unrelated texts have a cosine of
-    /// about 0.1 with the bundled model, and what matches nothing must return nothing.
+    /// Cosine below which a passage does not count as found by its meaning: unrelated texts have a cosine of about
+    /// 0.1 with the bundled model, and what matches nothing must return nothing.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub min_similarity: f64,
 }
 
@@ -134,12 +163,14 @@ impl Default for SearchConfig {
 }
 
 /// The pool of readers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReadersConfig {
     /// Searches that run at once; 0 takes the number of cores, at least 2 and at most 8.
+    #[schemars(range(min = 0, max = 256))]
     pub workers: u32,
-    /// Requests that may wait for a reader; one more is answered `busy`.
+    /// Requests that may wait for a reader. One more is answered `busy`.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub queue: u32,
 }
 
@@ -162,16 +193,20 @@ impl ReadersConfig {
 }
 
 /// The writer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct WriterConfig {
-    /// Most rows (passages) of one commit. Bounds how long the requests in a group wait for each other.
+    /// Most rows of one commit: bounds how long the writes in a group wait for each other.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max_group_rows: u32,
-    /// Most bytes of one commit, for the same reason and to bound the memory of a commit.
+    /// Most bytes of one commit, for the same reason and for the memory of a commit.
+    #[schemars(range(min = 1024, max = 1 << 30))]
     pub max_group_bytes: u64,
     /// Writes that may wait; one more is answered `busy`.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub queue_ops: u32,
-    /// Bytes that may wait. Must hold the largest message, or that could never be written.
+    /// Bytes that may wait; at least `limits.max_message_bytes`, or the largest message could never be written.
+    #[schemars(range(min = 1024, max = u32::MAX))]
     pub queue_bytes: u64,
 }
 
@@ -187,26 +222,30 @@ impl Default for WriterConfig {
 }
 
 /// The embedder.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbedderConfig {
     /// Directory of another BERT-family model; empty for the one in the executable.
     pub model: String,
-    /// Loads the model at start instead of at the first request that needs it.
+    /// Load the model at start, not at the first request that needs it.
     pub warm: bool,
-    /// Tokens of searches and single stores that may wait. Tokens, because texts differ in length by a
-    /// hundred times and the cost of embedding follows the tokens.
+    /// Tokens of searches and single stores that may wait. Tokens, not requests: the cost of a text follows its
+    /// tokens. A text of more than 1,024 tokens waits with the bulk work.
     pub interactive_queue_tokens: u32,
     /// Tokens of batches and imports that may wait.
     pub bulk_queue_tokens: u32,
-    /// Padded tokens of one forward pass. Larger passes gain little on a CPU and delay whoever comes next.
+    /// Tokens of one forward pass; at least 256, the longest passage. More gains nothing on a processor.
+    #[schemars(range(min = MODEL_MAX_TOKENS, max = 1_000_000))]
     pub batch_tokens: u32,
     /// Most texts in one forward pass.
+    #[schemars(range(min = 1, max = 4_096))]
     pub max_batch: u32,
-    /// Padded tokens of one forward pass of bulk work. A pass cannot be interrupted, so this is how long a
-    /// search can be held up by an import.
+    /// Tokens of one pass of bulk work, which is how long a search can be held up by an import. After ten seconds
+    /// without a search or single store, bulk work gets whole passes.
+    #[schemars(range(min = LEAST_BULK_QUANTUM_TOKENS, max = 1_000_000))]
     pub bulk_quantum_tokens: u32,
-    /// Query vectors that are remembered; each takes 1.5 KiB.
+    /// Query vectors that are remembered, 1.5 KiB each; 0 for none.
+    #[schemars(range(min = 0, max = 10_000_000))]
     pub query_cache: u32,
 }
 
@@ -226,18 +265,22 @@ impl Default for EmbedderConfig {
 }
 
 /// How crashed parts are restarted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SupervisionConfig {
-    /// Restarts of one part within `window_ms`; one more and the part is degraded, which `health` shows.
+    /// Restarts of one part within the window; one more and the part is degraded, which `ccoctl health` shows.
+    #[schemars(range(min = 1, max = 1_000))]
     pub max_restarts: u32,
     /// The window in which restarts are counted.
+    #[schemars(range(min = 100, max = DAY_MS))]
     pub window_ms: u64,
-    /// Wait before the first restart; it doubles with each one in the window.
+    /// Wait before the first restart; doubles with each one in the window.
+    #[schemars(range(min = 1, max = DAY_MS))]
     pub backoff_ms: u64,
     /// Longest wait before a restart.
     pub backoff_cap_ms: u64,
     /// How often a degraded part is tried again.
+    #[schemars(range(min = 100, max = DAY_MS))]
     pub degraded_retry_ms: u64,
 }
 
@@ -254,11 +297,13 @@ impl Default for SupervisionConfig {
 }
 
 /// The end of the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShutdownConfig {
-    /// Time for the whole end: accepted requests, the queues behind them, the last commit. Service managers
-    /// kill after their own limit, so stay below it.
+    /// Time for the whole end, from the signal or `admin.shutdown` on: accepted requests, the queues behind them,
+    /// the last commit. What still runs when the requests' part of it is over is cancelled and answered -32053. A
+    /// service manager must wait some seconds longer than this before it kills; systemd is asked to.
+    #[schemars(range(min = 100, max = 600_000))]
     pub grace_ms: u64,
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ccod_protocol::limits::Limits;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::schema::{SHARED_LIMITS, flatten, to_json};
@@ -21,12 +22,13 @@ fn the_lock_of_the_store_is_where_the_store_has_it() {
 }
 
 /// The whole configuration. [`Config::load`] builds it; [`Config::at`] gives the defaults for a home.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Absolute directory of everything the daemon keeps. Not a key of the file, which lies in it.
+    /// Everything the daemon keeps: `knowledge/`, `run/`, `models/`, `ccod.toml`, `projects.json`. Not a key of the
+    /// file, which is found through it.
     pub home: PathBuf,
-    /// Path of the socket; none for `run/ccod.sock` in the home.
+    /// At most 107 bytes on Linux and 103 on macOS, a limit of Unix sockets.
     pub socket: Option<PathBuf>,
     /// The log.
     pub log: LogConfig,

@@ -301,23 +301,55 @@ fn so_is_the_log() {
     );
 }
 
+/// The tables of `docs/configuration.md` are made from the structs. `UPDATE_DOCS=1` writes them.
 #[test]
-fn every_key_is_documented_with_its_default() {
-    let document = include_str!("../../docs/configuration.md");
-    for (key, value) in Config::default().values() {
-        if key == "home" {
-            continue;
+fn the_documentation_has_every_option_as_it_is() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let text = std::fs::read_to_string(&path).expect("read");
+    let defaults: std::collections::BTreeMap<_, _> = Config::default().values().into_iter().collect();
+    let options = options();
+    let mut shown = 0;
+    let mut made = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once("<!-- options: ") {
+        let (sections, after) = after.split_once(" -->\n").expect("a marker");
+        let (_, after) = after.split_once("<!-- end -->").expect("an end");
+        made.push_str(&format!(
+            "{before}<!-- options: {sections} -->\n| key | default | range | |\n|---|---|---|---|\n"
+        ));
+        for option in &options {
+            let section = option.key.split('.').next().unwrap_or_default();
+            if !sections.split(' ').any(|wanted| wanted == section) {
+                continue;
+            }
+            shown += 1;
+            let default = match (option.key.as_str(), &defaults[&option.key]) {
+                ("home", _) => "`~/.cco`".to_owned(),
+                ("socket", _) => "`run/ccod.sock` in the home".to_owned(),
+                (_, serde_json::Value::Null) => "none".to_owned(),
+                (_, serde_json::Value::String(text)) if !text.is_empty() => format!("`{text}`"),
+                (_, value) => format!("`{value}`"),
+            };
+            // Zero and more is what an unsigned number takes anyway.
+            let range = match (option.minimum, option.maximum) {
+                (Some(0.0) | None, None) => String::new(),
+                _ => option.range(),
+            };
+            let about = option.about.replace('|', "\\|");
+            made.push_str(&format!("| `{}` | {default} | {range} | {about} |\n", option.key));
         }
-        let row = document
-            .lines()
-            .find(|line| line.starts_with(&format!("| `{key}` |")))
-            .unwrap_or_else(|| panic!("docs/configuration.md has no row for {key}"));
-        let shown = match &value {
-            serde_json::Value::Null => continue,
-            serde_json::Value::String(text) if text.is_empty() => "`\"\"`".to_owned(),
-            serde_json::Value::String(text) => format!("`{text}`"),
-            other => format!("`{other}`"),
-        };
-        assert!(row.contains(&format!("| {shown} |")), "{key} is {shown}: {row}");
+        made.push_str("<!-- end -->");
+        rest = after;
+    }
+    made.push_str(rest);
+    assert_eq!(shown, options.len(), "each option stands in one section");
+    assert!(options.iter().all(|option| !option.about.is_empty()));
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, made).expect("written");
+    } else {
+        assert!(
+            made == text,
+            "docs/configuration.md is not what the code says; run the tests with UPDATE_DOCS=1"
+        );
     }
 }

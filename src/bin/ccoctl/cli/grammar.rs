@@ -178,6 +178,64 @@ fn one_line(paragraph: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    /// Every command with its arguments, as Markdown.
+    fn reference(command: &clap::Command, path: &str, into: &mut String) {
+        for subcommand in command.get_subcommands().filter(|found| found.get_name() != "help") {
+            let path = format!("{path} {}", subcommand.get_name());
+            let about = subcommand.get_about().map(ToString::to_string).unwrap_or_default();
+            into.push_str(&format!("\n### `{path}`\n\n{about}.\n"));
+            let own = |argument: &&clap::Arg| {
+                !argument.is_hide_set()
+                    && argument.get_help_heading() != Some("Global options")
+                    && !["help", "version"].contains(&argument.get_id().as_str())
+            };
+            let arguments: Vec<&clap::Arg> = subcommand.get_arguments().filter(own).collect();
+            if !arguments.is_empty() {
+                into.push_str("\n| argument | |\n|---|---|\n");
+            }
+            for argument in arguments {
+                let default: Vec<_> = argument
+                    .get_default_values()
+                    .iter()
+                    .map(|value| value.to_string_lossy())
+                    .collect();
+                let default = if default.is_empty() || default == ["false"] {
+                    String::new()
+                } else {
+                    format!(" Default: `{}`.", default.join(" "))
+                };
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                into.push_str(&format!(
+                    "| `{}` | {help}.{default} |\n",
+                    argument.to_string().replace('|', "\\|")
+                ));
+            }
+            reference(subcommand, &path, into);
+        }
+    }
+
+    /// The reference in `docs/cli.md` is made from the grammar. `UPDATE_DOCS=1` writes it.
+    #[test]
+    fn the_documentation_has_every_command_and_argument() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+        let text = std::fs::read_to_string(&path).expect("read");
+        let (before, after) = text.split_once("<!-- commands -->\n").expect("a marker");
+        let (_, after) = after.split_once("<!-- end -->").expect("an end");
+        let mut commands = String::new();
+        let mut whole = super::Cli::command();
+        whole.build();
+        reference(&whole, "ccoctl", &mut commands);
+        let made = format!("{before}<!-- commands -->\n{commands}<!-- end -->{after}");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, made).expect("written");
+        } else {
+            assert!(
+                made == text,
+                "docs/cli.md is not what the code says; run the tests with UPDATE_DOCS=1"
+            );
+        }
+    }
+
     use clap::Arg;
 
     use super::*;

@@ -5,6 +5,7 @@ use clap_complete::Shell;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use ccod::config::options;
 use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{self, HealthParams, HealthStatus, StatusParams, StatusResult};
 
@@ -237,9 +238,20 @@ pub(crate) fn config(context: &Context, command: &ConfigCommand) -> CliResult {
     let loaded = &context.loaded;
     let values = loaded.config.values();
     if context.output.json {
+        let options = options();
+        let option = |key: &String| options.iter().find(|option| option.key == *key);
         let listed: Vec<Value> = values
             .iter()
-            .map(|(key, value)| serde_json::json!({ "key": key, "value": value, "origin": loaded.origins.get(key) }))
+            .map(|(key, value)| {
+                serde_json::json!({
+                    "key": key,
+                    "value": value,
+                    "origin": loaded.origins.get(key),
+                    "about": option(key).map(|option| &option.about),
+                    "minimum": option(key).and_then(|option| option.minimum),
+                    "maximum": option(key).and_then(|option| option.maximum),
+                })
+            })
             .collect();
         context.output.print_json(
             &serde_json::json!({ "file": loaded.file, "socket": loaded.config.socket_path(), "values": listed }),
