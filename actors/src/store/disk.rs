@@ -4,9 +4,9 @@
 //! know. One that cannot be read now, or that is damaged, says nothing: whoever asks gets an error that tells what to
 //! do, and no value is assumed in its place.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -63,9 +63,33 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> KnowledgeResult<()> {
 
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> KnowledgeResult<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| file_error("made durable", path, error))
+    fsync_directory(path).map_err(|error| file_error("made durable", path, error))
+}
+
+/// A directory for its owner alone, with its parents.
+pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// A new file for its owner alone.
+pub(crate) fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Makes the entries of a directory durable, for whom the system's own error tells more.
+pub(crate) fn fsync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Makes the entries of a directory durable, and of all below it, the lowest first.
+pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    fsync_directory(path)
 }
 
 /// What is in a directory; nothing where there is no such directory.

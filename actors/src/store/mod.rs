@@ -8,13 +8,13 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`error`], `disk`, [`lock`] | errors of LanceDB and of files; private files, synced; the lock of the data directory |
+//! | [`error`], `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; files of state; room to write; the lock of the data directory |
 //! | [`table`] | what lies on disk: schema, rows, identities, keyword index, durable commits |
 //! | [`view`] | what readers see: one immutable version of a table, and all queries on it |
 //! | [`write`] | what the writer does to a table: append, change, purge, forget |
 //! | [`upkeep`] | debts of a table, and the steps that pay them |
 //! | [`damage`] | what cannot be read: found, left out, set aside, repaired, told of |
-//! | `project`, `projects`, `access`, `inventory` | one project; all of them; the right to write; in which condition each is |
+//! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, in which condition each is |
 //! | [`transfer`] | backup and restore |
 
 mod access;
@@ -29,6 +29,7 @@ pub mod lock;
 mod project;
 mod projects;
 mod survey;
+mod swap;
 pub mod table;
 pub mod transfer;
 pub mod upkeep;
@@ -40,8 +41,82 @@ pub use access::{WriteAccess, WriteGuard};
 pub use inventory::NotServed;
 pub use lock::{StoreLock, StoreLockError};
 pub use project::Project;
-pub use projects::{ModelIdentity, Store, StoreConfig};
+pub use projects::{Store, StoreConfig};
 pub use table::durable::Durability;
 pub use table::lineage::Lineage;
+pub use table::schema::ModelIdentity;
 pub use view::ProjectView;
 pub use write::{WriteTable, Written};
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    /// The rooms in their order; those of one line may use each other.
+    const ORDER: [&[&str]; 8] = [
+        &["error", "disk", "lock", "caches", "swap"],
+        &["table"],
+        &["view"],
+        &["write"],
+        &["upkeep"],
+        &["damage"],
+        &[
+            "discover",
+            "disk_space",
+            "project",
+            "projects",
+            "access",
+            "inventory",
+            "survey",
+            "verify",
+        ],
+        &["transfer"],
+    ];
+
+    fn rank(room: &str) -> Option<usize> {
+        ORDER.iter().position(|rooms| rooms.contains(&room))
+    }
+
+    fn files(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                files(&path, found);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn no_room_uses_one_that_comes_after_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+        let mut found = Vec::new();
+        files(&root, &mut found);
+        let mut uses = 0;
+        let mut wrong = Vec::new();
+        for path in found {
+            let relative = path.strip_prefix(&root).unwrap().with_extension("");
+            let room = relative.iter().next().unwrap().to_str().unwrap().to_owned();
+            let Some(own) = rank(&room) else {
+                assert_eq!(room, "mod", "{} is in no room", path.display());
+                continue;
+            };
+            let text = std::fs::read_to_string(&path).unwrap();
+            let production = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+            for part in production.split("crate::store::").skip(1) {
+                let name: String = part
+                    .chars()
+                    .take_while(|next| next.is_alphanumeric() || *next == '_')
+                    .collect();
+                let Some(used) = rank(&name) else { continue };
+                uses += 1;
+                if used > own {
+                    wrong.push(format!("{} uses {name}", relative.display()));
+                }
+            }
+        }
+        assert!(uses > 100, "{uses}");
+        assert_eq!(wrong, [""; 0]);
+    }
+}

@@ -18,21 +18,13 @@ use crate::store::discover::{self, LeftAside, holds_table};
 use crate::store::disk_space::WriteState;
 use crate::store::lock::StoreLock;
 use crate::store::project::Project;
+use crate::store::swap::{self, Finished};
 use crate::store::table::durable::Durability;
+use crate::store::table::lineage::Lineage;
 use crate::store::table::table_directory;
-use crate::store::transfer::restore::{self, Lineage};
 use crate::store::view::ProjectView;
 use crate::store::view::held::HeldVersions;
 use crate::store::view::search::{self, PageVersion};
-
-/// The model whose vectors the store holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelIdentity {
-    /// Name and hash, such as `all-MiniLM-L6-v2@0123456789ab`.
-    pub name: String,
-    /// Components of each vector.
-    pub dimensions: usize,
-}
 
 /// Settings of the store.
 #[derive(Clone, Debug)]
@@ -61,7 +53,7 @@ pub struct Store {
     pub(super) lock: StoreLock,
     pub(super) session: Arc<SharedSession>,
     /// What became of the interrupted restores when the store was opened.
-    pub(super) finished: restore::Finished,
+    pub(super) finished: Finished,
     /// By the name folded to lower case, so that a collision is seen on every file system.
     pub(super) projects: RwLock<BTreeMap<String, Arc<Project>>>,
     /// What lies in the data directory and is not served, as it was last looked at.
@@ -97,7 +89,7 @@ impl Store {
             config.metadata_cache_bytes,
         ));
         lock.check()?;
-        let finished = restore::finish_interrupted(&config.knowledge_dir);
+        let finished = swap::finish_interrupted(&config.knowledge_dir);
         discover::remove_left_probes(&config.knowledge_dir, |_| false);
         let store = Arc::new(Self {
             config,

@@ -21,9 +21,10 @@ use crate::store::table::condition::Condition;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{TableShape, column};
 use crate::store::table::{dataset_shape, table_directory};
-use crate::store::upkeep::{Debt, Pace, due_steps, forgotten_at, measure};
+use crate::store::upkeep::{Debt, Pace, due_steps, measure};
 use crate::store::view::ProjectView;
 use crate::store::write::ERASING_MARK;
+use crate::store::write::forgotten_at;
 use crate::store::{Project, WriteAccess};
 
 /// Bytes of each cache of a look: it reads what it reads once.

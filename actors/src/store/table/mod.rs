@@ -3,7 +3,6 @@
 mod columns;
 pub mod condition;
 pub mod durable;
-mod growth;
 pub(crate) mod identity;
 pub(crate) mod keyword_index;
 pub mod lineage;

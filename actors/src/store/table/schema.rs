@@ -17,6 +17,15 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use crate::store::table::columns::{COLUMNS, Column};
 
+/// The model whose vectors the store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelIdentity {
+    /// Name and hash, such as `all-MiniLM-L6-v2@0123456789ab`.
+    pub name: String,
+    /// Components of each vector.
+    pub dimensions: usize,
+}
+
 /// Name of the table inside a project's database (the old tool's name: copying its data in is the migration).
 pub const TABLE_NAME: &str = "orchestra_knowledge";
 /// Version of this schema. A table has its own in its metadata, under [`SCHEMA_VERSION_KEY`].

@@ -30,7 +30,9 @@ use sha2::{Digest, Sha256};
 use crate::domain::{ProjectName, format_time, hex, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::holds_table;
+use crate::store::disk::{create_directory, create_file, fsync_directory, sync_tree};
 use crate::store::error::{file_read_error, is_denied, is_passing, read_error, told};
+use crate::store::swap::{ASIDE, home_of};
 use crate::store::table::durable::referenced_files;
 use crate::store::table::schema::{TABLE_NAME, TableShape};
 use crate::store::table::table_directory;
@@ -42,8 +44,6 @@ use crate::store::{Store, disk, inventory};
 pub const BACKUP_FILE: &str = "backup.json";
 /// Directory of the projects inside a backup; named as in a home, so that a backup can be read as one.
 pub(crate) const KNOWLEDGE: &str = "knowledge";
-/// Directory of a home that keeps what a restore replaced.
-pub(crate) const ASIDE: &str = "aside";
 /// File of a home that remembers where backups were written.
 const RECORD_FILE: &str = "backups.jsonl";
 /// Version of the layout and of `backup.json`.
@@ -621,7 +621,7 @@ fn remove_copy(copy: &Path) -> KnowledgeResult<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unwritable(copy, &error)),
         _ => copy
             .parent()
-            .map_or(Ok(()), sync_directory)
+            .map_or(Ok(()), fsync_directory)
             .map_err(|error| unwritable(copy, &error)),
     }
 }
@@ -731,10 +731,10 @@ impl Partial {
     fn publish(self, target: &Path, backup: &Backup) -> KnowledgeResult<()> {
         let failed = |error: io::Error| unwritable(target, &error);
         backup.write(&self.path).map_err(failed)?;
-        sync_directory(&self.path).map_err(failed)?;
+        fsync_directory(&self.path).map_err(failed)?;
         // Onto an empty directory or nothing; anything else makes it fail.
         std::fs::rename(&self.path, target).map_err(failed)?;
-        target.parent().map_or(Ok(()), sync_directory).map_err(failed)
+        target.parent().map_or(Ok(()), fsync_directory).map_err(failed)
     }
 }
 
@@ -834,7 +834,7 @@ impl BackupRecord {
             }
             file.write_all(&line)?;
             file.sync_all()?;
-            sync_directory(home)
+            fsync_directory(home)
         };
         write().map_err(|error: io::Error| crate::store::error::write_error(error))
     }
@@ -892,11 +892,6 @@ pub fn known_backups(home: &Path, project: &str) -> Vec<String> {
     places.chain(unknown).collect()
 }
 
-/// The home that a knowledge directory belongs to.
-pub(crate) fn home_of(knowledge_dir: &Path) -> PathBuf {
-    knowledge_dir.parent().unwrap_or(knowledge_dir).to_path_buf()
-}
-
 /// Runs file work where it may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> KnowledgeResult<T> + Send + 'static,
@@ -904,11 +899,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(KnowledgeError::internal)?
-}
-
-/// A directory for its owner alone, with its parents.
-pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Opens a file that somebody has named to be read. What is looked at is what was opened, and nothing is waited for:
@@ -926,27 +916,6 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     } else {
         Err(io::Error::new(io::ErrorKind::InvalidInput, "it must be a file"))
     }
-}
-
-/// A new file for its owner alone.
-pub(crate) fn create_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Makes the entries of a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Makes the entries of a directory durable, and of all below it, the lowest first.
-pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        }
-    }
-    sync_directory(path)
 }
 
 fn sha256(bytes: &[u8]) -> String {

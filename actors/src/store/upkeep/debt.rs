@@ -43,11 +43,6 @@ const FRAGMENTS_PER_TIER: usize = 12;
 const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
 /// Versions that nobody reads from which on they are removed, the present one included in the count.
 const VERSIONS: usize = 64;
-/// Rows that expire within this part of the retention of one another are forgotten together: each forgetting reads the
-/// closed rows and makes two versions.
-const FORGOTTEN_TOGETHER_PART: i32 = 64;
-/// The longest that a row is kept beyond the retention for that.
-const FORGOTTEN_TOGETHER: TimeDelta = TimeDelta::hours(1);
 /// Part of a fragment's rows that may be deleted (closed and moved, or forgotten) before it is rewritten.
 pub(super) const DELETED_PART: f32 = 0.1;
 
@@ -195,15 +190,6 @@ pub fn due_steps(debt: &Debt, pace: Pace) -> Vec<Step> {
         due.push(Step::Prune);
     }
     due
-}
-
-/// When rows of which the oldest was closed at `oldest_closed` are forgotten without being asked to. Pure.
-pub(crate) fn forgotten_at(oldest_closed: DateTime<Utc>, retention: TimeDelta) -> DateTime<Utc> {
-    let slack = FORGOTTEN_TOGETHER.min(retention / FORGOTTEN_TOGETHER_PART);
-    let kept = retention.checked_add(&slack).unwrap_or(TimeDelta::MAX);
-    oldest_closed
-        .checked_add_signed(kept)
-        .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// How many of the last segments are merged with `new` rows. Pure.
@@ -517,16 +503,5 @@ mod tests {
         let due = due_steps(&debt, Pace::Busy);
         let names: Vec<&str> = due.iter().map(|step| step.name()).collect();
         assert_eq!(names, ["forget", "index", "compact", "rewrite", "prune"]);
-    }
-
-    #[test]
-    fn rows_that_expire_soon_after_one_another_are_forgotten_together() {
-        let closed = DateTime::<Utc>::UNIX_EPOCH;
-        let after = |retention: TimeDelta| forgotten_at(closed, retention) - closed;
-        assert_eq!(after(TimeDelta::zero()), TimeDelta::zero());
-        assert_eq!(after(TimeDelta::seconds(64)), TimeDelta::seconds(65));
-        assert_eq!(after(TimeDelta::days(7)), TimeDelta::days(7) + TimeDelta::hours(1));
-        // Longer than there is time.
-        assert_eq!(forgotten_at(closed, TimeDelta::MAX), DateTime::<Utc>::MAX_UTC);
     }
 }

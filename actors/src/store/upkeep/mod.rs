@@ -3,5 +3,5 @@
 mod debt;
 mod steps;
 
+pub(crate) use debt::measure;
 pub use debt::{Debt, FragmentRows, Pace, Step, due_steps, next_thorough_step};
-pub(crate) use debt::{forgotten_at, measure};

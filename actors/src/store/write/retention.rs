@@ -1,13 +1,27 @@
 //! Forgetting what was closed longer ago than it is kept.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::clock::believed_now;
 use crate::error::KnowledgeResult;
 use crate::store::error::write_error;
-use crate::store::upkeep::forgotten_at;
 use crate::store::view::{Horizon, filter};
 use crate::store::write::WriteTable;
+
+/// Rows that expire within this part of the retention of one another are forgotten together: each forgetting reads the
+/// closed rows and makes two versions.
+const FORGOTTEN_TOGETHER_PART: i32 = 64;
+/// The longest that a row is kept beyond the retention for that.
+const FORGOTTEN_TOGETHER: TimeDelta = TimeDelta::hours(1);
+
+/// When rows of which the oldest was closed at `oldest_closed` are forgotten without being asked to. Pure.
+pub(crate) fn forgotten_at(oldest_closed: DateTime<Utc>, retention: TimeDelta) -> DateTime<Utc> {
+    let slack = FORGOTTEN_TOGETHER.min(retention / FORGOTTEN_TOGETHER_PART);
+    let kept = retention.checked_add(&slack).unwrap_or(TimeDelta::MAX);
+    oldest_closed
+        .checked_add_signed(kept)
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
 
 impl WriteTable {
     /// When rows are next to be forgotten; none as long as none is closed.
@@ -64,5 +78,21 @@ impl WriteTable {
         }
         self.oldest_closed = oldest_kept;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_expire_soon_after_one_another_are_forgotten_together() {
+        let closed = DateTime::<Utc>::UNIX_EPOCH;
+        let after = |retention: TimeDelta| forgotten_at(closed, retention) - closed;
+        assert_eq!(after(TimeDelta::zero()), TimeDelta::zero());
+        assert_eq!(after(TimeDelta::seconds(64)), TimeDelta::seconds(65));
+        assert_eq!(after(TimeDelta::days(7)), TimeDelta::days(7) + TimeDelta::hours(1));
+        // Longer than there is time.
+        assert_eq!(forgotten_at(closed, TimeDelta::MAX), DateTime::<Utc>::MAX_UTC);
     }
 }

@@ -20,18 +20,18 @@ use lancedb::{Connection, Table};
 use crate::clock::believed_now;
 use crate::domain::{ProjectName, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::ModelIdentity;
 use crate::store::error::{read_error, write_error};
 use crate::store::table::condition::Condition;
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::identity::{IdentityKind, SeenIdentities};
 use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
+use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::table::{dataset_shape, keyword_index};
-use crate::store::upkeep::forgotten_at;
 use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
 use crate::store::view::{Horizon, IdentityRow, ProjectView, config_number};
+use crate::store::write::forgotten_at;
 
 /// Name of the keyword index.
 pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
