@@ -2,30 +2,11 @@
 //! project, a home that another daemon has. And what the system refuses is told, not died of.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home, executable};
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn exits(output: Output, code: i32) -> Output {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "stdout: {}\nstderr: {}",
-        stdout(&output),
-        stderr(&output)
-    );
-    output
-}
+use crate::support::{Daemon, Home, executable, exits, stderr, stdout};
 
 /// What git leaves of a repository, as far as it is looked at.
 fn repository(path: &Path) {
