@@ -10,7 +10,7 @@ use serde_json::Value;
 use ccod_protocol::api::{
     self, AsOf, EmbedParams, Filters, GetParams, GetResult, Item, KnowledgeType, ListParams, Metadata, MetadataFilter,
     OnDuplicate, OneOrMany, Order, ProjectsParams, SearchHit, SearchMode, SearchParams, SearchResult, StatsParams,
-    StatsResult, StoreParams, StoreResult, StoreStatus,
+    StatsResult, StoreParams, StoreResult, StoreStatus, rounded_integer,
 };
 
 use super::connect::{Daemon, Scope};
@@ -192,7 +192,7 @@ fn parse_threshold(text: &str) -> Result<f32, String> {
 }
 
 fn parse_moment(text: &str) -> Result<String, String> {
-    when::parse(text, Utc::now())
+    when::parse(text, when::now())
 }
 
 /// A number is a version; anything else is a time.
@@ -207,6 +207,9 @@ fn parse_as_of(text: &str) -> Result<AsOf, String> {
 /// `store` takes them.
 fn parse_conditions(text: &str) -> Result<MetadataFilter, String> {
     if text.trim_start().starts_with('{') {
+        if let Some(place) = rounded_integer(text) {
+            return Err(too_large(&place));
+        }
         let conditions: MetadataFilter =
             serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
         // What was computed and came out as nothing must not mean all items.
@@ -222,8 +225,16 @@ fn parse_conditions(text: &str) -> Result<MetadataFilter, String> {
     if key.trim().is_empty() {
         return Err("takes the form KEY=VALUE, and the key is empty".to_owned());
     }
+    if rounded_integer(value).is_some() && serde_json::from_str::<Value>(value).is_ok() {
+        return Err(too_large(key));
+    }
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
     Ok(MetadataFilter::from_iter([(key.to_owned(), value)]))
+}
+
+/// What is wrong with an integer that stands at `place`: to read it here would make it another one.
+fn too_large(place: &str) -> String {
+    format!("has an integer under `{place}` that needs more than 64 bits; give it as a string, in double quotes")
 }
 
 fn any_of<T>(mut values: Vec<T>) -> Option<OneOrMany<T>> {
@@ -284,6 +295,12 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
     };
     if !text.trim_start().starts_with('{') {
         return Err(refused("is no JSON object".to_owned()));
+    }
+    if let Some(place) = rounded_integer(text) {
+        return Err(CliError::new(
+            Exit::BadData,
+            format!("--metadata {}", too_large(&place)),
+        ));
     }
     let members: MetadataFilter =
         serde_json::from_str(text).map_err(|error| refused(format!("is no JSON object: {error}")))?;
@@ -377,7 +394,7 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
         };
         context
             .output
-            .print(&render_hits(&context.output, &found.results, view, Utc::now()))?;
+            .print(&render_hits(&context.output, &found.results, view, when::now()))?;
     }
     output::message(search_summary(&found, asked, scope_name.as_deref()));
     Ok(Exit::Ok)
@@ -481,7 +498,7 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
     if !page.results.is_empty() {
         context
             .output
-            .print(&render_items(&context.output, &page.results, Utc::now()))?;
+            .print(&render_items(&context.output, &page.results, when::now()))?;
     }
     let shown = page.results.len() as u64;
     let mut summary = format!(
@@ -665,7 +682,7 @@ pub(crate) async fn projects(context: &Context) -> CliResult {
             output::bytes(project.bytes_on_disk),
             project
                 .newest
-                .map_or_else(|| "-".to_owned(), |newest| when::age(&newest, Utc::now())),
+                .map_or_else(|| "-".to_owned(), |newest| when::age(&newest, when::now())),
             project.state.unwrap_or_else(|| "ok".to_owned()),
         ]);
     }
@@ -844,6 +861,9 @@ mod tests {
         for refused in ["[1]", "", "1", r#"{"a":1,"a":2}"#, "{"] {
             assert_eq!(parse_metadata(Some(refused)).expect_err("refused").exit, Exit::BadData);
         }
+        let rounded = parse_metadata(Some(r#"{"a":{"b":18446744073709551616}}"#)).expect_err("refused");
+        assert_eq!(rounded.exit, Exit::BadData);
+        assert!(rounded.message.contains("`a.b`"), "{rounded}");
         assert_eq!(parse_metadata(Some("{\"a\":1}")).expect("accepted").len(), 1);
         assert!(parse_metadata(None).expect("none").is_empty());
     }
@@ -856,6 +876,20 @@ mod tests {
         assert_eq!(conditions(r#"{"a":1,"b":"x"}"#), Ok(json!({"a": 1, "b": "x"})));
         for refused in ["", "a", "{a}", "{}", "=x", " =x", "="] {
             assert!(conditions(refused).is_err(), "{refused:?}");
+        }
+        // Rounded, it would be another one; as text it is what it is.
+        for refused in ["a=18446744073709551616", r#"{"a":18446744073709551616}"#] {
+            assert!(
+                conditions(refused).is_err_and(|reason| reason.contains("`a`")),
+                "{refused}"
+            );
+        }
+        for kept in [
+            r#"a="18446744073709551616""#,
+            "a=18446744073709551616 of them",
+            r#"{"a":"b=18446744073709551616"}"#,
+        ] {
+            assert!(conditions(kept).is_ok(), "{kept}");
         }
     }
 
