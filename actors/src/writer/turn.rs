@@ -195,6 +195,7 @@ impl LaneTurn {
         fail::fail_point!("writer::before_exclusive", |_| Err(KnowledgeError::internal(
             "failpoint writer::before_exclusive"
         )));
+        hold("writer::hold_exclusive").await;
         let mut outcome = ExclusiveOutcome::default();
         begun.get_or_insert(table.next_sequence());
         let done = match task {
