@@ -226,6 +226,36 @@ fn a_home_that_a_daemon_serves_on_another_socket_is_told_of() {
 }
 
 #[test]
+fn a_second_home_with_the_same_knowledge_is_told_whose_it_is() {
+    let daemon = Daemon::start();
+    let second = Home::new();
+    std::fs::create_dir(second.path()).unwrap();
+    std::os::unix::fs::symlink(daemon.home.path().join("knowledge"), second.path().join("knowledge")).unwrap();
+    let first = format!("{:?}", daemon.home.path());
+    let commands = [
+        &["daemon", "start"][..],
+        &["daemon", "stop"],
+        &["store", "x", "--project", "p"],
+    ];
+    for arguments in commands {
+        let message = stderr(&exits(second.run(arguments), 69));
+        assert!(message.contains(&format!("process {}", daemon.pid())), "{message}");
+        assert!(
+            message.contains(&format!("ccoctl --home {first} daemon stop")),
+            "{message}"
+        );
+        assert!(!message.contains("starting or stopping"), "{message}");
+    }
+    let run = stderr(&exits(second.run(&["daemon", "run"]), 75));
+    assert!(run.contains(&first) && run.contains(&daemon.pid().to_string()), "{run}");
+    // What it is told to do works.
+    let home = daemon.home.path();
+    let mut daemon = daemon;
+    exits(second.run(&["--home", home.to_str().unwrap(), "daemon", "stop"]), 0);
+    assert_eq!(daemon.wait(), Some(0));
+}
+
+#[test]
 fn a_file_that_may_not_grow_is_a_refusal_and_no_end() {
     let home = Home::new();
     let mut command = Command::new("sh");
