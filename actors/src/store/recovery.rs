@@ -39,7 +39,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
 use crate::store::discover::holds_table;
 use crate::store::durable::made_durably;
-use crate::store::error::{file_error, file_read_error, is_passing, read_error, told};
+use crate::store::error::{damage, file_error, file_read_error, is_passing, read_error};
 use crate::store::restore::{LINEAGE_FILE, Lineage};
 use crate::store::state::{self, sync_directory, write_durably};
 use crate::store::table_directory;
@@ -568,8 +568,8 @@ pub(crate) async fn read_fragment(
     match read.await {
         Ok(Ok(())) => Ok(Ok(())),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(told(&error))),
-        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
+        Ok(Err(error)) => Ok(Err(damage(&error)?)),
+        Err(panic) if panic.is_panic() => Ok(Err(damage(&panic)?)),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }
@@ -737,7 +737,7 @@ impl SetAside {
     pub(crate) fn create(project_directory: &Path) -> KnowledgeResult<Self> {
         let parent = project_directory.join(SET_ASIDE);
         fs::create_dir_all(&parent).map_err(|error| file_error("created", &parent, error))?;
-        let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3fZ").to_string();
+        let time = now_ms().format("%Y%m%dT%H%M%S%.3fZ").to_string();
         for attempt in 0.. {
             let name = if attempt == 0 {
                 time.clone()

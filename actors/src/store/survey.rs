@@ -12,7 +12,7 @@ use lance::dataset::builder::DatasetBuilder;
 use lancedb::expr::col;
 
 use super::{Caches, Project, WriteAccess, dataset_shape, table_directory};
-use crate::clock::believed_now;
+use crate::clock::{self, believed_now};
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::holds_table;
@@ -52,6 +52,7 @@ impl Survey {
 impl WriteAccess {
     /// Looks at a project. Changes nothing on disk that a first read would not.
     pub async fn survey(&self, project: &Arc<Project>) -> KnowledgeResult<Survey> {
+        clock::check()?;
         if project.published().is_some() {
             let guard = project.table.lock().await;
             return match guard.as_ref() {

@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::domain::{KnowledgeKind, ProjectName, content_hash, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::{is_passing, read_error, told};
+use crate::store::error::{damage, is_passing, read_error};
 use crate::store::rows::{RowReader, row_key};
 use crate::store::schema::{TableShape, column};
 use crate::store::view::ProjectView;
@@ -330,7 +330,7 @@ impl Batches {
         match self.batches.recv().await {
             Some(Ok(batch)) => Ok(Some(Ok(batch))),
             Some(Err(error)) if is_passing(&error) => Err(read_error(error)),
-            Some(Err(error)) => Ok(Some(Err(told(&error)))),
+            Some(Err(error)) => Ok(Some(Err(damage(&error)?))),
             None => {
                 let Some(task) = self.task.take() else { return Ok(None) };
                 match task.await {
@@ -338,7 +338,7 @@ impl Batches {
                         self.whole = true;
                         Ok(None)
                     }
-                    Err(panic) => Ok(Some(Err(told(&panic)))),
+                    Err(panic) => Ok(Some(Err(damage(&panic)?))),
                 }
             }
         }
@@ -689,8 +689,8 @@ fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) -> Knowledg
     match read {
         Ok(Ok(value)) => Ok(Ok(value)),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(told(&error))),
-        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
+        Ok(Err(error)) => Ok(Err(damage(&error)?)),
+        Err(panic) if panic.is_panic() => Ok(Err(damage(&panic)?)),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }
@@ -720,10 +720,9 @@ pub(crate) async fn keyword_index_damage(view: &ProjectView, query: Option<&str>
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
 
     use super::*;
-    use crate::domain::{NewItem, OnDuplicate};
+    use crate::domain::{NewItem, OnDuplicate, now_ms};
     use crate::store::rows::{EmbeddedPassage, NewRevision, build_batch};
     use crate::store::schema::table_schema;
 
@@ -737,7 +736,7 @@ mod tests {
             id: None,
             idempotency_key: None,
             on_duplicate: OnDuplicate::Return,
-            timestamp: Utc::now(),
+            timestamp: now_ms(),
             updated_at: None,
         }
     }
@@ -762,10 +761,10 @@ mod tests {
             item: &item,
             content_hash: &hash,
             passages: &passages,
-            updated_at: Utc::now(),
+            updated_at: now_ms(),
             valid_from: 3,
             key_hash: None,
-            opened_at: Utc::now(),
+            opened_at: now_ms(),
         };
         change(&mut revision);
         let batch = build_batch(&table_schema(2, "model"), project, &[revision]).unwrap();
@@ -827,10 +826,10 @@ mod tests {
             item: &item,
             content_hash: &hash,
             passages: &passages,
-            updated_at: Utc::now(),
+            updated_at: now_ms(),
             valid_from,
             key_hash: None,
-            opened_at: Utc::now(),
+            opened_at: now_ms(),
         };
         let schema = table_schema(2, "model");
         let batch = build_batch(&schema, "p", &[revision(1, 1), revision(2, 2)]).unwrap();

@@ -182,7 +182,7 @@ pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliRes
     }
     context
         .output
-        .print(&render_revisions(&context.output, &history.revisions, Utc::now()))?;
+        .print(&render_revisions(&context.output, &history.revisions, when::now()))?;
     output::message(format_args!(
         "{} in project {project}; --json prints them whole",
         output::counted(history.revisions.len() as u64, "revision", "revisions")
@@ -540,7 +540,7 @@ pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliRes
             &context.output,
             &found.results,
             HitView::default(),
-            Utc::now(),
+            when::now(),
         ))?;
     }
     output::message(knowledge::search_summary(&found, SearchMode::Vector, Some(&project)));
