@@ -1,4 +1,7 @@
-//! How far the clock is believed when it says that something has expired.
+//! The clock: what time it is, whether that can be, and how far it is believed when it says that something has expired.
+//!
+//! The clock of a machine may say anything. Whoever asks for the time asks [`now_ms`], which answers whatever it says;
+//! `chrono::Utc::now` and LanceDB panic before 1970, so whoever needs LanceDB asks [`check`] first.
 //!
 //! What has expired is forgotten for good, and a clock can be wrong: set by a mistyped date, or years ahead at the
 //! start of a machine whose battery is empty, until the network corrects it. So a time that runs ahead of what was
@@ -10,12 +13,12 @@
 //! A clock that is still wrong after an hour, or at the second start in a row with commits in between, cannot be told
 //! from one that is right.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use parking_lot::Mutex;
 
-use crate::domain::{format_time, now_ms};
+use crate::domain::format_time;
 use crate::error::{KnowledgeError, KnowledgeResult};
 
 /// How far ahead of what was expected a time is believed at once.
@@ -24,6 +27,17 @@ const BELIEVED_AT_ONCE: TimeDelta = TimeDelta::days(1);
 const SETTLED: Duration = Duration::from_secs(60 * 60);
 
 static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
+
+/// The present moment in the resolution that is stored (milliseconds), as the clock says it.
+pub fn now_ms() -> DateTime<Utc> {
+    let now = DateTime::<Utc>::from(SystemTime::now()).trunc_subsecs(3);
+    // Tests of what happens after days set the clock on.
+    fail::fail_point!("clock::days_ahead", |days: Option<String>| {
+        let days = days.and_then(|days| days.parse().ok()).unwrap_or(0);
+        now + TimeDelta::days(days)
+    });
+    now
+}
 
 /// Begins anew, with what is known: the time of the last commit before this process. Without one the present time is
 /// believed.
@@ -53,15 +67,18 @@ fn settled() -> Duration {
 ///
 /// # Errors
 /// [`KnowledgeError::Unavailable`], until the clock is set.
-pub(crate) fn check() -> KnowledgeResult<()> {
-    let now = now_ms();
+pub fn check() -> KnowledgeResult<()> {
+    check_at(now_ms())
+}
+
+fn check_at(now: DateTime<Utc>) -> KnowledgeResult<()> {
     if now >= DateTime::<Utc>::UNIX_EPOCH {
         return Ok(());
     }
     Err(KnowledgeError::Unavailable {
         part: "the store",
         reason: format!(
-            "the clock of this machine says {}, which cannot be; set it",
+            "the clock of this machine says {}, which cannot be; set the clock",
             format_time(now)
         ),
     })
@@ -130,6 +147,17 @@ mod tests {
         fn error(&mut self, passed: Duration, error: TimeDelta) -> TimeDelta {
             let truth = self.time + TimeDelta::from_std(passed).unwrap();
             self.clock.believed(truth + error, self.begun + passed, HOUR) - truth
+        }
+    }
+
+    #[test]
+    fn a_time_before_1970_cannot_be() {
+        let epoch = DateTime::<Utc>::UNIX_EPOCH;
+        assert!(check_at(epoch).is_ok());
+        for before in [TimeDelta::milliseconds(1), TimeDelta::days(40_000)] {
+            let error = check_at(epoch - before).unwrap_err();
+            assert!(matches!(error, KnowledgeError::Unavailable { .. }), "{error}");
+            assert!(error.to_string().contains("set the clock"), "{error}");
         }
     }
 

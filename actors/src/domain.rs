@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+pub use crate::clock::now_ms;
 use crate::error::{KnowledgeError, KnowledgeResult};
 
 /// Longest project name, in characters (all of them ASCII).
@@ -140,17 +141,6 @@ impl FromStr for KnowledgeKind {
                 KnowledgeError::invalid("type", format!("type must be one of {}", names.join(", ")))
             })
     }
-}
-
-/// The present moment in the resolution that is stored (milliseconds).
-pub fn now_ms() -> DateTime<Utc> {
-    let now = Utc::now().trunc_subsecs(3);
-    // Tests of what happens after days set the clock on.
-    fail::fail_point!("clock::days_ahead", |days: Option<String>| {
-        let days = days.and_then(|days| days.parse().ok()).unwrap_or(0);
-        now + chrono::TimeDelta::days(days)
-    });
-    now
 }
 
 /// RFC 3339, UTC, milliseconds: the only form in which times leave the daemon.

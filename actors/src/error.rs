@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::{descriptors, panics};
+use crate::{clock, descriptors, panics};
 
 /// Whether an operation that missed its deadline had taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,15 @@ pub enum KnowledgeError {
         /// What happened.
         message: String,
     },
+    /// What is asked for cannot be reached as it lies on disk, and whoever looks after the machine can do something
+    /// about it.
+    #[error("{message}")]
+    OutOfReach {
+        /// What happened.
+        message: String,
+        /// What to do.
+        fix: &'static str,
+    },
     /// A defect or an error of the storage that has no better name. Made by [`KnowledgeError::internal`].
     #[error("{message}")]
     Internal {
@@ -231,8 +240,8 @@ impl KnowledgeError {
         matches!(self, Self::Cancelled)
     }
 
-    /// An [`KnowledgeError::Internal`], unless the message tells of something that has a better name. What a panic
-    /// has said is taken out of it.
+    /// An [`KnowledgeError::Internal`], unless the message, or the clock, tells of something that has a better name.
+    /// What a panic has said is taken out of it, and so is where the program was built.
     pub fn internal(message: impl std::fmt::Display) -> Self {
         Self::told_by(&message, |message| Self::Internal { message })
     }
@@ -247,6 +256,11 @@ impl KnowledgeError {
         if descriptors::tells_of_lack(&message) {
             return descriptors::lack();
         }
-        otherwise(panics::untold(&message).into_owned())
+        // Then LanceDB panics, whatever it is asked for.
+        if let Err(error) = clock::check() {
+            return error;
+        }
+        let message = panics::untold(&message);
+        otherwise(panics::without_build_paths(&message).into_owned())
     }
 }

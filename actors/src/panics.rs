@@ -1,4 +1,5 @@
-//! What is told of a panic: where it happened, and that it was one.
+//! What is told of a panic: where it happened, and that it was one; and what is told of the machine that built the
+//! program: nothing.
 //!
 //! What a panic says (its payload) may quote the text that was worked on, so it goes neither to the log nor to a
 //! caller. The hook notes the place, [`catch`] gives it to whoever goes on after the panic, and [`untold`] takes what
@@ -77,7 +78,7 @@ fn tell_place(panic: &PanicHookInfo<'_>) {
     let thread = thread.name().unwrap_or("without a name");
     let backtrace = Backtrace::capture();
     let backtrace = match backtrace.status() {
-        BacktraceStatus::Captured => format!("\n{backtrace}"),
+        BacktraceStatus::Captured => format!("\n{}", without_build_paths(&backtrace.to_string())),
         _ => String::new(),
     };
     if tracing::dispatcher::has_been_set() {
@@ -97,15 +98,28 @@ fn tell_place(panic: &PanicHookInfo<'_>) {
 
 /// File and line, without the directories of the machine that the program was built on.
 fn place(location: &Location<'_>) -> String {
+    format!("{}:{}", without_build_paths(location.file()), location.line())
+}
+
+/// `text` without the directories of the machine that the program was built on: the sources of other crates are named
+/// from the crate on, in errors (Lance puts its own lines into them), places and backtraces.
+#[must_use]
+pub fn without_build_paths(text: &str) -> Cow<'_, str> {
     const REGISTRY: &str = "/registry/src/";
-    let file = location.file();
-    let file = match file.split_once(REGISTRY) {
-        Some((_, of_registry)) => of_registry
-            .split_once('/')
-            .map_or(of_registry, |(_, of_crate)| of_crate),
-        None => file,
-    };
-    format!("{file}:{}", location.line())
+    if !text.contains(REGISTRY) {
+        return Cow::Borrowed(text);
+    }
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(REGISTRY) {
+        let begins_path = |character: char| character.is_whitespace() || "\"'`([{<,;:=".contains(character);
+        let (before, after) = (&rest[..at], &rest[at + REGISTRY.len()..]);
+        told.push_str(before.trim_end_matches(|character| !begins_path(character)));
+        // Then comes the directory of the one registry.
+        rest = after.split_once('/').map_or(after, |(_, of_crate)| of_crate);
+    }
+    told.push_str(rest);
+    Cow::Owned(told)
 }
 
 /// `text` without what panics have said: tokio tells it of a task that was joined, and others put that into their own
@@ -163,6 +177,20 @@ mod tests {
                 .contains("secret")
         );
         assert_eq!(catch_in(|| 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn texts_do_not_name_the_machine_that_built_the_program() {
+        let registry = "/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/";
+        let text = format!(
+            "LanceError(IO): not found: /data/a.lance, {registry}lance-io-14.0.2/src/local.rs:9:5, \
+             at {registry}b-1/src/lib.rs\n  at ({registry}c-2/x.rs)"
+        );
+        assert_eq!(
+            without_build_paths(&text),
+            "LanceError(IO): not found: /data/a.lance, lance-io-14.0.2/src/local.rs:9:5, at b-1/src/lib.rs\n  at (c-2/x.rs)"
+        );
+        assert_eq!(without_build_paths("/data/registry/x"), "/data/registry/x");
     }
 
     #[test]

@@ -83,10 +83,10 @@ pub enum ClientError {
     #[error("{0}")]
     Rpc(WireError),
     /// The connection ended before the answer. Of a write it is unknown whether it happened.
-    #[error("the daemon closed the connection; a write may have happened, repeat it with the same id or key")]
+    #[error("the daemon closed the connection before it answered")]
     Closed,
     /// No answer came in time, not even that the deadline passed.
-    #[error("no answer within {} ms; see `ccoctl health`", after.as_millis())]
+    #[error("the daemon gave no answer within {} ms", after.as_millis())]
     Timeout {
         /// How long the client waited.
         after: Duration,
@@ -607,14 +607,25 @@ impl TransportSenderT for Sender {
 
     async fn send(&mut self, mut message: String) -> Result<(), TransportError> {
         message.push('\n');
-        self.writer.write_all(message.as_bytes()).await?;
-        Ok(())
+        match self.writer.write_all(message.as_bytes()).await {
+            // The daemon has closed the connection. It may have said why, and what it said can still be read, so the
+            // end of reading is the end of the connection, and not this.
+            Err(error) if is_of_the_end(&error) => Ok(()),
+            written => Ok(written?),
+        }
     }
 
     async fn close(&mut self) -> Result<(), TransportError> {
         self.writer.shutdown().await?;
         Ok(())
     }
+}
+
+fn is_of_the_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
 struct Receiver {

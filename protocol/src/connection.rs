@@ -61,7 +61,9 @@ const READ_BYTES: usize = 16 << 10;
 /// keep a connection busy.
 const BATCHES: usize = 4;
 /// How long a connection on a spare place may be without a call. Enough for a program that has connected to ask.
-const SPARE_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const SPARE_PATIENCE: Duration = Duration::from_secs(1);
+/// Connections that are given time to read why they are cut off; further ones are closed as soon as they were told.
+pub(crate) const LINGERING: usize = 64;
 
 /// A connection's place among all of them.
 #[derive(Debug)]
@@ -97,6 +99,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
         Arc::clone(&shared.stats),
         gone.clone(),
     ));
+    let server = Arc::clone(&shared);
     let mut connection = Connection {
         framer: Framer::new(shared.limits.max_message_bytes, shared.limits.max_depth),
         slots: Arc::new(Semaphore::new(shared.limits.max_in_flight_per_connection)),
@@ -124,9 +127,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
     if ended.is_ok() {
         connection.finish().await;
     }
-    let stats = Arc::clone(&connection.shared.stats);
-    let shutdown = connection.shared.shutdown.clone();
-    stats
+    server
+        .stats
         .bytes_buffered
         .fetch_sub(connection.buffered as u64, Ordering::Relaxed);
     if ended.is_err() {
@@ -139,7 +141,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
     }
     gone.cancel();
     if matches!(ended, Ok(Ended::ByUs)) {
-        linger(&reader, shutdown).await;
+        linger(&server, reader.as_ref()).await;
     }
 }
 

@@ -27,7 +27,7 @@ use crate::context::{CallContext, single_line};
 use crate::error::{ErrorKind, Executed, WireError};
 use crate::limits::{Limits, ServerStats};
 use crate::oversized::too_large;
-use crate::params::nearest;
+use crate::params::nearest_method;
 use crate::peer::PeerIdentity;
 use crate::rate::RateLimiter;
 
@@ -42,6 +42,10 @@ pub(crate) struct Shared {
     pub(crate) operators_in_flight: Arc<Semaphore>,
     /// Connections that may still be opened.
     pub(crate) places: Arc<Semaphore>,
+    /// Connections beyond that may still be served, to an operator: see [`crate::connection::Place::Spare`].
+    pub(crate) spare_places: Arc<Semaphore>,
+    /// Connections that may still be given time to read why they are cut off.
+    pub(crate) lingering: Semaphore,
     pub(crate) rate: Option<RateLimiter>,
     pub(crate) shutdown: CancellationToken,
     /// Cancelled when the time for finishing is over: what still runs then is answered for.
@@ -118,7 +122,7 @@ impl Shared {
             }),
             None => Err(WireError::method_not_found(
                 name,
-                nearest(name, self.methods.method_names().chain([api::method::RPC_CANCEL])),
+                nearest_method(name, self.methods.method_names().chain([api::method::RPC_CANCEL])),
             )),
         }
     }

@@ -14,6 +14,7 @@
 //! [`error::WireError`]; then [`endpoint::prepare_run_dir`], [`endpoint::EndpointLock::acquire`],
 //! [`endpoint::bind`] and [`server::serve`]. To call: [`client::Client`].
 
+mod anteroom;
 pub mod api;
 mod budget;
 pub mod client;

@@ -11,6 +11,7 @@
 
 mod bounds;
 mod empty;
+mod near;
 
 use serde::Deserialize;
 use serde::de::value::MapDeserializer;
@@ -20,10 +21,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::api::{Filters, Method, MethodInfo, Params, Store, StoreParams, check_project_name};
+use crate::api::{Filters, Method, MethodInfo, Params, Store, StoreParams, check_project_name, rounded_integer};
 use crate::error::{WireError, shortened};
 
 pub use bounds::Bounds;
+pub(crate) use near::nearest_method;
 
 /// The parameters that every method takes.
 pub const COMMON: &[&str] = &["project_id", "timeout_ms", "trace_id"];
@@ -90,6 +92,7 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
     // would be left out.
     known_alone(&entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     empty::refuse(&MethodInfo::of::<M>(), &entries)?;
+    unrounded(&entries)?;
     entries.retain(|(_, value)| value.get() != "null");
     let project_id = take(&mut entries, "project_id", |raw| project(raw, M::SCOPE.takes_every()))?;
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
@@ -121,6 +124,7 @@ pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
     let mut entries = named(raw.get())?;
     Bounds::present().check(&entries)?;
     known_alone(&entries, Store::POSITIONAL, Store::ALIASES, &[])?;
+    unrounded(&entries)?;
     entries.retain(|(_, value)| value.get() != "null");
     let item = fields::<StoreParams>(entries, Store::POSITIONAL, Store::ALIASES)?;
     item.check()?;
@@ -131,34 +135,26 @@ pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
 /// `timeout_ms` counts as absent here: decoding refuses it later, with a message.
 #[must_use]
 pub fn peek_timeout(json: Option<&str>) -> Option<Duration> {
-    let json = json?;
-    // Most calls name no deadline, and a substring search is far cheaper than a parse of a large text.
-    if !json.contains("timeout_ms") || !json.trim_start().starts_with('{') {
-        return None;
-    }
-    #[derive(Deserialize)]
-    struct Peek<'a> {
-        #[serde(borrow, default)]
-        timeout_ms: Option<&'a RawValue>,
-    }
-    let peek: Peek<'_> = serde_json::from_str(json).ok()?;
-    timeout(peek.timeout_ms?).ok().map(Duration::from_millis)
+    peek(json, "timeout_ms", timeout).map(Duration::from_millis)
 }
 
 /// The `trace_id` of the parameters, found without decoding them, as [`peek_timeout`] finds the deadline.
 #[must_use]
 pub fn peek_trace_id(json: Option<&str>) -> Option<String> {
+    peek(json, "trace_id", trace)
+}
+
+fn peek<'a, T>(
+    json: Option<&'a str>,
+    name: &str,
+    read: impl FnOnce(&'a RawValue) -> Result<T, WireError>,
+) -> Option<T> {
     let json = json?;
-    if !json.contains("trace_id") || !json.trim_start().starts_with('{') {
+    // Most calls name neither, and a substring search is far cheaper than a parse of a large text.
+    if !json.contains(name) || !json.trim_start().starts_with('{') {
         return None;
     }
-    #[derive(Deserialize)]
-    struct Peek<'a> {
-        #[serde(borrow, default)]
-        trace_id: Option<&'a RawValue>,
-    }
-    let peek: Peek<'_> = serde_json::from_str(json).ok()?;
-    trace(peek.trace_id?).ok()
+    take(&mut named(json).ok()?, name, read).ok()?
 }
 
 pub(crate) fn not_structured() -> WireError {
@@ -345,6 +341,20 @@ fn known_alone(
     }
 }
 
+/// Refuses metadata, of an item or in a filter, in which a number would become another one.
+fn unrounded(entries: &[Entry<'_>]) -> Result<(), WireError> {
+    let Some((name, value)) = entries.iter().find(|(name, _)| name == "metadata") else {
+        return Ok(());
+    };
+    match rounded_integer(value.get()) {
+        Some(place) => Err(WireError::invalid_params(
+            name.as_ref(),
+            format!("`{name}` has an integer under `{place}` that needs more than 64 bits; give it as a string"),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Decodes the fields of a parameter type, all of whose names are in `known`, or aliases of those.
 fn fields<P: Params>(
     mut entries: Vec<Entry<'_>>,
@@ -434,7 +444,7 @@ fn listed(names: &[&str]) -> String {
 
 fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireError {
     let all = || known.iter().chain(common).copied();
-    let near = nearest(name, all());
+    let near = near::nearest_parameter(name, all());
     let name = shortened(name, 60);
     let message = match near {
         Some(near) => format!("there is no parameter `{name}`; did you mean `{near}`?"),
@@ -448,22 +458,6 @@ fn unknown(name: &str, known: &[&'static str], common: &[&'static str]) -> WireE
         Some(near) => error.with_extra("nearest", near),
         None => error,
     }
-}
-
-/// The candidate most like `name`, if any is like it at all.
-pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// Below this, two names have little more in common than their letters.
-    const ALIKE: f64 = 0.5;
-    // The measure is quadratic in the lengths, and the name is the caller's.
-    if name.len() > 100 {
-        return None;
-    }
-    let lower = name.to_lowercase();
-    candidates
-        .map(|candidate| (candidate, strsim::normalized_damerau_levenshtein(&lower, candidate)))
-        .filter(|(_, likeness)| *likeness >= ALIKE)
-        .max_by(|(_, one), (_, other)| one.total_cmp(other))
-        .map(|(candidate, _)| candidate)
 }
 
 fn unreadable(error: &serde_json::Error) -> WireError {
@@ -883,6 +877,55 @@ mod tests {
         assert_eq!(parameter::<api::Update>(r#"{"id":"a"}"#), "text");
         assert_eq!(parameter::<api::Backup>(r#"{"path":"x"}"#), "path");
         assert_eq!(parameter::<api::Undelete>("{}"), "undo_token");
+    }
+
+    #[test]
+    fn no_path_has_control_characters() {
+        fn check<M: Method>() {
+            for (path, right) in [
+                (r"/tmp/a\nb", "control"),
+                (r"/tmp/a\u0000", "control"),
+                (r"\u0000", "control"),
+                (r"/tmp/\u0085", "control"),
+                ("tmp/a", "absolute"),
+                ("", "absolute"),
+            ] {
+                let error = refused::<M>(&format!(r#"{{"path":"{path}"}}"#));
+                assert_eq!(error.data.parameter.as_deref(), Some("path"), "{} {path}", M::NAME);
+                assert!(error.message.contains(right), "{} {path}: {}", M::NAME, error.message);
+            }
+            assert!(decode_str::<M>(Some(r#"{"path":"/tmp/ä b"}"#)).is_ok(), "{}", M::NAME);
+        }
+        check::<api::Backup>();
+        check::<api::Restore>();
+        check::<api::Import>();
+        check::<api::Export>();
+        // And no other method takes one.
+        let with_path = api::METHODS.iter().filter(|row| row.positional.contains(&"path"));
+        assert_eq!(with_path.count(), 4);
+    }
+
+    #[test]
+    fn an_integer_that_would_be_rounded_is_refused_in_all_metadata() {
+        let metadata = r#""metadata":{"a":{"ticket":18446744073709551616}}"#;
+        let store = format!(r#"{{"text":"t",{metadata}}}"#);
+        for error in [
+            refused::<api::Store>(&store),
+            refused::<api::Store>(r#"["t","issue","a","s",{"a":{"ticket":-9223372036854775809}}]"#),
+            refused::<api::Update>(&format!(r#"{{"id":"a",{metadata}}}"#)),
+            refused::<api::Search>(&format!(r#"{{"query":"q",{metadata}}}"#)),
+            refused::<api::List>(&format!("{{{metadata}}}")),
+        ] {
+            assert_eq!(error.data.parameter.as_deref(), Some("metadata"), "{}", error.message);
+            assert!(error.message.contains("`a.ticket`"), "{}", error.message);
+        }
+        let batch = format!(r#"{{"items":[{store},{{"text":"u"}}]}}"#);
+        let items = decode_str::<api::StoreBatch>(Some(&batch)).unwrap().params.items;
+        assert!(matches!(&items[0], BatchItem::Invalid(error) if error.message.contains("`a.ticket`")));
+        assert!(matches!(&items[1], BatchItem::Valid(_)));
+        let most = r#"{"text":"t","metadata":{"a":18446744073709551615,"b":1e300}}"#;
+        let kept = decode_str::<api::Store>(Some(most)).unwrap().params.metadata;
+        assert_eq!(kept["a"].as_u64(), Some(u64::MAX));
     }
 
     #[test]

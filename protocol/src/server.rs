@@ -14,7 +14,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{self, Place};
+use crate::anteroom::{Admission, Anteroom};
+use crate::connection::{self, LINGERING, Place};
 use crate::context::ConnectionId;
 use crate::descriptors::{Reserve, lacks_descriptors};
 use crate::dispatch::Shared;
@@ -31,8 +32,8 @@ const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Time after the grace for what is left: each open call is told that the daemon stops, and the answers go out.
 pub const FAREWELL: Duration = Duration::from_secs(1);
-/// Refused clients that are given time to read why; further ones are closed at once.
-const MAX_REFUSALS: usize = 64;
+/// Connections that are about to end, beyond all that may last: with more, nobody is let in until some have ended.
+const MOST_ENDING: usize = 64;
 
 /// How serving ended.
 #[derive(Debug, Default)]
@@ -132,6 +133,8 @@ impl Server {
             in_flight: Arc::new(Semaphore::new(limits.max_in_flight)),
             operators_in_flight: Arc::new(Semaphore::new(limits.operator_in_flight)),
             places: Arc::new(Semaphore::new(limits.max_connections)),
+            spare_places: Arc::new(Semaphore::new(limits.operator_connections)),
+            lingering: Semaphore::new(LINGERING),
             rate: RateLimiter::new(&limits),
             detached: TaskTracker::new(),
             shutdown: shutdown.clone(),
@@ -142,9 +145,8 @@ impl Server {
         });
         let mut door = Door {
             policy: policy.unwrap_or_else(|| name.policy.clone()),
-            spare_places: Arc::new(Semaphore::new(shared.limits.operator_connections)),
             reserve: Reserve::new(shared.limits.operator_connections),
-            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            anteroom: Anteroom::default(),
             connections: JoinSet::new(),
             next: 1,
             shared: Arc::clone(&shared),
@@ -160,11 +162,11 @@ impl Server {
 struct Door {
     shared: Arc<Shared>,
     policy: PeerPolicy,
-    /// For connections beyond the limit: see [`Place::Spare`].
-    spare_places: Arc<Semaphore>,
-    /// Descriptors for them when there are no others.
+    /// Descriptors for connections beyond the limit when there are no others.
     reserve: Reserve,
-    refusals: Arc<Semaphore>,
+    /// Where those wait that are beyond the limit and have not said yet what they want.
+    anteroom: Anteroom,
+    /// Everything that holds a descriptor: those that are served, that wait in the anteroom, and that are ending.
     connections: JoinSet<()>,
     next: u64,
 }
@@ -180,6 +182,10 @@ impl Door {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = ACCEPT_BACKOFF_MIN;
         let mut lost = false;
+        let limits = &self.shared.limits;
+        let most = (limits.max_connections)
+            .saturating_add(limits.operator_connections)
+            .saturating_add(Anteroom::MOST + LINGERING + MOST_ENDING);
         loop {
             tokio::select! {
                 biased;
@@ -199,7 +205,7 @@ impl Door {
                         (listener, name) = (again, renamed);
                     }
                 }
-                accepted = listener.accept() => match accepted {
+                accepted = listener.accept(), if self.connections.len() < most => match accepted {
                     Ok(stream) => {
                         backoff = ACCEPT_BACKOFF_MIN;
                         self.admit(stream, false);
@@ -215,6 +221,8 @@ impl Door {
                     Err(error) => {
                         if lacks_descriptors(&error) {
                             self.shared.stats.lacks_descriptors();
+                            // Who says nothing makes room for who may have something to say.
+                            self.anteroom.send_one_away();
                         }
                         tracing::warn!(%error, wait_ms = backoff.as_millis(), "a connection could not be accepted");
                         tokio::select! {
@@ -249,55 +257,36 @@ impl Door {
             );
             return self.refuse(stream.into(), refusal);
         }
-        let place = match self.place(scarce) {
-            Ok(place) => place,
-            Err(reason) => {
-                tracing::warn!(uid = peer.uid, pid = peer.pid, reason, "a client was refused");
-                let retry = self.shared.limits.busy_retry_after_ms;
-                return self.refuse(stream.into(), WireError::busy(reason, retry));
-            }
-        };
         let shared = Arc::clone(&self.shared);
-        stats.connections_open.fetch_add(1, Ordering::Relaxed);
-        let open = OpenConnection(stats);
-        self.connections.spawn(async move {
-            connection::serve(shared, stream.into(), peer, id, place).await;
-            drop(open);
-        });
-    }
-
-    /// A place for one more connection, or why there is none.
-    fn place(&self, scarce: bool) -> Result<Place, String> {
-        if !scarce && let Ok(permit) = Arc::clone(&self.shared.places).try_acquire_owned() {
-            return Ok(Place::Full(permit));
+        let stream = UnixStream::from(stream);
+        if !scarce && let Ok(permit) = Arc::clone(&shared.places).try_acquire_owned() {
+            self.connections
+                .spawn(async move { attend(shared, stream, peer, id, Place::Full(permit)).await });
+            return;
         }
         let reason = if scarce {
             "the daemon has no file descriptors left".to_owned()
         } else {
-            format!("{} connections are open already", self.shared.limits.max_connections)
+            format!("{} connections are open already", shared.limits.max_connections)
         };
-        match Arc::clone(&self.spare_places).try_acquire_owned() {
-            Ok(permit) => Ok(Place::Spare {
-                _permit: permit,
-                reason,
-                may_grow: !scarce,
-            }),
-            Err(_) => Err(reason),
-        }
+        let waiting = self.anteroom.enter();
+        self.connections.spawn(async move {
+            match waiting.admit(&shared, &stream, &reason, scarce).await {
+                Admission::To(place) => attend(shared, stream, peer, id, place).await,
+                Admission::Refused { error, lingers } => {
+                    tracing::warn!(uid = peer.uid, pid = peer.pid, reason, "a client was refused");
+                    count_refusal(&shared.stats, &error);
+                    connection::refuse(&shared, stream, error, lingers).await;
+                }
+            }
+        });
     }
 
     fn refuse(&mut self, stream: UnixStream, error: WireError) {
-        let stats = &self.shared.stats;
-        add(&stats.connections_refused, 1);
-        stats.errors.add(error.code);
-        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
-            return;
-        };
-        let shutdown = self.shared.shutdown.clone();
-        self.connections.spawn(async move {
-            connection::refuse(stream, error, shutdown).await;
-            drop(permit);
-        });
+        let shared = Arc::clone(&self.shared);
+        count_refusal(&shared.stats, &error);
+        self.connections
+            .spawn(async move { connection::refuse(&shared, stream, error, true).await });
     }
 
     async fn finish(mut self) -> ServeReport {
@@ -341,6 +330,19 @@ impl Door {
         let waited = tokio::time::timeout_at(deadline, self.shared.detached.wait()).await;
         self.connections.len() + if waited.is_err() { self.shared.detached.len() } else { 0 }
     }
+}
+
+fn count_refusal(stats: &ServerStats, error: &WireError) {
+    add(&stats.connections_refused, 1);
+    stats.errors.add(error.code);
+}
+
+/// Serves a connection that was let in.
+async fn attend(shared: Arc<Shared>, stream: UnixStream, peer: PeerIdentity, id: ConnectionId, place: Place) {
+    shared.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+    let open = OpenConnection(Arc::clone(&shared.stats));
+    connection::serve(shared, stream, peer, id, place).await;
+    drop(open);
 }
 
 /// Counts a connection as open.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use ccod_protocol::endpoint::EndpointError;
+use nix::errno::Errno;
 
 use crate::access::AccessError;
 use crate::config::ConfigError;
@@ -136,12 +137,25 @@ impl CliError {
 
     /// An error of the operating system while doing `action`.
     pub fn io(action: impl fmt::Display, error: &std::io::Error) -> Self {
+        let message = format!("cannot {action}: {error}");
+        if lacks_descriptors(error) {
+            return Self::new(Exit::Retry, message).fix(
+                "raise the limit of open files (ulimit -n in the shell, LimitNOFILE of a systemd unit), or close programs \
+                 if the whole system has no more",
+            );
+        }
         let exit = match error.kind() {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Exit::Permission,
             _ => Exit::Failed,
         };
-        Self::new(exit, format!("cannot {action}: {error}"))
+        Self::new(exit, message)
     }
+}
+
+/// Whether an error of the system says that this process, or the system, has no file descriptor left.
+pub fn lacks_descriptors(error: &std::io::Error) -> bool {
+    let lacking = [Errno::EMFILE, Errno::ENFILE].map(|errno| errno as i32);
+    error.raw_os_error().is_some_and(|code| lacking.contains(&code))
 }
 
 impl fmt::Display for CliError {
@@ -267,6 +281,20 @@ mod tests {
                 "exit": 1,
             })
         );
+    }
+
+    #[test]
+    fn who_has_no_file_descriptors_is_told_how_to_get_more() {
+        for errno in [Errno::EMFILE, Errno::ENFILE] {
+            let error = CliError::io("open x", &std::io::Error::from_raw_os_error(errno as i32));
+            assert_eq!(error.exit, Exit::Retry);
+            assert!(
+                error.fix.as_deref().is_some_and(|fix| fix.contains("ulimit -n")),
+                "{error}"
+            );
+        }
+        let other = CliError::io("open x", &std::io::Error::from_raw_os_error(Errno::EIO as i32));
+        assert_eq!((other.exit, other.fix), (Exit::Failed, None));
     }
 
     #[test]

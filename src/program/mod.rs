@@ -5,9 +5,11 @@ pub mod arguments;
 pub mod exit;
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, Write as _};
+use std::panic::PanicHookInfo;
 
-use exit::CliError;
+use exit::{CliError, CliResult};
 
 /// Directory below the home into which `ccoctl` unpacks the engine that it carries.
 pub const ENGINE_DIRECTORY: &str = "engine";
@@ -30,9 +32,54 @@ pub fn report(program: &str, error: &CliError, json: bool) {
     }
 }
 
+/// Builds the runtime.
+///
+/// # Errors
+/// When the system refuses what it needs, file descriptors above all.
+pub fn runtime(builder: &mut tokio::runtime::Builder) -> CliResult<tokio::runtime::Runtime> {
+    /// A few more than tokio opens. It panics where it gets none for its signals.
+    const DESCRIPTORS: usize = 8;
+    let failed = |error: io::Error| CliError::io("start the runtime", &error);
+    let at_hand: io::Result<Vec<File>> = (0..DESCRIPTORS).map(|_| File::open("/dev/null")).collect();
+    match at_hand {
+        Err(error) if exit::lacks_descriptors(&error) => Err(failed(error)),
+        // Nothing else says anything about the runtime.
+        _ => builder.build().map_err(failed),
+    }
+}
+
+/// Has the process tell where it panics, and neither what is said there, which may quote a text, nor where it was built.
+/// For a program without a log.
+pub fn tell_place_of_panics() {
+    std::panic::set_hook(Box::new(|panic: &PanicHookInfo<'_>| {
+        let place = panic.location().map_or_else(
+            || "an unknown place".to_owned(),
+            |location| format!("{}:{}", source_file(location.file()), location.line()),
+        );
+        message(format_args!(
+            "this is a defect of the program, at {place}; please report it with what you did"
+        ));
+    }));
+}
+
+/// A source file without the directories of the machine that the program was built on.
+fn source_file(path: &str) -> &str {
+    const REGISTRY: &str = "/registry/src/";
+    path.split_once(REGISTRY)
+        .and_then(|(_, of_registry)| of_registry.split_once('/'))
+        .map_or(path, |(_, of_crate)| of_crate)
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    #[test]
+    fn a_source_file_does_not_name_the_machine_that_built_the_program() {
+        let file = super::source_file("/root/.cargo/registry/src/index.crates.io-19/tokio-1.54.1/src/x.rs");
+        assert_eq!(file, "tokio-1.54.1/src/x.rs");
+        assert_eq!(super::source_file("src/program/mod.rs"), "src/program/mod.rs");
+    }
 
     #[test]
     fn the_command_line_has_no_engine_in_its_tree() {

@@ -53,6 +53,7 @@ pub fn wire_error(error: KnowledgeError) -> WireError {
             WireError::busy(message, descriptors::RETRY_AFTER_MS)
         }
         KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(format!("{queue} is full"), retry_after_ms),
+        KnowledgeError::OutOfReach { message, fix } => WireError::internal(message).with_fix(fix),
         KnowledgeError::Unreadable { message } => {
             tracing::error!(%message, "the store could not be read");
             WireError::internal(message)

@@ -15,7 +15,9 @@ use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, ProjectName, now_ms, parse_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{Executed, KnowledgeError, KnowledgeResult};
-use ccod_actors::store::transfer::backup::{BackupRequest, NewPlace, Watcher, new_place, open_regular, partial_beside};
+use ccod_actors::store::transfer::backup::{
+    ASIDE, BackupRequest, KNOWLEDGE, NewPlace, Watcher, new_place, open_regular, partial_beside,
+};
 use ccod_actors::writer::{ItemOutcome, PreparedItem, WriterHandle};
 use ccod_protocol::api::{self, Params as _};
 use ccod_protocol::context::CallContext;
@@ -151,6 +153,15 @@ fn bad_path(message: impl std::fmt::Display) -> KnowledgeError {
 pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api::BackupResult, WireError> {
     check_owner(&call.context)?;
     let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
+    let (path, knowledge_dir) = (
+        PathBuf::from(&call.params.path),
+        app.store.config().knowledge_dir.clone(),
+    );
+    blocking(move || {
+        let place = new_place(&path, &knowledge_dir, NewPlace::Directory)?;
+        check_outside_own(&place, &knowledge_dir)
+    })
+    .await?;
     let request = BackupRequest {
         path: PathBuf::from(&call.params.path),
         project: call.project.clone(),
@@ -289,26 +300,46 @@ fn unwritable(path: &Path, error: &std::io::Error) -> KnowledgeError {
 }
 
 /// Directories of the home in which the daemon and the command line keep files, besides that of the projects.
-const OWN_DIRECTORIES: [&str; 2] = ["run", crate::program::ENGINE_DIRECTORY];
+const OWN_DIRECTORIES: [&str; 3] = ["run", crate::program::ENGINE_DIRECTORY, ASIDE];
 
-/// Refuses a place where a file would be taken for one of the daemon's or the command line's own, now or later: beside
-/// those. Directories that somebody has made in the home are theirs.
-fn check_outside_home(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
-    let Some(home) = knowledge_dir.parent().and_then(|home| home.canonicalize().ok()) else {
+fn home_of(knowledge_dir: &Path) -> Option<PathBuf> {
+    knowledge_dir.parent().and_then(|home| home.canonicalize().ok())
+}
+
+/// Refuses a place among the files that are the daemon's or the command line's own. Other directories of the home
+/// belong to whoever has made them.
+fn check_outside_own(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
+    let Some(home) = home_of(knowledge_dir) else {
         return Ok(());
     };
-    let is_own = place.parent() == Some(home.as_path())
-        || OWN_DIRECTORIES.iter().any(|directory| {
-            let directory = home.join(directory);
-            place.starts_with(directory.canonicalize().unwrap_or(directory))
-        });
-    if is_own {
-        return Err(bad_path(format!(
-            "{} lies among the files of the daemon's home; choose a place outside",
-            place.display()
-        )));
+    let own = OWN_DIRECTORIES.map(|directory| home.join(directory));
+    let is_in = |directory: &Path| {
+        place.starts_with(directory)
+            || directory
+                .canonicalize()
+                .is_ok_and(|directory| place.starts_with(directory))
+    };
+    if place == home.join(KNOWLEDGE) || own.iter().any(|directory| is_in(directory)) {
+        return Err(among_own(place));
     }
     Ok(())
+}
+
+/// As [`check_outside_own`] for a single file: directly in the home it would be taken for one of the daemon's own, now
+/// or later.
+fn check_outside_home(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
+    check_outside_own(place, knowledge_dir)?;
+    match home_of(knowledge_dir) {
+        Some(home) if place.parent() == Some(home.as_path()) => Err(among_own(place)),
+        _ => Ok(()),
+    }
+}
+
+fn among_own(place: &Path) -> KnowledgeError {
+    bad_path(format!(
+        "{} lies among the files of the daemon's home; choose a place outside",
+        place.display()
+    ))
 }
 
 /// Writes the live items of a project to a file.

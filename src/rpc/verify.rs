@@ -15,6 +15,9 @@ static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
 /// When a caller who was refused may try again, in milliseconds.
 const RETRY_AFTER_MS: u64 = 1_000;
 
+/// What to do about a project that cannot be read at all.
+const FIX: &str = "restore it from a backup, or move its directory away";
+
 /// Verifies projects. It runs in the call's own task, on a view of each project, so neither readers nor the writer
 /// wait for it.
 pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api::VerifyResult, WireError> {
@@ -37,7 +40,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
         result.findings.extend(not_served.map(|left| api::Finding {
             project_id: left.project,
             problem: left.reason,
-            fix: None,
+            fix: Some(left.fix.to_owned()),
         }));
     }
     for name in names {
@@ -50,10 +53,13 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             Ok(Some(_)) => {}
             Ok(None) => continue,
             Err(error) => {
-                result.findings.push(finding(
-                    format!("the project cannot be opened: {error}"),
-                    Some("restore it from a backup, or move its directory away"),
-                ));
+                if is_of_the_daemon(&error) {
+                    return Err(wire_error(error));
+                }
+                let fix = is_of_the_data(&error).then_some(FIX);
+                result
+                    .findings
+                    .push(finding(format!("the project cannot be opened: {error}"), fix));
                 result.projects.push(name.to_string());
                 continue;
             }
@@ -74,11 +80,10 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
                 });
             }
             // Of one project: it says nothing about the others.
-            Err(error @ (KnowledgeError::Unreadable { .. } | KnowledgeError::Internal { .. })) => {
-                result.findings.push(finding(
-                    format!("the project cannot be read: {error}"),
-                    Some("restore it from a backup, or move its directory away"),
-                ));
+            Err(error) if is_of_the_data(&error) => {
+                result
+                    .findings
+                    .push(finding(format!("the project cannot be read: {error}"), Some(FIX)));
                 result.projects.push(name.to_string());
                 continue;
             }
@@ -95,4 +100,26 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
     }
     result.ok = result.findings.is_empty();
     Ok(result)
+}
+
+/// Whether an error may be one of what is stored.
+fn is_of_the_data(error: &KnowledgeError) -> bool {
+    matches!(
+        error,
+        KnowledgeError::Unreadable { .. } | KnowledgeError::Internal { .. }
+    )
+}
+
+/// Whether an error says nothing about any project, but about the daemon or its machine: then nothing can be verified
+/// now, and whoever is told that a project is damaged might throw it away.
+fn is_of_the_daemon(error: &KnowledgeError) -> bool {
+    matches!(
+        error,
+        KnowledgeError::NoDescriptors
+            | KnowledgeError::Unavailable { .. }
+            | KnowledgeError::Busy { .. }
+            | KnowledgeError::DeadlineExceeded { .. }
+            | KnowledgeError::Cancelled
+            | KnowledgeError::ShuttingDown
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead};
 
-use ccod_protocol::api::Item;
+use ccod_protocol::api::{Item, rounded_integer};
 use serde_json::error::Category;
 
 use super::{Entry, Line, Lines, Record, shortened};
@@ -48,6 +48,11 @@ impl<R: BufRead> Iterator for Entries<R> {
 fn record(line: &Line) -> Result<Record, String> {
     if line.too_long {
         return Err("the line is longer than any item can be".to_owned());
+    }
+    if let Some(place) = std::str::from_utf8(&line.bytes).ok().and_then(rounded_integer) {
+        return Err(format!(
+            "`{place}` is an integer that needs more than 64 bits; make it a string"
+        ));
     }
     serde_json::from_slice(line.bytes.trim_ascii_end()).map_err(|error| match error.classify() {
         Category::Data => {
@@ -96,6 +101,14 @@ mod tests {
                 .unwrap_err()
                 .contains("the key `k` is given twice")
         );
+        assert!(found[1].record.is_ok());
+    }
+
+    #[test]
+    fn metadata_with_an_integer_that_would_be_rounded_is_no_item() {
+        let found = entries(b"{\"text\":\"a\",\"metadata\":{\"k\":18446744073709551616}}\n{\"text\":\"b\"}\n");
+        let reason = found[0].record.clone().unwrap_err();
+        assert!(reason.contains("`metadata.k`"), "{reason}");
         assert!(found[1].record.is_ok());
     }
 

@@ -29,7 +29,7 @@
 use std::borrow::Cow;
 use std::io::{self, BufRead, Write};
 
-use ccod_protocol::api::{Item, UniqueKeys};
+use ccod_protocol::api::{Item, UniqueKeys, rounded_integer};
 use serde_json::{Map, Value};
 
 use super::{BYTE_ORDER_MARK, Entry, Line, Lines, Record, shortened};
@@ -345,6 +345,9 @@ fn field(line: &[u8]) -> Result<Option<(String, Value)>, String> {
         .map(|(name, value)| (name.trim_end(), value.trim_start()))
         .ok_or_else(|| "is no `name: value`".to_owned())?;
     let json = || match serde_json::from_str(value) {
+        Ok(_) if rounded_integer(value).is_some() => Err(format!(
+            "has a `{name}` with an integer that needs more than 64 bits; make it a string"
+        )),
         Ok(UniqueKeys(value)) => Ok(value),
         Err(error) if error.is_data() => Err(format!("has a `{name}` in which a key stands twice")),
         Err(_) => Err(format!("has a `{name}` that is not JSON")),
@@ -428,6 +431,16 @@ mod tests {
         let found = entries("---\nmetadata: {\"a\":1,\"a\":2}\n---\n\nOne\n---\n---\n\nTwo");
         let reason = found[0].record.clone().unwrap_err();
         assert!(reason.contains("`metadata` in which a key stands twice"), "{reason}");
+        assert!(found[1].record.is_ok());
+    }
+
+    #[test]
+    fn metadata_with_an_integer_that_would_be_rounded_is_no_item() {
+        let found = entries(
+            "---\nagent: 18446744073709551616\nmetadata: {\"a\":18446744073709551616}\n---\n\nOne\n---\n---\n\nTwo",
+        );
+        let reason = found[0].record.clone().unwrap_err();
+        assert!(reason.contains("`metadata` with an integer"), "{reason}");
         assert!(found[1].record.is_ok());
     }
 

@@ -167,12 +167,13 @@ fn a_cleanup_that_cannot_free_the_space_still_gives_its_undo_token() {
     daemon.call("knowledge.store", json!({"text": "to be cleaned up"}));
     fail::cfg("writer::before_exclusive", "return").unwrap();
     cleaned(&answer(&mut begin(&daemon, "knowledge.cleanup", &cleanup)));
+    fail::remove("writer::before_exclusive");
     // The same where the caller, or the deadline, does not wait for the space.
     for params in [
         cleanup.clone(),
         json!({"older_than_days": 0, "dry_run": false, "timeout_ms": 2_000}),
     ] {
-        fail::cfg("writer::before_exclusive", "pause").unwrap();
+        fail::cfg("writer::hold_exclusive", "return").unwrap();
         let mut connection = begin(&daemon, "knowledge.cleanup", &params);
         wait_for("the deletion", || daemon.count() == 0);
         if params.get("timeout_ms").is_none() {
@@ -180,7 +181,7 @@ fn a_cleanup_that_cannot_free_the_space_still_gives_its_undo_token() {
             connection.send(format!("{cancel}\n"));
         }
         let answer = answer(&mut connection);
-        fail::remove("writer::before_exclusive");
+        fail::remove("writer::hold_exclusive");
         cleaned(&answer);
     }
 }

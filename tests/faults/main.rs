@@ -17,6 +17,7 @@ mod idle;
 mod lanes;
 mod panics;
 mod purge;
+mod stop;
 #[path = "../integration/support.rs"]
 #[allow(dead_code, unused_imports)]
 mod support;

@@ -2,30 +2,11 @@
 //! nowhere. What was not meant is refused before anything is done; what was done is said.
 
 use std::fs::OpenOptions;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home};
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn exits(output: Output, code: i32) -> Output {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "stdout: {}\nstderr: {}",
-        stdout(&output),
-        stderr(&output)
-    );
-    output
-}
+use crate::support::{Daemon, Home, exits, stderr, stdout};
 
 fn ids(value: &Value) -> Vec<&str> {
     let mut ids: Vec<&str> = value

@@ -2,11 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home};
-
-fn stdout(output: &std::process::Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
+use crate::support::{Daemon, Home, stdout};
 
 fn json_of(output: &std::process::Output) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -264,3 +264,35 @@ fn a_daemon_with_a_low_limit_serves_its_operator_and_recovers_when_connections_c
     }
     assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
 }
+
+/// Whatever the command line cannot open, it says what helps, and never that another command would.
+#[test]
+fn a_command_line_without_file_descriptors_says_how_to_get_some() {
+    let daemon = Daemon::start();
+    let mut lacking = 0;
+    for limit in 4..32 {
+        let prepared = daemon.home.command(&[]);
+        let mut shell = Command::new("/bin/sh");
+        for (name, value) in prepared.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        let script = format!(r#"ulimit -n {limit}; exec "$0" health"#);
+        let asked = shell
+            .args(["-c", &script, crate::support::executable()])
+            .current_dir("/")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(asked.stderr).unwrap();
+        match asked.status.code() {
+            Some(0) => break,
+            Some(75) if said.contains("ulimit -n") => lacking += 1,
+            // The system's loader finds no library.
+            Some(127) => {}
+            code => panic!("with {limit}: {code:?} {said}"),
+        }
+    }
+    assert!((1..28).contains(&lacking), "{lacking}");
+}

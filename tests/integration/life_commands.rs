@@ -12,27 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, PATIENCE};
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// The output, after a check of the exit code.
-fn exits(output: Output, code: i32) -> Output {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "stdout: {}\nstderr: {}",
-        stdout(&output),
-        stderr(&output)
-    );
-    output
-}
+use crate::support::{Daemon, PATIENCE, exits, stderr, stdout};
 
 fn json_of(output: Output) -> Value {
     let output = exits(output, 0);

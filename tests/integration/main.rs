@@ -4,6 +4,9 @@
 mod apart;
 mod bad_input;
 mod careless_commands;
+// The time is told by the C library, which the daemon is linked to here.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod clock;
 mod command_line;
 mod concurrency;
 mod condition;

@@ -2,30 +2,11 @@
 //! project, a home that another daemon has. And what the system refuses is told, not died of.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home, executable};
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn exits(output: Output, code: i32) -> Output {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "stdout: {}\nstderr: {}",
-        stdout(&output),
-        stderr(&output)
-    );
-    output
-}
+use crate::support::{Daemon, Home, executable, exits, stderr, stdout};
 
 /// What git leaves of a repository, as far as it is looked at.
 fn repository(path: &Path) {
@@ -242,6 +223,36 @@ fn a_home_that_a_daemon_serves_on_another_socket_is_told_of() {
     let message = stderr(&exits(refused, 69));
     assert!(message.contains("does not listen on"), "{message}");
     assert!(message.contains("another --socket"), "{message}");
+}
+
+#[test]
+fn a_second_home_with_the_same_knowledge_is_told_whose_it_is() {
+    let daemon = Daemon::start();
+    let second = Home::new();
+    std::fs::create_dir(second.path()).unwrap();
+    std::os::unix::fs::symlink(daemon.home.path().join("knowledge"), second.path().join("knowledge")).unwrap();
+    let first = format!("{:?}", daemon.home.path());
+    let commands = [
+        &["daemon", "start"][..],
+        &["daemon", "stop"],
+        &["store", "x", "--project", "p"],
+    ];
+    for arguments in commands {
+        let message = stderr(&exits(second.run(arguments), 69));
+        assert!(message.contains(&format!("process {}", daemon.pid())), "{message}");
+        assert!(
+            message.contains(&format!("ccoctl --home {first} daemon stop")),
+            "{message}"
+        );
+        assert!(!message.contains("starting or stopping"), "{message}");
+    }
+    let run = stderr(&exits(second.run(&["daemon", "run"]), 75));
+    assert!(run.contains(&first) && run.contains(&daemon.pid().to_string()), "{run}");
+    // What it is told to do works.
+    let home = daemon.home.path();
+    let mut daemon = daemon;
+    exits(second.run(&["--home", home.to_str().unwrap(), "daemon", "stop"]), 0);
+    assert_eq!(daemon.wait(), Some(0));
 }
 
 #[test]

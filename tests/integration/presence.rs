@@ -62,6 +62,45 @@ fn a_daemon_whose_connections_are_in_use_is_there() {
     assert_eq!(daemon.wait(), Some(0));
 }
 
+/// The file descriptors that a process has open.
+#[cfg(target_os = "linux")]
+fn descriptors(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
+}
+
+/// The burst keeps its connections open, and says nothing.
+#[cfg(target_os = "linux")]
+#[test]
+fn after_a_burst_of_connections_the_operator_is_served_and_what_was_refused_is_gone() {
+    const BURST: usize = 300;
+    let limits = [("CCO_LIMITS__MAX_CONNECTIONS", "2")];
+    let daemon = Daemon::start_in(Home::new(), &limits);
+    daemon.store("warm up");
+    let mut holders = [daemon.connect(), daemon.connect()];
+    for holder in &mut holders {
+        take_a_place(&daemon, holder);
+    }
+    let before = descriptors(&daemon);
+    for _ in 0..3 {
+        let burst: Vec<Connection> = (0..BURST).map(|_| Connection::open(&daemon.home.socket())).collect();
+        let health = daemon.home.run(&["health"]);
+        assert_eq!(health.status.code(), Some(0), "{}", told(&health));
+        // One for each that waits, that is given time to read why it was refused, or that is just ending; two for an
+        // operator.
+        assert!(descriptors(&daemon) <= before + 3 * 64 + 2 * 8);
+        for mut connection in burst {
+            let line = connection.try_receive().expect("a line");
+            assert_eq!(line["error"]["code"], -32009, "{line}");
+            assert!(connection.try_receive().is_none());
+        }
+        let begun = std::time::Instant::now();
+        while descriptors(&daemon) > before {
+            assert!(begun.elapsed() < PATIENCE, "{} descriptors", descriptors(&daemon));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
 /// Also what is kept for operators is in use, and nobody gives it back: a daemon that can say nothing but "busy".
 #[test]
 fn a_daemon_that_says_nothing_but_busy_is_there() {

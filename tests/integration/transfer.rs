@@ -452,6 +452,42 @@ fn flip(file: &Path, position: u64) {
     file.write_all(&byte).unwrap();
 }
 
+/// In the home is a good place for backups, but not among what the daemon keeps there.
+#[test]
+fn a_backup_may_lie_in_a_directory_of_the_home_that_is_not_the_daemons() {
+    let daemon = Daemon::start();
+    daemon.store("precious");
+    let own = daemon.home.path().join("backups");
+    std::fs::create_dir(&own).unwrap();
+    for path in [own.join("monday"), daemon.home.path().join("tuesday")] {
+        back_up(&daemon, &path);
+        daemon.call("admin.restore", json!({"path": path}));
+    }
+    for directory in ["run", "aside"] {
+        let path = daemon.home.path().join(directory).join("wednesday");
+        let message = refused_path(&daemon, "admin.backup", &path);
+        assert!(message.contains("choose a place outside"), "{message}");
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn a_backup_of_nothing_but_a_link_that_leads_nowhere_says_what_to_do_about_the_link() {
+    let daemon = Daemon::start();
+    let knowledge = daemon.home.path().join("knowledge");
+    std::os::unix::fs::symlink("/nowhere", knowledge.join("web")).unwrap();
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("backup");
+    let error = daemon.call_error("admin.backup", json!({"path": path}));
+    assert!(error["message"].to_string().contains("link to nothing"), "{error}");
+    let fix = error["data"]["fix"].as_str().unwrap();
+    assert!(fix.contains("mend the link, or remove it"), "{error}");
+    assert!(!path.exists());
+    let output = daemon.home.run(&["backup", path.to_str().unwrap()]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("fix: mount the disk"), "{told}");
+}
+
 fn refused_path(daemon: &Daemon, method: &str, path: &Path) -> String {
     let error = long_error(daemon, method, json!({"path": path}));
     assert_eq!(
@@ -487,8 +523,16 @@ fn places_that_cannot_be_written_are_refused() {
             file.join("below"),
             daemon.home.path().join("knowledge/backup"),
             daemon.home.path().join("knowledge/default/../backup"),
+            daemon.home.path().join("run/backup"),
         ] {
             refused_path(&daemon, method, &bad);
+        }
+    }
+    // A healthy project is not blamed for what stands in the name of a file.
+    for method in ["admin.backup", "admin.restore", "admin.import", "admin.export"] {
+        for name in ["line\nbreak", "nul\0", "line\n"] {
+            let message = refused_path(&daemon, method, &place.path().join(name));
+            assert!(message.contains("control character"), "{message}");
         }
     }
     refused_path(&daemon, "admin.export", &place.path().join("directory/"));

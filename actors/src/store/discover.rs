@@ -24,6 +24,14 @@ const ANY: &str = "*";
 /// What to do about a link that leads nowhere: an unmounted disk, mostly.
 const MEND_LINK: &str = "mount the disk that it leads to, mend the link, or remove it";
 
+/// What to do about other things that are not served.
+const MAKE_READABLE: &str = "make it a directory that this user can read";
+const RENAME: &str = "rename the directory to use it";
+const RENAME_TO: &str = "rename the directory to letters, digits, '.', '_' and '-'";
+const REMOVE_LINK: &str = "remove the link";
+const MOVE_AWAY: &str = "move it away";
+const READ_AGAIN: &str = "it is read again with the next health check";
+
 /// Something in the data directory that is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeftAside {
@@ -33,6 +41,8 @@ pub(crate) struct LeftAside {
     pub(crate) shown: String,
     /// What it is, why it is not served, and what to do.
     pub(crate) reason: String,
+    /// What to do, by itself.
+    pub(crate) fix: &'static str,
     /// Whether it may hold knowledge: then it is told of wherever projects are (see [`super::inventory`]).
     pub(crate) holds_knowledge: bool,
     /// Whether it is a project, out of reach for now, and not something beside one.
@@ -98,9 +108,10 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
                 shown: ANY.to_owned(),
                 is_project: false,
                 reason: format!(
-                    "{} cannot be read ({error}), so no project is known; make it a directory that this user can read",
+                    "{} cannot be read ({error}), so no project is known; {MAKE_READABLE}",
                     knowledge.display()
                 ),
+                fix: MAKE_READABLE,
                 holds_knowledge: true,
             });
             return found;
@@ -139,10 +150,11 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
         let Some(first) = alike.next() else { continue };
         found.left_aside.extend(alike.map(|other| LeftAside {
             reason: format!(
-                "{} is left aside: its name differs from that of project {} only in case; rename the directory to use it",
+                "{} is left aside: its name differs from that of project {} only in case; {RENAME}",
                 other.directory.display(),
                 first.name
             ),
+            fix: RENAME,
             name: Some(other.name.to_string()),
             shown: other.name.to_string(),
             is_project: false,
@@ -164,9 +176,10 @@ pub(crate) fn look(knowledge: &Path, is_known: impl Fn(&ProjectName) -> bool) ->
             if let Some(project) = places.get(&place) {
                 found.left_aside.push(LeftAside {
                     reason: format!(
-                        "{} is left aside: it is the directory of project {project} under another name; remove the link",
+                        "{} is left aside: it is the directory of project {project} under another name; {REMOVE_LINK}",
                         candidate.directory.display()
                     ),
+                    fix: REMOVE_LINK,
                     name: Some(candidate.name.to_string()),
                     shown: candidate.name.to_string(),
                     is_project: false,
@@ -198,19 +211,20 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
                 shown: file_name.to_string_lossy().into_owned(),
                 is_project: false,
                 reason: format!(
-                    "{} is left aside: no project can have that name; rename the directory to letters, digits, '.', '_' \
-                     and '-'",
+                    "{} is left aside: no project can have that name; {RENAME_TO}",
                     path.display()
                 ),
+                fix: RENAME_TO,
                 holds_knowledge: true,
             })
         });
     };
-    let left_aside = |what: &str, is_project: bool| {
+    let left_aside = |what: &str, fix: &'static str, is_project: bool| {
         Some(Err(LeftAside {
             name: Some(name.to_string()),
             shown: name.to_string(),
-            reason: format!("{} is left aside: {what}", path.display()),
+            reason: format!("{} is left aside: {what}; {fix}", path.display()),
+            fix,
             holds_knowledge: is_project,
             is_project,
         }))
@@ -219,7 +233,7 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
         Ok(table) if table.is_dir() => Some(table),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             if is_link(path) && fs::metadata(path).is_err() {
-                return left_aside(&format!("it is a link to nothing; {MEND_LINK}"), true);
+                return left_aside("it is a link to nothing", MEND_LINK, true);
             }
             if !is_link(&table_directory(path)) {
                 return None; // Nothing was stored in it yet.
@@ -227,10 +241,7 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
             None // A table that is out of reach; who opens it is told so.
         }
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            return left_aside(
-                "it is a file where a project's directory is expected; move it away",
-                false,
-            );
+            return left_aside("it is a file where a project's directory is expected", MOVE_AWAY, false);
         }
         // It may hold knowledge; who opens it is told what is wrong.
         Ok(_) | Err(_) => None,
@@ -250,10 +261,10 @@ fn unlisted(knowledge: &Path, error: &std::io::Error) -> LeftAside {
         shown: ANY.to_owned(),
         is_project: false,
         reason: format!(
-            "{} cannot be read to its end ({error}), so projects in it may be unknown; it is read again with the next \
-             health check",
+            "{} cannot be read to its end ({error}), so projects in it may be unknown; {READ_AGAIN}",
             knowledge.display()
         ),
+        fix: READ_AGAIN,
         holds_knowledge: true,
     }
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use crate::descriptors;
-use crate::error::KnowledgeError;
-use crate::panics::untold;
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::panics::{untold, without_build_paths};
+use crate::{clock, descriptors};
 
 /// Causes that are followed at most: chains of errors are short, and a cycle must not hang a reply.
 const MAX_CAUSES: usize = 64;
@@ -141,9 +141,18 @@ pub fn read_error(error: impl StdError + 'static) -> KnowledgeError {
     KnowledgeError::unreadable(format_args!("the store could not be read: {error}"))
 }
 
-/// What an error says, without what a panic has said.
+/// What an error that is neither of the moment nor of the process, or a panic over damaged bytes, says of the data.
+///
+/// # Errors
+/// That of the clock, where LanceDB panics over that.
+pub(crate) fn damage(error: &dyn StdError) -> KnowledgeResult<String> {
+    clock::check()?;
+    Ok(told(error))
+}
+
+/// What an error says, without what a panic has said, and without where the program was built.
 pub(crate) fn told(error: &dyn StdError) -> String {
-    untold(&error.to_string()).into_owned()
+    without_build_paths(&untold(&error.to_string())).into_owned()
 }
 
 /// Whether an error comes of there being no file descriptors left.

@@ -33,6 +33,8 @@ pub struct NotServed {
     pub is_project: bool,
     /// What it is, why it is not served, and what to do.
     pub reason: String,
+    /// What to do, by itself.
+    pub fix: &'static str,
 }
 
 impl NotServed {
@@ -183,6 +185,7 @@ impl Store {
                 project: left.shown,
                 is_project: left.is_project,
                 reason: left.reason,
+                fix: left.fix,
             })
             .collect()
     }

@@ -4,8 +4,10 @@
 //! away. It is the kernel's and ends with its holder, however that ends. Should `knowledge/` itself be removed or
 //! replaced, the lock file goes with it: [`StoreLock::is_held`] then says no, and whoever writes asks first.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,16 +30,12 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreLockError {
     /// Another process holds it.
-    #[error(
-        "another daemon{} holds {path}; use it, or stop it with `ccoctl daemon stop`",
-        pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(),
-        path = path.display()
-    )]
+    #[error("another daemon{} holds {path}; {}", holder.told(), holder.advice(path), path = path.display())]
     Held {
         /// The lock file.
         path: PathBuf,
-        /// The holder's process, as it wrote it there.
-        pid: Option<u32>,
+        /// Who holds it.
+        holder: Holder,
     },
     /// Something else has the name.
     #[error("the lock file {} is not a regular file; move it away", .0.display())]
@@ -50,6 +48,59 @@ pub enum StoreLockError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// Who holds the lock, as far as the lock file tells. For people: nothing is decided by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: Option<u32>,
+    /// The directory of the projects, by the name that the holder has for it.
+    pub knowledge_dir: Option<PathBuf>,
+}
+
+impl Holder {
+    fn told(&self) -> String {
+        self.pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    }
+
+    /// What to do. By another name, the directory is that of another home, which has a daemon of its own.
+    fn advice(&self, lock: &Path) -> String {
+        let home = self.knowledge_dir.as_deref().and_then(Path::parent);
+        let ours = lock.parent().and_then(Path::parent);
+        let resolved = |path: Option<&Path>| path.and_then(|path| path.canonicalize().ok());
+        match home {
+            Some(home) if resolved(Some(home)) != resolved(ours) => format!(
+                "it is the daemon of {home:?}, whose knowledge directory this is: use it with `ccoctl --home {home:?}`, \
+                 or stop it with `ccoctl --home {home:?} daemon stop`"
+            ),
+            _ => "use it, or stop it with `ccoctl daemon stop`".to_owned(),
+        }
+    }
+
+    fn read(file: &mut File) -> Self {
+        const MOST: u64 = 8 << 10;
+        let mut text = Vec::new();
+        if Read::take(file, MOST).read_to_end(&mut text).is_err() {
+            return Self::default();
+        }
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let pid = lines.next().and_then(|line| std::str::from_utf8(line).ok());
+        let knowledge_dir = lines.next().filter(|line| !line.is_empty());
+        Self {
+            pid: pid.and_then(|pid| pid.trim().parse().ok()),
+            knowledge_dir: knowledge_dir.map(|line| PathBuf::from(OsStr::from_bytes(line))),
+        }
+    }
+
+    fn write(file: &mut File, knowledge_dir: &Path) -> io::Result<()> {
+        let mut text = format!("{}\n", std::process::id()).into_bytes();
+        text.extend_from_slice(knowledge_dir.as_os_str().as_bytes());
+        text.push(b'\n');
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&text)
+    }
 }
 
 /// The right to change what lies below a directory of projects, for as long as a clone of it lives.
@@ -96,7 +147,9 @@ impl StoreLock {
                 // Between opening and locking, somebody may have removed the file; then two could hold "it".
                 Ok(file) if is_named(&path, &file) => {
                     let mut file = file;
-                    note_holder(&mut file, &path);
+                    if let Err(error) = Holder::write(&mut file, knowledge_dir) {
+                        tracing::warn!(%error, path = %path.display(), "the lock file cannot be written; the lock holds all the same");
+                    }
                     return Ok(Self {
                         held: Arc::new(Held { path, file }),
                     });
@@ -107,8 +160,8 @@ impl StoreLock {
                     std::thread::sleep(PAUSE);
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
-                    let pid = holder(&mut file);
-                    return Err(StoreLockError::Held { path, pid });
+                    let holder = Holder::read(&mut file);
+                    return Err(StoreLockError::Held { path, holder });
                 }
                 Err((_, error)) => return Err(failed(error.into())),
             }
@@ -154,23 +207,6 @@ fn is_named(path: &Path, file: &File) -> bool {
     )
 }
 
-/// For people who wonder who holds it. Nothing is decided by it.
-fn note_holder(file: &mut File, path: &Path) {
-    let noted = file
-        .set_len(0)
-        .and_then(|()| file.seek(SeekFrom::Start(0)))
-        .and_then(|_| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
-    if let Err(error) = noted {
-        tracing::warn!(%error, path = %path.display(), "the lock file cannot be written; the lock holds all the same");
-    }
-}
-
-fn holder(file: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    Read::take(file, 32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,11 +219,37 @@ mod tests {
         drop(lock);
         let refused = StoreLock::acquire(directory.path()).unwrap_err();
         assert!(
-            matches!(refused, StoreLockError::Held { pid: Some(pid), .. } if pid == std::process::id()),
+            matches!(&refused, StoreLockError::Held { holder: Holder { pid: Some(pid), .. }, .. } if *pid == std::process::id()),
+            "{refused}"
+        );
+        assert!(
+            refused.to_string().ends_with("stop it with `ccoctl daemon stop`"),
             "{refused}"
         );
         drop(clone);
         StoreLock::acquire(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn who_holds_it_by_another_name_is_told_as_the_daemon_of_another_home() {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, second) = (directory.path().join("first"), directory.path().join("second"));
+        std::fs::create_dir_all(first.join("knowledge")).unwrap();
+        std::fs::create_dir(&second).unwrap();
+        std::os::unix::fs::symlink(first.join("knowledge"), second.join("knowledge")).unwrap();
+        let _lock = StoreLock::acquire(&first.join("knowledge")).unwrap();
+        let refused = StoreLock::acquire(&second.join("knowledge")).unwrap_err().to_string();
+        let advice = format!("stop it with `ccoctl --home {first:?} daemon stop`");
+        assert!(refused.contains(&advice), "{refused}");
+        assert!(
+            refused.contains(&format!("process {}", std::process::id())),
+            "{refused}"
+        );
+        // By another name for the same home, it is the daemon of this one.
+        let third = directory.path().join("third");
+        std::os::unix::fs::symlink(&first, &third).unwrap();
+        let refused = StoreLock::acquire(&third.join("knowledge")).unwrap_err().to_string();
+        assert!(refused.ends_with("stop it with `ccoctl daemon stop`"), "{refused}");
     }
 
     #[test]

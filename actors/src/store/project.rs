@@ -142,6 +142,8 @@ impl Project {
     /// The present view, opening the project on first use; nothing where there is none, be it that nothing was stored
     /// or that no version of it can be read.
     pub(super) async fn open(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
+        // What is open cannot be read either.
+        clock::check()?;
         if let Some(view) = self.published() {
             return Ok(Some(view));
         }

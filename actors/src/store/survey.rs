@@ -11,7 +11,7 @@ use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lancedb::expr::col;
 
-use crate::clock::believed_now;
+use crate::clock::{self, believed_now};
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::Caches;
@@ -55,6 +55,7 @@ impl Survey {
 impl WriteAccess {
     /// Looks at a project. Changes nothing on disk that a first read would not.
     pub async fn survey(&self, project: &Arc<Project>) -> KnowledgeResult<Survey> {
+        clock::check()?;
         if project.published().is_some() {
             let guard = project.table.lock().await;
             return match guard.as_ref() {

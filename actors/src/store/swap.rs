@@ -12,7 +12,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::disk::{self, create_directory, create_file, fsync_directory};
 
 /// Directory of a home that keeps what a restore replaced.
-pub(crate) const ASIDE: &str = "aside";
+pub const ASIDE: &str = "aside";
 /// How the directory of a restore under way begins.
 const STAGING_PREFIX: &str = ".restore-";
 /// File of such a directory that says what is to be done. Its being there means that it will be.

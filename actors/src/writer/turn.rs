@@ -214,6 +214,7 @@ impl LaneTurn {
         fail::fail_point!("writer::before_exclusive", |_| Err(KnowledgeError::internal(
             "failpoint writer::before_exclusive"
         )));
+        hold("writer::hold_exclusive").await;
         let mut outcome = ExclusiveOutcome::default();
         attempt.note(table);
         let done = async {

@@ -8,15 +8,22 @@ use super::common::{is_false, out_of_range};
 use super::{Durability, ModelIdentity, Params, ProjectError};
 use crate::error::WireError;
 
-fn check_absolute(path: &str) -> Result<(), WireError> {
-    if path.starts_with('/') && !path.contains('\0') {
-        Ok(())
-    } else {
-        Err(out_of_range(
+/// What every `path` must be. Nobody names a file on purpose so that no line can show it, and a newline at the end of
+/// what a shell has put together would name another one.
+fn check_path(path: &str) -> Result<(), WireError> {
+    if path.contains(char::is_control) {
+        return Err(WireError::invalid_params(
+            "path",
+            "`path` holds a control character (such as a newline, a tab or NUL); leave it out",
+        ));
+    }
+    if !path.starts_with('/') {
+        return Err(out_of_range(
             "path",
             "an absolute path, for the daemon does not know your working directory",
-        ))
+        ));
     }
+    Ok(())
 }
 
 /// Parameters of `admin.health`.
@@ -243,7 +250,7 @@ pub struct BackupParams {
 
 impl Params for BackupParams {
     fn check(&self) -> Result<(), WireError> {
-        check_absolute(&self.path)
+        check_path(&self.path)
     }
 }
 
@@ -276,7 +283,7 @@ pub struct RestoreParams {
 
 impl Params for RestoreParams {
     fn check(&self) -> Result<(), WireError> {
-        check_absolute(&self.path)
+        check_path(&self.path)
     }
 }
 
@@ -340,7 +347,7 @@ pub struct ImportParams {
 
 impl Params for ImportParams {
     fn check(&self) -> Result<(), WireError> {
-        check_absolute(&self.path)
+        check_path(&self.path)
     }
 }
 
@@ -388,7 +395,7 @@ pub struct ExportParams {
 
 impl Params for ExportParams {
     fn check(&self) -> Result<(), WireError> {
-        check_absolute(&self.path)?;
+        check_path(&self.path)?;
         match self.format.as_deref() {
             None | Some("jsonl" | "markdown") => Ok(()),
             Some(_) => Err(out_of_range("format", "`jsonl` or `markdown`")),

@@ -12,6 +12,7 @@ mod admin;
 #[cfg(test)]
 mod answers;
 mod common;
+mod exact;
 mod knowledge;
 mod metadata_filter;
 mod rpc;
@@ -19,6 +20,7 @@ mod unique;
 
 pub use admin::*;
 pub use common::*;
+pub use exact::rounded_integer;
 pub use knowledge::*;
 pub use metadata_filter::MetadataFilter;
 pub use rpc::*;

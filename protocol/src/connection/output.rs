@@ -1,19 +1,20 @@
 //! What is written to a connection, and how its end is noticed.
 
 use bytes::{BufMut, BytesMut};
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::READ_BYTES;
 use crate::context::{Line, Subscriptions};
-use crate::dispatch::head;
+use crate::dispatch::{Shared, head};
 use crate::error::WireError;
 use crate::limits::{ServerStats, add};
 
@@ -25,12 +26,15 @@ const SUBSCRIBER_PATIENCE: Duration = Duration::from_secs(30);
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
 /// Lets a client that is still sending take note of why it is cut off: closed at once, its next write would
-/// fail before it reads.
-pub(super) async fn linger(reader: &OwnedReadHalf, shutdown: CancellationToken) {
+/// fail before it reads. Not where many are given that time already: what they were told can be read all the same.
+pub(super) async fn linger(shared: &Shared, stream: &UnixStream) {
+    let Ok(_permit) = shared.lingering.try_acquire() else {
+        return;
+    };
     let mut sink = [0; 4096];
     let until_end = async {
-        while reader.readable().await.is_ok() {
-            match reader.try_read(&mut sink) {
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut sink) {
                 Ok(0) => return,
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
                 _ => {}
@@ -39,23 +43,21 @@ pub(super) async fn linger(reader: &OwnedReadHalf, shutdown: CancellationToken) 
     };
     tokio::select! {
         _ = tokio::time::timeout(REFUSAL_LINGER, until_end) => {}
-        () = shutdown.cancelled() => {}
+        () = shared.shutdown.cancelled() => {}
     }
 }
 
-/// Tells a client why it may not come in, and closes.
-pub(crate) async fn refuse(stream: UnixStream, error: WireError, shutdown: CancellationToken) {
+/// Tells a client why it may not come in, and closes: at once, unless it `lingers`.
+pub(crate) async fn refuse(shared: &Shared, stream: UnixStream, error: WireError, lingers: bool) {
     let mut line = BytesMut::from(&head(None)[..]);
     line.put(crate::dispatch::error_tail(&error));
     line.put_u8(b'\n');
-    let (reader, mut writer) = stream.into_split();
-    // The socket's buffer is empty, so this takes no time; if it fails, the client has left.
-    let told = tokio::time::timeout(REFUSAL_LINGER, writer.write_all(&line)).await;
-    if !matches!(told, Ok(Ok(()))) {
-        return;
+    // The socket's buffer is empty, so this takes no time; if it fails, the client has left. Past tokio, which does not
+    // know yet that the socket can be written.
+    let told = send(stream.as_raw_fd(), &line, MsgFlags::MSG_DONTWAIT);
+    if told == Ok(line.len()) && lingers && shutdown(stream.as_raw_fd(), Shutdown::Write).is_ok() {
+        linger(shared, &stream).await;
     }
-    drop(writer);
-    linger(&reader, shutdown).await;
 }
 
 /// Notices that the client has closed its end altogether, which end of input alone does not say.

@@ -3,7 +3,7 @@
 use super::support::*;
 use ccod_protocol::api::{self, ChangeOp, SearchMode, SearchParams, SubscribeParams};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
-use ccod_protocol::error::ErrorKind;
+use ccod_protocol::error::{ErrorKind, WireError};
 use ccod_protocol::limits::Limits;
 use ccod_protocol::peer::PeerPolicy;
 use futures::StreamExt;
@@ -224,8 +224,9 @@ async fn why_a_connection_ended() {
     let daemon = Daemon::serving(quick(), Some(PeerPolicy::only([4_000_000_000])));
     let client = Client::connect(&daemon.path).await.unwrap();
     let error = within(client.call_raw("test.echo", json!([]))).await.unwrap_err();
-    assert!(
-        error.as_wire().is_some_and(|wire| wire.kind() == ErrorKind::Forbidden) || matches!(error, ClientError::Closed),
+    assert_eq!(
+        error.as_wire().map(|wire| wire.kind()),
+        Some(ErrorKind::Forbidden),
         "{error:?}"
     );
     let crowded = Daemon::with(Limits {
@@ -242,6 +243,29 @@ async fn why_a_connection_ended() {
         "{error:?}"
     );
     assert!(error.is_retryable());
+}
+
+/// The connection is closed before anything could be written to it. What it was told is there to be read.
+#[tokio::test]
+async fn who_is_refused_before_it_has_asked_is_told_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let refusal = json!({"jsonrpc": "2.0", "id": null, "error": WireError::busy("too many are here", 100)});
+    for _ in 0..20 {
+        let client = Client::connect(&path).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, format!("{refusal}\n").as_bytes())
+            .await
+            .unwrap();
+        drop(stream);
+        let error = within(client.call_raw("admin.health", json!({}))).await.unwrap_err();
+        assert_eq!(
+            error.as_wire().map(|wire| wire.kind()),
+            Some(ErrorKind::Busy),
+            "{error:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -53,12 +53,9 @@ async fn a_connection_beyond_the_limit_serves_an_operator_and_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn places_for_operators_are_not_kept_by_who_says_nothing() {
     let (daemon, _wire) = full().await;
-    let mut silent = [daemon.connect().await, daemon.connect().await];
-    // No spare place is left: the next one is refused at once.
-    let mut third = daemon.connect().await;
-    let answers = third.rest().await;
-    assert_eq!(answers.len(), 1);
-    refused(&answers[0], &Value::Null, -32009);
+    let mut silent = [daemon.connect().await, daemon.connect().await, daemon.connect().await];
+    let answer = daemon.connect().await.call(&health(0)).await;
+    assert_eq!(answer["result"]["status"], "ok", "{answer}");
     for wire in &mut silent {
         let answers = wire.rest().await;
         assert_eq!(answers.len(), 1);
@@ -69,6 +66,56 @@ async fn places_for_operators_are_not_kept_by_who_says_nothing() {
         .until("they are gone", |_| daemon.stats.snapshot().connections_open == 1)
         .await;
     assert_eq!(daemon.connect().await.call(&health(1)).await["result"]["status"], "ok");
+}
+
+/// Also where all of them are kept open: each is told why it is refused, and closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn an_operator_is_served_right_behind_a_burst_of_connections() {
+    const BURST: usize = 300;
+    let (daemon, _wire) = full().await;
+    for round in 0..3 {
+        let mut burst = Vec::with_capacity(BURST);
+        for _ in 0..BURST {
+            burst.push(daemon.connect().await);
+        }
+        let mut operator = daemon.connect().await;
+        assert_eq!(
+            operator.call(&health(round)).await,
+            result(round, json!({ "status": "ok" }))
+        );
+        drop(operator);
+        for wire in &mut burst {
+            let answers = wire.rest().await;
+            assert_eq!(answers.len(), 1, "{answers:?}");
+            refused(&answers[0], &Value::Null, -32009);
+        }
+    }
+    let refused = daemon.stats.snapshot().connections_refused;
+    assert_eq!(refused, 3 * BURST as u64);
+}
+
+/// Of those who say something, each is answered with its id, or refused as a whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn who_is_no_operator_is_told_so_in_a_burst_and_keeps_no_place() {
+    let (daemon, _wire) = full().await;
+    let mut burst = Vec::new();
+    for id in 0..300 {
+        let mut wire = daemon.connect().await;
+        // Who is refused already cannot be written to, and has its line all the same.
+        let request = format!("{}\n", echo(id, json!([])));
+        tokio::io::AsyncWriteExt::write_all(&mut wire.stream, request.as_bytes())
+            .await
+            .ok();
+        burst.push((id, wire));
+    }
+    let mut operator = daemon.connect().await;
+    assert_eq!(operator.call(&health(1)).await["result"]["status"], "ok");
+    for (id, wire) in &mut burst {
+        let answers = wire.rest().await;
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        assert!([json!(*id), Value::Null].contains(&answers[0]["id"]), "{answers:?}");
+        assert_eq!(code(&answers[0]), -32009);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

@@ -83,6 +83,10 @@ async fn unknown_methods_name_the_nearest() {
     let answer = wire.call(&request(1, "knowledge.serch", json!({}))).await;
     refused(&answer, &json!(1), -32601);
     assert_eq!(answer["error"]["data"]["nearest"], "knowledge.search");
+    // Nothing is like it, and what could do harm is not offered for that.
+    let answer = wire.call(&request(3, "admin.nope", json!({}))).await;
+    refused(&answer, &json!(3), -32601);
+    assert_eq!(answer["error"]["data"].get("nearest"), None, "{answer}");
     let long = "x".repeat(100_000);
     let answer = wire.call(&request(2, &long, json!({}))).await;
     refused(&answer, &json!(2), -32601);

@@ -108,12 +108,12 @@ fn run(arguments: Arguments) -> CliResult {
     logging::init(&loaded.config.log, log.clone())?;
     environment::prepare_for_lance()?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("ccod")
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::io("start the runtime", &error))?;
+    let runtime = program::runtime(
+        tokio::runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("ccod")
+            .enable_all(),
+    )?;
     let ended = runtime.block_on(ccod::daemon::run(loaded.config, log));
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
     match ended {

@@ -29,7 +29,11 @@ pub enum EngineError {
 
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
-        Self::Compute(error.to_string())
+        match error {
+            // With RUST_BACKTRACE set; it is no part of what is told.
+            candle_core::Error::WithBacktrace { inner, .. } => (*inner).into(),
+            error => Self::Compute(error.to_string()),
+        }
     }
 }
 

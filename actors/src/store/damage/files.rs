@@ -15,7 +15,7 @@ use lance_table::io::deletion::relative_deletion_file_path;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
 use crate::store::damage::manifest::MAGIC;
-use crate::store::error::{is_passing, read_error, told};
+use crate::store::error::{damage, is_passing, read_error};
 use crate::store::table::condition::{Condition, DamagedFragment};
 use crate::store::write::configuration_damage;
 
@@ -233,8 +233,8 @@ pub(crate) async fn read_fragment(
     match read.await {
         Ok(Ok(())) => Ok(Ok(())),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(told(&error))),
-        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
+        Ok(Err(error)) => Ok(Err(damage(&error)?)),
+        Err(panic) if panic.is_panic() => Ok(Err(damage(&panic)?)),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }

@@ -9,7 +9,7 @@ use lance_index::scalar::FullTextSearchQuery;
 use lance_index::{FtsPrewarmOptions, PrewarmOptions};
 
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::{is_passing, read_error, told};
+use crate::store::error::{damage, is_passing, read_error};
 use crate::store::table::schema::column;
 use crate::store::view::ProjectView;
 use crate::store::write::TEXT_INDEX;
@@ -67,8 +67,8 @@ pub(super) fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) 
     match read {
         Ok(Ok(value)) => Ok(Ok(value)),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(told(&error))),
-        Err(panic) if panic.is_panic() => Ok(Err(told(&panic))),
+        Ok(Err(error)) => Ok(Err(damage(&error)?)),
+        Err(panic) if panic.is_panic() => Ok(Err(damage(&panic)?)),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }

@@ -22,7 +22,7 @@ use lance_table::format::Fragment;
 use crate::domain::{ProjectName, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::{DamagedFragment, Remains, SetAside, read_fragment};
-use crate::store::error::{is_passing, read_error, write_error};
+use crate::store::error::{damage, is_passing, read_error, write_error};
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::write::{WriteTable, current_dataset};
@@ -263,8 +263,8 @@ async fn read_range(
     match read.await {
         Ok(Ok(batches)) => Ok(Some(batches)),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(_)) => Ok(None),
-        Err(ended) if ended.is_panic() => Ok(None),
+        Ok(Err(error)) => damage(&error).map(|_| None),
+        Err(ended) if ended.is_panic() => damage(&ended).map(|_| None),
         Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
     }
 }

@@ -57,7 +57,7 @@ impl SetAside {
     pub(crate) fn create(project_directory: &Path) -> KnowledgeResult<Self> {
         let parent = project_directory.join(SET_ASIDE);
         fs::create_dir_all(&parent).map_err(|error| file_error("created", &parent, error))?;
-        let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3fZ").to_string();
+        let time = now_ms().format("%Y%m%dT%H%M%S%.3fZ").to_string();
         for attempt in 0.. {
             let name = if attempt == 0 {
                 time.clone()

@@ -27,12 +27,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::clock;
 use crate::domain::{ProjectName, format_time, hex, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::discover::holds_table;
 use crate::store::disk::{create_directory, create_file, fsync_directory, sync_tree};
 use crate::store::error::{file_read_error, is_denied, is_passing, read_error, told};
-use crate::store::swap::{ASIDE, home_of};
+pub use crate::store::swap::ASIDE;
+use crate::store::swap::home_of;
 use crate::store::table::durable::referenced_files;
 use crate::store::table::schema::{TABLE_NAME, TableShape};
 use crate::store::table::table_directory;
@@ -43,7 +45,7 @@ use crate::store::{Store, disk, inventory};
 /// Name of the file that says what a backup holds.
 pub const BACKUP_FILE: &str = "backup.json";
 /// Directory of the projects inside a backup; named as in a home, so that a backup can be read as one.
-pub(crate) const KNOWLEDGE: &str = "knowledge";
+pub const KNOWLEDGE: &str = "knowledge";
 /// File of a home that remembers where backups were written.
 const RECORD_FILE: &str = "backups.jsonl";
 /// Version of the layout and of `backup.json`.
@@ -221,6 +223,27 @@ struct Source {
     view: Arc<ProjectView>,
 }
 
+/// Something that is not in a backup.
+#[derive(Debug)]
+struct LeftOut {
+    /// What, why, and what to do.
+    what: String,
+    /// What to do, by itself.
+    fix: &'static str,
+}
+
+/// What to do about a project that cannot be copied.
+const VERIFY: &str = "run `ccoctl verify`, which says what is the matter with the project";
+
+impl From<LeftOut> for KnowledgeError {
+    fn from(left_out: LeftOut) -> Self {
+        Self::OutOfReach {
+            message: left_out.what,
+            fix: left_out.fix,
+        }
+    }
+}
+
 /// Why a project was not copied.
 #[derive(Debug)]
 struct Failure {
@@ -250,6 +273,7 @@ impl Store {
     /// [`KnowledgeError::InvalidParameter`] for `path` where it cannot be used; the error of the watcher once
     /// the backup is not wanted any more. Nothing is left at the path then.
     pub async fn back_up(&self, request: BackupRequest, watcher: Arc<dyn Watcher>) -> KnowledgeResult<BackupReport> {
+        clock::check()?;
         let knowledge_dir = self.config.knowledge_dir.clone();
         let path = request.path.clone();
         let path = blocking(move || new_place(&path, &knowledge_dir, NewPlace::Directory)).await?;
@@ -258,7 +282,7 @@ impl Store {
         let (views, mut warnings) = self.moment(&request, watcher.as_ref()).await?;
         if let (Some(project), true) = (&request.project, views.is_empty()) {
             return Err(match warnings.into_iter().next() {
-                Some(reason) => KnowledgeError::internal(reason),
+                Some(left_out) => left_out.into(),
                 None => KnowledgeError::invalid("project_id", format!("project {project} has nothing to back up")),
             });
         }
@@ -321,8 +345,10 @@ impl Store {
             }
         }
         watcher.check()?;
-        if let (true, Some(reason)) = (backup.projects.is_empty(), warnings.first()) {
-            return Err(KnowledgeError::internal(reason));
+        if backup.projects.is_empty()
+            && let Some(left_out) = warnings.into_iter().next()
+        {
+            return Err(left_out.into());
         }
         let backed_up = |project: &Arc<Project>| views.contains_key(project.name().as_str());
         let lost = inventory::losses(self.projects().into_iter().filter(backed_up).collect()).await;
@@ -333,7 +359,7 @@ impl Store {
             path,
             backup,
             bytes,
-            warnings,
+            warnings: warnings.into_iter().map(|left_out| left_out.what).collect(),
             lost,
         })
     }
@@ -344,7 +370,7 @@ impl Store {
         &self,
         request: &BackupRequest,
         watcher: &dyn Watcher,
-    ) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<String>)> {
+    ) -> KnowledgeResult<(Vec<Arc<ProjectView>>, Vec<LeftOut>)> {
         loop {
             watcher.check()?;
             self.discover();
@@ -352,7 +378,10 @@ impl Store {
             if request.project.is_none() {
                 let left_aside = self.left_aside.read();
                 let knowledge = left_aside.iter().filter(|left| left.holds_knowledge);
-                warnings.extend(knowledge.map(|left| format!("not in the backup: {}", left.reason)));
+                warnings.extend(knowledge.map(|left| LeftOut {
+                    what: format!("not in the backup: {}", left.reason),
+                    fix: left.fix,
+                }));
             }
             for project in self.projects() {
                 let name = project.name();
@@ -366,12 +395,17 @@ impl Store {
                     }
                     // What is damaged is left out; what could be opened the next time is not dropped for that.
                     Err(error) if is_passing(&error) && !is_denied(&error) => return Err(of_the_moment(error)),
-                    Err(KnowledgeError::NoDescriptors) => return Err(KnowledgeError::NoDescriptors),
+                    Err(error @ (KnowledgeError::NoDescriptors | KnowledgeError::Unavailable { .. })) => {
+                        return Err(error);
+                    }
                     Err(reason) => {
                         viewless.insert(name.clone());
-                        warnings.push(format!(
-                            "project {name} cannot be opened and is not in the backup ({reason}); verify it"
-                        ));
+                        warnings.push(LeftOut {
+                            what: format!(
+                                "project {name} cannot be opened and is not in the backup ({reason}); verify it"
+                            ),
+                            fix: VERIFY,
+                        });
                     }
                 }
             }
@@ -383,7 +417,7 @@ impl Store {
 
     /// Why a project is not in the backup: it is damaged for good. An error where it was asked for by name, or where
     /// another try may succeed: what fails for a reason of the moment must not cost the backup a project.
-    async fn left_out(&self, request: &BackupRequest, failure: Failure) -> KnowledgeResult<String> {
+    async fn left_out(&self, request: &BackupRequest, failure: Failure) -> KnowledgeResult<LeftOut> {
         let Failure { view, cause } = failure;
         let project = view.project();
         let retry = |reason: String| KnowledgeError::Unavailable {
@@ -415,9 +449,10 @@ impl Store {
         }
         match &request.project {
             Some(_) => Err(error),
-            None => Ok(format!(
-                "project {project} cannot be copied and is not in the backup ({error}); verify it"
-            )),
+            None => Ok(LeftOut {
+                what: format!("project {project} cannot be copied and is not in the backup ({error}); verify it"),
+                fix: VERIFY,
+            }),
         }
     }
 

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
+use crate::clock;
 use crate::domain::{ProjectName, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::disk::sync_tree;
@@ -76,6 +76,7 @@ impl Store {
         project: Option<ProjectName>,
         watcher: Arc<dyn Watcher>,
     ) -> KnowledgeResult<Staged> {
+        clock::check()?;
         let knowledge = self.config.knowledge_dir.clone();
         let copier = Arc::clone(&watcher);
         let staged = blocking(move || {
@@ -206,7 +207,7 @@ impl WriteAccess {
         }
 
         let intent = Intent {
-            aside: Utc::now().format("%Y%m%dT%H%M%S%3fZ").to_string(),
+            aside: now_ms().format("%Y%m%dT%H%M%S%3fZ").to_string(),
             projects: staged
                 .projects
                 .iter()

@@ -330,7 +330,7 @@ impl Batches {
         match self.batches.recv().await {
             Some(Ok(batch)) => Ok(Some(Ok(batch))),
             Some(Err(error)) if is_passing(&error) => Err(read_error(error)),
-            Some(Err(error)) => Ok(Some(Err(told(&error)))),
+            Some(Err(error)) => Ok(Some(Err(damage(&error)?))),
             None => {
                 let Some(task) = self.task.take() else { return Ok(None) };
                 match task.await {
@@ -338,7 +338,7 @@ impl Batches {
                         self.whole = true;
                         Ok(None)
                     }
-                    Err(panic) => Ok(Some(Err(told(&panic)))),
+                    Err(panic) => Ok(Some(Err(damage(&panic)?))),
                 }
             }
         }

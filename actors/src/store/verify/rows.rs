@@ -271,10 +271,8 @@ fn check_vector(batch: &RecordBatch, row: usize, problems: &mut Vec<String>) -> 
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
-
     use super::*;
-    use crate::domain::{NewItem, OnDuplicate};
+    use crate::domain::{NewItem, OnDuplicate, now_ms};
     use crate::store::table::rows::{EmbeddedPassage, NewRevision, build_batch};
     use crate::store::table::schema::table_schema;
 
@@ -288,7 +286,7 @@ mod tests {
             id: None,
             idempotency_key: None,
             on_duplicate: OnDuplicate::Return,
-            timestamp: Utc::now(),
+            timestamp: now_ms(),
             updated_at: None,
         }
     }
@@ -313,10 +311,10 @@ mod tests {
             item: &item,
             content_hash: &hash,
             passages: &passages,
-            updated_at: Utc::now(),
+            updated_at: now_ms(),
             valid_from: 3,
             key_hash: None,
-            opened_at: Utc::now(),
+            opened_at: now_ms(),
         };
         change(&mut revision);
         let batch = build_batch(&table_schema(2, "model"), project, &[revision]).unwrap();
@@ -378,10 +376,10 @@ mod tests {
             item: &item,
             content_hash: &hash,
             passages: &passages,
-            updated_at: Utc::now(),
+            updated_at: now_ms(),
             valid_from,
             key_hash: None,
-            opened_at: Utc::now(),
+            opened_at: now_ms(),
         };
         let schema = table_schema(2, "model");
         let batch = build_batch(&schema, "p", &[revision(1, 1), revision(2, 2)]).unwrap();

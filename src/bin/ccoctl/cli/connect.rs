@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::commands::daemon;
 use super::progress::Progress;
 use super::{Context, output, raw};
-use ccod::program::exit::{CliError, CliResult, Exit};
+use ccod::program::exit::{self, CliError, CliResult, Exit};
 
 /// Which project a call is about.
 #[derive(Clone, Copy, Debug)]
@@ -174,6 +174,17 @@ pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
                 format!("the daemon that is running does not know `{method}`: it is older than this ccoctl");
             wire_error(&error)
         }
+        // No answer says nothing of the outcome, but a method that writes nothing has none.
+        ClientError::Closed | ClientError::Timeout { .. } => {
+            let writes = api::method_info(method).is_none_or(|row| row.writes);
+            let mut unanswered = client_error(error);
+            unanswered.message.push_str(if writes {
+                "; a write may have happened: repeat it with the same id or key"
+            } else {
+                "; nothing that is stored was changed, and it can be repeated"
+            });
+            unanswered
+        }
         other => client_error(other),
     }
 }
@@ -183,14 +194,23 @@ pub(crate) fn client_error(error: &ClientError) -> CliError {
     // The client's own messages say what to do as well, so only some need an addition.
     match error {
         ClientError::Rpc(error) => wire_error(error),
+        ClientError::Connect { path, source } if exit::lacks_descriptors(source) => {
+            CliError::io(format_args!("connect to {}", path.display()), source)
+        }
         ClientError::NotRunning { .. } | ClientError::Connect { .. } => {
             CliError::new(Exit::Unavailable, error.to_string())
         }
         ClientError::Permission { .. } => CliError::new(Exit::Permission, error.to_string()),
         ClientError::PathTooLong { .. } => CliError::new(Exit::Config, error.to_string()),
-        ClientError::Closed | ClientError::Timeout { .. } | ClientError::Lagged { .. } => {
+        ClientError::Closed | ClientError::Lagged { .. } => {
             CliError::new(Exit::Retry, error.to_string()).fix("run `ccoctl daemon status`, then try again")
         }
+        // Who asks it again how it is gets no answer either.
+        ClientError::Timeout { .. } => CliError::new(Exit::Retry, error.to_string()).fix(
+            "try again, or give more time with --timeout; if the daemon's log tells of file descriptors, close programs \
+             that are connected to it, or raise its limit (LimitNOFILE of the systemd unit, SoftResourceLimits of the \
+             launchd agent, or ulimit -n) and start it again",
+        ),
         ClientError::Unexpected(_) => CliError::new(Exit::Failed, error.to_string())
             .fix("if ccoctl was upgraded, run `ccoctl daemon stop` and try again"),
     }
@@ -250,6 +270,44 @@ mod tests {
         for (error, exit) in cases {
             assert_eq!(client_error(&error).exit, exit, "{error}");
         }
+    }
+
+    #[test]
+    fn no_answer_is_told_by_what_the_method_may_have_done() {
+        for error in [
+            ClientError::Closed,
+            ClientError::Timeout {
+                after: Duration::from_secs(1),
+            },
+        ] {
+            for (method, told) in [
+                ("admin.health", "nothing that is stored was changed"),
+                ("knowledge.search", "nothing that is stored was changed"),
+                ("knowledge.query", "nothing that is stored was changed"),
+                ("knowledge.store", "a write may have happened"),
+                ("admin.restore", "a write may have happened"),
+                ("of.another_daemon", "a write may have happened"),
+            ] {
+                let unanswered = call_error(method, &error);
+                assert_eq!(unanswered.exit, Exit::Retry);
+                assert!(unanswered.message.contains(told), "{method}: {unanswered}");
+                // It would get no answer either.
+                assert!(!unanswered.to_string().contains("ccoctl health"), "{unanswered}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_has_no_file_descriptors_is_told_how_to_get_more() {
+        let error = client_error(&ClientError::Connect {
+            path: PathBuf::from("/run/x.sock"),
+            source: io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32),
+        });
+        assert_eq!(error.exit, Exit::Retry);
+        assert!(
+            error.fix.as_deref().is_some_and(|fix| fix.contains("ulimit -n")),
+            "{error}"
+        );
     }
 
     #[test]

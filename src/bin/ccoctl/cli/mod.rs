@@ -28,7 +28,7 @@ use nix::sys::stat::{Mode, umask};
 
 use ccod::config::{Config, Loaded, Overrides};
 use ccod::program::exit::{CliError, CliResult, Exit};
-use ccod::program::report;
+use ccod::program::{self, report};
 use commands::{admin, daemon, data, items, km, life, search};
 use output::Output;
 
@@ -166,6 +166,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     // First of all: whatever this process or a daemon it starts creates, LanceDB's files included, is for its
     // user alone.
     umask(Mode::from_bits_truncate(0o077));
+    program::tell_place_of_panics();
     let arguments = by_program_name(arguments);
     let asks_for_json = grammar::ask_for_json(&arguments);
     let cli = match grammar::parse(arguments) {
@@ -244,10 +245,7 @@ fn run(cli: Cli) -> CliResult {
         timeout: global.timeout,
     };
     // One thread is enough for one request, and is up sooner than a pool.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::io("start the runtime", &error))?;
+    let runtime = program::runtime(tokio::runtime::Builder::new_current_thread().enable_all())?;
     runtime.block_on(dispatch(&context, command))
 }
 

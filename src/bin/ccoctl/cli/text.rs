@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use ccod::program::exit::{CliError, CliResult, Exit};
-use ccod_protocol::api::{Metadata, MetadataFilter};
+use ccod_protocol::api::{Metadata, MetadataFilter, rounded_integer};
 
 /// `text`, or standard input if it is `-`.
 pub(crate) fn text_or_stdin(text: String) -> CliResult<String> {
@@ -56,6 +56,12 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
     if !text.trim_start().starts_with('{') {
         return Err(refused("is no JSON object".to_owned()));
     }
+    if let Some(place) = rounded_integer(text) {
+        return Err(CliError::new(
+            Exit::BadData,
+            format!("--metadata {}", too_large(&place)),
+        ));
+    }
     let members: MetadataFilter =
         serde_json::from_str(text).map_err(|error| refused(format!("is no JSON object: {error}")))?;
     let mut metadata = Metadata::new();
@@ -66,6 +72,11 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
         metadata.insert(key, value);
     }
     Ok(metadata)
+}
+
+/// What is wrong with an integer that stands at `place`: to read it here would make it another one.
+pub(crate) fn too_large(place: &str) -> String {
+    format!("has an integer under `{place}` that needs more than 64 bits; give it as a string, in double quotes")
 }
 
 #[cfg(test)]
@@ -100,6 +111,9 @@ mod tests {
         for refused in ["[1]", "", "1", r#"{"a":1,"a":2}"#, "{"] {
             assert_eq!(parse_metadata(Some(refused)).expect_err("refused").exit, Exit::BadData);
         }
+        let rounded = parse_metadata(Some(r#"{"a":{"b":18446744073709551616}}"#)).expect_err("refused");
+        assert_eq!(rounded.exit, Exit::BadData);
+        assert!(rounded.message.contains("`a.b`"), "{rounded}");
         assert_eq!(parse_metadata(Some("{\"a\":1}")).expect("accepted").len(), 1);
         assert!(parse_metadata(None).expect("none").is_empty());
     }

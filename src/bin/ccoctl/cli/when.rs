@@ -1,6 +1,13 @@
 //! Times as people write them on a command line, and ages as they read them.
 
+use std::time::SystemTime;
+
 use chrono::{DateTime, Duration, NaiveDate, SecondsFormat, Utc};
+
+/// The present moment, whatever the clock says: `Utc::now` panics before 1970.
+pub(crate) fn now() -> DateTime<Utc> {
+    DateTime::from(SystemTime::now())
+}
 
 /// The moment that `text` means, as the wire wants it: RFC 3339, a date (its start, UTC), or an age such as
 /// `7d`, `12h`, `30m`, `45s` or `2w` before `now`.

@@ -4,10 +4,12 @@
 //! once all but one find it taken and end. Whoever started them waits for the socket, whichever of them it is
 //! that answers.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,8 +44,7 @@ const MAX_POLL: Duration = Duration::from_millis(50);
 /// probed the lock in the wrong moment.
 const MAX_SPAWNS: u32 = 3;
 
-/// How long `daemon stop` waits for the socket of a daemon that has the lock: it may be starting, or be about to
-/// make a run directory again that was removed.
+/// How long `daemon stop` waits for the socket of a daemon that has the lock before it looks elsewhere for it.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the end of the process may take beyond the daemon's grace.
@@ -317,6 +318,9 @@ impl SpawnedDaemon {
         let Some(ended) = ended else {
             return Ok(None);
         };
+        if let Some(error) = of_another_home(config) {
+            return Ok(Some(error));
+        }
         if a_lock_is_held(config) {
             return Ok(None);
         }
@@ -441,9 +445,16 @@ async fn stop(context: &Context) -> CliResult {
     let config = &context.loaded.config;
     let answer_by = Instant::now() + context.timeout.unwrap_or(START_TIMEOUT);
     let grace_ms = loop {
-        if connect_to_stop(config).await?.is_none() {
-            report_state(&context.output, "stopped", "no daemon was running")?;
-            return Ok(Exit::Ok);
+        match connect_to_stop(context).await? {
+            ToStop::Listens => {}
+            ToStop::Ended => {
+                report_state(&context.output, "stopped", "stopped")?;
+                return Ok(Exit::Ok);
+            }
+            ToStop::None => {
+                report_state(&context.output, "stopped", "no daemon was running")?;
+                return Ok(Exit::Ok);
+            }
         }
         let socket = config.socket_path();
         match ask::<api::Shutdown>(&socket, &ShutdownParams {}, answer_by).await? {
@@ -479,6 +490,9 @@ async fn stop(context: &Context) -> CliResult {
 
 /// A daemon has the home, and does not answer where it is looked for.
 fn holds_and_does_not_listen(config: &Config) -> CliError {
+    if let Some(error) = of_another_home(config) {
+        return error;
+    }
     let lock = if lock_is_held(&config.lock_path()) {
         config.lock_path()
     } else {
@@ -487,12 +501,69 @@ fn holds_and_does_not_listen(config: &Config) -> CliError {
     CliError::new(
         Exit::Unavailable,
         format!(
-            "a daemon holds {} and does not listen on {}",
+            "a daemon{} holds {} and does not listen on {}",
+            process(Holder::of(&lock).pid),
             lock.display(),
             config.socket_path().display()
         ),
     )
     .fix("it may be starting or stopping: try again; or it was started with another --socket")
+}
+
+/// Says who holds the store's lock, if it is the daemon of another home whose knowledge directory is the same.
+fn of_another_home(config: &Config) -> Option<CliError> {
+    let lock = config.store_lock_path();
+    if lock_is_held(&config.lock_path()) || !lock_is_held(&lock) {
+        return None;
+    }
+    let holder = Holder::of(&lock);
+    let home = holder.knowledge_dir.as_deref().and_then(Path::parent)?;
+    if home.canonicalize().ok() == config.home.canonicalize().ok() {
+        return None;
+    }
+    let error = CliError::new(
+        Exit::Unavailable,
+        format!(
+            "another daemon{} holds {}: that of {home:?}, whose knowledge directory is also that of {:?}",
+            process(holder.pid),
+            lock.display(),
+            config.home
+        ),
+    );
+    Some(error.fix(format!(
+        "use that one with `ccoctl --home {home:?}`, or stop it with `ccoctl --home {home:?} daemon stop`; two homes \
+         with a daemon each need a knowledge directory each"
+    )))
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+/// Who holds a lock, as the holder has written it into the lock file: its process, and in that of the store the
+/// knowledge directory by its own name for it.
+#[derive(Debug, Default)]
+struct Holder {
+    pid: Option<u32>,
+    knowledge_dir: Option<PathBuf>,
+}
+
+impl Holder {
+    fn of(lock: &Path) -> Self {
+        const MOST: u64 = 8 << 10;
+        let mut text = Vec::new();
+        let read = File::open(lock).and_then(|file| file.take(MOST).read_to_end(&mut text));
+        if read.is_err() {
+            return Self::default();
+        }
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let pid = lines.next().and_then(|line| std::str::from_utf8(line).ok());
+        let knowledge_dir = lines.next().filter(|line| !line.is_empty());
+        Self {
+            pid: pid.and_then(|pid| pid.trim().parse().ok()),
+            knowledge_dir: knowledge_dir.map(|line| PathBuf::from(OsStr::from_bytes(line))),
+        }
+    }
 }
 
 /// Whether the daemon of the home listens where it does by default, and not where the configuration says.
@@ -524,20 +595,46 @@ fn listens_elsewhere(config: &Config) -> CliError {
     ))
 }
 
-/// A connection to the daemon that is to be stopped; none if none runs.
-async fn connect_to_stop(config: &Config) -> CliResult<Option<Client>> {
+/// What there is to be stopped.
+enum ToStop {
+    /// A daemon that can be asked to.
+    Listens,
+    /// Nothing any more: a daemon has ended meanwhile.
+    Ended,
+    /// Nothing.
+    None,
+}
+
+/// Looks for the daemon that is to be stopped. One that has a lock and does not listen is starting, makes a run
+/// directory again that was removed, or is about to end, since somebody else has stopped it: it is waited for, for as
+/// long as that may take.
+async fn connect_to_stop(context: &Context) -> CliResult<ToStop> {
+    let config = &context.loaded.config;
     let socket = config.socket_path();
-    let deadline = Instant::now() + SOCKET_PATIENCE;
+    let begun = Instant::now();
+    let patience = Duration::from_millis(config.shutdown.grace_ms) + STOP_PATIENCE;
+    let deadline = begun + context.timeout.unwrap_or(patience);
+    let mut held = false;
     loop {
         match connect::connect(&socket).await {
-            Ok(client) => return Ok(Some(client)),
+            Ok(_) => return Ok(ToStop::Listens),
             Err(NoConnection::Failed(error)) => return Err(error),
-            Err(NoConnection::Absent) if !a_lock_is_held(config) => return Ok(None),
-            Err(NoConnection::Absent) if Instant::now() >= deadline => {
-                return Err(holds_and_does_not_listen(config));
-            }
-            Err(NoConnection::Absent) => tokio::time::sleep(MAX_POLL).await,
+            Err(NoConnection::Absent) => {}
         }
+        if !a_lock_is_held(config) {
+            return Ok(if held { ToStop::Ended } else { ToStop::None });
+        }
+        held = true;
+        if let Some(error) = of_another_home(config) {
+            return Err(error);
+        }
+        if begun.elapsed() >= SOCKET_PATIENCE && serves_elsewhere(config, deadline).await {
+            return Err(listens_elsewhere(config));
+        }
+        if Instant::now() >= deadline {
+            return Err(holds_and_does_not_listen(config));
+        }
+        tokio::time::sleep(MAX_POLL).await;
     }
 }
 

@@ -1,11 +1,11 @@
 //! The conditions that `search`, `list`, `delete` and `cleanup` share.
 
-use chrono::Utc;
 use clap::Args;
 use serde_json::Value;
 
-use ccod_protocol::api::{Filters, KnowledgeType, MetadataFilter, OneOrMany};
+use ccod_protocol::api::{Filters, KnowledgeType, MetadataFilter, OneOrMany, rounded_integer};
 
+use crate::cli::text::too_large;
 use crate::cli::when;
 
 /// Conditions that `search`, `list`, `delete` and `cleanup` share.
@@ -45,13 +45,16 @@ impl FilterArgs {
 }
 
 pub(super) fn parse_moment(text: &str) -> Result<String, String> {
-    when::parse(text, Utc::now())
+    when::parse(text, when::now())
 }
 
 /// `key=value`, where the value is JSON if it reads as such and a text if not; or several as a JSON object, as
 /// `store` takes them.
 fn parse_conditions(text: &str) -> Result<MetadataFilter, String> {
     if text.trim_start().starts_with('{') {
+        if let Some(place) = rounded_integer(text) {
+            return Err(too_large(&place));
+        }
         let conditions: MetadataFilter =
             serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
         // What was computed and came out as nothing must not mean all items.
@@ -66,6 +69,9 @@ fn parse_conditions(text: &str) -> Result<MetadataFilter, String> {
     let (key, value) = text.split_once('=').ok_or("takes the form KEY=VALUE")?;
     if key.trim().is_empty() {
         return Err("takes the form KEY=VALUE, and the key is empty".to_owned());
+    }
+    if rounded_integer(value).is_some() && serde_json::from_str::<Value>(value).is_ok() {
+        return Err(too_large(key));
     }
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
     Ok(MetadataFilter::from_iter([(key.to_owned(), value)]))
@@ -92,6 +98,20 @@ mod tests {
         assert_eq!(conditions(r#"{"a":1,"b":"x"}"#), Ok(json!({"a": 1, "b": "x"})));
         for refused in ["", "a", "{a}", "{}", "=x", " =x", "="] {
             assert!(conditions(refused).is_err(), "{refused:?}");
+        }
+        // Rounded, it would be another one; as text it is what it is.
+        for refused in ["a=18446744073709551616", r#"{"a":18446744073709551616}"#] {
+            assert!(
+                conditions(refused).is_err_and(|reason| reason.contains("`a`")),
+                "{refused}"
+            );
+        }
+        for kept in [
+            r#"a="18446744073709551616""#,
+            "a=18446744073709551616 of them",
+            r#"{"a":"b=18446744073709551616"}"#,
+        ] {
+            assert!(conditions(kept).is_ok(), "{kept}");
         }
     }
 

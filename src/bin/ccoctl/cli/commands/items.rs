@@ -189,7 +189,7 @@ pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
     }
     context.output.answer(
         &page,
-        || render_items(&context.output, &page.results, Utc::now()),
+        || render_items(&context.output, &page.results, when::now()),
         || summary + &output::degraded(&page.degraded),
     )?;
     Ok(Exit::Ok)
@@ -357,7 +357,7 @@ pub(crate) async fn projects(context: &Context) -> CliResult {
     };
     context.output.answer(
         &listed,
-        || render_projects(&context.output, &listed.projects, Utc::now()),
+        || render_projects(&context.output, &listed.projects, when::now()),
         || message,
     )?;
     Ok(Exit::Ok)

@@ -196,7 +196,7 @@ pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliRes
     );
     context.output.answer(
         &history,
-        || render_revisions(&context.output, &history.revisions, Utc::now()),
+        || render_revisions(&context.output, &history.revisions, when::now()),
         || summary,
     )?;
     Ok(Exit::Ok)

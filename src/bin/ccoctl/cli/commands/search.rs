@@ -143,7 +143,7 @@ pub(crate) async fn search(context: &Context, arguments: SearchArgs) -> CliResul
     };
     context.output.answer(
         &found,
-        || render_hits(&context.output, &found.results, view, Utc::now()),
+        || render_hits(&context.output, &found.results, view, when::now()),
         || search_summary(&found, asked, scope_name.as_deref()),
     )?;
     Ok(Exit::Ok)
@@ -245,7 +245,7 @@ pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliRes
         .await?;
     context.output.answer(
         &found,
-        || render_hits(&context.output, &found.results, HitView::default(), Utc::now()),
+        || render_hits(&context.output, &found.results, HitView::default(), when::now()),
         || search_summary(&found, SearchMode::Vector, Some(&project)),
     )?;
     Ok(Exit::Ok)

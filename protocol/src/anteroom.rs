@@ -1,0 +1,148 @@
+//! Where connections beyond the limit wait until they say what they want.
+//!
+//! A few of them are served, if an operator is at the other end, who asks at once. Nobody can tell beforehand: of a
+//! burst of connections, most say nothing for a while. So who says nothing takes none of the places for operators. It
+//! waits here for a second at most, and where many wait, the newest is let in and the oldest is refused.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Weak};
+
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{Place, SPARE_PATIENCE};
+use crate::dispatch::Shared;
+use crate::error::WireError;
+
+/// Those who wait, the oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Anteroom {
+    waiting: VecDeque<Weak<CancellationToken>>,
+}
+
+/// A connection that waits; cancelled when it has to go.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<CancellationToken>);
+
+/// What becomes of a connection beyond the limit.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// It is served.
+    To(Place),
+    /// It is told why not.
+    Refused {
+        error: WireError,
+        /// Whether it is given time to read that.
+        lingers: bool,
+    },
+}
+
+impl Anteroom {
+    /// Those who may wait. Each holds a file descriptor.
+    pub(crate) const MOST: usize = 64;
+
+    /// Lets one more in.
+    pub(crate) fn enter(&mut self) -> Waiting {
+        self.waiting.retain(|waiting| waiting.strong_count() > 0);
+        while self.waiting.len() >= Self::MOST {
+            self.send_one_away();
+        }
+        let waiting = Arc::new(CancellationToken::new());
+        self.waiting.push_back(Arc::downgrade(&waiting));
+        Waiting(waiting)
+    }
+
+    /// Refuses the one that has said nothing for the longest time.
+    pub(crate) fn send_one_away(&mut self) {
+        while let Some(oldest) = self.waiting.pop_front() {
+            if let Some(oldest) = oldest.upgrade() {
+                oldest.cancel();
+                return;
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits until the connection says something and there is a place for it. `reason` says why there was no full
+    /// place; there will not be one for who has come in on a `scarce` descriptor.
+    pub(crate) async fn admit(self, shared: &Shared, stream: &UnixStream, reason: &str, scarce: bool) -> Admission {
+        let busy = |lingers| Admission::Refused {
+            error: WireError::busy(reason, shared.limits.busy_retry_after_ms),
+            lingers,
+        };
+        let stopping = || Admission::Refused {
+            error: WireError::shutting_down(),
+            lingers: false,
+        };
+        tokio::select! {
+            biased;
+            () = speaks(stream) => {}
+            () = shared.shutdown.cancelled() => return stopping(),
+            // What has arrived may not be known to tokio yet.
+            () = self.0.cancelled() => if peek(stream).is_err() {
+                return busy(false);
+            },
+            () = tokio::time::sleep(SPARE_PATIENCE) => {
+                return match Arc::clone(&shared.places).try_acquire_owned() {
+                    Ok(permit) if !scarce => Admission::To(Place::Full(permit)),
+                    _ => busy(!scarce),
+                };
+            }
+        }
+        tokio::select! {
+            biased;
+            Ok(permit) = Arc::clone(&shared.places).acquire_owned(), if !scarce => Admission::To(Place::Full(permit)),
+            Ok(permit) = Arc::clone(&shared.spare_places).acquire_owned() => Admission::To(Place::Spare {
+                _permit: permit,
+                reason: reason.to_owned(),
+                may_grow: !scarce,
+            }),
+            () = shared.shutdown.cancelled() => stopping(),
+            () = tokio::time::sleep(SPARE_PATIENCE) => busy(!scarce),
+        }
+    }
+}
+
+/// Waits until something has arrived, or the end. It stays to be read.
+async fn speaks(stream: &UnixStream) {
+    while stream.readable().await.is_ok() {
+        // That it can be read may be a mistake, which is corrected by this.
+        match stream.try_io(Interest::READABLE, || peek(stream)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+fn peek(stream: &UnixStream) -> io::Result<()> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(stream.as_raw_fd(), &mut [0], flags)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_makes_room_for_the_newest() {
+        let mut room = Anteroom::default();
+        let mut waiting: VecDeque<Waiting> = (0..Anteroom::MOST).map(|_| room.enter()).collect();
+        assert!(waiting.iter().all(|one| !one.0.is_cancelled()));
+        let newest = room.enter();
+        let gone: Vec<bool> = waiting.iter().map(|one| one.0.is_cancelled()).collect();
+        assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
+        assert!(gone[0]);
+        // Who has left by itself makes room as well.
+        waiting.drain(..2);
+        let next = room.enter();
+        assert!(waiting.iter().chain([&newest, &next]).all(|one| !one.0.is_cancelled()));
+        room.send_one_away();
+        assert!(waiting[0].0.is_cancelled() && !waiting[1].0.is_cancelled());
+    }
+}
