@@ -12,7 +12,7 @@ use crate::log_file::LogFile;
 
 /// Exit code of an end that was asked for and has left something unfinished: what was not answered may be tried
 /// again. Service managers must not start the daemon again after it, so it is the code of the units' exception.
-pub const UNFINISHED_EXIT: u8 = 75;
+pub(crate) const UNFINISHED_EXIT: u8 = 75;
 
 /// Cancels `token` at the first signal and ends the process at the second. After `admin.shutdown`, which cancels the
 /// token too, the first signal is still the first.

@@ -5,7 +5,7 @@ use ccod_actors::error::{Executed, KnowledgeError};
 use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
 
 /// The wire's words for what became of a request.
-pub fn wire_error(error: KnowledgeError) -> WireError {
+pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
     let message = error.to_string();
     match error {
         KnowledgeError::InvalidParameter { parameter, message } => WireError::invalid_params(parameter, message),

@@ -7,10 +7,11 @@ use std::time::Duration;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::Store;
-use crate::store::damage::{self, Condition};
+use crate::store::damage;
 use crate::store::discover;
 use crate::store::error::write_error;
 use crate::store::project::{Losses, Project};
+use crate::store::table::condition::Condition;
 use crate::store::view::ProjectView;
 use crate::store::write::{ERASING_MARK, WriteTable};
 

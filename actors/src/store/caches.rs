@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use lance::session::{CacheSpec, Session};
 use lance_core::cache::{CacheBackend, CacheCodec, CacheEntry, InternalCacheKey};
+use parking_lot::RwLock;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder as Hasher, OptionsBuilder, Weighter};
 

@@ -14,15 +14,12 @@ use std::time::SystemTime;
 use lance_table::io::commit::ManifestNamingScheme;
 
 use crate::domain::{PROBE_PREFIX, ProjectName};
-use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::disk;
-use crate::store::error::{file_read_error, lacks_descriptors};
-use crate::store::table::table_directory;
+use crate::store::error::lacks_descriptors;
+use crate::store::table::{MEND_LINK, is_link, table_directory};
 
 /// What is shown in place of a project's name where it may be any of them.
 const ANY: &str = "*";
-/// What to do about a link that leads nowhere: an unmounted disk, mostly.
-const MEND_LINK: &str = "mount the disk that it leads to, mend the link, or remove it";
 
 /// What to do about other things that are not served.
 const MAKE_READABLE: &str = "make it a directory that this user can read";
@@ -63,32 +60,6 @@ struct Candidate {
     known: bool,
     /// Of the table's directory; none where it cannot be looked into.
     table: Option<Metadata>,
-}
-
-/// Whether a project's directory holds a table. What is there and cannot be looked at is an error, not an absence.
-pub(crate) fn holds_table(project_directory: &Path) -> KnowledgeResult<bool> {
-    let table = table_directory(project_directory);
-    match fs::metadata(&table) {
-        Ok(found) if found.is_dir() => Ok(true),
-        Ok(_) => Err(file_read_error(&table, ErrorKind::NotADirectory.into())),
-        Err(error) if error.kind() == ErrorKind::NotFound && is_link(project_directory) => {
-            Err(leads_nowhere(project_directory))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound && is_link(&table) => Err(leads_nowhere(&table)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(file_read_error(&table, error)),
-    }
-}
-
-/// Whether there is a link at `path`, wherever it leads.
-fn is_link(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink())
-}
-
-fn leads_nowhere(link: &Path) -> KnowledgeError {
-    KnowledgeError::Unreadable {
-        message: format!("{} is a link to nothing; {MEND_LINK}", link.display()),
-    }
 }
 
 /// Looks through the data directory. Of names that differ only in case one is a project: the one that `is_known`, else

@@ -60,7 +60,7 @@ impl Intent {
 /// The directory of a restore under way. Removed when the restore ends, unless something is left to finish.
 pub(super) struct Staging {
     pub(super) path: PathBuf,
-    unfinished: bool,
+    pub(super) unfinished: bool,
 }
 
 impl Staging {

@@ -1,6 +1,8 @@
 //! The way in: what the rest of the daemon calls to write.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use std::time::Instant;
 
 use ractor::ActorRef;

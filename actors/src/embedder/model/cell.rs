@@ -184,7 +184,7 @@ impl ModelCell {
     /// The tokenizer if it is loaded; never blocks for long.
     pub fn loaded_tokenizer(&self) -> Option<TextTokenizer> {
         // While another thread loads it the lock is held; the caller then takes the slow way as well.
-        self.tokenizer.try_lock().ok().and_then(|slot| slot.clone())
+        self.tokenizer.try_lock().and_then(|slot| slot.clone())
     }
 
     /// An engine on the shared weights, which the first call loads (some hundred milliseconds at most).

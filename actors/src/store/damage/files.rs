@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -13,7 +13,6 @@ use lance_table::format::{Fragment, IndexMetadata, Manifest};
 use lance_table::io::deletion::relative_deletion_file_path;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::panics;
 use crate::store::damage::manifest::MAGIC;
 use crate::store::error::{damage, is_passing, read_error};
 use crate::store::table::condition::{Condition, DamagedFragment};
@@ -29,7 +28,7 @@ pub(super) const NAMED_FILES: usize = 3;
 /// A file of a fragment.
 pub(super) struct FragmentFile {
     /// Relative to the table.
-    path: String,
+    pub(super) path: String,
     /// Its length, where the manifest knows it.
     bytes: Option<u64>,
     /// Whether it is a data file, and so ends with [`MAGIC`].

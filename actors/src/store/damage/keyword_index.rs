@@ -1,21 +1,57 @@
 //! Whether the keyword index of a version can be read.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow_array::RecordBatch;
 use futures::TryStreamExt;
 use lance::Dataset;
+use lance::dataset::builder::DatasetBuilder;
 use lance::index::DatasetIndexExt;
+use lance::session::Session;
 use lance_index::scalar::FullTextSearchQuery;
 use lance_index::{FtsPrewarmOptions, PrewarmOptions};
+use lance_io::local::to_local_path;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::damage::files::index_damage;
 use crate::store::error::{damage, is_passing, read_error};
+use crate::store::table::checked_reads;
 use crate::store::table::schema::column;
-use crate::store::view::ProjectView;
+use crate::store::view::{ProjectView, filter};
 use crate::store::write::TEXT_INDEX;
 
+/// Caches of the second opening: enough for the metadata of one file at a time and a chunk of the index.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// The view's version with caches of its own.
+pub(crate) async fn open_again(view: &ProjectView) -> KnowledgeResult<Arc<Dataset>> {
+    let registry = Arc::new(lancedb::ObjectStoreRegistry::default());
+    let session = Arc::new(Session::new(CACHE_BYTES, CACHE_BYTES, registry));
+    let builder = DatasetBuilder::from_uri(view.dataset().uri())
+        .with_read_params(checked_reads())
+        .with_version(view.lance_version())
+        .with_session(session);
+    // A task of its own: damaged bytes can make Lance panic.
+    match tokio::spawn(async move { builder.load().await }).await {
+        Ok(Ok(dataset)) => Ok(Arc::new(dataset)),
+        Ok(Err(error)) => Err(read_error(error)),
+        Err(panic) => Err(KnowledgeError::unreadable(format_args!(
+            "project {} cannot be opened: {panic}",
+            view.project()
+        ))),
+    }
+}
+
+/// Where a table lies.
+pub(crate) fn table_path(dataset: &Dataset) -> PathBuf {
+    // `<table>/_versions/<manifest>`
+    let manifest = PathBuf::from(to_local_path(&dataset.manifest_location().path));
+    manifest.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
+}
+
 /// Reads the keyword index from end to end. The inner error says why it cannot be read.
-pub(super) async fn read_keyword_index(dataset: &Arc<Dataset>) -> KnowledgeResult<Result<(), String>> {
+pub(crate) async fn read_keyword_index(dataset: &Arc<Dataset>) -> KnowledgeResult<Result<(), String>> {
     let dataset = Arc::clone(dataset);
     let read = tokio::spawn(async move {
         // To read it whole is the point; what does not fit into the cache need not stay.
@@ -27,7 +63,7 @@ pub(super) async fn read_keyword_index(dataset: &Arc<Dataset>) -> KnowledgeResul
 
 /// Searches for the words of `query` among the rows that pass `predicate` and can be read; how many were found, one
 /// at most. The inner error says why it failed.
-pub(super) async fn look_up(
+pub(crate) async fn look_up(
     view: &ProjectView,
     dataset: &Arc<Dataset>,
     query: &str,
@@ -63,7 +99,7 @@ pub(super) async fn look_up(
 }
 
 /// An error of this moment is one; an error of the data, or a panic over it, is a finding.
-pub(super) fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) -> KnowledgeResult<Result<T, String>> {
+fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) -> KnowledgeResult<Result<T, String>> {
     match read {
         Ok(Ok(value)) => Ok(Ok(value)),
         Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
@@ -80,7 +116,7 @@ pub(crate) async fn keyword_index_damage(view: &ProjectView, query: Option<&str>
         let dataset = open_again(view).await?;
         let indices = dataset.load_indices().await.map_err(read_error)?;
         let table = table_path(&dataset);
-        let plain = indices.iter().find_map(|index| damage::index_damage(index, &table));
+        let plain = indices.iter().find_map(|index| index_damage(index, &table));
         if plain.is_some() || !indices.iter().any(|index| index.name == TEXT_INDEX) {
             return Ok(plain);
         }

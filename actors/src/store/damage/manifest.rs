@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use lance_io::object_store::ObjectStore;
 use lance_table::format::Manifest;
 use lance_table::io::commit::{ManifestLocation, ManifestNamingScheme};
-use lance_table::io::manifest::read_manifest;
+use lance_table::io::manifest::{read_manifest, read_manifest_indexes};
 use tokio::runtime::Handle;
 
-use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::{file_read_error, is_passing, read_error};
+use crate::error::KnowledgeResult;
+use crate::panics;
+use crate::store::error::file_read_error;
 
 /// Directory of the manifests inside a table.
 pub(super) const VERSIONS: &str = "_versions";

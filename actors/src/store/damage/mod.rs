@@ -17,8 +17,6 @@
 //! that may be gone are kept as a [`Gap`] in `<project>/lost-commits.json`: the next commit is numbered after it,
 //! and a cursor of the change feed that stands in it is told to begin anew.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 mod files;
 mod gaps;
 mod keyword_index;
@@ -29,6 +27,6 @@ mod set_aside;
 
 pub(crate) use files::{damaged_fragments, index_damage, inspect, read_fragment, unreadable_fragments};
 pub(crate) use gaps::gaps;
-pub(crate) use keyword_index::{keyword_index_damage, look_up, read_keyword_index};
+pub(crate) use keyword_index::{keyword_index_damage, look_up, open_again, read_keyword_index, table_path};
 pub(crate) use recover::{Glance, clear_site, glance, recover};
-pub(crate) use set_aside::{PUT_BACK, SET_ASIDE, discard_set_aside, losses, set_aside_in, set_aside_so_far};
+pub(crate) use set_aside::{PUT_BACK, discard_set_aside, losses, set_aside_in, set_aside_so_far};

@@ -1,20 +1,23 @@
 //! What is done before a table is opened: see [`super`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::domain::{ProjectName, now_ms};
-use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::damage::files::{DATA, index_damage, missing_files, name_some};
+use crate::error::KnowledgeResult;
+use crate::store::damage::files::{DATA, missing_files, name_some};
+use crate::store::damage::files::{INDICES, damaged_fragments, fragment_files};
 use crate::store::damage::gaps::GapsFile;
 use crate::store::damage::manifest::{VERSIONS, Version, list_versions, read_version};
-use crate::store::damage::set_aside::{Remains, SetAside, entries_of};
+use crate::store::damage::set_aside::{Remains, SET_ASIDE, SetAside, entries_of};
 use crate::store::disk::{self, sync_directory};
-use crate::store::error::{file_error, file_read_error};
+use crate::store::error::file_error;
 use crate::store::table::durable::made_durably;
+use crate::store::table::holds_table;
 use crate::store::table::lineage::Lineage;
+use crate::store::write::configuration_damage;
 
 /// File in [`VERSIONS`] that names the newest version; only a hint, which a missing file does not hurt.
 pub(super) const VERSION_HINT: &str = "latest_version_hint.json";

@@ -21,8 +21,10 @@ use lance_table::format::Fragment;
 
 use crate::domain::{ProjectName, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::damage::{DamagedFragment, Remains, SetAside, read_fragment};
+use crate::store::damage::read_fragment;
+use crate::store::damage::set_aside::{Remains, SetAside};
 use crate::store::error::{damage, is_passing, read_error, write_error};
+use crate::store::table::condition::DamagedFragment;
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::write::{WriteTable, current_dataset};

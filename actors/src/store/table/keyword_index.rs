@@ -10,14 +10,14 @@ const BUILD_MEMORY_MB: u64 = 256;
 /// The analyser of passages and queries: words in lower case, folded to ASCII, stemmed, without English stop
 /// words. Identifiers such as `fooBar` and `E0277` stay whole words. Queries may be long and odd, so words are
 /// cut at 40 bytes as the index does by default.
-pub fn index_params() -> InvertedIndexParams {
+pub(crate) fn index_params() -> InvertedIndexParams {
     InvertedIndexParams::default()
         .memory_limit_mb(BUILD_MEMORY_MB)
         .num_workers(1)
 }
 
 /// Whether anything of `query` is left to search for after analysis: a query of stop words matches nothing.
-pub fn has_terms(query: &str) -> KnowledgeResult<bool> {
+pub(crate) fn has_terms(query: &str) -> KnowledgeResult<bool> {
     let tokens = lancedb::table::tokenize(query, &index_params()).map_err(KnowledgeError::internal)?;
     Ok(!tokens.is_empty())
 }

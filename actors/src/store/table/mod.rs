@@ -1,6 +1,6 @@
 //! What lies on disk: the schema of a table, its rows, its keyword index, and how a commit is made durable.
 
-mod columns;
+pub(crate) mod columns;
 pub mod condition;
 pub mod durable;
 pub(crate) mod identity;
@@ -10,4 +10,4 @@ mod open;
 pub mod rows;
 pub mod schema;
 
-pub(crate) use open::{checked_reads, dataset_shape, table_directory};
+pub(crate) use open::{MEND_LINK, checked_reads, dataset_shape, holds_table, is_link, table_directory};

@@ -1,11 +1,18 @@
 //! How a table is found and opened.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use lance::Dataset;
 use lance::dataset::ReadParams;
 
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::error::file_read_error;
 use crate::store::table::schema::{TABLE_NAME, TableShape, table_shape};
+
+/// What to do about a link that leads nowhere: an unmounted disk, mostly.
+pub(crate) const MEND_LINK: &str = "mount the disk that it leads to, mend the link, or remove it";
 
 /// Where LanceDB keeps a project's table.
 pub(crate) fn table_directory(project_directory: &Path) -> PathBuf {
@@ -26,4 +33,30 @@ pub(crate) fn checked_reads() -> ReadParams {
 pub(crate) fn dataset_shape(dataset: &Dataset) -> TableShape {
     let schema: arrow_schema::Schema = dataset.schema().into();
     table_shape(&schema)
+}
+
+/// Whether a project's directory holds a table. What is there and cannot be looked at is an error, not an absence.
+pub(crate) fn holds_table(project_directory: &Path) -> KnowledgeResult<bool> {
+    let table = table_directory(project_directory);
+    match fs::metadata(&table) {
+        Ok(found) if found.is_dir() => Ok(true),
+        Ok(_) => Err(file_read_error(&table, ErrorKind::NotADirectory.into())),
+        Err(error) if error.kind() == ErrorKind::NotFound && is_link(project_directory) => {
+            Err(leads_nowhere(project_directory))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound && is_link(&table) => Err(leads_nowhere(&table)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(file_read_error(&table, error)),
+    }
+}
+
+/// Whether there is a link at `path`, wherever it leads.
+pub(crate) fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink())
+}
+
+fn leads_nowhere(link: &Path) -> KnowledgeError {
+    KnowledgeError::Unreadable {
+        message: format!("{} is a link to nothing; {MEND_LINK}", link.display()),
+    }
 }

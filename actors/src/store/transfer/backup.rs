@@ -11,9 +11,9 @@
 //! is complete and on disk: a backup under its own name is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,12 +30,13 @@ use sha2::{Digest, Sha256};
 use crate::clock;
 use crate::domain::{ProjectName, format_time, hex, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::discover::holds_table;
 use crate::store::disk::{create_directory, create_file, fsync_directory, sync_tree};
 use crate::store::error::{file_read_error, is_denied, is_passing, read_error, told};
+use crate::store::project::Project;
 pub use crate::store::swap::ASIDE;
 use crate::store::swap::home_of;
 use crate::store::table::durable::referenced_files;
+use crate::store::table::holds_table;
 use crate::store::table::schema::{TABLE_NAME, TableShape};
 use crate::store::table::table_directory;
 use crate::store::verify::is_taken_away;
@@ -345,10 +346,8 @@ impl Store {
             }
         }
         watcher.check()?;
-        if backup.projects.is_empty()
-            && let Some(left_out) = warnings.into_iter().next()
-        {
-            return Err(left_out.into());
+        if backup.projects.is_empty() && !warnings.is_empty() {
+            return Err(warnings.swap_remove(0).into());
         }
         let backed_up = |project: &Arc<Project>| views.contains_key(project.name().as_str());
         let lost = inventory::losses(self.projects().into_iter().filter(backed_up).collect()).await;

@@ -11,25 +11,24 @@
 //! A restored project is another history. Its commit numbers go on above those that were given before, and its
 //! [`Lineage`] says that they do, so that the change feed can tell a cursor of before.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
 use crate::clock;
 use crate::domain::{ProjectName, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::disk::sync_tree;
+use crate::store::disk::{create_directory, fsync_directory};
 use crate::store::error::write_error;
 use crate::store::swap::{Intent, Staging, swap_or_undo};
 use crate::store::table::lineage::Lineage;
 use crate::store::transfer::backup::{
     Backup, BackupProject, CopyError, KNOWLEDGE, Watcher, bad_path, blocking, check_table, copy_file,
 };
-use crate::store::{Project, Store, WriteAccess, WriteTable, disk};
+use crate::store::{Project, Store, WriteAccess, WriteTable};
 
 /// How long searches that run on the old version may take before its files are moved under them.
 const READERS_PATIENCE: Duration = Duration::from_secs(10);
@@ -159,7 +158,7 @@ fn copy_verified(
         }
     }
     sync_tree(staging).map_err(write_error)?;
-    staging.parent().map_or(Ok(()), sync_directory).map_err(write_error)
+    staging.parent().map_or(Ok(()), fsync_directory).map_err(write_error)
 }
 
 impl WriteAccess {

@@ -3,26 +3,17 @@
 //! reads. What to do is decided by debt; one step is small, and the writer runs it between commits, so that a store
 //! waits for at most one. Debt counts only what a step can take away, and a step that changed nothing is none.
 
-use std::collections::BTreeMap;
-
-use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
-use lance::dataset::cleanup::{CleanupPolicy, RemovalStats};
-use lance::dataset::optimize::CompactionOptions;
 use lance::index::DatasetIndexExt;
-use lance_index::optimize::OptimizeOptions;
 use lance_table::format::IndexMetadata;
 use lance_table::io::commit::ManifestNamingScheme;
-use lancedb::table::OptimizeAction;
 use serde::Serialize;
 
-use crate::clock::believed_now;
-use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::error::KnowledgeResult;
 use crate::store::disk;
-use crate::store::error::{read_error, write_error};
-use crate::store::table::durable::sync_directories;
+use crate::store::error::read_error;
 use crate::store::view::ProjectView;
-use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
+use crate::store::write::TEXT_INDEX;
 
 /// Rows outside the keyword index from which on they are folded in: each is read and tokenised by every
 /// keyword search until then (about 10 microseconds a row).
@@ -40,9 +31,11 @@ const INDEX_SEGMENTS: usize = 12;
 const FRAGMENTS_PER_TIER: usize = 12;
 /// Size classes of fragments, in rows. A merge of the smallest class that is full makes fragments of the next,
 /// so a row is rewritten once for each class, not once for each merge.
-const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
+pub(super) const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
 /// Versions that nobody reads from which on they are removed, the present one included in the count.
 const VERSIONS: usize = 64;
+/// Fragments below this many rows are left to the merging of small ones.
+pub(super) const REWRITTEN_ROWS: usize = 64;
 /// Part of a fragment's rows that may be deleted (closed and moved, or forgotten) before it is rewritten.
 pub(super) const DELETED_PART: f32 = 0.1;
 
@@ -85,7 +78,7 @@ pub struct FragmentRows {
 }
 
 impl FragmentRows {
-    fn is_mostly_kept(self, deleted_part: f32) -> bool {
+    pub(super) fn is_mostly_kept(self, deleted_part: f32) -> bool {
         self.deleted as f32 <= self.physical as f32 * deleted_part
     }
 }
@@ -298,7 +291,7 @@ fn versions_on_disk(dataset: &Dataset) -> KnowledgeResult<Vec<u64>> {
 }
 
 /// The fragments of a table whose keyword index has these segments.
-fn fragment_rows(dataset: &Dataset, segments: &[IndexMetadata]) -> Vec<FragmentRows> {
+pub(super) fn fragment_rows(dataset: &Dataset, segments: &[IndexMetadata]) -> Vec<FragmentRows> {
     dataset
         .get_fragments()
         .iter()

@@ -8,14 +8,12 @@ use lance::dataset::optimize::CompactionOptions;
 use lance_index::optimize::OptimizeOptions;
 use lancedb::table::OptimizeAction;
 
+use crate::clock::believed_now;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{read_error, write_error};
 use crate::store::table::durable::sync_directories;
-use crate::store::upkeep::debt::{DELETED_PART, Debt, Step, measure, next_thorough_step};
+use crate::store::upkeep::debt::{DELETED_PART, Debt, Step, TIERS, fragment_rows, measure, next_thorough_step};
 use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
-
-/// Fragments below this many rows are left to the merging of small ones.
-const REWRITTEN_ROWS: usize = 64;
 
 impl WriteTable {
     /// Measures the debt. Reads the manifest and one directory.

@@ -4,43 +4,37 @@
 //! from the disk. Fragments are read one after another, batch by batch; what is remembered across batches are
 //! fingerprints, some 30 bytes for each row.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::Float32Type;
-use arrow_array::{Array, RecordBatch};
+use arrow_array::RecordBatch;
 use futures::TryStreamExt;
 use lance::Dataset;
-use lance::dataset::builder::DatasetBuilder;
 use lance::index::DatasetIndexExt;
-use lance::session::Session;
-use lance_index::scalar::FullTextSearchQuery;
-use lance_index::{FtsPrewarmOptions, PrewarmOptions};
 use lance_io::local::to_local_path;
 use lance_table::format::Fragment;
 use lancedb::datafusion::logical_expr::lit;
 use lancedb::expr::col;
-use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use crate::domain::{KnowledgeKind, ProjectName, content_hash, metadata_terms};
+mod rows;
+
+use rows::Rows;
+
+use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::{is_passing, read_error, told};
-use crate::store::table::rows::{RowReader, row_key};
+use crate::store::damage::{look_up, open_again, read_keyword_index, table_path};
+use crate::store::error::damage as damage_of;
+use crate::store::error::{is_passing, read_error};
+use crate::store::table::keyword_index;
 use crate::store::table::schema::{TableShape, column};
-use crate::store::table::{checked_reads, keyword_index};
 use crate::store::view::ProjectView;
-use crate::store::view::filter;
 use crate::store::write::{ERASING_MARK, TEXT_INDEX, configuration_damage};
 use crate::store::{Lineage, Store, damage, disk};
 
 /// Rows of one batch: some 2 MiB with vectors.
 const BATCH_ROWS: usize = 512;
-/// Caches of the second opening: enough for the metadata of one file at a time and a chunk of the index.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Rows, spread over the table, whose words are looked up in the keyword index.
 const PROBED_ROWS: u64 = 200;
 /// Versions of a project that are read before it is given up, where they are taken away meanwhile.
@@ -229,32 +223,6 @@ async fn verify_view(
     })
 }
 
-/// The view's version with caches of its own.
-async fn open_again(view: &ProjectView) -> KnowledgeResult<Arc<Dataset>> {
-    let registry = Arc::new(lancedb::ObjectStoreRegistry::default());
-    let session = Arc::new(Session::new(CACHE_BYTES, CACHE_BYTES, registry));
-    let builder = DatasetBuilder::from_uri(view.dataset().uri())
-        .with_read_params(checked_reads())
-        .with_version(view.lance_version())
-        .with_session(session);
-    // A task of its own: damaged bytes can make Lance panic.
-    match tokio::spawn(async move { builder.load().await }).await {
-        Ok(Ok(dataset)) => Ok(Arc::new(dataset)),
-        Ok(Err(error)) => Err(read_error(error)),
-        Err(panic) => Err(KnowledgeError::unreadable(format_args!(
-            "project {} cannot be opened: {panic}",
-            view.project()
-        ))),
-    }
-}
-
-/// Where a table lies.
-fn table_path(dataset: &Dataset) -> PathBuf {
-    // `<table>/_versions/<manifest>`
-    let manifest = PathBuf::from(to_local_path(&dataset.manifest_location().path));
-    manifest.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
-}
-
 /// Whether every file that the version names is there, with its length. Answers the fragments of which one is not.
 async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> KnowledgeResult<HashSet<u64>> {
     let fragments = Arc::clone(dataset.fragments());
@@ -330,7 +298,7 @@ impl Batches {
         match self.batches.recv().await {
             Some(Ok(batch)) => Ok(Some(Ok(batch))),
             Some(Err(error)) if is_passing(&error) => Err(read_error(error)),
-            Some(Err(error)) => Ok(Some(Err(damage(&error)?))),
+            Some(Err(error)) => Ok(Some(Err(damage_of(&error)?))),
             None => {
                 let Some(task) = self.task.take() else { return Ok(None) };
                 match task.await {
@@ -338,7 +306,7 @@ impl Batches {
                         self.whole = true;
                         Ok(None)
                     }
-                    Err(panic) => Ok(Some(Err(damage(&panic)?))),
+                    Err(panic) => Ok(Some(Err(damage_of(&panic)?))),
                 }
             }
         }

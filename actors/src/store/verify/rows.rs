@@ -8,11 +8,11 @@ use arrow_array::types::Float32Type;
 use arrow_array::{Array, RecordBatch};
 use serde_json::{Map, Value};
 
-use crate::domain::{KnowledgeKind, ProjectName, content_hash, metadata_terms};
+use crate::domain::{KnowledgeKind, content_hash, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::table::rows::{RowReader, row_key};
-use crate::store::table::schema::column;
-use crate::store::verify::{FIX_ROW, Flaws};
+use crate::store::table::schema::{TableShape, column};
+use crate::store::verify::{FIX_ROW, Flaws, PROBED_ROWS};
 use crate::store::view::ProjectView;
 
 /// How far the length of a vector may be from 1.
@@ -22,10 +22,10 @@ const UNIT_TOLERANCE: f64 = 1e-3;
 pub(super) struct Rows {
     project: String,
     ours: bool,
-    read: u64,
+    pub(super) read: u64,
     /// One of so many rows is looked up in the keyword index.
     sample_every: u64,
-    samples: Vec<(String, String)>,
+    pub(super) samples: Vec<(String, String)>,
     keys: HashSet<u64>,
     /// Items that have a live revision.
     live: HashSet<u64>,

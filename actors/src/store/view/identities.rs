@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use lancedb::datafusion::logical_expr::Expr;
 
-use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::error::KnowledgeResult;
 use crate::store::error::read_error;
-use crate::store::table::rows::{RowReader, row_key};
+use crate::store::table::rows::RowReader;
 use crate::store::table::schema::column;
 use crate::store::view::{ProjectView, filter};
 

@@ -1,10 +1,11 @@
 //! Items of a view: by id, listed, counted, and those that a search has ranked.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
 use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::ColumnOrdering;
 use lancedb::datafusion::logical_expr::{Expr, lit};
@@ -16,7 +17,7 @@ use crate::store::error::read_error;
 use crate::store::table::rows::{ITEM_COLUMNS, RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::view::fusion::RankedItem;
-use crate::store::view::{ProjectView, filter};
+use crate::store::view::{ProjectView, filter, row_id};
 
 /// A page of a list.
 #[derive(Clone, Debug)]

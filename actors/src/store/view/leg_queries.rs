@@ -1,12 +1,11 @@
 //! The two legs of a search as LanceDB runs them: nearest vectors and keywords.
 
-use std::sync::Arc;
-
-use arrow_array::{Float32Array, RecordBatch};
+use arrow_array::Float32Array;
 use lance_index::scalar::FullTextSearchQuery;
 use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::expr::col;
 
+use crate::domain::SearchMode;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::keyword_index;
@@ -15,6 +14,7 @@ use crate::store::table::schema::column;
 use crate::store::view::fusion::LegHit;
 use crate::store::view::legs::{LegKind, LegPage};
 use crate::store::view::{ProjectView, SearchRequest, filter, row_id};
+use std::collections::HashSet;
 
 /// Column of the cosine distance (1 - cosine) in the vector leg's results.
 const DISTANCE: &str = "_distance";

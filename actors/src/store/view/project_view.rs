@@ -4,32 +4,25 @@
 //! the next request takes. All steps of one request read one view. A view can only be queried: nothing here
 //! writes, and the dataset inside is not given out of the store.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::{Float32Array, RecordBatch};
-use chrono::{DateTime, Utc};
+use arrow_array::RecordBatch;
 use futures::TryStreamExt;
 use lance::Dataset;
-use lance::dataset::ProjectionRequest;
-use lance::dataset::scanner::{ColumnOrdering, Scanner};
-use lance_index::scalar::FullTextSearchQuery;
+use lance::dataset::scanner::Scanner;
 use lancedb::datafusion::common::tree_node::{Transformed, TreeNode};
 use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::datafusion::scalar::ScalarValue;
-use lancedb::expr::col;
 use tokio::sync::OnceCell;
 
-use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchHit, SearchMode, StoredItem};
+use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::columns::Column;
 use crate::store::table::condition::Condition;
-use crate::store::table::rows::{ITEM_COLUMNS, RowReader, row_key};
-use crate::store::table::schema::{TableShape, column, may_be_missing};
+use crate::store::table::schema::{TableShape, may_be_missing};
 use crate::store::view::filter;
-use crate::store::view::fusion::{LegHit, RankedItem};
-use crate::store::view::legs::{LegKind, LegPage};
 
 /// Column of the row's address in this version.
 const ROW_ID: &str = "_rowid";
@@ -37,12 +30,12 @@ const ROW_ID: &str = "_rowid";
 /// One version of one project's table. Cheap to share; see the module.
 #[derive(Debug)]
 pub struct ProjectView {
-    project: ProjectName,
-    dataset: Arc<Dataset>,
-    shape: TableShape,
-    sequence: i64,
-    condition: Arc<Condition>,
-    stats: OnceCell<Arc<ItemStats>>,
+    pub(super) project: ProjectName,
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) shape: TableShape,
+    pub(super) sequence: i64,
+    pub(super) condition: Arc<Condition>,
+    pub(super) stats: OnceCell<Arc<ItemStats>>,
 }
 
 /// A search, checked and embedded.
@@ -161,7 +154,7 @@ impl ProjectView {
     }
 
     /// A scan over everything that can be read.
-    fn scanner(&self) -> Scanner {
+    pub(super) fn scanner(&self) -> Scanner {
         let mut scanner = self.dataset.scan();
         if !self.condition.fragments.is_empty() {
             let fragments = self.dataset.fragments().iter();
@@ -188,7 +181,7 @@ impl ProjectView {
     }
 
     /// `predicate`, with null in place of columns that this version of the table is without.
-    fn without_missing(&self, predicate: Expr) -> KnowledgeResult<Expr> {
+    pub(super) fn without_missing(&self, predicate: Expr) -> KnowledgeResult<Expr> {
         let schema = self.dataset.schema();
         let replaced = predicate.transform(|part| {
             let missing = match &part {
@@ -205,7 +198,7 @@ impl ProjectView {
         replaced.map(|replaced| replaced.data).map_err(KnowledgeError::internal)
     }
 
-    async fn collect(scanner: &Scanner) -> KnowledgeResult<Vec<RecordBatch>> {
+    pub(super) async fn collect(scanner: &Scanner) -> KnowledgeResult<Vec<RecordBatch>> {
         let stream = scanner.try_into_stream().await.map_err(read_error)?;
         stream.try_collect().await.map_err(read_error)
     }

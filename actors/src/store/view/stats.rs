@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use futures::TryStreamExt;
-
 use crate::domain::ItemStats;
-use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::error::read_error;
+use crate::error::KnowledgeResult;
 use crate::store::table::rows::RowReader;
+use crate::store::table::schema::TableShape;
 use crate::store::table::schema::column;
 use crate::store::view::{ProjectView, filter};
+use std::collections::BTreeMap;
 
 impl ProjectView {
     /// Counts the live items. Computed once for each view.

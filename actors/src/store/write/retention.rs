@@ -5,8 +5,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::clock::believed_now;
 use crate::error::KnowledgeResult;
 use crate::store::error::write_error;
+use crate::store::table::schema::column;
 use crate::store::view::{Horizon, filter};
 use crate::store::write::WriteTable;
+use crate::store::write::table::SEQUENCE_KEY;
+use lancedb::expr::col;
 
 /// Rows that expire within this part of the retention of one another are forgotten together: each forgetting reads the
 /// closed rows and makes two versions.

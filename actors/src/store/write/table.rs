@@ -1,7 +1,6 @@
 //! The table as the writer holds it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,56 +8,52 @@ use arrow_array::{RecordBatch, RecordBatchIterator};
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
-use lance::dataset::{MergeInsertBuilder, WhenMatched, WhenNotMatched, WriteParams};
+use lance::dataset::WriteParams;
 use lance::session::Session;
-use lancedb::datafusion::logical_expr::lit;
-use lancedb::expr::col;
 use lancedb::index::Index;
 use lancedb::table::{NativeTable, WriteOptions};
 use lancedb::{Connection, Table};
 
-use crate::clock::believed_now;
-use crate::domain::{ProjectName, now_ms};
+use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{read_error, write_error};
 use crate::store::table::condition::Condition;
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::identity::{IdentityKind, SeenIdentities};
-use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform, key_batch, tombstone_batch};
+use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform};
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::table::{dataset_shape, keyword_index};
 use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
 use crate::store::view::{Horizon, IdentityRow, ProjectView, config_number};
-use crate::store::write::forgotten_at;
 
 /// Name of the keyword index.
 pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
 
 /// Key of the last commit's number in the table's configuration; written when rows are forgotten.
-const SEQUENCE_KEY: &str = "ccod.last_sequence";
+pub(super) const SEQUENCE_KEY: &str = "ccod.last_sequence";
 /// Pause between looks at whether a purge's readers are done.
 const READER_POLL: Duration = Duration::from_millis(20);
 
 /// A project's table, opened for writing. Only the holder of a project's lock has one.
 pub struct WriteTable {
-    project: ProjectName,
-    table: Table,
-    schema: SchemaRef,
-    shape: TableShape,
-    last_sequence: i64,
-    seen: SeenIdentities,
+    pub(super) project: ProjectName,
+    pub(super) table: Table,
+    pub(super) schema: SchemaRef,
+    pub(super) shape: TableShape,
+    pub(super) last_sequence: i64,
+    pub(super) seen: SeenIdentities,
     /// How long closed rows are kept.
-    retention: TimeDelta,
+    pub(super) retention: TimeDelta,
     /// When the oldest of the closed rows was closed: from when on there is something to forget.
-    oldest_closed: Option<DateTime<Utc>>,
+    pub(super) oldest_closed: Option<DateTime<Utc>>,
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
-    held: HeldVersions,
+    pub(super) held: HeldVersions,
     /// What of it cannot be read. Views leave it out.
-    condition: Arc<Condition>,
+    pub(super) condition: Arc<Condition>,
     /// What was mended, for `admin.status`.
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 /// What one commit did.
@@ -178,7 +173,7 @@ impl WriteTable {
         mended
     }
 
-    async fn ensure_text_index(&self) -> KnowledgeResult<()> {
+    pub(super) async fn ensure_text_index(&self) -> KnowledgeResult<()> {
         let indices = self.table.list_indices().await.map_err(read_error)?;
         if indices.iter().any(|index| index.name == TEXT_INDEX) {
             return Ok(());
@@ -383,7 +378,7 @@ impl WriteTable {
         }
     }
 
-    async fn drop_text_index(&self) -> KnowledgeResult<()> {
+    pub(super) async fn drop_text_index(&self) -> KnowledgeResult<()> {
         let indices = self.table.list_indices().await.map_err(read_error)?;
         if indices.iter().any(|index| index.name == TEXT_INDEX) {
             self.table.drop_index(TEXT_INDEX).await.map_err(write_error)?;
@@ -391,7 +386,7 @@ impl WriteTable {
         Ok(())
     }
 
-    fn native(&self) -> KnowledgeResult<&NativeTable> {
+    pub(super) fn native(&self) -> KnowledgeResult<&NativeTable> {
         self.table
             .as_native()
             .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))
