@@ -1,7 +1,7 @@
 //! Texts to store.
 
 /// Sentences of about 40 tokens that differ from each other.
-pub fn fact(number: usize) -> String {
+pub(crate) fn fact(number: usize) -> String {
     const SUBJECTS: [&str; 8] = [
         "billing",
         "search",

@@ -17,7 +17,7 @@ fn store_in(daemon: &Inside, project: &str, text: &str) -> Value {
     )
 }
 
-pub fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !there() {
         assert!(begun.elapsed() < PATIENCE, "{what}");
@@ -26,7 +26,7 @@ pub fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
 }
 
 /// Waits until so many commits are under way and so many writes wait.
-pub fn wait_for_queue(daemon: &Inside, busy: u64, queued: u64) {
+pub(crate) fn wait_for_queue(daemon: &Inside, busy: u64, queued: u64) {
     wait_for("the writer's queue", || {
         let depth = daemon.actor("writer")["queue_depth"].clone();
         (depth["busy_lanes"].as_u64(), depth["queued_items"].as_u64()) == (Some(busy), Some(queued))
@@ -34,7 +34,7 @@ pub fn wait_for_queue(daemon: &Inside, busy: u64, queued: u64) {
 }
 
 /// Sends a request, and leaves its answer to be read later.
-pub fn begin(daemon: &Inside, method: &str, params: &Value) -> Connection {
+pub(crate) fn begin(daemon: &Inside, method: &str, params: &Value) -> Connection {
     let mut connection = daemon.connect();
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
     connection.send(format!("{request}\n"));
@@ -42,7 +42,7 @@ pub fn begin(daemon: &Inside, method: &str, params: &Value) -> Connection {
 }
 
 /// The answer to what [`begin`] has sent.
-pub fn answer(connection: &mut Connection) -> Value {
+pub(crate) fn answer(connection: &mut Connection) -> Value {
     loop {
         let line = connection.receive().expect("an answer");
         if line["id"] == 1 {

@@ -177,7 +177,7 @@ fn a_project_without_a_version_that_can_be_read_is_told_of_by_all() {
             reasons.contains("project nov") && reasons.contains("set-aside"),
             "{health}"
         );
-        assert!(reasons.contains("remove that directory"), "{health}");
+        assert!(reasons.contains("remove the directory"), "{health}");
         let found = daemon.call("knowledge.search", alone.clone());
         assert_eq!((&found["count"], found.get("degraded")), (&json!(1), None), "{found}");
     }

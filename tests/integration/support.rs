@@ -10,42 +10,42 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How long anything may take before the test gives up. Not a measurement.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-pub fn executable() -> &'static str {
+pub(crate) fn executable() -> &'static str {
     env!("CARGO_BIN_EXE_ccoctl")
 }
 
 /// The daemon's program, which `executable` starts.
-pub fn engine() -> &'static str {
+pub(crate) fn engine() -> &'static str {
     env!("CARGO_BIN_EXE_ccod")
 }
 
 /// A running daemon with a home of its own; killed when dropped.
-pub struct Daemon {
-    pub home: Home,
+pub(crate) struct Daemon {
+    pub(crate) home: Home,
     child: Child,
 }
 
 /// A `$CCO_HOME`.
-pub struct Home(TempDir);
+pub(crate) struct Home(TempDir);
 
 impl Home {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Short, because a socket's path must fit into 108 bytes.
         Self(tempfile::Builder::new().prefix("cco").tempdir_in("/tmp").unwrap())
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.0.path().join("home")
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.path().join("run/ccod.sock")
     }
 
     /// `ccoctl`, for this home, with nothing of the caller's environment.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(executable());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("CCO_") {
@@ -60,24 +60,24 @@ impl Home {
         command
     }
 
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 }
 
 impl Daemon {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_in(Home::new(), &[])
     }
 
-    pub fn start_in(home: Home, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_in(home: Home, environment: &[(&str, &str)]) -> Self {
         let mut command = home.command(&["daemon", "run"]);
         command.envs(environment.iter().copied());
         Self::spawn(home, command)
     }
 
     /// Starts the daemon of `home` by this command, and waits until it serves.
-    pub fn spawn(home: Home, mut command: Command) -> Self {
+    pub(crate) fn spawn(home: Home, mut command: Command) -> Self {
         // Kept out of the test's own output, and there when it fails.
         let log = std::fs::File::create(home.0.path().join("daemon.log")).unwrap();
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -97,20 +97,20 @@ impl Daemon {
         daemon
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.home.0.path().join("daemon.log")).unwrap_or_default()
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
     }
 
     /// Waits for the end of the process; its exit code, none after a signal.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -122,51 +122,51 @@ impl Daemon {
     }
 
     /// Ends the process (kill -9) and starts another one in the same home.
-    pub fn kill_and_restart(self) -> Self {
+    pub(crate) fn kill_and_restart(self) -> Self {
         self.kill_and_restart_with(&[])
     }
 
-    pub fn kill_and_restart_with(mut self, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn kill_and_restart_with(mut self, environment: &[(&str, &str)]) -> Self {
         self.signal(nix::sys::signal::Signal::SIGKILL);
         self.wait();
         Self::start_in(self.into_home(), environment)
     }
 
-    pub fn restart_after_end(self) -> Self {
+    pub(crate) fn restart_after_end(self) -> Self {
         Self::start_in(self.into_home(), &[])
     }
 
     /// The home of a daemon that has ended.
-    pub fn into_home(mut self) -> Home {
+    pub(crate) fn into_home(mut self) -> Home {
         std::mem::replace(&mut self.home, Home::new())
     }
 
-    pub fn connect(&self) -> Connection {
+    pub(crate) fn connect(&self) -> Connection {
         Connection::open(&self.home.socket())
     }
 
     /// One call on a connection of its own; the result.
-    pub fn call(&self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&self, method: &str, params: Value) -> Value {
         self.connect().call(method, params)
     }
 
     /// One call on a connection of its own; the error.
-    pub fn call_error(&self, method: &str, params: Value) -> Value {
+    pub(crate) fn call_error(&self, method: &str, params: Value) -> Value {
         self.connect().call_error(method, params)
     }
 
-    pub fn store(&self, text: &str) -> String {
+    pub(crate) fn store(&self, text: &str) -> String {
         let stored = self.call("knowledge.store", json!({"text": text}));
         stored["id"].as_str().unwrap().to_owned()
     }
 
     /// Ids of the results, best first.
-    pub fn search_ids(&self, params: Value) -> Vec<String> {
+    pub(crate) fn search_ids(&self, params: Value) -> Vec<String> {
         ids(&self.call("knowledge.search", params))
     }
 
     /// A number of `admin.status`, such as `/actors/embedder/counters/forward_passes`.
-    pub fn status_number(&self, pointer: &str) -> u64 {
+    pub(crate) fn status_number(&self, pointer: &str) -> u64 {
         let status = self.call("admin.status", json!({}));
         status
             .pointer(pointer)
@@ -186,7 +186,7 @@ impl Drop for Daemon {
 }
 
 #[allow(dead_code)]
-pub fn ids(result: &Value) -> Vec<String> {
+pub(crate) fn ids(result: &Value) -> Vec<String> {
     let results = result["results"].as_array().unwrap();
     results
         .iter()
@@ -195,14 +195,14 @@ pub fn ids(result: &Value) -> Vec<String> {
 }
 
 /// A connection that speaks lines.
-pub struct Connection {
+pub(crate) struct Connection {
     writer: UnixStream,
     reader: BufReader<UnixStream>,
     next_id: u64,
 }
 
 impl Connection {
-    pub fn open(socket: &Path) -> Self {
+    pub(crate) fn open(socket: &Path) -> Self {
         let writer = UnixStream::connect(socket).unwrap();
         writer.set_read_timeout(Some(PATIENCE)).unwrap();
         let reader = BufReader::new(writer.try_clone().unwrap());
@@ -215,7 +215,7 @@ impl Connection {
 
     /// As [`Connection::open`], for a daemon that may be gone.
     #[allow(dead_code)]
-    pub fn try_open(socket: &Path) -> Option<Self> {
+    pub(crate) fn try_open(socket: &Path) -> Option<Self> {
         let writer = UnixStream::connect(socket).ok()?;
         writer.set_read_timeout(Some(PATIENCE)).ok()?;
         let reader = BufReader::new(writer.try_clone().ok()?);
@@ -228,21 +228,21 @@ impl Connection {
 
     /// As [`Connection::finish_writing`], for a daemon that may be gone.
     #[allow(dead_code)]
-    pub fn finish_writing_if_open(&self) {
+    pub(crate) fn finish_writing_if_open(&self) {
         self.writer.shutdown(std::net::Shutdown::Write).ok();
     }
 
-    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.writer.write_all(bytes.as_ref()).unwrap();
     }
 
     /// As [`Connection::send`], for a daemon that may be gone.
-    pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.writer.write_all(bytes)
     }
 
     /// As [`Connection::receive`], for a daemon that may be gone: none then, too.
-    pub fn try_receive(&mut self) -> Option<Value> {
+    pub(crate) fn try_receive(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
             Ok(length) if length > 0 && line.ends_with('\n') => serde_json::from_str(&line).ok(),
@@ -250,18 +250,18 @@ impl Connection {
         }
     }
 
-    pub fn finish_writing(&self) {
+    pub(crate) fn finish_writing(&self) {
         self.writer.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
     /// The next line as JSON; none at the end.
-    pub fn receive(&mut self) -> Option<Value> {
+    pub(crate) fn receive(&mut self) -> Option<Value> {
         let mut line = String::new();
         let length = self.reader.read_line(&mut line).unwrap();
         (length > 0).then(|| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
     }
 
-    pub fn request(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn request(&mut self, method: &str, params: Value) -> Value {
         let id = self.next_id;
         self.next_id += 1;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
@@ -279,13 +279,13 @@ impl Connection {
         response
     }
 
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         let mut response = self.request(method, params);
         assert!(response.get("error").is_none(), "{method}: {response:#}");
         response["result"].take()
     }
 
-    pub fn call_error(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn call_error(&mut self, method: &str, params: Value) -> Value {
         let mut response = self.request(method, params);
         assert!(response.get("result").is_none(), "{method}: {response:#}");
         response["error"].take()
@@ -293,7 +293,7 @@ impl Connection {
 }
 
 /// Every file and directory below `root`, with its mode's permission bits.
-pub fn modes(root: &Path) -> Vec<(PathBuf, bool, u32)> {
+pub(crate) fn modes(root: &Path) -> Vec<(PathBuf, bool, u32)> {
     use std::os::unix::fs::PermissionsExt;
     let mut found = Vec::new();
     let mut directories = vec![root.to_path_buf()];
@@ -312,7 +312,7 @@ pub fn modes(root: &Path) -> Vec<(PathBuf, bool, u32)> {
 
 /// Copies a directory with everything in it.
 #[allow(dead_code)]
-pub fn copy_tree(from: &Path, to: &Path) {
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {
         let target = to.join(entry.file_name());
@@ -325,7 +325,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
 }
 
 /// The files under `root` that hold these bytes. Those that are removed meanwhile hold nothing.
-pub fn files_with(root: &Path, needle: &[u8]) -> Vec<String> {
+pub(crate) fn files_with(root: &Path, needle: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     let mut directories = vec![root.to_path_buf()];
     while let Some(directory) = directories.pop() {
@@ -341,16 +341,16 @@ pub fn files_with(root: &Path, needle: &[u8]) -> Vec<String> {
     found
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// The output, after a check of the exit code.
-pub fn exits(output: Output, code: i32) -> Output {
+pub(crate) fn exits(output: Output, code: i32) -> Output {
     assert_eq!(
         output.status.code(),
         Some(code),

@@ -17,16 +17,16 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 /// Names a file or a directory for its whole life, whatever it is called. The root is 0.
-pub type Inode = usize;
+pub(crate) type Inode = usize;
 /// Names a sync that is under way.
-pub type Ticket = usize;
+pub(crate) type Ticket = usize;
 
 /// A name in a directory.
-pub type Place = (Inode, Arc<str>);
+pub(crate) type Place = (Inode, Arc<str>);
 
 /// One step of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// A new, empty file.
     Create { inode: Inode, place: Place },
     /// A new, empty directory.
@@ -57,14 +57,14 @@ pub enum Operation {
 
 impl Operation {
     /// Whether a cut after it can leave something that a cut before it cannot.
-    pub fn changes_the_disk(&self) -> bool {
+    pub(crate) fn changes_the_disk(&self) -> bool {
         !matches!(self, Self::SyncBegins { .. })
     }
 }
 
 /// What of a cut's uncertainties comes true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// Nothing that was not synced is there.
     Lost,
     /// Everything is there: the state that kill -9 leaves.
@@ -77,7 +77,7 @@ pub enum Fate {
 
 /// What lies under a path after a cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// A directory.
     Directory,
     /// A file with this data.
@@ -86,11 +86,11 @@ pub enum Entry {
 
 /// What a cut leaves: the state of the disk, by path below the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Image {
+pub(crate) struct Image {
     /// What there is.
-    pub entries: BTreeMap<PathBuf, Entry>,
+    pub(crate) entries: BTreeMap<PathBuf, Entry>,
     /// The same for the same content.
-    pub fingerprint: u64,
+    pub(crate) fingerprint: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -134,7 +134,7 @@ type Tree = HashMap<Inode, BTreeMap<Arc<str>, Inode>>;
 
 /// The disk. See the module.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     nodes: HashMap<Inode, Node>,
     /// The names as a running process sees them.
     names: Tree,
@@ -169,12 +169,12 @@ impl Default for Disk {
 
 impl Disk {
     /// The file or directory of this name in a directory.
-    pub fn lookup(&self, directory: Inode, name: &str) -> Option<Inode> {
+    pub(crate) fn lookup(&self, directory: Inode, name: &str) -> Option<Inode> {
         self.names.get(&directory)?.get(name).copied()
     }
 
     /// The data of a file as a running process sees it.
-    pub fn data(&self, inode: Inode) -> Option<&Arc<Vec<u8>>> {
+    pub(crate) fn data(&self, inode: Inode) -> Option<&Arc<Vec<u8>>> {
         match self.nodes.get(&inode)? {
             Node::File(file) => Some(&file.data),
             Node::Directory => None,
@@ -182,7 +182,7 @@ impl Disk {
     }
 
     /// Takes one step.
-    pub fn apply(&mut self, operation: &Operation) {
+    pub(crate) fn apply(&mut self, operation: &Operation) {
         match operation {
             Operation::Create { inode, place } => {
                 let empty = Arc::new(Vec::new());
@@ -281,7 +281,7 @@ impl Disk {
     }
 
     /// What a cut at this moment leaves.
-    pub fn cut(&self, fate: Fate, dice: &mut StdRng) -> Image {
+    pub(crate) fn cut(&self, fate: Fate, dice: &mut StdRng) -> Image {
         let mut tree = self.durable.clone();
         for pending in &self.pending {
             let happened = pending.durable

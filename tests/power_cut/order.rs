@@ -22,7 +22,7 @@ use crate::proof::journal::{Journal, Request, State};
 
 /// When what was synced. Places in the log stand for moments.
 #[derive(Debug, Default)]
-pub struct History {
+pub(crate) struct History {
     /// The moments when a file's data changed.
     writes: HashMap<Inode, Vec<usize>>,
     /// The syncs of a file or directory: from when to when.
@@ -35,7 +35,7 @@ pub struct History {
 
 impl History {
     /// Reads the steps.
-    pub fn of(operations: &[Operation]) -> Self {
+    pub(crate) fn of(operations: &[Operation]) -> Self {
         let mut history = Self::default();
         let mut open = HashMap::new();
         for (now, operation) in operations.iter().enumerate() {
@@ -164,7 +164,7 @@ impl History {
 
 /// A file that a version names.
 #[derive(Clone, Debug)]
-pub struct Named {
+pub(crate) struct Named {
     /// Its path in the table.
     path: PathBuf,
     place: Place,
@@ -173,9 +173,9 @@ pub struct Named {
 
 /// One version of a table, as its manifest and rows tell it.
 #[derive(Debug)]
-pub struct Version {
+pub(crate) struct Version {
     /// Lance's number.
-    pub number: u64,
+    pub(crate) number: u64,
     manifest: Named,
     files: Vec<Named>,
     /// For each item with rows the write that is live, if one is.
@@ -184,9 +184,9 @@ pub struct Version {
 
 /// All versions that a table ever had, in order.
 #[derive(Debug, Default)]
-pub struct Table {
+pub(crate) struct Table {
     /// The versions.
-    pub versions: Vec<Version>,
+    pub(crate) versions: Vec<Version>,
 }
 
 /// Everything that was ever found in a directory, by name.
@@ -214,7 +214,7 @@ fn ever(operations: &[Operation]) -> HashMap<Inode, BTreeMap<Arc<str>, Inode>> {
 }
 
 /// Reads all tables that there ever were, by the inode of their directory. `scratch` is an empty directory.
-pub async fn read_tables(log: &Log, scratch: &Path) -> Result<HashMap<Inode, Table>, String> {
+pub(crate) async fn read_tables(log: &Log, scratch: &Path) -> Result<HashMap<Inode, Table>, String> {
     let ever = ever(&log.operations);
     let name = format!("{TABLE_NAME}.lance");
     let roots: HashSet<Inode> = ever
@@ -385,19 +385,19 @@ impl Version {
 
 /// What the check found.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// Acknowledged writes that were checked.
-    pub writes: usize,
+    pub(crate) writes: usize,
     /// Files whose sync was checked, over all writes.
-    pub files: usize,
+    pub(crate) files: usize,
     /// Versions that contain a write first.
-    pub versions: usize,
+    pub(crate) versions: usize,
     /// What came too late or never.
-    pub violations: Vec<String>,
+    pub(crate) violations: Vec<String>,
 }
 
 /// Checks every acknowledged write of the journals.
-pub fn check(operations: &[Operation], tables: &HashMap<Inode, Table>, journals: &[Journal]) -> Report {
+pub(crate) fn check(operations: &[Operation], tables: &HashMap<Inode, Table>, journals: &[Journal]) -> Report {
     let history = History::of(operations);
     let mut requests: HashMap<String, (usize, &Request)> = HashMap::new();
     for (client, journal) in journals.iter().enumerate() {

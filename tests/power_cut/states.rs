@@ -27,25 +27,25 @@ const WRITTEN: usize = 24;
 
 /// What the checks found, all states together.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// Steps of the disk after which a cut was possible.
-    pub moments: usize,
+    pub(crate) moments: usize,
     /// States that were built, by what became of the uncertain.
-    pub built: [usize; 4],
+    pub(crate) built: [usize; 4],
     /// Different states that the daemon was started on.
-    pub opened: usize,
+    pub(crate) opened: usize,
     /// States after which the daemon said that it had tidied something up.
-    pub tidied: usize,
+    pub(crate) tidied: usize,
     /// States of which it took a version for torn and set it aside.
-    pub set_aside: usize,
+    pub(crate) set_aside: usize,
     /// States that were written to afterwards.
-    pub written: usize,
+    pub(crate) written: usize,
     /// Acknowledged items that were compared, over all states.
-    pub items: usize,
+    pub(crate) items: usize,
     /// Items of unanswered writes that were there as a whole, and that were not.
-    pub unanswered: [usize; 2],
+    pub(crate) unanswered: [usize; 2],
     /// What is wrong, with the state.
-    pub violations: Vec<String>,
+    pub(crate) violations: Vec<String>,
 }
 
 struct State {
@@ -97,7 +97,14 @@ fn choose(log: &Log, journals: &[Journal], count: usize, dice: &mut StdRng) -> (
 }
 
 /// Cuts the power `count` times and checks what is left. `embedder` is the socket of a daemon that only embeds.
-pub fn check(log: &Log, journals: &[Journal], count: usize, seed: u64, scratch: &Path, embedder: &Path) -> Report {
+pub(crate) fn check(
+    log: &Log,
+    journals: &[Journal],
+    count: usize,
+    seed: u64,
+    scratch: &Path,
+    embedder: &Path,
+) -> Report {
     let mut dice = StdRng::seed_from_u64(seed);
     let (moments, chosen) = choose(log, journals, count, &mut dice);
     let report = Mutex::new(Report {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 /// One argument of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Argument {
+pub(crate) enum Argument {
     /// A string: a path, or data.
     Bytes(Vec<u8>),
     /// A number, flags, a constant.
@@ -18,7 +18,7 @@ pub enum Argument {
 
 impl Argument {
     /// The string or the data.
-    pub fn bytes(&self) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Bytes(bytes) | Self::Inside(bytes) => Some(bytes),
             Self::Word(_) => None,
@@ -26,7 +26,7 @@ impl Argument {
     }
 
     /// The word.
-    pub fn word(&self) -> Option<&str> {
+    pub(crate) fn word(&self) -> Option<&str> {
         match self {
             Self::Word(word) => Some(word),
             _ => None,
@@ -34,28 +34,28 @@ impl Argument {
     }
 
     /// The number.
-    pub fn number(&self) -> Option<i64> {
+    pub(crate) fn number(&self) -> Option<i64> {
         self.word()?.parse().ok()
     }
 }
 
 /// One system call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub(crate) struct Call {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its arguments.
-    pub arguments: Vec<Argument>,
+    pub(crate) arguments: Vec<Argument>,
     /// What it returned; none if it did not return, or failed.
-    pub result: Option<i64>,
+    pub(crate) result: Option<i64>,
     /// The line where it began.
-    pub begun: usize,
+    pub(crate) begun: usize,
     /// The line where it ended; the same one unless something came between.
-    pub ended: usize,
+    pub(crate) ended: usize,
 }
 
 /// Reads a whole record.
-pub fn parse(record: &str) -> Result<Vec<Call>, String> {
+pub(crate) fn parse(record: &str) -> Result<Vec<Call>, String> {
     let mut calls = Vec::new();
     // The beginning of each thread's unfinished call.
     let mut open: HashMap<&str, (usize, &str)> = HashMap::new();

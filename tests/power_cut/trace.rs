@@ -10,7 +10,7 @@ use super::disk::{Disk, Entry, Fate, Inode, Operation, Place, Ticket};
 use super::strace::{Argument, Call};
 
 /// The calls that `strace` must record; `?` keeps those quiet that a machine does not have.
-pub const CALLS: &str = "?open,?openat,?creat,?close,?dup,?dup2,?dup3,?fcntl,?lseek,?write,?pwrite64,?writev,\
+pub(crate) const CALLS: &str = "?open,?openat,?creat,?close,?dup,?dup2,?dup3,?fcntl,?lseek,?write,?pwrite64,?writev,\
     ?pwritev,?pwritev2,?copy_file_range,?sendfile,?splice,?ftruncate,?truncate,?fallocate,?rename,?renameat,\
     ?renameat2,?link,?linkat,?symlink,?symlinkat,?unlink,?unlinkat,?mkdir,?mkdirat,?rmdir,?fsync,?fdatasync,\
     ?sync,?syncfs,?sendto,?sendmsg";
@@ -24,13 +24,13 @@ fn is_ignored(path: &Path) -> bool {
 
 /// What happened, step by step.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub(crate) struct Log {
     /// The steps.
-    pub operations: Vec<Operation>,
+    pub(crate) operations: Vec<Operation>,
     /// The disk after the last of them.
-    pub end: Disk,
+    pub(crate) end: Disk,
     /// The last path of each inode, below the root.
-    pub paths: HashMap<Inode, PathBuf>,
+    pub(crate) paths: HashMap<Inode, PathBuf>,
 }
 
 /// An open file; descriptors that were duplicated share it.
@@ -66,7 +66,7 @@ struct Translator {
 }
 
 /// Translates the calls of a run that began with an empty directory at `root`.
-pub fn translate(calls: &[Call], root: &Path) -> Result<Log, String> {
+pub(crate) fn translate(calls: &[Call], root: &Path) -> Result<Log, String> {
     let mut translator = Translator {
         root: root.to_owned(),
         disk: Disk::default(),
@@ -514,7 +514,7 @@ impl Translator {
 }
 
 /// Compares the end of the log with what really lies at `root`, byte by byte: the log has missed nothing.
-pub fn compare_with_reality(log: &Log, root: &Path) -> Result<usize, String> {
+pub(crate) fn compare_with_reality(log: &Log, root: &Path) -> Result<usize, String> {
     let mut dice = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(0);
     let told = log.end.cut(Fate::Kept, &mut dice).entries;
     let mut real = std::collections::BTreeMap::new();

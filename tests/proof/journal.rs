@@ -12,16 +12,16 @@ use serde_json::{Map, Value, json};
 
 /// What one write made of an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
+pub(crate) struct Content {
     /// The number of the write: no two writes share one.
-    pub write: u64,
+    pub(crate) write: u64,
     /// The item's text.
-    pub text: Arc<str>,
+    pub(crate) text: Arc<str>,
 }
 
 /// What an item is, after a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Never stored.
     Absent,
     /// There, with this content.
@@ -34,7 +34,7 @@ pub enum State {
 
 impl State {
     /// What a reader sees of it.
-    pub fn visible(&self) -> Option<&Content> {
+    pub(crate) fn visible(&self) -> Option<&Content> {
         match self {
             Self::Live(content) => Some(content),
             Self::Absent | Self::Deleted(_) | Self::Purged => None,
@@ -44,22 +44,22 @@ impl State {
 
 /// An item as its client knows it.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub(crate) struct Item {
     /// The project it lies in.
-    pub project: String,
+    pub(crate) project: String,
     /// Its id, once it is known: given, or answered.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
     /// The session it was stored with; deletes by filter name it.
-    pub session: String,
+    pub(crate) session: String,
     /// What it is after the last request that was answered.
-    pub state: State,
+    pub(crate) state: State,
     /// Every write that it has had, open ones included.
-    pub writes: Vec<u64>,
+    pub(crate) writes: Vec<u64>,
 }
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Sent; the connection ended before the answer.
     Open,
     /// Answered with a result.
@@ -68,96 +68,96 @@ pub enum Outcome {
 
 /// One write, as it was sent.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     /// Its number, of which no two clients use the same.
-    pub number: u64,
+    pub(crate) number: u64,
     /// The kind of write, as the load names it.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
     /// The method.
-    pub method: &'static str,
+    pub(crate) method: &'static str,
     /// The project.
-    pub project: String,
+    pub(crate) project: String,
     /// The parameters, complete.
-    pub params: Value,
+    pub(crate) params: Value,
     /// What it makes of which items.
-    pub changes: Vec<(u64, State)>,
+    pub(crate) changes: Vec<(u64, State)>,
     /// Whether its changes are one commit: all of them or none.
-    pub whole: bool,
+    pub(crate) whole: bool,
     /// What became of it.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 impl Request {
     /// Its id in JSON-RPC.
-    pub fn wire_id(&self) -> String {
+    pub(crate) fn wire_id(&self) -> String {
         format!("w{}", self.number)
     }
 }
 
 /// Everything that one client has asked.
 #[derive(Clone, Debug, Default)]
-pub struct Journal {
+pub(crate) struct Journal {
     /// Its items, by number.
-    pub items: BTreeMap<u64, Item>,
+    pub(crate) items: BTreeMap<u64, Item>,
     /// Its requests, in order.
-    pub requests: Vec<Request>,
+    pub(crate) requests: Vec<Request>,
 }
 
 /// What must be there of one item.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// Its project.
-    pub project: String,
+    pub(crate) project: String,
     /// Its id, if it is known.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
     /// What the answered requests made of it.
-    pub settled: State,
+    pub(crate) settled: State,
     /// What the open request made of it, if it happened.
-    pub possible: Option<State>,
+    pub(crate) possible: Option<State>,
     /// Every write that it has had.
-    pub writes: Vec<u64>,
+    pub(crate) writes: Vec<u64>,
 }
 
 /// What must be there after a crash.
 #[derive(Clone, Debug, Default)]
-pub struct Expectation {
+pub(crate) struct Expectation {
     /// By item number.
-    pub items: BTreeMap<u64, Expected>,
+    pub(crate) items: BTreeMap<u64, Expected>,
     /// The items of each open request that is one commit, with the request's name.
-    pub wholes: Vec<(&'static str, Vec<u64>)>,
+    pub(crate) wholes: Vec<(&'static str, Vec<u64>)>,
 }
 
 /// A live item as it was found.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
+pub(crate) struct Found {
     /// Its project.
-    pub project: String,
+    pub(crate) project: String,
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its number, from its metadata.
-    pub item: u64,
+    pub(crate) item: u64,
     /// The number of the write that made it, from its metadata.
-    pub write: u64,
+    pub(crate) write: u64,
     /// Its text.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// What a comparison found out.
 #[derive(Clone, Debug, Default)]
-pub struct Comparison {
+pub(crate) struct Comparison {
     /// What is wrong, in words.
-    pub violations: Vec<String>,
+    pub(crate) violations: Vec<String>,
     /// Items of which an answered request says what they must be.
-    pub settled: usize,
+    pub(crate) settled: usize,
     /// Items of an open request that had happened.
-    pub applied: usize,
+    pub(crate) applied: usize,
     /// Items of an open request that had not.
-    pub not_applied: usize,
+    pub(crate) not_applied: usize,
 }
 
 impl Found {
     /// Reads an item of `knowledge.list` or `knowledge.get`.
-    pub fn from_wire(item: &Value) -> Result<Self, String> {
+    pub(crate) fn from_wire(item: &Value) -> Result<Self, String> {
         let text = |name: &str| {
             item[name]
                 .as_str()
@@ -180,7 +180,7 @@ impl Found {
 }
 
 /// The metadata of an item: what it is recognised by.
-pub fn metadata(item: u64, write: u64) -> Map<String, Value> {
+pub(crate) fn metadata(item: u64, write: u64) -> Map<String, Value> {
     match json!({"item": item, "write": write}) {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -190,7 +190,7 @@ pub fn metadata(item: u64, write: u64) -> Map<String, Value> {
 impl Journal {
     /// What must be there if exactly the requests for which `answered` holds had been answered. Requests after
     /// the first unanswered one were not sent yet at that moment.
-    pub fn expectation(&self, answered: impl Fn(&Request) -> bool) -> Expectation {
+    pub(crate) fn expectation(&self, answered: impl Fn(&Request) -> bool) -> Expectation {
         let mut expectation = Expectation::default();
         for (number, item) in &self.items {
             expectation.items.insert(
@@ -228,18 +228,18 @@ impl Journal {
     }
 
     /// What must be there now.
-    pub fn present(&self) -> Expectation {
+    pub(crate) fn present(&self) -> Expectation {
         self.expectation(|request| request.outcome == Outcome::Acknowledged)
     }
 
     /// The request that was not answered, if there is one. It is the last.
-    pub fn open_request(&self) -> Option<usize> {
+    pub(crate) fn open_request(&self) -> Option<usize> {
         let last = self.requests.len().checked_sub(1)?;
         (self.requests[last].outcome == Outcome::Open).then_some(last)
     }
 
     /// Notes that a request was answered: what it makes of its items is what they are.
-    pub fn acknowledge(&mut self, index: usize) {
+    pub(crate) fn acknowledge(&mut self, index: usize) {
         self.requests[index].outcome = Outcome::Acknowledged;
         for (number, after) in self.requests[index].changes.clone() {
             if let Some(item) = self.items.get_mut(&number) {
@@ -251,7 +251,7 @@ impl Journal {
 
 impl Expectation {
     /// Joins what several clients expect; no item belongs to two of them.
-    pub fn merge(expectations: impl IntoIterator<Item = Self>) -> Self {
+    pub(crate) fn merge(expectations: impl IntoIterator<Item = Self>) -> Self {
         let mut merged = Self::default();
         for expectation in expectations {
             merged.items.extend(expectation.items);
@@ -261,7 +261,7 @@ impl Expectation {
     }
 
     /// The projects of the items, each once.
-    pub fn projects(&self) -> Vec<String> {
+    pub(crate) fn projects(&self) -> Vec<String> {
         let mut projects: Vec<String> = self.items.values().map(|expected| expected.project.clone()).collect();
         projects.sort();
         projects.dedup();
@@ -269,7 +269,7 @@ impl Expectation {
     }
 
     /// Compares all live items that were found with what must be there.
-    pub fn compare(&self, found: &[Found]) -> Comparison {
+    pub(crate) fn compare(&self, found: &[Found]) -> Comparison {
         let mut comparison = Comparison::default();
         let mut by_item: BTreeMap<u64, Vec<&Found>> = BTreeMap::new();
         for item in found {
@@ -354,7 +354,7 @@ impl Expectation {
     }
 
     /// Whether the open request had happened, for a client whose request is open; none where it cannot be told.
-    pub fn had_happened(&self, found: &[Found]) -> Option<bool> {
+    pub(crate) fn had_happened(&self, found: &[Found]) -> Option<bool> {
         let mut answer = None;
         for (number, expected) in &self.items {
             let Some(possible) = &expected.possible else { continue };

@@ -2,7 +2,7 @@
 //! of what was asked and answered ([`journal`]), and the comparison of that record with what is there
 //! afterwards, through the socket ([`journal`]) and in the table itself ([`rows`]).
 
-pub mod journal;
-pub mod process;
-pub mod rows;
-pub mod workload;
+pub(crate) mod journal;
+pub(crate) mod process;
+pub(crate) mod rows;
+pub(crate) mod workload;

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use crate::support::{Connection, PATIENCE, executable};
 
 /// A directory for a home and what belongs to it. It stays if the test fails, and says where.
-pub struct Workspace {
+pub(crate) struct Workspace {
     directory: Option<tempfile::TempDir>,
     label: String,
 }
 
 impl Workspace {
     /// A new one; `label` is what is printed with its place if the test fails.
-    pub fn new(label: impl Into<String>) -> Self {
+    pub(crate) fn new(label: impl Into<String>) -> Self {
         // Short, because a socket's path must fit into 108 bytes.
         let directory = tempfile::Builder::new().prefix("ccod").tempdir_in("/tmp");
         Self {
@@ -28,17 +28,17 @@ impl Workspace {
     }
 
     /// Its path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.as_ref().expect("until dropped").path()
     }
 
     /// The home in it.
-    pub fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.path().join("home")
     }
 
     /// Makes the home with this configuration.
-    pub fn configure(&self, toml: &str) {
+    pub(crate) fn configure(&self, toml: &str) {
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700).create(self.home()).expect("the home");
         std::fs::write(self.home().join("ccod.toml"), toml).expect("the configuration");
@@ -56,7 +56,7 @@ impl Drop for Workspace {
 }
 
 /// A running daemon; killed when dropped.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     home: PathBuf,
     /// Whether the child is another program with the daemon as its child.
@@ -65,13 +65,13 @@ pub struct Process {
 
 impl Process {
     /// Starts it on `home` and waits until it answers. Its log is appended to `daemon.log` beside the home.
-    pub fn start(home: &Path) -> Self {
+    pub(crate) fn start(home: &Path) -> Self {
         Self::start_as(home, Command::new(executable()), &[])
     }
 
     /// As [`Process::start`], under another program that runs the one it is given (`strace ...`), and with
     /// arguments for the daemon.
-    pub fn start_as(home: &Path, mut command: Command, arguments: &[&str]) -> Self {
+    pub(crate) fn start_as(home: &Path, mut command: Command, arguments: &[&str]) -> Self {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("CCO_") {
                 command.env_remove(name);
@@ -116,35 +116,35 @@ impl Process {
     }
 
     /// Its socket.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.home.join("run/ccod.sock")
     }
 
     /// Its home.
-    pub fn home(&self) -> &Path {
+    pub(crate) fn home(&self) -> &Path {
         &self.home
     }
 
     /// What it and those before it have logged, from the end.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let log = std::fs::read_to_string(self.home.with_file_name("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
     /// Its process id.
-    pub fn pid(&self) -> nix::unistd::Pid {
+    pub(crate) fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id() as i32)
     }
 
     /// Kills it (SIGKILL) and waits for its end.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().ok();
         self.child.wait().expect("a child");
     }
 
     /// Asks it to stop and waits for its end.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.call("admin.shutdown", json!({}));
         let begun = Instant::now();
         while self.child.try_wait().expect("a child").is_none() {
@@ -154,12 +154,12 @@ impl Process {
     }
 
     /// A new connection.
-    pub fn connect(&self) -> Connection {
+    pub(crate) fn connect(&self) -> Connection {
         Connection::open(&self.socket())
     }
 
     /// One call on a connection of its own; the result.
-    pub fn call(&self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&self, method: &str, params: Value) -> Value {
         self.connect().call(method, params)
     }
 }

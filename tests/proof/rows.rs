@@ -22,44 +22,44 @@ const EMBED_BATCH: usize = 64;
 
 /// One row.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// `<id>/<revision>/<passage>`.
-    pub row_key: String,
+    pub(crate) row_key: String,
     /// The item's id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its revision, from 1.
-    pub revision: i64,
+    pub(crate) revision: i64,
     /// Which passage, from 0.
-    pub passage: i32,
+    pub(crate) passage: i32,
     /// How many passages the revision says it has.
-    pub passages: i32,
+    pub(crate) passages: i32,
     /// Where the passage begins in the text, in characters.
-    pub start: i64,
+    pub(crate) start: i64,
     /// Where it ends.
-    pub end: i64,
+    pub(crate) end: i64,
     /// The passage's text.
-    pub passage_text: String,
+    pub(crate) passage_text: String,
     /// The whole text; in passage 0.
-    pub text: Option<String>,
+    pub(crate) text: Option<String>,
     /// The item's number, from its metadata.
-    pub item: u64,
+    pub(crate) item: u64,
     /// The number of the write, from its metadata.
-    pub write: u64,
+    pub(crate) write: u64,
     /// The commit that wrote it.
-    pub valid_from: i64,
+    pub(crate) valid_from: i64,
     /// The commit that closed it.
-    pub valid_to: Option<i64>,
+    pub(crate) valid_to: Option<i64>,
     /// The passage's vector.
-    pub vector: Vec<f32>,
+    pub(crate) vector: Vec<f32>,
 }
 
 /// Where a project's table lies below a home.
-pub fn table_path(home: &Path, project: &str) -> PathBuf {
+pub(crate) fn table_path(home: &Path, project: &str) -> PathBuf {
     home.join("knowledge").join(project).join(format!("{TABLE_NAME}.lance"))
 }
 
 /// All rows of a project's table at its newest version; none where there is no table.
-pub async fn read(home: &Path, project: &str) -> Result<Vec<Row>, String> {
+pub(crate) async fn read(home: &Path, project: &str) -> Result<Vec<Row>, String> {
     let path = table_path(home, project);
     let versions = std::fs::read_dir(path.join("_versions"))
         .into_iter()
@@ -136,7 +136,7 @@ fn decode(reader: &RowReader<'_>, row: usize) -> Result<Option<Row>, String> {
 }
 
 /// The live items that the rows hold, as the socket should show them.
-pub fn live(project: &str, rows: &[Row]) -> Vec<Found> {
+pub(crate) fn live(project: &str, rows: &[Row]) -> Vec<Found> {
     rows.iter()
         .filter(|row| row.passage == 0 && row.valid_to.is_none())
         .map(|row| Found {
@@ -151,7 +151,7 @@ pub fn live(project: &str, rows: &[Row]) -> Vec<Found> {
 
 /// What is wrong with the rows of a project in themselves, whatever was stored: half-written items, doubled
 /// rows, revisions that overlap, vectors that are not those of their text.
-pub fn check(rows: &[Row], vectors: &Vectors) -> Vec<String> {
+pub(crate) fn check(rows: &[Row], vectors: &Vectors) -> Vec<String> {
     let mut violations = Vec::new();
     let mut keys = BTreeSet::new();
     let mut revisions: BTreeMap<(&str, i64), Vec<&Row>> = BTreeMap::new();
@@ -226,7 +226,7 @@ pub fn check(rows: &[Row], vectors: &Vectors) -> Vec<String> {
 
 /// Purged items of which a file of their project still holds rows, in whatever version; and a check that rows
 /// would be found, for a check that finds nothing checks nothing.
-pub fn check_purged(home: &Path, project: &str, expectation: &Expectation) -> Vec<String> {
+pub(crate) fn check_purged(home: &Path, project: &str, expectation: &Expectation) -> Vec<String> {
     let items: Vec<(&u64, &State)> = expectation
         .items
         .iter()
@@ -249,7 +249,7 @@ pub fn check_purged(home: &Path, project: &str, expectation: &Expectation) -> Ve
 
 /// The items of which a file holds rows. Metadata is kept as JSON text, and the small columns of a test are not
 /// compressed.
-pub fn items_in(data: &[u8]) -> BTreeSet<u64> {
+pub(crate) fn items_in(data: &[u8]) -> BTreeSet<u64> {
     const TAG: &[u8] = b"{\"item\":";
     let mut items = BTreeSet::new();
     let mut rest = data;
@@ -266,7 +266,7 @@ pub fn items_in(data: &[u8]) -> BTreeSet<u64> {
 }
 
 /// The items of which any file below a project's directory holds rows: old versions and leftovers included.
-pub fn items_on_disk(home: &Path, project: &str) -> BTreeSet<u64> {
+pub(crate) fn items_on_disk(home: &Path, project: &str) -> BTreeSet<u64> {
     let mut items = BTreeSet::new();
     let mut directories = vec![home.join("knowledge").join(project)];
     while let Some(directory) = directories.pop() {
@@ -283,11 +283,11 @@ pub fn items_on_disk(home: &Path, project: &str) -> BTreeSet<u64> {
 
 /// The embeddings of texts, by the daemon's own model.
 #[derive(Clone, Debug, Default)]
-pub struct Vectors(HashMap<String, Vec<f32>>);
+pub(crate) struct Vectors(HashMap<String, Vec<f32>>);
 
 impl Vectors {
     /// Embeds the texts that are not known yet.
-    pub fn learn<'a>(&mut self, connection: &mut Connection, texts: impl IntoIterator<Item = &'a str>) {
+    pub(crate) fn learn<'a>(&mut self, connection: &mut Connection, texts: impl IntoIterator<Item = &'a str>) {
         let fresh: BTreeSet<&str> = texts.into_iter().filter(|text| !self.0.contains_key(*text)).collect();
         let fresh: Vec<&str> = fresh.into_iter().collect();
         for batch in fresh.chunks(EMBED_BATCH) {

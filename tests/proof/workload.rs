@@ -19,18 +19,18 @@ const SESSION_ITEMS: usize = 4;
 const TRIES: usize = 200;
 
 /// One kind of write.
-pub struct Operation {
+pub(crate) struct Operation {
     /// Its name in reports.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The method that it needs.
-    pub method: &'static str,
+    pub(crate) method: &'static str,
     /// How often it is chosen, relative to the others.
-    pub weight: u32,
+    pub(crate) weight: u32,
     plan: fn(&mut Client, &str) -> Option<Plan>,
 }
 
 /// Every kind of write to single items. Backup and restore replace whole projects and are driven apart.
-pub const OPERATIONS: &[Operation] = &[
+pub(crate) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "store by id",
         method: "knowledge.store",
@@ -130,12 +130,12 @@ pub const OPERATIONS: &[Operation] = &[
 ];
 
 /// All operations.
-pub fn operations() -> Vec<&'static Operation> {
+pub(crate) fn operations() -> Vec<&'static Operation> {
     OPERATIONS.iter().collect()
 }
 
 /// Every live item of a project, page by page.
-pub fn list(connection: &mut Connection, project: &str) -> Result<Vec<Found>, String> {
+pub(crate) fn list(connection: &mut Connection, project: &str) -> Result<Vec<Found>, String> {
     let mut found = Vec::new();
     let mut cursor = None;
     loop {
@@ -173,7 +173,7 @@ fn answer_to(connection: &mut Connection, id: &str) -> Option<Value> {
 }
 
 /// Backs all projects up into `path`.
-pub fn back_up(connection: &mut Connection, path: &std::path::Path) {
+pub(crate) fn back_up(connection: &mut Connection, path: &std::path::Path) {
     let request = json!({"jsonrpc": "2.0", "id": "backup", "method": "admin.backup", "params": {"path": path}});
     connection.send(format!("{request}\n"));
     let answer = answer_to(connection, "backup").expect("an answer");
@@ -181,7 +181,7 @@ pub fn back_up(connection: &mut Connection, path: &std::path::Path) {
 }
 
 /// The operation of this name.
-pub fn operation(name: &str) -> &'static Operation {
+pub(crate) fn operation(name: &str) -> &'static Operation {
     OPERATIONS
         .iter()
         .find(|operation| operation.name == name)
@@ -221,14 +221,14 @@ enum Answer {
 
 /// What every item of a project was at one time.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     project: String,
     items: BTreeMap<u64, State>,
 }
 
 /// What became of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// It was answered.
     Answered,
     /// Nothing fits this operation now.
@@ -239,7 +239,7 @@ pub enum Step {
 
 /// What all clients of one home share: the numbering, and the newest version that was acknowledged.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     next_request: AtomicU64,
     versions: Mutex<BTreeMap<String, u64>>,
 }
@@ -257,7 +257,7 @@ impl Shared {
     }
 
     /// Forgets a project's versions: it was replaced as a whole.
-    pub fn replaced(&self, project: &str) {
+    pub(crate) fn replaced(&self, project: &str) {
         let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
         versions.remove(project);
     }
@@ -273,13 +273,13 @@ struct Undo {
 }
 
 /// One client: its items, its journal, its dice.
-pub struct Client {
+pub(crate) struct Client {
     /// Which client it is, from 0.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Everything it has asked.
-    pub journal: Journal,
+    pub(crate) journal: Journal,
     /// How often each operation was answered.
-    pub answered: BTreeMap<&'static str, u64>,
+    pub(crate) answered: BTreeMap<&'static str, u64>,
     dice: StdRng,
     shared: Arc<Shared>,
     next_item: u64,
@@ -291,7 +291,7 @@ pub struct Client {
 
 impl Client {
     /// A client that has asked nothing yet. No two of one home may have the same number.
-    pub fn new(number: u64, seed: u64, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(number: u64, seed: u64, shared: Arc<Shared>) -> Self {
         Self {
             number,
             journal: Journal::default(),
@@ -306,7 +306,7 @@ impl Client {
     }
 
     /// Chooses an operation that fits and runs it.
-    pub fn step(
+    pub(crate) fn step(
         &mut self,
         connection: &mut Connection,
         operations: &[&'static Operation],
@@ -324,12 +324,12 @@ impl Client {
     }
 
     /// One of the dice's choices.
-    pub fn chance(&mut self, of: std::ops::Range<usize>) -> usize {
+    pub(crate) fn chance(&mut self, of: std::ops::Range<usize>) -> usize {
         self.dice.random_range(of)
     }
 
     /// Runs one operation, if something fits it.
-    pub fn run(
+    pub(crate) fn run(
         &mut self,
         connection: &mut Connection,
         operation: &'static Operation,
@@ -343,7 +343,7 @@ impl Client {
     }
 
     /// What every item of a project is, to be restored later.
-    pub fn snapshot(&self, project: &str) -> Snapshot {
+    pub(crate) fn snapshot(&self, project: &str) -> Snapshot {
         let items = self.journal.items.iter().filter(|(_, item)| item.project == project);
         Snapshot {
             project: project.to_owned(),
@@ -353,7 +353,7 @@ impl Client {
 
     /// Restores the backup at `path`, which was made when the project was as `snapshot` says. This client's
     /// items must be the only ones of the backup.
-    pub fn restore(
+    pub(crate) fn restore(
         &mut self,
         connection: &mut Connection,
         path: &std::path::Path,
@@ -408,7 +408,11 @@ impl Client {
 
     /// Sends the request that was not answered once more, as a client does after a crash. If it had happened,
     /// repeating it must change nothing; either way it has happened afterwards.
-    pub fn repeat_open(&mut self, connection: &mut Connection, had_happened: Option<bool>) -> Result<bool, String> {
+    pub(crate) fn repeat_open(
+        &mut self,
+        connection: &mut Connection,
+        had_happened: Option<bool>,
+    ) -> Result<bool, String> {
         let Some(open) = self.journal.open_request() else {
             return Ok(false);
         };
