@@ -14,7 +14,7 @@ use ccod_actors::store::upkeep::{Pace, due_steps};
 use ccod_actors::store::view::SearchRequest;
 use ccod_actors::store::view::search::search;
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, WriteAccess};
-use ccod_actors::writer::commit::commit_group;
+use ccod_actors::writer::commit::plan_group;
 use ccod_actors::writer::{PreparedItem, WriteOp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -64,7 +64,9 @@ async fn commit(access: &WriteAccess, project: &ProjectName, items: &[PreparedIt
     let items: Vec<WriteOp> = items.iter().cloned().map(WriteOp::Store).collect();
     let known = access.project(project).unwrap();
     let mut guard = access.lock(&known, true).await.unwrap();
-    commit_group(guard.table().unwrap(), &items).await.unwrap();
+    let table = guard.table().unwrap();
+    let planned = plan_group(table, &items).await.unwrap();
+    planned.commit(table).await.unwrap();
     guard.publish().await.unwrap();
 }
 

@@ -280,6 +280,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::store::table::holds_table;
 
     /// A directory of projects: each with a table of this daemon or, where the name ends with `~`, of the old tool.
     fn knowledge(projects: &[&str]) -> tempfile::TempDir {

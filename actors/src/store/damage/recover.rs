@@ -301,7 +301,18 @@ mod tests {
     use lance::dataset::{WriteMode, WriteParams};
     use tempfile::TempDir;
 
+    use std::collections::BTreeMap;
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use lance::Dataset;
+
     use super::*;
+    use crate::store::damage::files::{inspect, unreadable_fragments};
+    use crate::store::damage::gaps::{GAPS_FILE, GapsFile, gaps};
+    use crate::store::damage::manifest::MAGIC;
+    use crate::store::damage::set_aside::{discard_set_aside, set_aside_so_far};
+    use crate::store::table::condition::{Condition, DamagedFragment};
     use crate::store::table::durable::{Durability, DurableCommitHandler};
 
     /// A project's directory with a table of one number for each commit.

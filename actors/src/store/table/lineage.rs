@@ -39,3 +39,27 @@ impl Lineage {
         disk::write(&directory.join(LINEAGE_FILE), &self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lineages_survive_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Lineage::read(directory.path()).unwrap(), Lineage::default());
+        let lineage = Lineage {
+            epoch: 1_795_362_864_593,
+            sequence: 42,
+        };
+        lineage.replace(directory.path()).unwrap();
+        assert_eq!(Lineage::read(directory.path()).unwrap(), lineage);
+        // None is assumed where it is damaged.
+        std::fs::write(directory.path().join(LINEAGE_FILE), "").unwrap();
+        let error = Lineage::read(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("restored.json is damaged") && error.contains("\"epoch\":"),
+            "{error}"
+        );
+    }
+}

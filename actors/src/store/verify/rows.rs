@@ -271,10 +271,13 @@ fn check_vector(batch: &RecordBatch, row: usize, problems: &mut Vec<String>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::domain::{NewItem, OnDuplicate, now_ms};
     use crate::store::table::rows::{EmbeddedPassage, NewRevision, build_batch};
     use crate::store::table::schema::table_schema;
+    use crate::store::verify::MAX_FLAWS;
 
     fn item(text: &str) -> NewItem {
         NewItem {
