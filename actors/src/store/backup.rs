@@ -341,10 +341,8 @@ impl Store {
             }
         }
         watcher.check()?;
-        if backup.projects.is_empty()
-            && let Some(left_out) = warnings.into_iter().next()
-        {
-            return Err(left_out.into());
+        if backup.projects.is_empty() && !warnings.is_empty() {
+            return Err(warnings.swap_remove(0).into());
         }
         let bytes = backup.projects.iter().map(BackupProject::bytes).sum();
         let (target, written) = (path.clone(), backup.clone());
