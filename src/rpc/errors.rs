@@ -130,6 +130,10 @@ mod tests {
             KnowledgeError::OutcomeUnknown,
             KnowledgeError::ShuttingDown,
             KnowledgeError::NoDescriptors,
+            KnowledgeError::OutOfReach {
+                message: text("not in the backup: x is a link to nothing; mend the link"),
+                fix: "mend the link",
+            },
             KnowledgeError::unreadable("the store could not be read: x"),
             KnowledgeError::internal("x"),
         ];
