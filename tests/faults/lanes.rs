@@ -196,6 +196,8 @@ fn a_cancelled_import_says_that_a_group_was_handed_over() {
         .map(|number| json!({"text": format!("imported {number}")}).to_string())
         .collect();
     std::fs::write(&file, lines.join("\n")).unwrap();
+    // The upkeep after the first store is over: what is under way from here on is the import.
+    wait_for_queue(&daemon, 0, 0);
     fail::cfg("writer::hold_commit", "return").unwrap();
     let mut connection = begin(&daemon, "admin.import", &json!({"path": file}));
     wait_for_queue(&daemon, 1, 0);
