@@ -121,6 +121,8 @@ fn an_update_that_another_one_overtakes_keeps_text_and_vectors_together() {
     let daemon = Inside::start();
     let (first, second) = ("Penguins huddle in the cold.", "The invoice is due in March.");
     let id = daemon.call("knowledge.store", json!({"text": first}))["id"].clone();
+    // No upkeep is under way: what is from here on is what the test begins.
+    wait_for_queue(&daemon, 0, 0);
     fail::cfg("writer::hold_commit", "return").unwrap();
     // Both see the first text. The one that changes it is in its commit; the other, which does not and so has
     // embedded nothing, waits behind it.
@@ -196,7 +198,7 @@ fn a_cancelled_import_says_that_a_group_was_handed_over() {
         .map(|number| json!({"text": format!("imported {number}")}).to_string())
         .collect();
     std::fs::write(&file, lines.join("\n")).unwrap();
-    // The upkeep after the first store is over: what is under way from here on is the import.
+    // No upkeep is under way: what is from here on is what the test begins.
     wait_for_queue(&daemon, 0, 0);
     fail::cfg("writer::hold_commit", "return").unwrap();
     let mut connection = begin(&daemon, "admin.import", &json!({"path": file}));

@@ -13,6 +13,8 @@ use crate::support::{executable, exits};
 fn who_stops_a_daemon_that_is_being_stopped_waits_for_its_end_as_well() {
     let mut daemon = Inside::start();
     daemon.call("knowledge.store", json!({"text": "warm up"}));
+    // No upkeep is under way: what is from here on is what the test begins.
+    wait_for_queue(&daemon, 0, 0);
     fail::cfg("writer::hold_commit", "return").unwrap();
     let mut held = begin(&daemon, "knowledge.store", &json!({"text": "accepted"}));
     wait_for_queue(&daemon, 1, 0);
