@@ -7,7 +7,7 @@ use ccod_actors::domain::{Deletion, ItemFilter, ItemPatch, ProjectName, check_ke
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::reader::Within;
-use ccod_actors::store::transfer::backup::known_backups;
+use ccod_actors::store::transfer::known_backups;
 use ccod_actors::writer::{DeleteTarget, ExclusiveTask, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;

@@ -15,7 +15,7 @@ use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, ProjectName, now_ms, parse_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{Executed, KnowledgeError, KnowledgeResult};
-use ccod_actors::store::transfer::backup::{
+use ccod_actors::store::transfer::{
     ASIDE, BackupRequest, KNOWLEDGE, NewPlace, Watcher, new_place, open_regular, partial_beside,
 };
 use ccod_actors::writer::{ItemOutcome, PreparedItem, WriterHandle};

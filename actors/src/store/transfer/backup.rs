@@ -11,112 +11,32 @@
 //! is complete and on disk: a backup under its own name is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::TryStreamExt;
 use lance::Dataset;
-use lance::dataset::builder::DatasetBuilder;
 use lance::index::DatasetIndexExt;
 use lance_io::local::to_local_path;
-use nix::fcntl::OFlag;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 use crate::clock;
-use crate::domain::{ProjectName, format_time, hex, now_ms};
+use crate::domain::{ProjectName, format_time, now_ms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::disk::{create_directory, create_file, fsync_directory, sync_tree};
-use crate::store::error::{file_read_error, is_denied, is_passing, read_error, told};
+use crate::store::disk::{create_directory, fsync_directory, sync_tree};
+use crate::store::error::{file_read_error, is_denied, is_passing, read_error};
 use crate::store::project::Project;
-pub use crate::store::swap::ASIDE;
 use crate::store::swap::home_of;
 use crate::store::table::durable::referenced_files;
 use crate::store::table::holds_table;
 use crate::store::table::schema::{TABLE_NAME, TableShape};
-use crate::store::table::table_directory;
+use crate::store::transfer::archive::{Backup, BackupFile, BackupProject, FORMAT, KNOWLEDGE};
+use crate::store::transfer::check::{check_table, of_the_moment};
+use crate::store::transfer::copy::{CopyError, Watcher, blocking, copy_file};
+use crate::store::transfer::place::{NewPlace, new_place, partial_beside, unwritable};
+use crate::store::transfer::records::BackupRecord;
 use crate::store::verify::is_taken_away;
 use crate::store::view::ProjectView;
-use crate::store::{Store, disk, inventory};
-
-/// Name of the file that says what a backup holds.
-pub const BACKUP_FILE: &str = "backup.json";
-/// Directory of the projects inside a backup; named as in a home, so that a backup can be read as one.
-pub const KNOWLEDGE: &str = "knowledge";
-/// File of a home that remembers where backups were written.
-const RECORD_FILE: &str = "backups.jsonl";
-/// Version of the layout and of `backup.json`.
-const FORMAT: u32 = 1;
-/// Bytes copied between two looks at whether the work is still wanted.
-const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes of each cache that reads a copy back once.
-const CHECK_CACHE_BYTES: usize = 8 << 20;
-
-/// Whoever waits for a long operation: is told how far it is, and asked whether it is still wanted.
-pub trait Watcher: Send + Sync + 'static {
-    /// Tells how far the work is: `done` of `total`, in a unit that fits it.
-    fn progress(&self, done: u64, total: u64, message: &str);
-
-    /// Fails, with the reason, once the work is not wanted any more.
-    fn check(&self) -> KnowledgeResult<()>;
-}
-
-/// What a backup holds: the content of `backup.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backup {
-    /// Version of the layout.
-    pub format: u32,
-    /// When it was made (RFC 3339).
-    pub created: String,
-    /// By which version of the daemon.
-    pub daemon_version: String,
-    /// The model that the daemon ran, `name@hash`.
-    pub model: String,
-    /// The projects, by name.
-    pub projects: Vec<BackupProject>,
-}
-
-/// One project of a backup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupProject {
-    /// Its name.
-    pub project_id: String,
-    /// The model of its vectors, `name@hash`; none where the table has another schema.
-    pub model: Option<String>,
-    /// Why it has to be migrated before it can be used, if it has.
-    pub needs_migration: Option<String>,
-    /// Its newest commit.
-    pub sequence: i64,
-    /// Live items.
-    pub items: u64,
-    /// Rows, closed ones and further passages included.
-    pub rows: u64,
-    /// Its files.
-    pub files: Vec<BackupFile>,
-}
-
-/// One file of a backup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupFile {
-    /// Below the project's directory.
-    pub path: String,
-    /// Its size.
-    pub bytes: u64,
-    /// SHA-256 of its content, as hexadecimal.
-    pub sha256: String,
-}
-
-/// `backup.json` as written: what it holds, with a sum over exactly those bytes.
-#[derive(Serialize, Deserialize)]
-struct Sealed<'a> {
-    sha256: String,
-    #[serde(borrow)]
-    backup: &'a RawValue,
-}
+use crate::store::{Store, inventory};
 
 /// What is to be backed up.
 #[derive(Clone, Debug)]
@@ -140,77 +60,6 @@ pub struct BackupReport {
     pub warnings: Vec<String>,
     /// What of the projects in it was lost before, a sentence each: only an older backup may hold that.
     pub lost: Vec<String>,
-}
-
-impl Backup {
-    /// Reads and checks `backup.json`; the files that it names are not looked at.
-    ///
-    /// # Errors
-    /// [`KnowledgeError::InvalidParameter`] for `path` where this is no backup, a damaged one, or one of a
-    /// layout that this version does not know.
-    pub fn read(directory: &Path) -> KnowledgeResult<Self> {
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        let place = directory.join(BACKUP_FILE);
-        let mut text = String::new();
-        let read = open_regular(&place).and_then(|mut file| file.read_to_string(&mut text));
-        read.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                bad_path(format!("{} is no backup: it has no {BACKUP_FILE}", directory.display()))
-            }
-            _ => bad_path(format!("{} cannot be read: {error}", place.display())),
-        })?;
-        let damaged = |what: &str| {
-            bad_path(format!(
-                "the backup is damaged, {} {what}; use another backup",
-                place.display()
-            ))
-        };
-        let sealed: Sealed<'_> = serde_json::from_str(&text).map_err(|_| damaged("cannot be understood"))?;
-        if let Ok(Format { format }) = serde_json::from_str(sealed.backup.get())
-            && format != FORMAT
-        {
-            return Err(bad_path(format!(
-                "the backup has format {format}, this daemon knows {FORMAT}; restore it with a newer ccod"
-            )));
-        }
-        if sha256(sealed.backup.get().as_bytes()) != sealed.sha256 {
-            return Err(damaged("is not as it was written"));
-        }
-        let backup: Self = serde_json::from_str(sealed.backup.get()).map_err(|_| damaged("cannot be understood"))?;
-        // The sum guards against damage, not against malice: no name may lead out of its place.
-        let mut seen = BTreeSet::new();
-        for project in &backup.projects {
-            let name = ProjectName::parse(&project.project_id, "path").map_err(|_| damaged("names no project"))?;
-            let contained = project.files.iter().all(|file| is_inside(Path::new(&file.path)));
-            if !contained || !seen.insert(name.folded()) {
-                return Err(damaged("names what a backup cannot hold"));
-            }
-        }
-        Ok(backup)
-    }
-
-    fn write(&self, directory: &Path) -> io::Result<()> {
-        // Laid out for people; the sum is over these very bytes.
-        let backup = RawValue::from_string(serde_json::to_string_pretty(self)?)?;
-        let sealed = Sealed {
-            sha256: sha256(backup.get().as_bytes()),
-            backup: &backup,
-        };
-        let mut text = serde_json::to_vec(&sealed)?;
-        text.push(b'\n');
-        let mut file = create_file(&directory.join(BACKUP_FILE))?;
-        file.write_all(&text)?;
-        file.sync_all()
-    }
-}
-
-/// Whether a path goes down only.
-fn is_inside(path: &Path) -> bool {
-    let mut components = path.components().peekable();
-    components.peek().is_some() && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
 /// One project that is being backed up.
@@ -482,13 +331,6 @@ impl BackupRequest {
     }
 }
 
-impl BackupProject {
-    /// Bytes of its files.
-    pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
-    }
-}
-
 impl Source {
     async fn of(view: Arc<ProjectView>) -> Result<Self, Cause> {
         // Known to be damaged: what the copy would lack is in no backup as if it were all.
@@ -660,96 +502,6 @@ fn remove_copy(copy: &Path) -> KnowledgeResult<()> {
     }
 }
 
-/// Why a file was not copied.
-pub(crate) enum CopyError {
-    /// It cannot be read.
-    Source(io::Error),
-    /// Its copy cannot be written.
-    Target(io::Error),
-    /// Nobody wants it any more.
-    Over(KnowledgeError),
-}
-
-/// Copies one file, with the directories that lead to it, and syncs it. The path in the result is left empty.
-pub(crate) fn copy_file(
-    from: &Path,
-    to: &Path,
-    watcher: &dyn Watcher,
-    mut advanced: impl FnMut(u64),
-) -> Result<BackupFile, CopyError> {
-    let mut source = open_regular(from).map_err(CopyError::Source)?;
-    if let Some(parent) = to.parent() {
-        create_directory(parent).map_err(CopyError::Target)?;
-    }
-    let mut target = create_file(to).map_err(CopyError::Target)?;
-    let mut hasher = Sha256::new();
-    let mut bytes = 0;
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        watcher.check().map_err(CopyError::Over)?;
-        let length = match source.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(CopyError::Source(error)),
-        };
-        hasher.update(&chunk[..length]);
-        target.write_all(&chunk[..length]).map_err(CopyError::Target)?;
-        bytes += length as u64;
-        advanced(length as u64);
-    }
-    target.sync_all().map_err(CopyError::Target)?;
-    Ok(BackupFile {
-        path: String::new(),
-        bytes,
-        sha256: hex(&hasher.finalize()),
-    })
-}
-
-/// Opens a copied table by itself and counts its rows; `thorough` reads every one of them, all columns.
-pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thorough: bool) -> KnowledgeResult<()> {
-    if project.needs_migration.is_some() {
-        return Ok(());
-    }
-    let table = table_directory(&knowledge.join(&project.project_id));
-    let unusable = |reason: String| {
-        KnowledgeError::internal(format!(
-            "the copy of project {} cannot be read back: {reason}; verify the project",
-            project.project_id
-        ))
-    };
-    let place = table
-        .to_str()
-        .ok_or_else(|| bad_path("the path must be UTF-8"))?
-        .to_owned();
-    // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
-    let counted = tokio::spawn(async move {
-        fail::fail_point!("backup::read_back", |errno| {
-            let errno = errno.and_then(|number| number.parse().ok()).unwrap_or_default();
-            Err(lance::Error::io_source(Box::new(io::Error::from_raw_os_error(errno))))
-        });
-        let session = crate::store::caches::Caches::new(CHECK_CACHE_BYTES, CHECK_CACHE_BYTES).session;
-        let dataset = DatasetBuilder::from_uri(place).with_session(session).load().await?;
-        if !thorough {
-            return dataset.count_rows(None).await;
-        }
-        let mut stream = dataset.scan().try_into_stream().await?;
-        let mut rows = 0;
-        while let Some(batch) = stream.try_next().await? {
-            rows += batch.num_rows();
-        }
-        Ok::<usize, lance::Error>(rows)
-    })
-    .await;
-    match counted {
-        Ok(Ok(rows)) if rows as u64 == project.rows => Ok(()),
-        Ok(Ok(rows)) => Err(unusable(format!("it has {rows} rows instead of {}", project.rows))),
-        Ok(Err(error)) if is_passing(&error) => Err(of_the_moment(read_error(error))),
-        Ok(Err(error)) => Err(unusable(told(&error))),
-        Err(panic) => Err(unusable(told(&panic))),
-    }
-}
-
 /// A directory that is being written, beside the place that it will have. Removed unless it gets there.
 struct Partial {
     path: PathBuf,
@@ -780,198 +532,5 @@ impl Drop for Partial {
             }
             _ => {}
         }
-    }
-}
-
-/// A name beside `target` that nothing has.
-pub fn partial_beside(target: &Path) -> PathBuf {
-    let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".partial-{:08x}", rand::random::<u32>()));
-    target.with_file_name(name)
-}
-
-/// What is to be made at a new place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NewPlace {
-    /// A directory; an empty one may be there.
-    Directory,
-    /// A file.
-    File,
-}
-
-/// Checks a path that something new is to be written to, and resolves the directory that will hold it.
-///
-/// # Errors
-/// [`KnowledgeError::InvalidParameter`] for `path`: something is there, the directory that should hold it is
-/// not, or it lies among the projects.
-pub fn new_place(path: &Path, knowledge_dir: &Path, what: NewPlace) -> KnowledgeResult<PathBuf> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(bad_path(format!("{} cannot be written to", path.display())));
-    };
-    let parent = parent
-        .canonicalize()
-        .map_err(|error| bad_path(format!("{} must be an existing directory: {error}", parent.display())))?;
-    let place = parent.join(name);
-    let knowledge = knowledge_dir.canonicalize();
-    if knowledge.is_ok_and(|knowledge| place.starts_with(knowledge)) {
-        return Err(bad_path(format!(
-            "{} lies in the directory of the projects; choose a place outside",
-            place.display()
-        )));
-    }
-    match std::fs::symlink_metadata(&place) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(place),
-        Err(error) => Err(bad_path(format!("{} cannot be looked at: {error}", place.display()))),
-        Ok(found) => {
-            let empty = what == NewPlace::Directory
-                && found.is_dir()
-                && std::fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_none());
-            if empty {
-                Ok(place)
-            } else {
-                Err(bad_path(format!(
-                    "{} exists already and is not overwritten; choose another path or remove it",
-                    place.display()
-                )))
-            }
-        }
-    }
-}
-
-/// A backup that was begun, as `backups.jsonl` remembers it.
-#[derive(Debug, Serialize, Deserialize)]
-struct BackupRecord {
-    path: PathBuf,
-    /// Where it stands until it is complete.
-    partial: PathBuf,
-    created: String,
-    projects: Vec<String>,
-}
-
-impl BackupRecord {
-    fn append(&self, home: &Path) -> KnowledgeResult<()> {
-        let place = home.join(RECORD_FILE);
-        let write = || {
-            let mut line = serde_json::to_vec(self)?;
-            line.push(b'\n');
-            let mut file = OpenOptions::new()
-                .read(true)
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&place)?;
-            // A line that a power cut left unfinished must not swallow this one.
-            let mut whole = Vec::new();
-            file.read_to_end(&mut whole)?;
-            if whole.last().is_some_and(|byte| *byte != b'\n') {
-                line.insert(0, b'\n');
-            }
-            file.write_all(&line)?;
-            file.sync_all()?;
-            fsync_directory(home)
-        };
-        write().map_err(|error: io::Error| crate::store::error::write_error(error))
-    }
-}
-
-/// Where copies of a project are that a purge does not reach: the backups that were made of it and are still in
-/// their place, unfinished ones too, and what restores have kept aside.
-pub fn known_backups(home: &Path, project: &str) -> Vec<String> {
-    let mut places = BTreeSet::new();
-    let mut unknown = Vec::new();
-    let records_file = home.join(RECORD_FILE);
-    let records = match std::fs::read(&records_file) {
-        Ok(records) => records,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => {
-            unknown.push(format!(
-                "those that {} names, which cannot be read ({error})",
-                records_file.display()
-            ));
-            Vec::new()
-        }
-    };
-    let lines = records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let (records, damaged): (Vec<_>, Vec<_>) = lines
-        .map(serde_json::from_slice::<BackupRecord>)
-        .partition(Result::is_ok);
-    if !damaged.is_empty() {
-        unknown.push(format!(
-            "those that {} damaged lines of {} named",
-            damaged.len(),
-            records_file.display()
-        ));
-    }
-    let records = records.into_iter().flatten();
-    for record in records.filter(|record| record.projects.iter().any(|name| name == project)) {
-        for place in [record.path, record.partial] {
-            // What cannot be looked at may be there.
-            if place.join(KNOWLEDGE).join(project).try_exists().unwrap_or(true) {
-                places.insert(place);
-            }
-        }
-    }
-    for root in [home.join(ASIDE), home.join("knowledge").join(format!(".{ASIDE}"))] {
-        match disk::entries(&root) {
-            Ok(restores) => places.extend(
-                restores
-                    .iter()
-                    .map(|restore| restore.join(project))
-                    .filter(|place| place.try_exists().unwrap_or(true)),
-            ),
-            Err(error) => unknown.push(format!("those that restores have kept aside: {error}")),
-        }
-    }
-    let places = places.iter().map(|place| place.display().to_string());
-    places.chain(unknown).collect()
-}
-
-/// Runs file work where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> KnowledgeResult<T> + Send + 'static,
-) -> KnowledgeResult<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(KnowledgeError::internal)?
-}
-
-/// Opens a file that somebody has named to be read. What is looked at is what was opened, and nothing is waited for:
-/// a pipe would be, and a device has no end.
-///
-/// # Errors
-/// When it is no file, or the system refuses.
-pub fn open_regular(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits())
-        .open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "it must be a file"))
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// A path that the caller has to change.
-pub(crate) fn bad_path(message: impl std::fmt::Display) -> KnowledgeError {
-    KnowledgeError::of_path(message)
-}
-
-fn unwritable(path: &Path, error: &io::Error) -> KnowledgeError {
-    bad_path(format!("{} cannot be written: {error}", path.display()))
-}
-
-/// An error that says nothing about what is stored: another try may succeed.
-fn of_the_moment(error: KnowledgeError) -> KnowledgeError {
-    match error {
-        KnowledgeError::Internal { message } | KnowledgeError::Unreadable { message } => KnowledgeError::Unavailable {
-            part: "what is to be copied",
-            reason: message,
-        },
-        error => error,
     }
 }

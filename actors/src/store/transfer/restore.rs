@@ -25,9 +25,10 @@ use crate::store::disk::{create_directory, fsync_directory};
 use crate::store::error::write_error;
 use crate::store::swap::{Intent, Staging, swap_or_undo};
 use crate::store::table::lineage::Lineage;
-use crate::store::transfer::backup::{
-    Backup, BackupProject, CopyError, KNOWLEDGE, Watcher, bad_path, blocking, check_table, copy_file,
-};
+use crate::store::transfer::archive::{Backup, BackupProject, KNOWLEDGE};
+use crate::store::transfer::check::check_table;
+use crate::store::transfer::copy::{CopyError, Watcher, blocking, copy_file};
+use crate::store::transfer::place::bad_path;
 use crate::store::{Project, Store, WriteAccess, WriteTable};
 
 /// How long searches that run on the old version may take before its files are moved under them.

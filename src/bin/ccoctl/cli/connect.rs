@@ -14,9 +14,8 @@ use ccod_protocol::error::{ErrorKind, WireError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::commands::daemon;
 use super::progress::Progress;
-use super::{Context, output, raw};
+use super::{Context, launch, output, raw};
 use ccod::program::exit::{self, CliError, CliResult, Exit};
 
 /// Which project a call is about.
@@ -75,7 +74,7 @@ impl Daemon {
                 );
             }
             Err(NoConnection::Absent) => {
-                let launched = daemon::launch(context, &[]).await?;
+                let launched = launch::launch(context, &[]).await?;
                 // Once, to a person: a process that stays behind should not be a surprise. Scripts know.
                 if launched.spawned && io::stderr().is_terminal() {
                     output::message("started the daemon; `ccoctl daemon stop` ends it");

@@ -9,6 +9,7 @@ mod confirm;
 mod connect;
 mod engine;
 mod grammar;
+mod launch;
 mod output;
 mod progress;
 mod project;
