@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-#[path = "../tests/integration/support.rs"]
+#[path = "../tests/support/mod.rs"]
 #[allow(dead_code)]
 mod support;
 

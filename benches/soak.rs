@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-#[path = "../tests/integration/support.rs"]
+#[path = "../tests/support/mod.rs"]
 #[allow(dead_code)]
 mod support;
 

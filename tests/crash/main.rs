@@ -4,11 +4,11 @@
 //! seldom meets: a project's creation, upkeep, purge, restore. `CCOD_CRASH_SEED=<seed>` runs the load of a
 //! printed seed again (the same requests; how they interleave is up to the machine).
 
-#[path = "../integration/support.rs"]
+#[path = "../support/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod support;
 
-#[path = "../proof/mod.rs"]
+#[path = "../support/proof/mod.rs"]
 #[allow(dead_code)]
 mod proof;
 

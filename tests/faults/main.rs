@@ -18,7 +18,7 @@ mod lanes;
 mod panics;
 mod purge;
 mod stop;
-#[path = "../integration/support.rs"]
+#[path = "../support/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod support;
 mod transfer;

@@ -30,6 +30,7 @@ mod paging;
 mod presence;
 mod process;
 mod recovery;
+#[path = "../support/mod.rs"]
 mod support;
 mod trace;
 mod transfer;

@@ -9,11 +9,11 @@
 //! Linux only: there is no `strace` on macOS, and the order of the calls is the same.
 #![cfg(target_os = "linux")]
 
-#[path = "../integration/support.rs"]
+#[path = "../support/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod support;
 
-#[path = "../proof/mod.rs"]
+#[path = "../support/proof/mod.rs"]
 #[allow(dead_code)]
 mod proof;
 
