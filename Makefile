@@ -39,6 +39,7 @@ lint: deps ## Formatting and clippy, as the CI does
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	cargo clippy --locked $(CLI) --lib --bins --tests -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --features $(FEATURES)
 
 fmt: ## Formats the code
 	cargo fmt --all

@@ -3,6 +3,37 @@
 //! The transport is ours. It frames by lines, takes notifications out before jsonrpsee sees them (whose
 //! own notion of a subscription has no cursors), and turns an error without an id, by which the daemon
 //! refuses a whole connection, into the reason for which every call of the connection fails.
+//!
+//! ```no_run
+//! use ccod_protocol::api::{self, SearchParams, StoreParams};
+//! use ccod_protocol::client::{CallOptions, Client, ClientError};
+//!
+//! # async fn example() -> Result<(), ClientError> {
+//! let client = Client::connect("/home/me/.cco/run/ccod.sock").await?;
+//! let decision = StoreParams {
+//!     text: "Tokens expire after 15 minutes".to_owned(),
+//!     agent: Some("architect".to_owned()),
+//!     // A retry with the same key stores once.
+//!     idempotency_key: Some("session-7/decision-3".to_owned()),
+//!     ..StoreParams::default()
+//! };
+//! let stored = client.call::<api::Store>(&decision, CallOptions::project("web")).await?;
+//! assert!(stored.version > 0);
+//!
+//! let query = SearchParams {
+//!     query: "how long is a token valid".to_owned(),
+//!     limit: 3,
+//!     ..SearchParams::default()
+//! };
+//! let found = client.call::<api::Search>(&query, CallOptions::project("web")).await?;
+//! for hit in &found.results {
+//!     println!("{:.2}  {}", hit.score, hit.passage.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Errors keep the daemon's own: [`ClientError::as_wire`] has the code, whether a retry helps, and what was executed.
 
 use futures::Stream;
 use jsonrpsee::core::client::async_client::RpcService;

@@ -127,7 +127,7 @@ impl EmbedderArgs {
     }
 }
 
-/// Messages of the embedder. All but `BatchFinished` come from an [`EmbedderHandle`].
+/// Messages of the embedder. All but `BatchFinished` come from an [`super::EmbedderHandle`].
 #[derive(Debug)]
 pub enum EmbedderMessage {
     /// Embeds texts; answered once, when all are done or one has failed.

@@ -11,7 +11,7 @@
 //! | [`error`], `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; files of state; room to write; the lock of the data directory |
 //! | [`table`] | what lies on disk: schema, rows, identities, keyword index, durable commits |
 //! | [`view`] | what readers see: one immutable version of a table, and all queries on it |
-//! | [`write`] | what the writer does to a table: append, change, purge, forget |
+//! | [`mod@write`] | what the writer does to a table: append, change, purge, forget |
 //! | [`upkeep`] | debts of a table, and the steps that pay them |
 //! | [`damage`] | what cannot be read: found, left out, set aside, repaired, told of |
 //! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, in which condition each is |

@@ -237,7 +237,7 @@ fn table_dimensions(schema: &SchemaRef) -> KnowledgeResult<i32> {
     vector_dimensions(schema).ok_or_else(|| KnowledgeError::internal("the table has no vector column"))
 }
 
-/// Columns that [`read_item`] needs: all but the vector, the terms and the passage's own.
+/// Columns that [`RowReader::item`] needs: all but the vector, the terms and the passage's own.
 pub const ITEM_COLUMNS: [&str; 18] = [
     column::ID,
     column::REVISION,

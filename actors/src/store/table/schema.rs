@@ -5,7 +5,7 @@
 //!
 //! The schema grows by columns that may be null, each with a minor version ([`super::columns`]). A table of another
 //! minor version is read and written like any other: a column that it lacks reads as null, and is added with the
-//! next write ([`super::growth`]); one that only a newer ccod knows keeps its values, and is null in new rows. A
+//! next write (`write/growth.rs`); one that only a newer ccod knows keeps its values, and is null in new rows. A
 //! table of another major version, or with columns that this one cannot write, is shown and left alone.
 
 use std::collections::HashMap;

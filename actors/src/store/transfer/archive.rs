@@ -78,7 +78,7 @@ impl Backup {
     /// Reads and checks `backup.json`; the files that it names are not looked at.
     ///
     /// # Errors
-    /// [`KnowledgeError::InvalidParameter`] for `path` where this is no backup, a damaged one, or one of a
+    /// [`crate::error::KnowledgeError::InvalidParameter`] for `path` where this is no backup, a damaged one, or one of a
     /// layout that this version does not know.
     pub fn read(directory: &Path) -> KnowledgeResult<Self> {
         #[derive(Deserialize)]

@@ -87,7 +87,7 @@ impl FragmentRows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Finish a purge that was cut short. What then is old has to be removed once the table is published, see
-    /// [`WriteTable::finish_erasing`].
+    /// `WriteTable::finish_erasing`.
     Erase,
     /// Remove closed rows that are older than they are kept.
     Forget,
