@@ -41,9 +41,9 @@ pub fn runtime(builder: &mut tokio::runtime::Builder) -> CliResult<tokio::runtim
     const DESCRIPTORS: usize = 8;
     let failed = |error: io::Error| CliError::io("start the runtime", &error);
     let at_hand: io::Result<Vec<File>> = (0..DESCRIPTORS).map(|_| File::open("/dev/null")).collect();
-    match at_hand {
+    // Given back before they are needed. Nothing else that may fail here says anything about the runtime.
+    match at_hand.map(drop) {
         Err(error) if exit::lacks_descriptors(&error) => Err(failed(error)),
-        // Nothing else says anything about the runtime.
         _ => builder.build().map_err(failed),
     }
 }
