@@ -15,8 +15,8 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Place, SPARE_PATIENCE};
-use crate::dispatch::Shared;
 use crate::error::WireError;
+use crate::service::Shared;
 
 /// Those who wait, the oldest first.
 #[derive(Debug, Default)]

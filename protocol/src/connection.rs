@@ -40,12 +40,12 @@ use crate::api::{self, CancelResult, Method};
 use crate::budget::{RequestBytes, Share};
 use crate::codec::{Frame, Framer};
 use crate::context::{CallContext, ConnectionId, Guard, Line, Outbox, Subscriptions};
-use crate::dispatch::{Outcome, Shared, head, success};
 use crate::envelope::{self, IdKey, Request};
 use crate::error::{Executed, WireError};
 use crate::limits::add;
 use crate::params::{TIMEOUT_MS_MAX, peek_timeout, peek_trace_id};
 use crate::peer::PeerIdentity;
+use crate::service::{Outcome, Shared, head, success};
 
 use batch::{Answer, Entries, assemble};
 use output::{Hangup, Patience, linger, write};

@@ -24,7 +24,6 @@ pub mod context;
 mod descriptors;
 pub mod discover;
 pub mod discovery;
-mod dispatch;
 pub mod endpoint;
 mod envelope;
 pub mod error;
@@ -34,6 +33,7 @@ pub mod params;
 pub mod peer;
 mod rate;
 pub mod server;
+mod service;
 
 pub use client::Client;
 pub use error::{ErrorKind, Executed, WireError};

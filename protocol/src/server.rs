@@ -18,12 +18,12 @@ use crate::anteroom::{Admission, Anteroom};
 use crate::connection::{self, LINGERING, Place};
 use crate::context::ConnectionId;
 use crate::descriptors::{Reserve, lacks_descriptors};
-use crate::dispatch::Shared;
 use crate::endpoint::{BoundSocket, EndpointName};
 use crate::error::WireError;
 use crate::limits::{Limits, ServerStats, add};
 use crate::peer::{PeerIdentity, PeerPolicy};
 use crate::rate::RateLimiter;
+use crate::service::Shared;
 
 /// The first wait after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`]. Such failures (no more
 /// descriptors) pass by themselves, and trying again at once would only burn the processor.

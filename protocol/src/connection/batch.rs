@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 
 use super::queue::BatchPlace;
 use crate::context::{Guard, Line, Outbox};
-use crate::dispatch::{Outcome, Shared};
 use crate::error::{Executed, WireError};
 use crate::oversized::SMALL_ERROR_BYTES;
+use crate::service::{Outcome, Shared};
 
 /// The requests of a batch; of more than `most` none is kept.
 pub(super) enum Entries<'a> {
@@ -79,7 +79,7 @@ pub(super) async fn assemble(
             outcome = shared.too_large(&outcome);
         }
         if outcome.closes {
-            head = crate::dispatch::head(None);
+            head = crate::service::head(None);
             closes = true;
         }
         let Outcome {

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::READ_BYTES;
 use crate::context::{Line, Subscriptions};
-use crate::dispatch::{Shared, head};
 use crate::error::WireError;
 use crate::limits::{ServerStats, add};
+use crate::service::{Shared, head};
 
 /// Lines up to this size together are written with one call.
 const WRITE_BYTES: usize = 64 << 10;
@@ -50,7 +50,7 @@ pub(super) async fn linger(shared: &Shared, stream: &UnixStream) {
 /// Tells a client why it may not come in, and closes: at once, unless it `lingers`.
 pub(crate) async fn refuse(shared: &Shared, stream: UnixStream, error: WireError, lingers: bool) {
     let mut line = BytesMut::from(&head(None)[..]);
-    line.put(crate::dispatch::error_tail(&error));
+    line.put(crate::service::error_tail(&error));
     line.put_u8(b'\n');
     // The socket's buffer is empty, so this takes no time; if it fails, the client has left. Past tokio, which does not
     // know yet that the socket can be written.

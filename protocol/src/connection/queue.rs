@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::budget::{RequestBytes, Share};
 use crate::context::CallContext;
-use crate::dispatch::{Found, Outcome, Shared};
 use crate::envelope::IdKey;
 use crate::limits::ServerStats;
+use crate::service::{Found, Outcome, Shared};
 
 /// Calls that wait; more than anybody pipelines, and a few hundred bytes each.
 const WAITING_CALLS: usize = 1024;
