@@ -13,14 +13,13 @@
 
 use ccod_protocol::api::{self, Method};
 use ccod_protocol::codec::{Frame, Framer};
-use ccod_protocol::context::CallContext;
 use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
 use ccod_protocol::error::WireError;
 use ccod_protocol::limits::{Limits, ServerStats};
+use ccod_protocol::methods::Methods;
 use ccod_protocol::params;
 use ccod_protocol::server::Server;
-use jsonrpsee::RpcModule;
-use jsonrpsee_types::ErrorObjectOwned;
+use ccod_protocol::service::Service;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -31,7 +30,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 
 /// Checks one input; panics if anything does not hold.
 pub(crate) fn check(data: &[u8]) {
@@ -485,81 +483,58 @@ const DECODED: [&str; 6] = [
     api::Embed::NAME,
 ];
 
-type Raw = Result<Box<RawValue>, ErrorObjectOwned>;
+type Raw = Result<Box<RawValue>, WireError>;
 
-fn echo(params: &jsonrpsee_types::Params<'_>) -> Raw {
-    Ok(RawValue::from_string(params.as_str().unwrap_or("null").to_owned()).expect("parameters are JSON"))
+fn echo(params: Option<Box<str>>) -> Raw {
+    let json = params.map_or_else(|| "null".to_owned(), String::from);
+    Ok(RawValue::from_string(json).expect("parameters are JSON"))
 }
 
-fn decoded<M: Method>(module: &mut RpcModule<()>) {
-    module
-        .register_async_method(M::NAME, |params, _, _| async move {
-            params::decode_params::<M>(&params)?;
-            Result::<_, ErrorObjectOwned>::Ok(())
-        })
-        .expect("a name of its own");
+fn decoded<M: Method>(table: &mut Methods) {
+    table.serve_raw(M::NAME, |params, _| async move {
+        params::decode_str::<M>(params.as_deref()).map(drop)
+    });
 }
 
-fn module() -> RpcModule<()> {
-    let mut module = RpcModule::new(());
-    let registered = [
-        module
-            .register_async_method("test.echo", |params, _, _| async move { echo(&params) })
-            .map(drop),
-        module
-            .register_async_method("test.later", |params, _, _| async move {
-                for _ in 0..3 {
-                    tokio::task::yield_now().await;
-                }
-                echo(&params)
-            })
-            .map(drop),
-        module
-            .register_method("test.sync", |params, _, _| echo(&params))
-            .map(drop),
-        module
-            .register_async_method("test.pretty", |_, _, _| async move {
-                Raw::Ok(RawValue::from_string(PRETTY.to_owned()).expect("JSON"))
-            })
-            .map(drop),
-        module
-            .register_async_method("test.progress", |_, _, extensions| async move {
-                if let Some(context) = extensions.get::<CallContext>() {
-                    context.progress(1, None, "half\nway");
-                }
-                Result::<_, ErrorObjectOwned>::Ok(())
-            })
-            .map(drop),
-        module
-            .register_async_method("test.error", |_, _, _| async move {
-                Result::<(), _>::Err(ErrorObjectOwned::from(WireError::not_found("x")))
-            })
-            .map(drop),
-        module
-            .register_async_method("test.panic", |_, _, _| async move {
-                if true {
-                    // Unwinds as a panic does, past the hook with which libFuzzer would take it for a finding.
-                    std::panic::resume_unwind(Box::new("on purpose"));
-                }
-                Result::<_, ErrorObjectOwned>::Ok(())
-            })
-            .map(drop),
-        module
-            .register_async_method("test.big", |_, _, _| async move {
-                Result::<_, ErrorObjectOwned>::Ok("x".repeat(70 << 10))
-            })
-            .map(drop),
-    ];
-    for result in registered {
-        result.expect("a name of its own");
-    }
-    decoded::<api::Store>(&mut module);
-    decoded::<api::StoreBatch>(&mut module);
-    decoded::<api::Search>(&mut module);
-    decoded::<api::List>(&mut module);
-    decoded::<api::Get>(&mut module);
-    decoded::<api::Embed>(&mut module);
-    module
+fn methods() -> Methods {
+    let mut table = Methods::default();
+    table.serve_raw("test.echo", |params, _| async move { echo(params) });
+    table.serve_raw("test.later", |params, _| async move {
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        echo(params)
+    });
+    table.serve_raw("test.sync", |params, _| std::future::ready(echo(params)));
+    table.serve_raw("test.pretty", |_, _| async move {
+        Raw::Ok(RawValue::from_string(PRETTY.to_owned()).expect("JSON"))
+    });
+    table.serve_raw("test.progress", |_, context| async move {
+        context.progress(1, None, "half\nway");
+        Ok::<_, WireError>(())
+    });
+    table.serve_raw(
+        "test.error",
+        |_, _| async move { Err::<(), _>(WireError::not_found("x")) },
+    );
+    table.serve_raw("test.panic", |_, _| async move {
+        if true {
+            // Unwinds as a panic does, past the hook with which libFuzzer would take it for a finding.
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
+        Ok::<_, WireError>(())
+    });
+    table.serve_raw(
+        "test.big",
+        |_, _| async move { Ok::<_, WireError>("x".repeat(70 << 10)) },
+    );
+    decoded::<api::Store>(&mut table);
+    decoded::<api::StoreBatch>(&mut table);
+    decoded::<api::Search>(&mut table);
+    decoded::<api::List>(&mut table);
+    decoded::<api::Get>(&mut table);
+    decoded::<api::Embed>(&mut table);
+    table
 }
 
 thread_local! {
@@ -588,8 +563,10 @@ impl LocalServer {
         let lock = EndpointLock::acquire(&run.join("ccod.lock")).expect("a lock");
         let socket = endpoint::bind(&path, &lock, &options).expect("a socket");
         let stats = Arc::new(ServerStats::default());
-        let server = Server::new(module()).limits(limits(tight)).stats(Arc::clone(&stats));
-        runtime.spawn(server.serve(socket, CancellationToken::new()));
+        let service = Service::new(methods())
+            .with_limits(limits(tight))
+            .with_stats(Arc::clone(&stats));
+        runtime.spawn(Server::over(Arc::new(service)).serve(socket));
         Self {
             runtime,
             path,

@@ -14,9 +14,8 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::{Place, SPARE_PATIENCE};
+use crate::connection::{Place, SPARE_PATIENCE, Shared};
 use crate::error::WireError;
-use crate::service::Shared;
 
 /// Those who wait, the oldest first.
 #[derive(Debug, Default)]
@@ -72,7 +71,7 @@ impl Waiting {
     /// place; there will not be one for who has come in on a `scarce` descriptor.
     pub(crate) async fn admit(self, shared: &Shared, stream: &UnixStream, reason: &str, scarce: bool) -> Admission {
         let busy = |lingers| Admission::Refused {
-            error: WireError::busy(reason, shared.limits.busy_retry_after_ms),
+            error: WireError::busy(reason, shared.service.limits.busy_retry_after_ms),
             lingers,
         };
         let stopping = || Admission::Refused {
@@ -82,7 +81,7 @@ impl Waiting {
         tokio::select! {
             biased;
             () = speaks(stream) => {}
-            () = shared.shutdown.cancelled() => return stopping(),
+            () = shared.service.shutdown.cancelled() => return stopping(),
             // What has arrived may not be known to tokio yet.
             () = self.0.cancelled() => if peek(stream).is_err() {
                 return busy(false);
@@ -102,7 +101,7 @@ impl Waiting {
                 reason: reason.to_owned(),
                 may_grow: !scarce,
             }),
-            () = shared.shutdown.cancelled() => stopping(),
+            () = shared.service.shutdown.cancelled() => stopping(),
             () = tokio::time::sleep(SPARE_PATIENCE) => busy(!scarce),
         }
     }

@@ -18,17 +18,17 @@
 //!   is answered `busy`, and then it is closed (see [`Place`]).
 
 mod batch;
+mod outcome;
 mod output;
 mod queue;
 
 use bytes::{Bytes, BytesMut};
-use jsonrpsee_types::Params;
 use serde_json::value::RawValue;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -37,17 +37,19 @@ use tokio::time::Instant as TokioInstant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, CancelResult, Method};
-use crate::budget::{RequestBytes, Share};
+use crate::budget::Share;
+use crate::caller::Caller;
 use crate::codec::{Frame, Framer};
-use crate::context::{CallContext, ConnectionId, Guard, Line, Outbox, Subscriptions};
+use crate::context::{ConnectionId, Guard, Line, Outbox, Subscriptions};
 use crate::envelope::{self, IdKey, Request};
 use crate::error::{Executed, WireError};
 use crate::limits::add;
-use crate::params::{TIMEOUT_MS_MAX, peek_timeout, peek_trace_id};
+use crate::params::peek_trace_id;
 use crate::peer::PeerIdentity;
-use crate::service::{Outcome, Shared, head, success};
+use crate::service::Service;
 
 use batch::{Answer, Entries, assemble};
+use outcome::{Outcome, head};
 use output::{Hangup, Patience, linger, write};
 use queue::{Call, Listed, Queue, Reply, Running};
 
@@ -64,6 +66,29 @@ const BATCHES: usize = 4;
 pub(crate) const SPARE_PATIENCE: Duration = Duration::from_secs(1);
 /// Connections that are given time to read why they are cut off; further ones are closed as soon as they were told.
 pub(crate) const LINGERING: usize = 64;
+
+/// What all connections of a socket share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) service: Arc<Service>,
+    /// Connections that may still be opened.
+    pub(crate) places: Arc<Semaphore>,
+    /// Connections beyond that may still be served, to an operator: see [`Place::Spare`].
+    pub(crate) spare_places: Arc<Semaphore>,
+    /// Connections that may still be given time to read why they are cut off.
+    lingering: Semaphore,
+}
+
+impl Shared {
+    pub(crate) fn new(service: Arc<Service>) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(service.limits.max_connections)),
+            spare_places: Arc::new(Semaphore::new(service.limits.operator_connections)),
+            lingering: Semaphore::new(LINGERING),
+            service,
+        }
+    }
+}
 
 /// A connection's place among all of them.
 #[derive(Debug)]
@@ -84,51 +109,57 @@ pub(crate) enum Place {
 /// Serves a connection to its end.
 pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIdentity, id: ConnectionId, place: Place) {
     let gone = CancellationToken::new();
-    let share = Share::new(&shared.limits, Arc::clone(&shared.stats));
-    let (outbox, lines) = Outbox::new(&shared.limits, Arc::clone(&shared.stats), Arc::clone(&share));
+    let Service { limits, stats, .. } = &*shared.service;
+    let share = Share::new(limits, Arc::clone(stats));
+    let (outbox, lines) = Outbox::new(limits, Arc::clone(stats), Arc::clone(&share));
     let hangup = stream.as_fd().try_clone_to_owned();
     let (reader, writer) = stream.into_split();
-    let subscriptions = Subscriptions::new(gone.clone(), shared.limits.max_subscriptions_per_connection);
+    let subscriptions = Subscriptions::new(gone.clone(), limits.max_subscriptions_per_connection);
     let writer = tokio::spawn(write(
         writer,
         lines,
         Patience {
-            usual: shared.limits.write_timeout(),
+            usual: limits.write_timeout(),
             subscriptions: subscriptions.clone(),
         },
-        Arc::clone(&shared.stats),
+        Arc::clone(stats),
         gone.clone(),
     ));
     let server = Arc::clone(&shared);
     let mut connection = Connection {
-        framer: Framer::new(shared.limits.max_message_bytes, shared.limits.max_depth),
-        slots: Arc::new(Semaphore::new(shared.limits.max_in_flight_per_connection)),
+        framer: Framer::new(limits.max_message_bytes, limits.max_depth),
+        slots: Arc::new(Semaphore::new(limits.max_in_flight_per_connection)),
         batches: Arc::new(Semaphore::new(BATCHES)),
         waiting: Queue::default(),
         calls: JoinSet::new(),
         running: Arc::default(),
-        subscriptions,
+        caller: Caller {
+            who: peer,
+            connection: id,
+            request_id: None,
+            cancelled: gone.clone(),
+            notifier: outbox.notifier(),
+            subscriptions,
+            share,
+        },
         hangup: Hangup {
             descriptor: hangup.ok(),
             watched: None,
         },
         buffered: 0,
         outbox,
-        share,
         gone: gone.clone(),
         closing: CancellationToken::new(),
         quiet_since: TokioInstant::now(),
         place,
-        peer,
-        id,
         shared,
     };
     let ended = connection.run(&reader).await;
     if ended.is_ok() {
         connection.finish().await;
     }
-    server
-        .stats
+    let stats = &server.service.stats;
+    stats
         .bytes_buffered
         .fetch_sub(connection.buffered as u64, Ordering::Relaxed);
     if ended.is_err() {
@@ -166,15 +197,13 @@ enum Ended {
 
 struct Connection {
     shared: Arc<Shared>,
-    peer: PeerIdentity,
-    id: ConnectionId,
+    /// Who is at the other end, for each call of theirs.
+    caller: Caller,
     place: Place,
     framer: Framer,
     /// Bytes of the framer that are counted in the server's total.
     buffered: usize,
     outbox: Outbox,
-    /// Its part of the memory for answers.
-    share: Arc<Share>,
     /// Calls that were read and have no slot yet.
     waiting: Queue,
     /// Places for calls that run or whose line waits to be written.
@@ -183,7 +212,6 @@ struct Connection {
     batches: Arc<Semaphore>,
     calls: JoinSet<()>,
     running: Running,
-    subscriptions: Subscriptions,
     /// Cancelled when the connection has failed: every call's token is its child.
     gone: CancellationToken,
     /// Cancelled when nothing more shall be read: an answer was one after which the connection is closed.
@@ -197,10 +225,10 @@ impl Connection {
     /// Reads until the client, the daemon or a fault ends it, and everything that was read has been started.
     async fn run(&mut self, reader: &OwnedReadHalf) -> Result<Ended, Gone> {
         let mut chunk = BytesMut::with_capacity(READ_BYTES);
-        let shutdown = self.shared.shutdown.clone();
+        let shutdown = self.shared.service.shutdown.clone();
         let gone = self.gone.clone();
         let closing = self.closing.clone();
-        let patience = self.shared.limits.partial_request_timeout();
+        let patience = self.shared.service.limits.partial_request_timeout();
         let mut over = None;
         loop {
             while self.calls.try_join_next().is_some() {}
@@ -242,14 +270,14 @@ impl Connection {
                 }
                 ready = reader.readable(), if reads => if ready.is_err() { return Err(Gone) },
                 () = self.hangup.wait(), if !reads => {
-                    tracing::debug!(connection = %self.id, "the client left its calls behind");
+                    tracing::debug!(connection = %self.caller.connection, "the client left its calls behind");
                     return Err(Gone);
                 }
                 () = tokio::time::sleep(patience), if reads && self.framer.is_partial() => {
                     let seconds = patience.as_secs();
                     let error = WireError::parse_error(format!("the request was not completed within {seconds} seconds; send it anew"));
                     self.say(None, error).await?;
-                    tracing::info!(connection = %self.id, "an incomplete request was given up");
+                    tracing::info!(connection = %self.caller.connection, "an incomplete request was given up");
                     over = Some(Ended::ByUs);
                     continue;
                 }
@@ -304,7 +332,7 @@ impl Connection {
 
     /// Bytes that have arrived.
     async fn take(&mut self, bytes: &[u8]) -> Result<Reading, Gone> {
-        add(&self.shared.stats.bytes_read, bytes.len());
+        add(&self.shared.service.stats.bytes_read, bytes.len());
         self.framer.push(bytes);
         while let Some(frame) = self.framer.next() {
             self.uncount();
@@ -321,6 +349,7 @@ impl Connection {
         let held = self.framer.buffered();
         if held < self.buffered {
             self.shared
+                .service
                 .stats
                 .bytes_buffered
                 .fetch_sub((self.buffered - held) as u64, Ordering::Relaxed);
@@ -331,7 +360,7 @@ impl Connection {
     /// Counts what is held of an incomplete request, and gives the connection up if all of them together
     /// hold too much.
     async fn account(&mut self) -> Result<Reading, Gone> {
-        let stats = &self.shared.stats;
+        let stats = &self.shared.service.stats;
         let held = self.framer.buffered();
         let before = self.buffered;
         self.buffered = held;
@@ -346,10 +375,10 @@ impl Connection {
             .fetch_add((held - before) as u64, Ordering::Relaxed)
             + (held - before) as u64;
         // Small requests pass: a few large ones must not lock everybody out.
-        if total <= self.shared.limits.max_buffered_bytes as u64 || held <= READ_BYTES {
+        if total <= self.shared.service.limits.max_buffered_bytes as u64 || held <= READ_BYTES {
             return Ok(Reading::On);
         }
-        let retry = self.shared.limits.busy_retry_after_ms;
+        let retry = self.shared.service.limits.busy_retry_after_ms;
         self.say(
             None,
             WireError::busy("too many large requests are being received", retry),
@@ -359,7 +388,7 @@ impl Connection {
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<Reading, Gone> {
-        let limits = &self.shared.limits;
+        let limits = &self.shared.service.limits;
         let error = match frame {
             Frame::Value(bytes) => {
                 self.value(&bytes).await?;
@@ -421,7 +450,7 @@ impl Connection {
     }
 
     async fn batch(&mut self, json: &str) -> Result<(), Gone> {
-        let most = self.shared.limits.max_batch_requests;
+        let most = self.shared.service.limits.max_batch_requests;
         let entries = match batch::entries(json, most) {
             Ok(Entries::Some(entries)) if !entries.is_empty() => entries,
             Ok(Entries::Some(_)) => {
@@ -495,8 +524,7 @@ impl Connection {
 
     /// Makes a call of a request, or the answer that takes no place.
     fn prepare(&mut self, request: &Request<'_>) -> Prepared {
-        let received = Instant::now();
-        let stats = Arc::clone(&self.shared.stats);
+        let stats = Arc::clone(&self.shared.service.stats);
         add(
             if request.id.is_some() {
                 &stats.requests
@@ -508,7 +536,7 @@ impl Connection {
         if request.method == api::Cancel::NAME {
             return Prepared::Outcome(self.cancel(request.params));
         }
-        let call = match self.call(request, received) {
+        let call = match self.call(request) {
             Ok(call) => call,
             Err(error) => {
                 let error = error.of_trace(peek_trace_id(request.params).as_deref());
@@ -518,11 +546,8 @@ impl Connection {
         Prepared::Call(Box::new(call))
     }
 
-    fn call(&mut self, request: &Request<'_>, received: Instant) -> Result<Call, WireError> {
-        if self.shared.shutdown.is_cancelled() {
-            return Err(WireError::shutting_down());
-        }
-        let found = self.shared.find(&request.method)?;
+    fn call(&mut self, request: &Request<'_>) -> Result<Call, WireError> {
+        let found = self.shared.service.find(&request.method)?;
         if !found.is_operators()
             && let Some(refusal) = self.grow()
         {
@@ -530,37 +555,25 @@ impl Connection {
             self.closing.cancel();
             return Err(refusal);
         }
-        let params_bytes = request.params.map_or(0, str::len);
-        let bytes = RequestBytes::count(params_bytes, &self.shared.limits, &self.shared.stats)?;
-        let timeout = peek_timeout(request.params).unwrap_or_else(|| found.default_timeout(params_bytes));
-        let timeout = timeout.min(Duration::from_millis(TIMEOUT_MS_MAX));
         let cancelled = match request.id {
             Some(_) => self.gone.child_token(),
+            // A notification outlives its connection.
             None => CancellationToken::new(),
         };
-        let context = CallContext {
-            peer: self.peer,
-            connection: self.id,
+        let caller = Caller {
             request_id: request.id.map(Arc::from),
-            received,
-            deadline: received + timeout,
-            trace_id: peek_trace_id(request.params).map(Arc::from),
             cancelled: cancelled.clone(),
-            notifier: self.outbox.notifier(),
-            subscriptions: self.subscriptions.clone(),
+            ..self.caller.clone()
         };
+        let params = request.params.map(Box::from);
+        let pending = self.shared.service.prepare(found, params, caller)?;
         let listed = request
             .id
             .map(|id| Listed::new(&self.running, IdKey::of(id), cancelled));
         Ok(Call {
             shared: Arc::clone(&self.shared),
-            found,
-            params: Params::new(request.params).into_owned(),
-            context,
-            timeout,
-            share: Arc::clone(&self.share),
+            pending,
             listed,
-            bytes,
             reply: Reply::Nothing,
         })
     }
@@ -575,9 +588,9 @@ impl Connection {
             return None;
         }
         if !self.closing.is_cancelled() {
-            add(&self.shared.stats.connections_refused, 1);
+            add(&self.shared.service.stats.connections_refused, 1);
         }
-        Some(WireError::busy(reason, self.shared.limits.busy_retry_after_ms))
+        Some(WireError::busy(reason, self.shared.service.limits.busy_retry_after_ms))
     }
 
     /// Ready when the call at the front of the queue may have what it lacked.
@@ -587,7 +600,7 @@ impl Connection {
             _ => None,
         });
         let slots = Arc::clone(&self.slots);
-        let share = Arc::clone(&self.share);
+        let share = Arc::clone(&self.caller.share);
         async move {
             share.not_full().await;
             // Nobody else takes them, so what is free now is free when it is taken.
@@ -601,7 +614,7 @@ impl Connection {
     /// Starts what waits, as far as there are places.
     fn start_waiting(&mut self) {
         while let Some(call) = self.waiting.front() {
-            if self.shared.shutdown.is_cancelled() || self.share.is_full() {
+            if self.shared.service.shutdown.is_cancelled() || self.caller.share.is_full() {
                 return;
             }
             if let Reply::Batch(_, place) = &call.reply
@@ -624,12 +637,12 @@ impl Connection {
 
     fn start(&mut self, call: Call, slot: OwnedSemaphorePermit) {
         let shared = Arc::clone(&self.shared);
-        let admitted = shared.admit(&self.peer, &call.found);
+        let admitted = shared.service.admit(&call.pending);
         if matches!(call.reply, Reply::Nothing) {
             // Its sender wants no answer and may leave at once, so it outlives the connection; the server waits for
             // it when it stops.
             if let Ok(admitted) = admitted {
-                self.shared.detached.spawn(async move {
+                self.shared.service.detached.spawn(async move {
                     drop(call.run(admitted).await);
                     drop(slot);
                 });
@@ -642,7 +655,7 @@ impl Connection {
             let (outcome, reply) = match admitted {
                 Ok(admitted) => call.run(admitted).await,
                 Err(error) => {
-                    let error = error.of_trace(call.context.trace_id.as_deref());
+                    let error = error.of_trace(call.pending.context.trace_id.as_deref());
                     (shared.failure(error), call.reply)
                 }
             };
@@ -666,7 +679,9 @@ impl Connection {
     }
 
     async fn answer_unstarted(&self, call: Call, error: WireError) -> Result<(), Gone> {
-        let outcome = self.shared.failure(error.of_trace(call.context.trace_id.as_deref()));
+        let outcome = self
+            .shared
+            .failure(error.of_trace(call.pending.context.trace_id.as_deref()));
         tokio::select! {
             biased;
             () = self.gone.cancelled() => Err(Gone),
@@ -708,8 +723,12 @@ impl Connection {
         };
         let running = self.running.lock();
         let cancelled = running.cancel(&IdKey::of(raw));
-        self.shared.stats.cancelled.fetch_add(cancelled, Ordering::Relaxed);
-        success(&CancelResult { cancelled })
+        self.shared
+            .service
+            .stats
+            .cancelled
+            .fetch_add(cancelled, Ordering::Relaxed);
+        Outcome::result(&CancelResult { cancelled })
     }
 
     /// Answers with an error of the connection's own.
@@ -734,7 +753,7 @@ impl Connection {
                 _ = self.calls.join_next() => {}
                 () = gone.cancelled() => return,
                 () = self.hangup.wait() => {
-                    tracing::debug!(connection = %self.id, calls = self.calls.len(), "the client left its calls behind");
+                    tracing::debug!(connection = %self.caller.connection, calls = self.calls.len(), "the client left its calls behind");
                     gone.cancel();
                     return;
                 }
@@ -778,18 +797,17 @@ async fn deliver(
 
 /// Queues one response.
 async fn send(outbox: &Outbox, head: Bytes, outcome: Outcome, slot: Option<OwnedSemaphorePermit>) -> bool {
-    let mut line = Line::new(vec![head, outcome.tail]);
+    let [key, json, end] = outcome.parts();
+    let mut line = Line::new(vec![head, key, json, end]);
     line.guards.extend(outcome.held.map(Guard::Bytes));
     line.guards.extend(slot.map(Guard::Slot));
     let sent = outbox.send(line).await;
     if sent {
         outbox.count_response();
     }
-    if let Some(queued) = outcome.queued {
+    if sent && let Some(queued) = outcome.queued {
         // A method may wait for this before it sends notifications, so that they come after the answer.
-        if sent {
-            queued.notify(outcome.success);
-        }
+        let _begun = queued.send(());
     }
     sent
 }

@@ -1,7 +1,4 @@
-//! What a method knows about the call it serves.
-//!
-//! Dispatch puts a [`CallContext`] into jsonrpsee's `Extensions`; a handler takes it out with
-//! `extensions.get::<CallContext>()`.
+//! What a method knows about the call it serves: its [`CallContext`].
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -319,7 +316,8 @@ impl Outbox {
 pub struct Subscriptions {
     open: Arc<Mutex<HashMap<String, CancellationToken>>>,
     next: Arc<AtomicU64>,
-    connection: CancellationToken,
+    /// Of the connection; none if it cannot be notified.
+    connection: Option<CancellationToken>,
     max: usize,
 }
 
@@ -328,16 +326,31 @@ impl Subscriptions {
         Self {
             open: Arc::default(),
             next: Arc::default(),
-            connection,
+            connection: Some(connection),
             max,
+        }
+    }
+
+    /// Those of a caller that cannot be notified: there are none.
+    pub(crate) fn refused() -> Self {
+        Self {
+            open: Arc::default(),
+            next: Arc::default(),
+            connection: None,
+            max: 0,
         }
     }
 
     /// Opens a subscription: its id, and the token that is cancelled when it or its connection ends.
     ///
     /// # Errors
-    /// `busy` if the connection has as many as it may.
+    /// `busy` if the connection has as many as it may, -32600 if nothing can be sent on it.
     pub fn open(&self) -> Result<(String, CancellationToken), WireError> {
+        let Some(connection) = &self.connection else {
+            return Err(WireError::invalid_request(
+                "a change feed needs a connection that it can be sent on; subscribe over the daemon's socket",
+            ));
+        };
         let mut open = self.open.lock();
         if open.len() >= self.max {
             return Err(WireError::busy(
@@ -346,7 +359,7 @@ impl Subscriptions {
             ));
         }
         let id = format!("sub-{}", self.next.fetch_add(1, Ordering::Relaxed) + 1);
-        let token = self.connection.child_token();
+        let token = connection.child_token();
         open.insert(id.clone(), token.clone());
         Ok((id, token))
     }

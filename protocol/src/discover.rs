@@ -11,7 +11,7 @@ use crate::params::{TIMEOUT_MS_MAX, TRACE_ID_MAX};
 /// Describes the methods that are served. `version` is the daemon's; `registered` are the names under
 /// which methods are registered. Other names of a method are listed with it, not as methods of their own;
 /// names that the contract does not know are left out. `rpc.cancel` is
-/// always there: dispatch itself serves it.
+/// always there: the connection itself serves it.
 pub fn openrpc<'a>(version: &str, registered: impl IntoIterator<Item = &'a str>) -> Value {
     let registered: Vec<&str> = registered.into_iter().collect();
     let settings = SchemaSettings::draft07().with(|settings| {

@@ -1,7 +1,6 @@
 //! The envelope of JSON-RPC 2.0, read by hand.
 //!
-//! jsonrpsee's own `Id` knows neither negative nor very large numbers, so the id is kept as the raw JSON
-//! that came in and echoed byte for byte. What makes a call, a notification or neither is decided here.
+//! An id may be a number that fits no type, so it is kept as the raw JSON that came in and echoed byte for byte. What makes a call, a notification or neither is decided here.
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;

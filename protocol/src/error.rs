@@ -3,7 +3,7 @@
 //! Every error that leaves the daemon is a [`WireError`]. Its message is one sentence that says what to
 //! do; its data says the same to programs. Messages never repeat stored text or a secret.
 
-use jsonrpsee_types::{ErrorObject, ErrorObjectOwned};
+use jsonrpsee_types::ErrorObjectOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
@@ -497,12 +497,6 @@ impl WireError {
     }
 }
 
-impl From<WireError> for ErrorObjectOwned {
-    fn from(error: WireError) -> Self {
-        ErrorObject::owned(error.code, error.message, Some(error.data))
-    }
-}
-
 impl From<ErrorObjectOwned> for WireError {
     fn from(error: ErrorObjectOwned) -> Self {
         let code = error.code();
@@ -586,8 +580,7 @@ mod tests {
         let kinds: Vec<ErrorKind> = errors.iter().map(WireError::kind).collect();
         assert_eq!(kinds, ErrorKind::ALL);
         for error in errors {
-            let object: ErrorObjectOwned = error.clone().into();
-            let text = serde_json::to_string(&object).unwrap();
+            let text = serde_json::to_string(&error).unwrap();
             let back: ErrorObjectOwned = serde_json::from_str(&text).unwrap();
             assert_eq!(WireError::from(back), error);
             assert!(!error.message.ends_with('.') && !error.message.is_empty());
@@ -625,7 +618,7 @@ mod tests {
 
     #[test]
     fn a_strangers_error_keeps_what_it_said() {
-        let stranger = ErrorObject::owned(-1, "no", Some("details"));
+        let stranger = ErrorObjectOwned::owned(-1, "no", Some("details"));
         let error = WireError::from(stranger);
         assert_eq!((error.code, error.kind()), (-1, ErrorKind::Unknown));
         assert_eq!(error.data.extra["data"], "details");

@@ -17,6 +17,7 @@
 mod anteroom;
 pub mod api;
 mod budget;
+pub mod caller;
 pub mod client;
 pub mod codec;
 mod connection;
@@ -28,13 +29,17 @@ pub mod endpoint;
 mod envelope;
 pub mod error;
 pub mod limits;
+pub mod methods;
 mod oversized;
 pub mod params;
 pub mod peer;
 mod rate;
 pub mod server;
-mod service;
+pub mod service;
 
+pub use caller::Caller;
 pub use client::Client;
 pub use error::{ErrorKind, Executed, WireError};
 pub use limits::{Limits, ServerStats};
+pub use methods::Methods;
+pub use service::Service;

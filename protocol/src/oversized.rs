@@ -16,12 +16,9 @@ const SMALL_BYTES: usize = 1024;
 /// An error up to this size is sent even where the line is over the limit: the one in its place would hardly be
 /// smaller, and would say less.
 pub(crate) const SMALL_ERROR_BYTES: usize = 4096;
-/// How the part of an answer begins that follows its id.
-const RESULT: &[u8] = b"\"result\":";
 
-/// The error in place of an answer. `tail` is the answer from `"result":` to its closing brace, `writes` whether the
-/// call may have changed something.
-pub(crate) fn too_large(tail: &[u8], writes: bool, limit_bytes: usize) -> WireError {
+/// The error in place of an answer whose result is `json`; `writes` says whether the call may have changed something.
+pub(crate) fn too_large(json: &[u8], writes: bool, limit_bytes: usize) -> WireError {
     if !writes {
         return WireError::response_too_large(limit_bytes);
     }
@@ -34,7 +31,7 @@ pub(crate) fn too_large(tail: &[u8], writes: bool, limit_bytes: usize) -> WireEr
     )
     .with_executed(Executed::Yes)
     .with_extra("limit_bytes", limit_bytes);
-    let members = small_members(tail);
+    let members = small_members(json);
     let token = members.iter().find(|(name, _)| name == "undo_token");
     let error = match token.and_then(|(_, token)| token.as_str()) {
         Some(token) => error.with_fix(format!(
@@ -47,11 +44,9 @@ pub(crate) fn too_large(tail: &[u8], writes: bool, limit_bytes: usize) -> WireEr
         .fold(error, |error, (name, value)| error.with_extra(name, value))
 }
 
-fn small_members(tail: &[u8]) -> Vec<(String, Value)> {
-    let result = tail.strip_prefix(RESULT).and_then(|rest| rest.strip_suffix(b"}"));
-    let members: BTreeMap<Cow<'_, str>, &RawValue> = match result.map(serde_json::from_slice) {
-        Some(Ok(members)) => members,
-        _ => return Vec::new(),
+fn small_members(json: &[u8]) -> Vec<(String, Value)> {
+    let Ok(members) = serde_json::from_slice::<BTreeMap<Cow<'_, str>, &RawValue>>(json) else {
+        return Vec::new();
     };
     // What every error has keeps its meaning.
     let own = [
@@ -80,8 +75,8 @@ mod tests {
     fn an_answer_to_a_change_keeps_its_undo_token() {
         let ids: Vec<String> = (0..1_000).map(|number| format!("general-{number}")).collect();
         let answer = json!({"deleted": 1000, "ids": ids, "undo_token": "abc", "version": 7, "kind": "x"});
-        let tail = format!("\"result\":{answer}}}");
-        let error = serde_json::to_value(too_large(tail.as_bytes(), true, 99)).unwrap();
+        let json = answer.to_string();
+        let error = serde_json::to_value(too_large(json.as_bytes(), true, 99)).unwrap();
         assert_eq!(error["code"], -32008);
         assert_eq!(
             error["data"],
@@ -89,13 +84,13 @@ mod tests {
                    "deleted": 1000, "undo_token": "abc", "version": 7,
                    "fix": "`ccoctl undelete --undo abc` undoes it, if it is not what was wanted"})
         );
-        let read = serde_json::to_value(too_large(tail.as_bytes(), false, 99)).unwrap();
+        let read = serde_json::to_value(too_large(json.as_bytes(), false, 99)).unwrap();
         assert_eq!(
             read["data"],
             json!({"kind": "response_too_large", "retryable": false, "limit_bytes": 99})
         );
         // Whatever the answer is, there is an error.
-        let other = serde_json::to_value(too_large(b"\"result\":[1]}", true, 99)).unwrap();
+        let other = serde_json::to_value(too_large(b"[1]", true, 99)).unwrap();
         assert_eq!(other["data"]["executed"], true);
     }
 }

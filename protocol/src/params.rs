@@ -57,14 +57,6 @@ pub fn decode<M: Method>(raw: Option<&RawValue>) -> Result<Decoded<M::Params>, W
     decode_str::<M>(raw.map(RawValue::get))
 }
 
-/// [`decode`] for the parameters that a method registered with jsonrpsee gets.
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_params<M: Method>(params: &jsonrpsee_types::Params<'_>) -> Result<Decoded<M::Params>, WireError> {
-    decode_str::<M>(params.as_str())
-}
-
 /// [`decode`] for JSON in a string.
 ///
 /// # Errors

@@ -2,28 +2,24 @@
 
 use interprocess::local_socket::traits::tokio::Listener as _;
 use interprocess::os::unix::uds_local_socket::tokio::{Listener, Stream};
-use jsonrpsee::Methods;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::anteroom::{Admission, Anteroom};
-use crate::connection::{self, LINGERING, Place};
+use crate::connection::{self, LINGERING, Place, Shared};
 use crate::context::ConnectionId;
 use crate::descriptors::{Reserve, lacks_descriptors};
 use crate::endpoint::{BoundSocket, EndpointName};
 use crate::error::WireError;
-use crate::limits::{Limits, ServerStats, add};
+use crate::limits::{ServerStats, add};
 use crate::peer::{PeerIdentity, PeerPolicy};
-use crate::rate::RateLimiter;
-use crate::service::Shared;
+use crate::service::Service;
 
 /// The first wait after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`]. Such failures (no more
 /// descriptors) pass by themselves, and trying again at once would only burn the processor.
@@ -57,42 +53,18 @@ impl ServeReport {
     }
 }
 
-/// Serves `methods` on `listener` with `limits` until `shutdown` is cancelled. See [`Server`].
-pub async fn serve(
-    listener: BoundSocket,
-    methods: Methods,
-    limits: Limits,
-    shutdown: CancellationToken,
-) -> ServeReport {
-    Server::new(methods).limits(limits).serve(listener, shutdown).await
-}
-
-/// A server before it serves.
+/// A server before it serves: a service behind a Unix socket.
 #[derive(Debug)]
 pub struct Server {
-    methods: Methods,
-    limits: Limits,
+    service: Arc<Service>,
     policy: Option<PeerPolicy>,
-    stats: Arc<ServerStats>,
 }
 
 impl Server {
-    /// A server of these methods with the default limits.
+    /// A server of this service, which may have other transports besides.
     #[must_use]
-    pub fn new(methods: impl Into<Methods>) -> Self {
-        Self {
-            methods: methods.into(),
-            limits: Limits::default(),
-            policy: None,
-            stats: Arc::default(),
-        }
-    }
-
-    /// Sets the limits.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
+    pub fn over(service: Arc<Service>) -> Self {
+        Self { service, policy: None }
     }
 
     /// Serves other users than the socket's own policy says.
@@ -102,23 +74,12 @@ impl Server {
         self
     }
 
-    /// Counts into `stats`, which the caller may read at any time.
-    #[must_use]
-    pub fn stats(mut self, stats: Arc<ServerStats>) -> Self {
-        self.stats = stats;
-        self
-    }
-
-    /// Serves until `shutdown` is cancelled. Then it stops accepting and removes the socket's name,
+    /// Serves until the service's `shutdown` is cancelled. Then it stops accepting and removes the socket's name,
     /// connections stop reading, accepted calls finish, their answers are flushed. What is not done after
-    /// [`Limits::shutdown_grace_ms`] is cancelled and answered `shutting_down`, within [`FAREWELL`].
-    pub async fn serve(self, socket: BoundSocket, shutdown: CancellationToken) -> ServeReport {
-        let Self {
-            methods,
-            limits,
-            policy,
-            stats,
-        } = self;
+    /// [`Limits::shutdown_grace_ms`](crate::Limits::shutdown_grace_ms) is cancelled and answered `shutting_down`,
+    /// within [`FAREWELL`].
+    pub async fn serve(self, socket: BoundSocket) -> ServeReport {
+        let Self { service, policy } = self;
         let (listener, name) = socket.into_parts();
         let listener = match Listener::try_from(listener) {
             Ok(listener) => listener,
@@ -129,27 +90,13 @@ impl Server {
                 };
             }
         };
-        let shared = Arc::new(Shared {
-            in_flight: Arc::new(Semaphore::new(limits.max_in_flight)),
-            operators_in_flight: Arc::new(Semaphore::new(limits.operator_in_flight)),
-            places: Arc::new(Semaphore::new(limits.max_connections)),
-            spare_places: Arc::new(Semaphore::new(limits.operator_connections)),
-            lingering: Semaphore::new(LINGERING),
-            rate: RateLimiter::new(&limits),
-            detached: TaskTracker::new(),
-            shutdown: shutdown.clone(),
-            over: CancellationToken::new(),
-            stats,
-            methods,
-            limits,
-        });
+        let shutdown = service.shutdown.clone();
         let mut door = Door {
             policy: policy.unwrap_or_else(|| name.policy.clone()),
-            reserve: Reserve::new(shared.limits.operator_connections),
+            reserve: Reserve::new(service.limits.operator_connections),
             anteroom: Anteroom::default(),
             connections: JoinSet::new(),
-            next: 1,
-            shared: Arc::clone(&shared),
+            shared: Arc::new(Shared::new(service)),
         };
         let name = door.accept(listener, name, &shutdown).await;
         // New clients must not find a name behind which nobody listens.
@@ -168,7 +115,6 @@ struct Door {
     anteroom: Anteroom,
     /// Everything that holds a descriptor: those that are served, that wait in the anteroom, and that are ending.
     connections: JoinSet<()>,
-    next: u64,
 }
 
 impl Door {
@@ -178,11 +124,11 @@ impl Door {
         mut name: EndpointName,
         shutdown: &CancellationToken,
     ) -> EndpointName {
-        let mut look = tokio::time::interval(Duration::from_millis(self.shared.limits.socket_check_ms));
+        let mut look = tokio::time::interval(Duration::from_millis(self.shared.service.limits.socket_check_ms));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = ACCEPT_BACKOFF_MIN;
         let mut lost = false;
-        let limits = &self.shared.limits;
+        let limits = &self.shared.service.limits;
         let most = (limits.max_connections)
             .saturating_add(limits.operator_connections)
             .saturating_add(Anteroom::MOST + LINGERING + MOST_ENDING);
@@ -193,7 +139,7 @@ impl Door {
                 _ = self.connections.join_next(), if !self.connections.is_empty() => {}
                 _ = look.tick() => {
                     self.reserve.fill();
-                    if let Some(rate) = &self.shared.rate {
+                    if let Some(rate) = &self.shared.service.rate {
                         rate.forget_idle();
                     }
                     if let Some((again, renamed)) = bind_again(&name, &mut lost) {
@@ -201,7 +147,7 @@ impl Door {
                         while let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) {
                             self.admit(stream, false);
                         }
-                        self.shared.stats.rebinds.fetch_add(1, Ordering::Relaxed);
+                        self.shared.service.stats.rebinds.fetch_add(1, Ordering::Relaxed);
                         (listener, name) = (again, renamed);
                     }
                 }
@@ -212,7 +158,7 @@ impl Door {
                     }
                     Err(error) if lacks_descriptors(&error) && self.reserve.release() => {
                         tracing::warn!(%error, "no file descriptors are left; a connection is accepted with a reserved one");
-                        self.shared.stats.lacks_descriptors();
+                        self.shared.service.stats.lacks_descriptors();
                         // Somebody else may have taken what was released.
                         if let Some(Ok(stream)) = futures::FutureExt::now_or_never(listener.accept()) {
                             self.admit(stream, true);
@@ -220,7 +166,7 @@ impl Door {
                     }
                     Err(error) => {
                         if lacks_descriptors(&error) {
-                            self.shared.stats.lacks_descriptors();
+                            self.shared.service.stats.lacks_descriptors();
                             // Who says nothing makes room for who may have something to say.
                             self.anteroom.send_one_away();
                         }
@@ -238,10 +184,9 @@ impl Door {
 
     /// Lets a client in; `scarce` if only a reserved file descriptor was left for it.
     fn admit(&mut self, stream: Stream, scarce: bool) {
-        let stats = Arc::clone(&self.shared.stats);
+        let stats = Arc::clone(&self.shared.service.stats);
         add(&stats.connections_total, 1);
-        let id = ConnectionId(self.next);
-        self.next += 1;
+        let id = self.shared.service.next_connection();
         let peer = match PeerIdentity::of(&stream) {
             Ok(peer) => peer,
             Err(error) => {
@@ -267,7 +212,7 @@ impl Door {
         let reason = if scarce {
             "the daemon has no file descriptors left".to_owned()
         } else {
-            format!("{} connections are open already", shared.limits.max_connections)
+            format!("{} connections are open already", shared.service.limits.max_connections)
         };
         let waiting = self.anteroom.enter();
         self.connections.spawn(async move {
@@ -275,7 +220,7 @@ impl Door {
                 Admission::To(place) => attend(shared, stream, peer, id, place).await,
                 Admission::Refused { error, lingers } => {
                     tracing::warn!(uid = peer.uid, pid = peer.pid, reason, "a client was refused");
-                    count_refusal(&shared.stats, &error);
+                    count_refusal(&shared.service.stats, &error);
                     connection::refuse(&shared, stream, error, lingers).await;
                 }
             }
@@ -284,21 +229,21 @@ impl Door {
 
     fn refuse(&mut self, stream: UnixStream, error: WireError) {
         let shared = Arc::clone(&self.shared);
-        count_refusal(&shared.stats, &error);
+        count_refusal(&shared.service.stats, &error);
         self.connections
             .spawn(async move { connection::refuse(&shared, stream, error, true).await });
     }
 
     async fn finish(mut self) -> ServeReport {
-        let grace = Instant::now() + Duration::from_millis(self.shared.limits.shutdown_grace_ms);
-        self.shared.detached.close();
+        let grace = Instant::now() + Duration::from_millis(self.shared.service.limits.shutdown_grace_ms);
+        self.shared.service.detached.close();
         let cut_off = self.ended_by(grace).await;
         if cut_off > 0 {
             tracing::warn!(
                 cut_off,
                 "the time for stopping is over; what still runs is cancelled and answered so"
             );
-            self.shared.over.cancel();
+            self.shared.service.over.cancel();
             let silent = self.ended_by(Instant::now() + FAREWELL).await;
             if silent > 0 {
                 tracing::warn!(
@@ -308,7 +253,7 @@ impl Door {
             }
         }
         self.connections.shutdown().await;
-        let seen = self.shared.stats.snapshot();
+        let seen = self.shared.service.stats.snapshot();
         ServeReport {
             connections: seen.connections_total,
             requests: seen.requests,
@@ -327,8 +272,13 @@ impl Door {
                 break;
             }
         }
-        let waited = tokio::time::timeout_at(deadline, self.shared.detached.wait()).await;
-        self.connections.len() + if waited.is_err() { self.shared.detached.len() } else { 0 }
+        let waited = tokio::time::timeout_at(deadline, self.shared.service.detached.wait()).await;
+        self.connections.len()
+            + if waited.is_err() {
+                self.shared.service.detached.len()
+            } else {
+                0
+            }
     }
 }
 
@@ -339,8 +289,8 @@ fn count_refusal(stats: &ServerStats, error: &WireError) {
 
 /// Serves a connection that was let in.
 async fn attend(shared: Arc<Shared>, stream: UnixStream, peer: PeerIdentity, id: ConnectionId, place: Place) {
-    shared.stats.connections_open.fetch_add(1, Ordering::Relaxed);
-    let open = OpenConnection(Arc::clone(&shared.stats));
+    shared.service.stats.connections_open.fetch_add(1, Ordering::Relaxed);
+    let open = OpenConnection(Arc::clone(&shared.service.stats));
     connection::serve(shared, stream, peer, id, place).await;
     drop(open);
 }

@@ -1,149 +1,224 @@
-//! Runs one call: finds the method, keeps the deadline, survives a panic, writes the line.
+//! The service: the methods, and what bounds their calls, without a socket.
 //!
-//! Methods are registered with jsonrpsee and called through their callbacks directly. Its response is a
-//! complete JSON-RPC object with an id of its own; dispatch gave it 0 and puts the caller's raw id in its
-//! place. The result itself is neither parsed nor copied.
+//! A transport reads requests and writes answers; what is between the two is here, the same for all of them. The
+//! connections of the Unix socket are the first ([`crate::server::Server::over`]). [`Service::call`] does all of it for
+//! one call:
+//!
+//! ```text
+//! find (does the method exist) -> prepare (bytes, deadline, context) -> admit (rate, calls in flight) -> run
+//! ```
+//!
+//! A transport in which calls wait for their turn, as they do on a connection, takes the steps one by one.
 
 use bytes::Bytes;
 use futures::FutureExt;
-use jsonrpsee::Extensions;
-use jsonrpsee::core::server::{ConnectionId as JsonrpseeConnection, MethodCallback, MethodResponse, Methods};
-use jsonrpsee_types::{ErrorObjectOwned, Id, Params};
 use serde_json::value::RawValue;
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use tokio::sync::Semaphore;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant as TokioInstant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::api;
-use crate::budget::{Held, Share};
-use crate::context::{CallContext, single_line};
+use crate::budget::{Held, RequestBytes, Share};
+use crate::caller::Caller;
+use crate::context::{CallContext, ConnectionId};
 use crate::error::{ErrorKind, Executed, WireError};
-use crate::limits::{Limits, ServerStats};
+use crate::limits::{Limits, ServerStats, add};
+use crate::methods::{Entry, Methods, Reply};
 use crate::oversized::too_large;
-use crate::params::nearest_method;
-use crate::peer::PeerIdentity;
+use crate::params::{TIMEOUT_MS_MAX, nearest_method, peek_timeout, peek_trace_id};
 use crate::rate::RateLimiter;
 
-/// What all connections of a server share.
-pub(crate) struct Shared {
-    pub(crate) methods: Methods,
+/// How long a method that the end of the daemon has cancelled may take to say what became of it.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// The methods with their limits, shared by all transports.
+pub struct Service {
+    methods: Methods,
     pub(crate) limits: Limits,
     pub(crate) stats: Arc<ServerStats>,
-    /// Calls that may still start, over all connections.
-    pub(crate) in_flight: Arc<Semaphore>,
+    /// Calls that may still start, over all callers.
+    in_flight: Arc<Semaphore>,
     /// As `in_flight`, for what an operator needs when that is used up.
-    pub(crate) operators_in_flight: Arc<Semaphore>,
-    /// Connections that may still be opened.
-    pub(crate) places: Arc<Semaphore>,
-    /// Connections beyond that may still be served, to an operator: see [`crate::connection::Place::Spare`].
-    pub(crate) spare_places: Arc<Semaphore>,
-    /// Connections that may still be given time to read why they are cut off.
-    pub(crate) lingering: Semaphore,
+    operators_in_flight: Arc<Semaphore>,
     pub(crate) rate: Option<RateLimiter>,
     pub(crate) shutdown: CancellationToken,
     /// Cancelled when the time for finishing is over: what still runs then is answered for.
     pub(crate) over: CancellationToken,
-    /// Notifications, which outlive their connections.
+    /// Calls that nobody waits for, which outlive their connections.
     pub(crate) detached: TaskTracker,
+    connections: AtomicU64,
 }
 
-/// A method that was found.
-#[derive(Clone)]
-pub(crate) struct Found {
-    callback: MethodCallback,
-    name: &'static str,
-}
-
-impl Found {
-    /// How long a call with this many bytes of parameters may take that names no `timeout_ms`.
-    pub(crate) fn default_timeout(&self, params_bytes: usize) -> Duration {
-        api::default_timeout(self.name, params_bytes)
-    }
-
-    /// Whether it is served when everything is in use: see [`api::Method::OPERATOR`].
-    pub(crate) fn is_operators(&self) -> bool {
-        api::method_info(self.name).is_some_and(|row| row.operator)
-    }
-
-    fn writes(&self) -> bool {
-        // A method that no row names might do anything.
-        api::method_info(self.name).is_none_or(|row| row.writes)
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("methods", &self.methods)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
-/// The outcome of a call without its envelope: what follows the id, from `"result":` or `"error":` to the
-/// closing brace.
-pub(crate) struct Outcome {
-    pub(crate) tail: Bytes,
-    /// Told once the response is in its place among those that go out.
-    pub(crate) queued: Option<jsonrpsee::MethodResponseNotifyTx>,
-    pub(crate) success: bool,
-    /// Whether the call may have changed what is stored.
-    pub(crate) writes: bool,
-    /// The call's own name, for the error that may take the answer's place.
-    pub(crate) trace_id: Option<Arc<str>>,
-    /// Whether it has the id null, and the connection is closed after it.
-    pub(crate) closes: bool,
-    /// Its share of the memory for answers.
-    pub(crate) held: Option<Held>,
-}
-
-impl Outcome {
-    fn new(tail: Bytes, success: bool) -> Self {
+impl Service {
+    /// A service of these methods with the default limits.
+    #[must_use]
+    pub fn new(methods: Methods) -> Self {
+        let limits = Limits::default();
         Self {
-            tail,
-            queued: None,
-            success,
-            writes: false,
-            trace_id: None,
-            closes: false,
-            held: None,
+            in_flight: Arc::new(Semaphore::new(limits.max_in_flight)),
+            operators_in_flight: Arc::new(Semaphore::new(limits.operator_in_flight)),
+            rate: RateLimiter::new(&limits),
+            stats: Arc::default(),
+            shutdown: CancellationToken::new(),
+            over: CancellationToken::new(),
+            detached: TaskTracker::new(),
+            connections: AtomicU64::new(0),
+            methods,
+            limits,
         }
     }
-}
 
-impl Shared {
+    /// Sets the limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self {
+            in_flight: Arc::new(Semaphore::new(limits.max_in_flight)),
+            operators_in_flight: Arc::new(Semaphore::new(limits.operator_in_flight)),
+            rate: RateLimiter::new(&limits),
+            limits,
+            ..self
+        }
+    }
+
+    /// Counts into `stats`, which may be read at any time.
+    #[must_use]
+    pub fn with_stats(self, stats: Arc<ServerStats>) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// Takes no more calls once `shutdown` is cancelled.
+    #[must_use]
+    pub fn with_shutdown(self, shutdown: CancellationToken) -> Self {
+        Self { shutdown, ..self }
+    }
+
+    /// Makes one call, from the checks that come before it to its answer. Dropping the future ends the call where it
+    /// stands, as when a client leaves.
+    ///
+    /// `params` is an object or an array, or absent. How long and how deep it may be is for the transport to check,
+    /// before it keeps it ([`Limits::max_message_bytes`], [`Limits::max_depth`]). The answer is JSON on one line, no
+    /// longer than [`Limits::max_response_bytes`].
+    ///
+    /// # Errors
+    /// What the method says, and
+    ///
+    /// - `shutting_down`, `method_not_found`, `rate_limited`, `busy`: nothing was started;
+    /// - `invalid_params`: they cannot be decoded;
+    /// - `deadline_exceeded` after `timeout_ms` or the method's own time, `cancelled` by the caller's token, and
+    ///   `shutting_down` when the time for finishing is over: `executed` says what is known of it;
+    /// - `response_too_large`: of a write with the small parts of the answer, because it was carried out;
+    /// - `internal_error`: the method panicked.
+    ///
+    /// Each has the call's `trace_id`, if it came with one.
+    pub async fn call(&self, method: &str, params: Option<Box<RawValue>>, caller: Caller) -> Result<Answer, WireError> {
+        add(&self.stats.requests, 1);
+        // A deadline that passes cancels the call, and no other of the caller's.
+        let caller = Caller {
+            cancelled: caller.cancelled.child_token(),
+            ..caller
+        };
+        let params: Option<Box<str>> = params.map(Into::into);
+        let trace_id = peek_trace_id(params.as_deref());
+        let prepared = self
+            .find(method)
+            .and_then(|found| self.prepare(found, params, caller))
+            .and_then(|call| Ok((self.admit(&call)?, call)));
+        let ended = match prepared {
+            Ok((admitted, call)) => self.run(call, admitted).await,
+            Err(error) => Err(error.of_trace(trace_id.as_deref())),
+        };
+        add(&self.stats.responses, 1);
+        ended.inspect_err(|error| self.stats.errors.add(error.code))
+    }
+
+    /// The number of a new connection, or of what stands for one.
+    pub(crate) fn next_connection(&self) -> ConnectionId {
+        ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
     /// The method of this name.
     ///
     /// # Errors
-    /// -32601 with the nearest name.
-    pub(crate) fn find(&self, name: &str) -> Result<Found, WireError> {
-        match self.methods.method_with_name(name) {
-            Some((name, callback)) => Ok(Found {
-                callback: callback.clone(),
-                name,
-            }),
-            None => Err(WireError::method_not_found(
-                name,
-                nearest_method(name, self.methods.method_names().chain([api::method::RPC_CANCEL])),
-            )),
+    /// `shutting_down`, or -32601 with the nearest name.
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Entry>, WireError> {
+        if self.shutdown.is_cancelled() {
+            return Err(WireError::shutting_down());
         }
+        self.methods.get(name).cloned().ok_or_else(|| {
+            let served = self.methods.all_names().chain([api::method::RPC_CANCEL]);
+            // Only connections serve `rpc.cancel`; elsewhere it is not a slip of the keyboard for itself.
+            let nearest = nearest_method(name, served.filter(|served| *served != name));
+            WireError::method_not_found(name, nearest)
+        })
+    }
+
+    /// Makes a call that may wait for its turn.
+    ///
+    /// # Errors
+    /// `busy` if its parameters are large and those of others take too much already.
+    pub(crate) fn prepare(
+        &self,
+        method: Arc<Entry>,
+        params: Option<Box<str>>,
+        caller: Caller,
+    ) -> Result<PendingCall, WireError> {
+        let text = params.as_deref();
+        let params_bytes = text.map_or(0, str::len);
+        let bytes = RequestBytes::count(params_bytes, &self.limits, &self.stats)?;
+        let timeout = peek_timeout(text).unwrap_or_else(|| method.default_timeout(params_bytes));
+        let timeout = timeout.min(Duration::from_millis(TIMEOUT_MS_MAX));
+        let received = Instant::now();
+        let context = CallContext {
+            peer: caller.who,
+            connection: caller.connection,
+            request_id: caller.request_id,
+            received,
+            deadline: received + timeout,
+            trace_id: peek_trace_id(text).map(Arc::from),
+            cancelled: caller.cancelled,
+            notifier: caller.notifier,
+            subscriptions: caller.subscriptions,
+        };
+        Ok(PendingCall {
+            method,
+            params,
+            context,
+            timeout,
+            share: caller.share,
+            bytes,
+        })
     }
 
     /// Lets a call in, or says why not. Cheap, and before anything is started.
     ///
     /// # Errors
     /// `shutting_down`, `rate_limited` or `busy`.
-    pub(crate) fn admit(
-        &self,
-        peer: &PeerIdentity,
-        found: &Found,
-    ) -> Result<tokio::sync::OwnedSemaphorePermit, WireError> {
+    pub(crate) fn admit(&self, call: &PendingCall) -> Result<OwnedSemaphorePermit, WireError> {
         if self.shutdown.is_cancelled() {
             return Err(WireError::shutting_down());
         }
         if let Some(rate) = &self.rate {
-            rate.check(peer)?;
+            rate.check(&call.context.peer)?;
         }
         let mut admitted = Arc::clone(&self.in_flight).try_acquire_owned();
-        if admitted.is_err() && found.is_operators() {
+        if admitted.is_err() && call.method.is_operators() {
             admitted = Arc::clone(&self.operators_in_flight).try_acquire_owned();
         }
         admitted.map_err(|_| {
@@ -154,74 +229,67 @@ impl Shared {
         })
     }
 
-    /// An error as an outcome; counts it.
-    pub(crate) fn failure(&self, error: WireError) -> Outcome {
-        self.stats.errors.add(error.code);
-        Outcome {
-            // A peer that is refused is refused as a whole: no id, and nothing after it.
-            closes: error.code == ErrorKind::Forbidden.code(),
-            ..Outcome::new(error_tail(&error), false)
-        }
-    }
-
-    /// What becomes of an answer that is larger than may be: see [`crate::oversized`].
-    pub(crate) fn too_large(&self, outcome: &Outcome) -> Outcome {
-        let most = self.limits.max_response_bytes;
-        let error = too_large(&outcome.tail, outcome.writes, most);
-        self.failure(error.of_trace(outcome.trace_id.as_deref()))
-    }
-
-    /// Runs a call to its end, whatever that is. Every path out of here is an answer, which is counted in `share`.
-    pub(crate) async fn run(
-        &self,
-        found: Found,
-        params: Params<'static>,
-        context: CallContext,
-        share: &Arc<Share>,
-    ) -> Outcome {
-        let writes = found.writes();
+    /// Runs a call to its end, whatever that is. What it holds besides its answer is given back by then.
+    ///
+    /// # Errors
+    /// As [`Self::call`], but for what comes before. They are not counted.
+    pub(crate) async fn run(&self, call: PendingCall, admitted: OwnedSemaphorePermit) -> Result<Answer, WireError> {
+        let PendingCall {
+            method,
+            params,
+            mut context,
+            timeout,
+            share,
+            bytes,
+        } = call;
+        context.received = Instant::now();
+        context.deadline = context.received + timeout;
+        let counted = InFlight::new(Arc::clone(&self.stats));
+        let writes = method.writes();
         let connection = context.connection;
         let trace_id = context.trace_id.clone();
         let span = match &trace_id {
             // As a literal, so that it stays on its line of the log.
-            Some(trace_id) => tracing::info_span!("call", method = found.name, ?trace_id),
+            Some(trace_id) => tracing::info_span!("call", method = method.name, ?trace_id),
             None => tracing::Span::none(),
         };
-        let ended = self.run_to_its_end(found, params, context).instrument(span.clone());
-        let mut outcome = match ended.await {
-            Ok(outcome) => outcome,
+        let ended = self.run_to_its_end(&method, params, context).instrument(span.clone());
+        let ended = ended.await.and_then(|reply| {
+            let size = reply.json.len();
+            let held = match writes {
+                true => share.hold(size),
+                false => share.try_hold_answer(size).inspect_err(|_| {
+                    tracing::warn!(%connection, bytes = size, "an answer was dropped: too many wait to be read");
+                })?,
+            };
+            Ok((reply, held))
+        });
+        drop((admitted, counted, bytes));
+        match ended {
+            Ok((Reply { json, queued }, held)) => Ok(Answer {
+                json,
+                queued,
+                writes,
+                trace_id,
+                held,
+            }),
             Err(error) => {
                 if trace_id.is_some() {
                     let kind = error.kind();
                     tracing::info!(parent: &span, code = error.code, %kind, "the call failed");
                 }
-                self.failure(error.of_trace(trace_id.as_deref()))
+                Err(error.of_trace(trace_id.as_deref()))
             }
-        };
-        outcome.trace_id.clone_from(&trace_id);
-        let bytes = outcome.tail.len();
-        outcome.held = Some(if writes || !outcome.success {
-            share.hold(bytes)
-        } else {
-            match share.try_hold_answer(bytes) {
-                Ok(held) => held,
-                Err(error) => {
-                    tracing::warn!(%connection, bytes, "an answer was dropped: too many wait to be read");
-                    outcome = self.failure(error.of_trace(trace_id.as_deref()));
-                    share.hold(outcome.tail.len())
-                }
-            }
-        });
-        outcome
+        }
     }
 
     async fn run_to_its_end(
         &self,
-        found: Found,
-        params: Params<'static>,
+        method: &Entry,
+        params: Option<Box<str>>,
         context: CallContext,
-    ) -> Result<Outcome, WireError> {
-        let writes = found.writes();
+    ) -> Result<Reply, WireError> {
+        let writes = method.writes();
         let connection = context.connection;
         if context.is_over() {
             // It waited for its turn beyond its deadline: nothing was started.
@@ -235,29 +303,28 @@ impl Shared {
         let grace = self.limits.deadline_grace();
         let cancelled = context.cancelled.clone();
         let deadline = TokioInstant::from_std(context.deadline);
-        let name = found.name;
-        let call = AssertUnwindSafe(self.invoke(found.callback, params, context, writes)).catch_unwind();
+        let call = AssertUnwindSafe(method.call(params, context, &self.limits)).catch_unwind();
         let mut call = pin!(call);
         let finished = tokio::select! {
             biased;
-            response = &mut call => Some(response),
+            reply = &mut call => Some(reply),
             () = tokio::time::sleep_until(deadline) => None,
             () = cancelled.cancelled() => None,
             // Long work looks at its token, so this stops it.
             () = self.over.cancelled() => { cancelled.cancel(); None }
         };
         let finished = match finished {
-            Some(response) => Some(response),
-            // The method knows it as well, and may say more than dispatch can.
+            Some(reply) => Some(reply),
+            // The method knows it as well, and may say more than is known here.
             None if self.over.is_cancelled() => tokio::time::timeout(grace.min(LAST_WORDS), &mut call).await.ok(),
             None => tokio::time::timeout(grace, &mut call).await.ok(),
         };
         match finished {
-            Some(Ok(response)) => self.outcome(response, writes),
+            Some(Ok(reply)) => self.reply(reply, writes),
             Some(Err(_panic)) => {
                 // The panic hook has logged where; what it said may quote data and stays off the wire.
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(method = name, %connection, "a method panicked; the log says where");
+                tracing::error!(method = method.name, %connection, "a method panicked; the log says where");
                 let error = WireError::internal("the method failed unexpectedly; the daemon goes on");
                 Err(error.with_executed(Executed::unanswered(writes)))
             }
@@ -273,163 +340,86 @@ impl Shared {
         }
     }
 
-    /// Calls the callback with an id of our own. The callback itself runs inside the future, so that a
-    /// panic before its first await is caught too.
-    async fn invoke(
-        &self,
-        callback: MethodCallback,
-        params: Params<'static>,
-        context: CallContext,
-        writes: bool,
-    ) -> MethodResponse {
-        let connection = JsonrpseeConnection(usize::try_from(context.connection.0).unwrap_or(usize::MAX));
-        // The answer to a change is looked into when it is too large, see `oversized`.
-        let max = if writes {
-            usize::MAX
-        } else {
-            self.limits.max_response_bytes
-        };
-        let mut extensions = Extensions::new();
-        extensions.insert(context);
-        match callback {
-            MethodCallback::Async(call) => call(OUR_ID, params, connection, max, extensions).await,
-            MethodCallback::Sync(call) => call(OUR_ID, params, max, extensions),
-            MethodCallback::Unsubscription(call) => call(OUR_ID, params, connection, max, extensions),
-            // Our feed has cursors and a result of its own; jsonrpsee's subscriptions have neither.
-            MethodCallback::Subscription(_) => MethodResponse::error(
-                OUR_ID,
-                ErrorObjectOwned::from(WireError::internal(
-                    "the method is registered in a way that is not served",
-                )),
-            ),
-        }
-    }
-
-    fn outcome(&self, response: MethodResponse, writes: bool) -> Result<Outcome, WireError> {
-        let code = response.as_error_code();
-        let (json, queued, _) = response.into_parts();
-        let Some(code) = code else {
-            let is_too_large = json.get().len() > self.limits.max_response_bytes;
-            let mut outcome = Outcome {
-                writes,
-                ..Outcome::new(result_tail(json), true)
-            };
-            if is_too_large {
-                if let Some(queued) = queued {
-                    queued.notify(false);
+    /// What becomes of what the method said.
+    fn reply(&self, reply: Result<Reply, WireError>, writes: bool) -> Result<Reply, WireError> {
+        let most = self.limits.max_response_bytes;
+        match reply {
+            Ok(reply) if reply.is_too_large(most) => Err(too_large(&reply.json, writes, most)),
+            Ok(reply) => Ok(reply),
+            Err(mut error) => {
+                if self.over.is_cancelled() && error.kind() == ErrorKind::Cancelled {
+                    // By the end of the daemon, not by the caller. What the method says of its effect stays.
+                    let stopping = WireError::shutting_down();
+                    error.code = stopping.code;
+                    error.message = stopping.message;
+                    error.data.kind = stopping.data.kind;
+                    error.data.retryable = stopping.data.retryable;
                 }
-                return Err(too_large(&outcome.tail, writes, self.limits.max_response_bytes));
+                Err(error)
             }
-            outcome.queued = queued;
-            return Ok(outcome);
-        };
-        let mut error = if code == ErrorKind::ResponseTooLarge.code() {
-            WireError::response_too_large(self.limits.max_response_bytes)
-        } else {
-            read_error(&json)
-        };
-        if self.over.is_cancelled() && error.kind() == ErrorKind::Cancelled {
-            // By the end of the daemon, not by the caller. What the method says of its effect stays.
-            let stopping = WireError::shutting_down();
-            error.code = stopping.code;
-            error.message = stopping.message;
-            error.data.kind = stopping.data.kind;
-            error.data.retryable = stopping.data.retryable;
         }
-        if let Some(queued) = queued {
-            queued.notify(false);
+    }
+}
+
+/// A call that was not started.
+pub(crate) struct PendingCall {
+    method: Arc<Entry>,
+    params: Option<Box<str>>,
+    /// Its deadline counts from when it is started: until then the request counts as not read.
+    pub(crate) context: CallContext,
+    timeout: Duration,
+    pub(crate) share: Arc<Share>,
+    bytes: RequestBytes,
+}
+
+impl PendingCall {
+    /// The length of its parameters.
+    pub(crate) fn params_bytes(&self) -> usize {
+        self.params.as_deref().map_or(0, str::len)
+    }
+}
+
+/// The answer to a call that succeeded. Its bytes count as waiting to be sent until it is dropped.
+#[derive(Debug)]
+pub struct Answer {
+    pub(crate) json: Bytes,
+    pub(crate) queued: Option<oneshot::Sender<()>>,
+    /// Whether the call may have changed what is stored.
+    pub(crate) writes: bool,
+    /// The call's own name, for the error that may take the answer's place.
+    pub(crate) trace_id: Option<Arc<str>>,
+    pub(crate) held: Held,
+}
+
+impl Answer {
+    /// The result, as JSON on one line.
+    #[must_use]
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// Says that the answer has its place among what the caller is sent. What the method notifies of comes after that:
+    /// a change feed begins with it, and ends where the answer is dropped without it.
+    pub fn queued(&mut self) {
+        if let Some(queued) = self.queued.take() {
+            // The method may have ended what it would have begun.
+            let _begun = queued.send(());
         }
-        Err(error)
     }
 }
 
-/// How long a method that the end of the daemon has cancelled may take to say what became of it.
-const LAST_WORDS: Duration = Duration::from_millis(250);
-/// The id that dispatch gives to jsonrpsee.
-const OUR_ID: Id<'static> = Id::Number(0);
-/// How jsonrpsee's response to it begins.
-const OUR_PREFIX: &str = r#"{"jsonrpc":"2.0","id":0,"#;
+/// Counts a call as in flight.
+struct InFlight(Arc<ServerStats>);
 
-/// What follows the id in jsonrpsee's response. Cuts off the known beginning; should another version write
-/// it in another order, the response is parsed instead.
-fn result_tail(json: Box<RawValue>) -> Bytes {
-    let text: Box<str> = json.into();
-    if text.starts_with(OUR_PREFIX) {
-        return single_line(String::from(text).into_bytes()).slice(OUR_PREFIX.len()..);
-    }
-    #[derive(serde::Deserialize)]
-    struct Response<'a> {
-        #[serde(borrow)]
-        result: &'a RawValue,
-    }
-    match serde_json::from_str::<Response<'_>>(&text) {
-        Ok(response) => single_line(format!("\"result\":{}}}", response.result).into_bytes()),
-        Err(_) => error_tail(&WireError::internal("the method's result could not be read")),
+impl InFlight {
+    fn new(stats: Arc<ServerStats>) -> Self {
+        stats.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(stats)
     }
 }
 
-/// The error of jsonrpsee's response with the data that every error has, also one that jsonrpsee made.
-fn read_error(json: &RawValue) -> WireError {
-    #[derive(serde::Deserialize)]
-    struct Response {
-        error: ErrorObjectOwned,
-    }
-    match serde_json::from_str::<Response>(json.get()) {
-        Ok(response) => response.error.into(),
-        Err(_) => WireError::internal("the method's error could not be read"),
-    }
-}
-
-pub(crate) fn error_tail(error: &WireError) -> Bytes {
-    let mut tail = b"\"error\":".to_vec();
-    match serde_json::to_vec(error) {
-        Ok(json) => tail.extend_from_slice(&json),
-        Err(_) => tail.extend_from_slice(br#"{"code":-32603,"message":"the error could not be written","data":{"kind":"internal_error","retryable":false}}"#),
-    }
-    tail.push(b'}');
-    single_line(tail)
-}
-
-/// The beginning of a response: the envelope and the raw id.
-pub(crate) fn head(id: Option<&str>) -> Bytes {
-    Bytes::from(format!(r#"{{"jsonrpc":"2.0","id":{},"#, id.unwrap_or("null")))
-}
-
-/// A result as an outcome, for what dispatch answers itself.
-pub(crate) fn success<T: serde::Serialize>(result: &T) -> Outcome {
-    let json = serde_json::to_string(result).unwrap_or_else(|_| "null".to_owned());
-    Outcome::new(single_line(format!("\"result\":{json}}}").into_bytes()), true)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use jsonrpsee::ResponsePayload;
-    use jsonrpsee_types::ErrorObject;
-
-    fn tail(bytes: &Bytes) -> &str {
-        std::str::from_utf8(bytes).unwrap()
-    }
-
-    #[test]
-    fn jsonrpsee_writes_what_is_cut_off() {
-        let response = MethodResponse::response(OUR_ID, ResponsePayload::success(5), 1000);
-        assert!(response.as_ref().starts_with(OUR_PREFIX), "{response}");
-        assert_eq!(tail(&result_tail(response.into_json())), "\"result\":5}");
-    }
-
-    #[test]
-    fn another_order_is_parsed() {
-        let json = RawValue::from_string(r#"{"result":{"a":[1,"\n"]},"id":0,"jsonrpc":"2.0"}"#.to_owned()).unwrap();
-        assert_eq!(tail(&result_tail(json)), r#""result":{"a":[1,"\n"]}}"#);
-    }
-
-    #[test]
-    fn foreign_errors_get_our_data() {
-        let response = MethodResponse::error(OUR_ID, ErrorObject::borrowed(-32602, "no", None));
-        let error = read_error(&response.into_json());
-        assert_eq!((error.code, error.kind()), (-32602, ErrorKind::InvalidParams));
-        let text = String::from_utf8(error_tail(&error).to_vec()).unwrap();
-        assert!(text.contains(r#""kind":"invalid_params","retryable":false"#), "{text}");
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

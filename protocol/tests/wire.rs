@@ -12,6 +12,7 @@ mod wire {
     mod memory;
     mod operator;
     mod requests;
+    mod service;
     mod shutdown;
     mod support;
     mod tree;

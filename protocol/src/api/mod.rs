@@ -33,7 +33,7 @@ use std::time::Duration;
 use crate::error::WireError;
 use crate::params::TIMEOUT_MS_MAX;
 
-/// One method of the wire: its name, types and the facts that dispatch needs before it runs.
+/// One method of the wire: its name, types and the facts that the service needs before it runs.
 pub trait Method: Send + Sync + 'static {
     /// The name on the wire.
     const NAME: &'static str;
@@ -111,7 +111,7 @@ pub trait Params: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Syn
     }
 }
 
-/// The facts of one row of the table, without its types: what dispatch and `rpc.discover` look up by name.
+/// The facts of one row of the table, without its types: what the service and `rpc.discover` look up by name.
 #[derive(Clone, Copy)]
 pub struct MethodInfo {
     /// See [`Method::NAME`].
@@ -179,6 +179,20 @@ impl MethodInfo {
         }
     }
 
+    /// How long a call with this many bytes of parameters may take when the caller says nothing. A write gets its time
+    /// and [`WRITE_US_PER_BYTE`] for each byte, [`TIMEOUT_MS_MAX`] at most: a large text takes as long to embed as many
+    /// short ones.
+    #[must_use]
+    pub fn default_timeout(&self, params_bytes: usize) -> Duration {
+        let base = Duration::from_millis(self.default_timeout_ms);
+        if self.default_timeout_ms != WRITE {
+            return base;
+        }
+        let bytes = u64::try_from(params_bytes).unwrap_or(u64::MAX);
+        let grown = base.saturating_add(Duration::from_micros(bytes.saturating_mul(WRITE_US_PER_BYTE)));
+        grown.min(Duration::from_millis(TIMEOUT_MS_MAX))
+    }
+
     /// Whether `parameter` says which items or projects a call is about: a filter or a target, where nothing never
     /// means all.
     #[must_use]
@@ -204,21 +218,14 @@ pub fn method_info(name: &str) -> Option<&'static MethodInfo> {
         .find(|row| row.name == name || row.other_names.contains(&name))
 }
 
-/// How long a call of `name` with this many bytes of parameters may take when the caller says nothing. A write
-/// gets its time and [`WRITE_US_PER_BYTE`] for each byte, [`TIMEOUT_MS_MAX`] at most: a large text takes as long
-/// to embed as many short ones.
+/// How long a call of `name` with this many bytes of parameters may take when the caller says nothing: see
+/// [`MethodInfo::default_timeout`].
 #[must_use]
 pub fn default_timeout(name: &str, params_bytes: usize) -> Duration {
-    let Some(row) = method_info(name) else {
-        return Duration::from_millis(UNKNOWN_METHOD_TIMEOUT_MS);
-    };
-    let base = Duration::from_millis(row.default_timeout_ms);
-    if row.default_timeout_ms != WRITE {
-        return base;
+    match method_info(name) {
+        Some(row) => row.default_timeout(params_bytes),
+        None => Duration::from_millis(UNKNOWN_METHOD_TIMEOUT_MS),
     }
-    let bytes = u64::try_from(params_bytes).unwrap_or(u64::MAX);
-    let grown = base.saturating_add(Duration::from_micros(bytes.saturating_mul(WRITE_US_PER_BYTE)));
-    grown.min(Duration::from_millis(TIMEOUT_MS_MAX))
 }
 
 /// Reads answer in milliseconds; ten seconds mean that something is stuck.

@@ -6,11 +6,12 @@ use serde_json::value::RawValue;
 use std::fmt;
 use tokio::sync::oneshot;
 
+use super::Shared;
+use super::outcome::{Outcome, head};
 use super::queue::BatchPlace;
 use crate::context::{Guard, Line, Outbox};
 use crate::error::{Executed, WireError};
 use crate::oversized::SMALL_ERROR_BYTES;
-use crate::service::{Outcome, Shared};
 
 /// The requests of a batch; of more than `most` none is kept.
 pub(super) enum Entries<'a> {
@@ -60,13 +61,13 @@ pub(super) async fn assemble(
     answers: Vec<(Bytes, Answer)>,
     place: BatchPlace,
 ) -> bool {
-    let most = shared.limits.max_response_bytes;
-    let mut parts = Vec::with_capacity(answers.len() * 3 + 1);
+    let most = shared.service.limits.max_response_bytes;
+    let mut parts = Vec::with_capacity(answers.len() * 5 + 1);
     let mut guards = vec![Guard::Batch(place)];
     let mut queued = Vec::new();
     let mut length = 2;
     let mut closes = false;
-    for (place, (mut head, answer)) in answers.into_iter().enumerate() {
+    for (place, (mut start, answer)) in answers.into_iter().enumerate() {
         let mut outcome = match answer {
             Answer::Now(outcome) => outcome,
             Answer::Later(told) => match told.await {
@@ -74,35 +75,28 @@ pub(super) async fn assemble(
                 Err(_) => shared.failure(WireError::cancelled(Executed::Unknown)),
             },
         };
-        let fits = length + head.len() + outcome.tail.len() <= most;
-        if !fits && (outcome.success || outcome.tail.len() > SMALL_ERROR_BYTES) {
+        let fits = length + start.len() + outcome.length() <= most;
+        if !fits && (outcome.success || outcome.length() > SMALL_ERROR_BYTES) {
             outcome = shared.too_large(&outcome);
         }
         if outcome.closes {
-            head = crate::service::head(None);
+            start = head(None);
             closes = true;
         }
-        let Outcome {
-            tail,
-            queued: notify,
-            success,
-            held,
-            ..
-        } = outcome;
-        queued.extend(notify.map(|notify| (notify, success)));
-        guards.extend(held.map(Guard::Bytes));
-        length += head.len() + tail.len() + 1;
+        length += start.len() + outcome.length() + 1;
         parts.push(Bytes::from_static(if place == 0 { b"[" } else { b"," }));
-        parts.push(head);
-        parts.push(tail);
+        parts.push(start);
+        parts.extend(outcome.parts());
+        queued.extend(outcome.queued);
+        guards.extend(outcome.held.map(Guard::Bytes));
     }
     parts.push(Bytes::from_static(b"]"));
     let mut line = Line::new(parts);
     line.guards = guards;
     if outbox.send(line).await {
         outbox.count_response();
-        for (notify, success) in queued {
-            notify.notify(success);
+        for queued in queued {
+            let _begun = queued.send(());
         }
     }
     closes

@@ -1,6 +1,6 @@
 //! What is written to a connection, and how its end is noticed.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,11 +12,11 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::READ_BYTES;
+use super::outcome::refusal;
+use super::{READ_BYTES, Shared};
 use crate::context::{Line, Subscriptions};
 use crate::error::WireError;
 use crate::limits::{ServerStats, add};
-use crate::service::{Shared, head};
 
 /// Lines up to this size together are written with one call.
 const WRITE_BYTES: usize = 64 << 10;
@@ -43,15 +43,13 @@ pub(super) async fn linger(shared: &Shared, stream: &UnixStream) {
     };
     tokio::select! {
         _ = tokio::time::timeout(REFUSAL_LINGER, until_end) => {}
-        () = shared.shutdown.cancelled() => {}
+        () = shared.service.shutdown.cancelled() => {}
     }
 }
 
 /// Tells a client why it may not come in, and closes: at once, unless it `lingers`.
 pub(crate) async fn refuse(shared: &Shared, stream: UnixStream, error: WireError, lingers: bool) {
-    let mut line = BytesMut::from(&head(None)[..]);
-    line.put(crate::service::error_tail(&error));
-    line.put_u8(b'\n');
+    let line = refusal(&error);
     // The socket's buffer is empty, so this takes no time; if it fails, the client has left. Past tokio, which does not
     // know yet that the socket can be written.
     let told = send(stream.as_raw_fd(), &line, MsgFlags::MSG_DONTWAIT);

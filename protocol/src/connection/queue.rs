@@ -4,21 +4,17 @@
 //! one. What waits is bounded in number and bytes; beyond that the kernel makes the client wait.
 
 use bytes::Bytes;
-use jsonrpsee_types::Params;
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::budget::{RequestBytes, Share};
-use crate::context::CallContext;
+use super::Shared;
+use super::outcome::Outcome;
 use crate::envelope::IdKey;
-use crate::limits::ServerStats;
-use crate::service::{Found, Outcome, Shared};
+use crate::service::PendingCall;
 
 /// Calls that wait; more than anybody pipelines, and a few hundred bytes each.
 const WAITING_CALLS: usize = 1024;
@@ -41,14 +37,8 @@ pub(super) enum Reply {
 /// A call that was read.
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
-    pub(super) found: Found,
-    pub(super) params: Params<'static>,
-    /// Its deadline counts from when it is started: until then the request counts as not read.
-    pub(super) context: CallContext,
-    pub(super) timeout: Duration,
-    pub(super) share: Arc<Share>,
+    pub(super) pending: PendingCall,
     pub(super) listed: Option<Listed>,
-    pub(super) bytes: RequestBytes,
     pub(super) reply: Reply,
 }
 
@@ -57,21 +47,14 @@ impl Call {
     pub(super) async fn run(self, admitted: OwnedSemaphorePermit) -> (Outcome, Reply) {
         let Self {
             shared,
-            found,
-            params,
-            mut context,
-            timeout,
-            share,
+            pending,
             listed,
-            bytes,
             reply,
         } = self;
-        context.received = Instant::now();
-        context.deadline = context.received + timeout;
-        let counted = InFlight::new(Arc::clone(&shared.stats));
-        let outcome = shared.run(found, params, context, &share).await;
-        drop((admitted, listed, counted, bytes));
-        (outcome, reply)
+        let share = Arc::clone(&pending.share);
+        let ended = shared.service.run(pending, admitted).await;
+        drop(listed);
+        (shared.outcome(ended, &share), reply)
     }
 }
 
@@ -83,7 +66,7 @@ pub(super) struct Queue {
 }
 
 fn weight(call: &Call) -> usize {
-    call.params.as_str().map_or(0, str::len)
+    call.pending.params_bytes()
 }
 
 impl Queue {
@@ -113,7 +96,7 @@ impl Queue {
 
     /// Takes out those that were cancelled.
     pub(super) fn take_cancelled(&mut self) -> Vec<Call> {
-        let is_over = |call: &Call| call.context.cancelled.is_cancelled();
+        let is_over = |call: &Call| call.pending.context.cancelled.is_cancelled();
         if !self.calls.iter().any(is_over) {
             return Vec::new();
         }
@@ -172,21 +155,5 @@ impl Drop for Listed {
         if let Some(place) = list.calls.iter().position(|(number, ..)| *number == self.number) {
             list.calls.swap_remove(place);
         }
-    }
-}
-
-/// Counts a call as in flight.
-struct InFlight(Arc<ServerStats>);
-
-impl InFlight {
-    fn new(stats: Arc<ServerStats>) -> Self {
-        stats.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(stats)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -4,7 +4,7 @@ use super::support::*;
 use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointError, EndpointLock};
 use ccod_protocol::peer::PeerPolicy;
 use ccod_protocol::server::Server;
-use jsonrpsee::RpcModule;
+use ccod_protocol::{Methods, Service, WireError};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -439,10 +439,11 @@ async fn a_socket_that_was_passed_on_is_served_and_left_alone() {
     let passed = UnixListener::bind(&path).unwrap();
     let socket = BoundSocket::from_fd(passed.into()).unwrap();
     assert!(socket.path().is_none() && socket.still_ours());
-    let mut module = RpcModule::new(());
-    module.register_method("test.one", |_, (), _| 1).unwrap();
+    let mut table = Methods::default();
+    table.serve_raw("test.one", |_, _| async move { Ok::<_, WireError>(1) });
     let shutdown = CancellationToken::new();
-    let serving = tokio::spawn(Server::new(module).limits(quick()).serve(socket, shutdown.clone()));
+    let service = Service::new(table).with_limits(quick()).with_shutdown(shutdown.clone());
+    let serving = tokio::spawn(Server::over(Arc::new(service)).serve(socket));
     let answer = Wire::connect(&path)
         .await
         .call(&request(1, "test.one", json!([])))

@@ -5,10 +5,11 @@ use ccod_protocol::context::CallContext;
 use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
 use ccod_protocol::error::{Executed, WireError};
 use ccod_protocol::limits::{Limits, ServerStats};
-use ccod_protocol::params;
+use ccod_protocol::methods::Methods;
+use ccod_protocol::params::{self, Decoded};
 use ccod_protocol::peer::PeerPolicy;
 use ccod_protocol::server::{ServeReport, Server};
-use jsonrpsee::RpcModule;
+use ccod_protocol::service::Service;
 use jsonrpsee_types::ErrorObjectOwned;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-type Answer = Result<Value, ErrorObjectOwned>;
+type Answer = Result<Value, WireError>;
 
 /// Ends a test that would hang.
 pub(super) async fn within<F: Future>(future: F) -> F::Output {
@@ -46,6 +47,16 @@ pub(super) struct Rig {
 }
 
 impl Rig {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            begun: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            large: AtomicU64::new(0),
+            changed: Notify::new(),
+            gate: Semaphore::new(0),
+        })
+    }
+
     /// Waits until `condition` holds; woken at every change of the rig.
     pub(super) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let waiting = async {
@@ -86,133 +97,115 @@ impl Drop for Held<'_> {
     }
 }
 
-fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
-    let mut module = RpcModule::new(rig);
-    let parsed = |params: &jsonrpsee_types::Params<'_>| -> Value {
-        params
-            .as_str()
-            .map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
-    };
-    module
-        .register_async_method(
-            "test.echo",
-            move |params, _, _| async move { Answer::Ok(parsed(&params)) },
-        )
-        .unwrap();
-    module
-        .register_async_method("test.hold", move |params, rig, _| async move {
+fn parsed(params: Option<Box<str>>) -> Value {
+    params.map_or(Value::Null, |text| serde_json::from_str(&text).unwrap())
+}
+
+fn decoded<M: Method>(params: Option<Box<str>>) -> Result<Decoded<M::Params>, WireError> {
+    params::decode_str::<M>(params.as_deref())
+}
+
+/// The methods that the tests call.
+pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
+    let mut table = Methods::default();
+    // A handler that gets the rig.
+    fn with<F>(
+        rig: &Arc<Rig>,
+        handler: impl Fn(Arc<Rig>, Option<Box<str>>, CallContext) -> F + Send + Sync + 'static,
+    ) -> impl Fn(Option<Box<str>>, CallContext) -> F + Send + Sync + 'static {
+        let rig = Arc::clone(rig);
+        move |params, context| handler(Arc::clone(&rig), params, context)
+    }
+    table.serve_raw("test.echo", |params, _| async move { Answer::Ok(parsed(params)) });
+    table.serve_raw(
+        "test.hold",
+        with(rig, |rig, params, _| async move {
             rig.begun.fetch_add(1, Ordering::SeqCst);
             rig.changed.notify_waiters();
             let mut held = Held { rig: &rig, done: false };
             rig.gate.acquire().await.unwrap().forget();
             held.done = true;
-            Answer::Ok(parsed(&params))
-        })
-        .unwrap();
-    module
-        .register_async_method("test.until_cancelled", |_, rig, extensions| async move {
-            let context = extensions.get::<CallContext>().unwrap().clone();
+            Answer::Ok(parsed(params))
+        }),
+    );
+    table.serve_raw(
+        "test.until_cancelled",
+        with(rig, |rig, _, context| async move {
             rig.begun.fetch_add(1, Ordering::SeqCst);
             rig.changed.notify_waiters();
             context.cancelled.cancelled().await;
-            Answer::Err(WireError::cancelled(Executed::No).into())
-        })
-        .unwrap();
-    module
-        .register_async_method("test.panic", |_, _, _| async move {
-            if true {
-                panic!("a secret that must not leave the daemon");
-            }
-            Answer::Ok(Value::Null)
-        })
-        .unwrap();
-    module
-        .register_method("test.panic_sync", |_, _, _| -> Answer {
-            panic!("a secret that must not leave the daemon")
-        })
-        .unwrap();
-    module
-        .register_method("test.sync", |params, _, _| Answer::Ok(json!(params.as_str())))
-        .unwrap();
-    module
-        .register_async_method("test.big", move |params, _, _| async move {
-            let bytes = parsed(&params)["bytes"].as_u64().unwrap();
-            Answer::Ok(Value::String("x".repeat(usize::try_from(bytes).unwrap())))
-        })
-        .unwrap();
-    module
-        // A read by the table's word, whose answer has as many bytes as its id says.
-        .register_async_method(api::History::NAME, |params, rig, _| async move {
+            Answer::Err(WireError::cancelled(Executed::No))
+        }),
+    );
+    table.serve_raw("test.panic", |_, _| async move {
+        if true {
+            panic!("a secret that must not leave the daemon");
+        }
+        Answer::Ok(Value::Null)
+    });
+    // Before there is a future.
+    table.serve_raw("test.panic_sync", |_, _| -> std::future::Ready<Answer> {
+        panic!("a secret that must not leave the daemon")
+    });
+    table.serve_raw("test.sync", |params, _| std::future::ready(Answer::Ok(json!(params))));
+    table.serve_raw("test.big", |params, _| async move {
+        let bytes = parsed(params)["bytes"].as_u64().unwrap();
+        Answer::Ok(Value::String("x".repeat(usize::try_from(bytes).unwrap())))
+    });
+    // A read by the table's word, whose answer has as many bytes as its id says.
+    table.serve_raw(
+        api::History::NAME,
+        with(rig, |rig, params, _| async move {
             rig.large.fetch_add(1, Ordering::SeqCst);
             rig.changed.notify_waiters();
-            let bytes = params::decode_params::<api::History>(&params)?
-                .params
-                .id
-                .parse()
-                .unwrap();
+            let bytes = decoded::<api::History>(params)?.params.id.parse().unwrap();
             Answer::Ok(Value::String("x".repeat(bytes)))
-        })
-        .unwrap();
-    module
-        .register_async_method("test.forbidden", |_, _, _| async move {
-            Answer::Err(WireError::forbidden(Some(7)).into())
-        })
-        .unwrap();
+        }),
+    );
+    table.serve_raw("test.forbidden", |_, _| async move {
+        Answer::Err(WireError::forbidden(Some(7)))
+    });
     // What an operator needs, by the table's word.
     for name in [api::Health::NAME, api::Version::NAME] {
-        module
-            .register_async_method(name, |_, _, _| async move { Answer::Ok(json!({ "status": "ok" })) })
-            .unwrap();
+        table.serve_raw(name, |_, _| async move { Answer::Ok(json!({ "status": "ok" })) });
     }
     // A write whose result may be large.
-    module
-        .register_async_method(api::Delete::NAME, |params, _, _| async move {
-            let decoded = params::decode_params::<api::Delete>(&params)?;
-            let count = decoded.params.filters.agents()[0].parse::<usize>().unwrap();
-            let ids: Vec<String> = (0..count).map(|number| format!("general-{number:020}")).collect();
-            Answer::Ok(json!({ "deleted": count, "ids": ids, "undo_token": "token", "version": 7 }))
-        })
-        .unwrap();
-    module
-        .register_async_method("test.pretty", |_, _, _| async move {
-            let raw = serde_json::value::RawValue::from_string("{\n  \"a\": [\r\n 1 ]\n}".to_owned()).unwrap();
-            Result::<_, ErrorObjectOwned>::Ok(raw)
-        })
-        .unwrap();
-    module
-        .register_async_method("test.error", |_, _, _| async move {
-            Answer::Err(WireError::not_found("x").into())
-        })
-        .unwrap();
-    module
-        .register_async_method("test.foreign_error", |_, _, _| async move {
-            Answer::Err(ErrorObjectOwned::owned(-32_000, "foreign", Some("data")))
-        })
-        .unwrap();
-    module
-        .register_async_method("test.context", |_, _, extensions| async move {
-            let context = extensions.get::<CallContext>().unwrap();
-            let whole = context.deadline.duration_since(context.received);
-            Answer::Ok(json!({
-                "uid": context.peer.uid,
-                "pid": context.peer.pid,
-                "connection": context.connection.0,
-                "timeout_ms": u64::try_from(whole.as_millis()).unwrap(),
-                "request_id": context.request_id.as_deref(),
-            }))
-        })
-        .unwrap();
-    module
-        .register_async_method("test.progress", |_, _, extensions| async move {
-            extensions.get::<CallContext>().unwrap().progress(1, Some(2), "half");
-            Answer::Ok(Value::Null)
-        })
-        .unwrap();
+    table.serve_raw(api::Delete::NAME, |params, _| async move {
+        let decoded = decoded::<api::Delete>(params)?;
+        let count = decoded.params.filters.agents()[0].parse::<usize>().unwrap();
+        let ids: Vec<String> = (0..count).map(|number| format!("general-{number:020}")).collect();
+        Answer::Ok(json!({ "deleted": count, "ids": ids, "undo_token": "token", "version": 7 }))
+    });
+    table.serve_raw("test.pretty", |_, _| async move {
+        let raw = serde_json::value::RawValue::from_string("{\n  \"a\": [\r\n 1 ]\n}".to_owned()).unwrap();
+        Ok::<_, WireError>(raw)
+    });
+    table.serve_raw(
+        "test.error",
+        |_, _| async move { Answer::Err(WireError::not_found("x")) },
+    );
+    table.serve_raw("test.foreign_error", |_, _| async move {
+        Err::<Value, _>(ErrorObjectOwned::owned(-32_000, "foreign", Some("data")))
+    });
+    table.serve_raw("test.context", |_, context| async move {
+        let whole = context.deadline.duration_since(context.received);
+        Answer::Ok(json!({
+            "uid": context.peer.uid,
+            "pid": context.peer.pid,
+            "connection": context.connection.0,
+            "timeout_ms": u64::try_from(whole.as_millis()).unwrap(),
+            "request_id": context.request_id.as_deref(),
+        }))
+    });
+    table.serve_raw("test.progress", |_, context| async move {
+        context.progress(1, Some(2), "half");
+        Answer::Ok(Value::Null)
+    });
     // Two that take long by the table's word: one tells of itself and ends, one ends when it is cancelled.
-    module
-        .register_async_method(api::Backup::NAME, |params, rig, extensions| async move {
-            let path = params::decode_params::<api::Backup>(&params)?.params.path;
-            let context = extensions.get::<CallContext>().unwrap().clone();
+    table.serve_raw(
+        api::Backup::NAME,
+        with(rig, |rig, params, context| async move {
+            let path = decoded::<api::Backup>(params)?.params.path;
             rig.begun.fetch_add(1, Ordering::SeqCst);
             rig.changed.notify_waiters();
             rig.gate.acquire().await.unwrap().forget();
@@ -220,96 +213,80 @@ fn module(rig: Arc<Rig>) -> RpcModule<Arc<Rig>> {
                 context.progress(done, Some(3), &path);
             }
             Answer::Ok(json!({ "path": path }))
-        })
-        .unwrap();
-    module
-        .register_async_method(api::Optimize::NAME, |_, _, extensions| async move {
-            let context = extensions.get::<CallContext>().unwrap().clone();
-            context.progress(0, None, "waiting");
-            context.cancelled.cancelled().await;
-            Answer::Err(WireError::cancelled(Executed::Unknown).into())
-        })
-        .unwrap();
-    module
-        .register_async_method("test.flood", |_, _, extensions| async move {
-            let context = extensions.get::<CallContext>().unwrap();
-            let text = "x".repeat(10_000);
-            let mut sent = 0;
-            let refused = loop {
-                match context.notifier.notify("test.flooded", &text) {
-                    Ok(()) => sent += 1,
-                    Err(reason) => break reason.to_string(),
-                }
-            };
-            Answer::Ok(json!({ "sent": sent, "refused": refused }))
-        })
-        .unwrap();
+        }),
+    );
+    table.serve_raw(api::Optimize::NAME, |_, context| async move {
+        context.progress(0, None, "waiting");
+        context.cancelled.cancelled().await;
+        Answer::Err(WireError::cancelled(Executed::Unknown))
+    });
+    table.serve_raw("test.flood", |_, context| async move {
+        let text = "x".repeat(10_000);
+        let mut sent = 0;
+        let refused = loop {
+            match context.notifier.notify("test.flooded", &text) {
+                Ok(()) => sent += 1,
+                Err(reason) => break reason.to_string(),
+            }
+        };
+        Answer::Ok(json!({ "sent": sent, "refused": refused }))
+    });
     // A read and a write by the table's word, to see what a missed deadline says of each.
     for name in [api::Stats::NAME, api::Undelete::NAME] {
-        module
-            .register_async_method(name, |_, rig, _| async move {
+        table.serve_raw(
+            name,
+            with(rig, |rig, _, _| async move {
                 let _held = Held { rig: &rig, done: false };
                 std::future::pending::<Answer>().await
-            })
-            .unwrap();
+            }),
+        );
     }
-    module
-        .register_async_method(api::Search::NAME, |params, _, _| async move {
-            let decoded = params::decode_params::<api::Search>(&params)?;
-            Answer::Ok(json!({
-                "results": [], "count": decoded.params.limit, "omitted": 0, "mode": decoded.params.mode,
-                "version": 7, "took_ms": 1.5, "project": decoded.project_id, "timeout_ms": decoded.timeout_ms,
-            }))
-        })
-        .unwrap();
-    module
-        .register_async_method(api::Subscribe::NAME, |_, _, extensions| async move {
-            let context = extensions.get::<CallContext>().unwrap().clone();
-            let (id, ended) = match context.subscriptions.open() {
-                Ok(opened) => opened,
-                Err(error) => return jsonrpsee::ResponsePayload::error(error),
-            };
-            let result = SubscribeResult {
-                subscription: id.clone(),
-                cursor: "c0".to_owned(),
-            };
-            let (payload, answered) = jsonrpsee::ResponsePayload::success(result).notify_on_completion();
-            tokio::spawn(async move {
-                if answered.await.is_err() {
-                    return;
-                }
-                for number in 1..=3 {
-                    let change = Change {
-                        cursor: format!("c{number}"),
-                        op: ChangeOp::Store,
-                        id: Some(format!("item-{number}")),
-                        project_id: None,
-                        knowledge_type: None,
-                        agent: None,
-                        text: None,
-                        version: Some(number),
-                        timestamp: None,
-                        resync: false,
-                    };
-                    let params = ChangedNotification {
-                        subscription: id.clone(),
-                        result: change,
-                    };
-                    context.notifier.notify(api::KNOWLEDGE_CHANGED, &params).unwrap();
-                }
-                ended.cancelled().await;
-            });
-            payload
-        })
-        .unwrap();
-    module
-        .register_async_method(api::Unsubscribe::NAME, |params, _, extensions| async move {
-            let decoded = params::decode_params::<api::Unsubscribe>(&params)?;
-            let context = extensions.get::<CallContext>().unwrap();
-            Answer::Ok(json!(context.subscriptions.close(&decoded.params.subscription)))
-        })
-        .unwrap();
-    module
+    table.serve_raw(api::Search::NAME, |params, _| async move {
+        let decoded = decoded::<api::Search>(params)?;
+        Answer::Ok(json!({
+            "results": [], "count": decoded.params.limit, "omitted": 0, "mode": decoded.params.mode,
+            "version": 7, "took_ms": 1.5, "project": decoded.project_id, "timeout_ms": decoded.timeout_ms,
+        }))
+    });
+    table.serve_notifying::<api::Subscribe, _, _>(|_, context| async move {
+        let (id, ended) = context.subscriptions.open()?;
+        let result = SubscribeResult {
+            subscription: id.clone(),
+            cursor: "c0".to_owned(),
+        };
+        let (queued, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            if answered.await.is_err() {
+                let _was_open = context.subscriptions.close(&id);
+                return;
+            }
+            for number in 1..=3 {
+                let change = Change {
+                    cursor: format!("c{number}"),
+                    op: ChangeOp::Store,
+                    id: Some(format!("item-{number}")),
+                    project_id: None,
+                    knowledge_type: None,
+                    agent: None,
+                    text: None,
+                    version: Some(number),
+                    timestamp: None,
+                    resync: false,
+                };
+                let params = ChangedNotification {
+                    subscription: id.clone(),
+                    result: change,
+                };
+                context.notifier.notify(api::KNOWLEDGE_CHANGED, &params).unwrap();
+            }
+            ended.cancelled().await;
+        });
+        Ok::<_, WireError>((result, queued))
+    });
+    table.serve::<api::Unsubscribe, _, _>(|call, context| async move {
+        Ok::<_, WireError>(context.subscriptions.close(&call.params.subscription))
+    });
+    table
 }
 
 /// A server on a socket of its own.
@@ -348,22 +325,18 @@ impl Daemon {
         endpoint::prepare_run_dir(&run, &options).unwrap();
         let lock = EndpointLock::acquire(&run.join("ccod.lock")).unwrap();
         let socket = endpoint::bind(&path, &lock, &options).unwrap();
-        let rig = Arc::new(Rig {
-            begun: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            large: AtomicU64::new(0),
-            changed: Notify::new(),
-            gate: Semaphore::new(0),
-        });
+        let rig = Rig::new();
         let stats = Arc::new(ServerStats::default());
         let shutdown = CancellationToken::new();
-        let mut server = Server::new(module(Arc::clone(&rig)))
-            .limits(limits)
-            .stats(Arc::clone(&stats));
+        let service = Service::new(methods(&rig))
+            .with_limits(limits)
+            .with_stats(Arc::clone(&stats))
+            .with_shutdown(shutdown.clone());
+        let mut server = Server::over(Arc::new(service));
         if let Some(policy) = policy {
             server = server.policy(policy);
         }
-        let serving = tokio::spawn(server.serve(socket, shutdown.clone()));
+        let serving = tokio::spawn(server.serve(socket));
         Self {
             directory,
             path,
