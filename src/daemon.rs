@@ -1,8 +1,8 @@
 //! The daemon, put together: lock, store, model, actors, socket; and taken apart in the other order.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -15,6 +15,7 @@ use ccod_actors::writer::WriterConfig;
 use ccod_protocol::endpoint::{self, BoundSocket, EndpointLock};
 use ccod_protocol::limits::ServerStats;
 use ccod_protocol::server::Server;
+use ccod_protocol::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
@@ -155,7 +156,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     let mut limits = config.limits.clone();
     limits.shutdown_grace_ms = server_grace(&config);
     let check_period = Duration::from_millis(limits.socket_check_ms);
-    let module = rpc::module(App {
+    let methods = rpc::methods(App {
         config,
         store,
         routes,
@@ -163,8 +164,12 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
         server: Arc::clone(&stats),
         turns: rpc::Turns::default(),
         started,
-    })
-    .context("the methods cannot be registered")?;
+        served: OnceLock::new(),
+    });
+    let service = Service::new(methods)
+        .with_limits(limits)
+        .with_stats(stats)
+        .with_shutdown(stop.clone());
     notify_manager(NotifyState::Ready);
     tracing::info!(
         socket = %socket_path.display(),
@@ -202,11 +207,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     });
 
     // Returns once the listener is closed and every accepted request is answered.
-    let report = Server::new(module)
-        .limits(limits)
-        .stats(stats)
-        .serve(socket, stop.clone())
-        .await;
+    let report = Server::over(Arc::new(service)).serve(socket).await;
     if let Some(error) = &report.error {
         tracing::error!(%error, "the socket cannot be served");
         stop.cancel();

@@ -14,7 +14,7 @@ use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
 
-use super::{App, Call, SERVED, convert, must_exist, probe, wire_error};
+use super::{App, Call, convert, must_exist, probe, wire_error};
 
 /// Time between the answer to `admin.shutdown` and the shutdown, so that the answer gets out.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
@@ -374,14 +374,15 @@ pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<
     Ok(api::VersionResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api: api::API_VERSION.to_owned(),
-        capabilities: SERVED.iter().map(|name| (*name).to_owned()).collect(),
+        capabilities: app.served().iter().map(|name| (*name).to_owned()).collect(),
         limits: limits(&app),
     })
 }
 
 /// Describes the methods that are served.
-pub(crate) async fn discover(_app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, WireError> {
-    Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), SERVED))
+pub(crate) async fn discover(app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, WireError> {
+    let served = app.served().iter().copied();
+    Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), served))
 }
 
 #[cfg(test)]

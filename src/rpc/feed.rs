@@ -18,7 +18,7 @@ use ccod_actors::store::view::changes::{Change, ChangeKind};
 use ccod_protocol::api::{self, ChangeOp, ChangedNotification, KNOWLEDGE_CHANGED};
 use ccod_protocol::context::{Notifier, NotifyError, Subscriptions};
 use ccod_protocol::error::WireError;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Call, convert, wire_error};
@@ -118,9 +118,12 @@ impl Scope {
     }
 }
 
-/// Opens a feed on the caller's connection. It begins once its answer has its place among the lines that go out
-/// ([`Opened::begin_after`]): a subscriber learns the id of its subscription before the first change.
-pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Result<Opened, WireError> {
+/// Opens a feed on the caller's connection. It begins when the sender is told, which is once the answer has its place
+/// among the lines that go out: a subscriber learns the id of its subscription before the first change.
+pub(crate) async fn subscribe(
+    app: Arc<App>,
+    call: Call<api::Subscribe>,
+) -> Result<(api::SubscribeResult, oneshot::Sender<()>), WireError> {
     let scope = if call.every_project {
         Scope::Every
     } else {
@@ -172,40 +175,9 @@ pub(crate) async fn subscribe(app: Arc<App>, call: Call<api::Subscribe>) -> Resu
         ended,
         postponed: BTreeMap::new(),
     };
-    Ok(Opened {
-        result,
-        feed,
-        publications,
-        subscriptions: call.context.subscriptions.clone(),
-    })
-}
-
-/// A feed that has not begun.
-pub(crate) struct Opened {
-    pub(crate) result: api::SubscribeResult,
-    feed: Feed,
-    publications: watch::Receiver<u64>,
-    subscriptions: Subscriptions,
-}
-
-impl Opened {
-    /// Runs the feed once `answered`, or drops it where there is no answer: then nobody knows of it.
-    pub(crate) fn begin_after<E>(self, answered: impl Future<Output = Result<(), E>> + Send + 'static) {
-        let Self {
-            feed,
-            publications,
-            subscriptions,
-            ..
-        } = self;
-        tokio::spawn(async move {
-            let subscription = feed.subscription.clone();
-            if answered.await.is_ok() {
-                feed.run(publications).await;
-            }
-            // Already gone where the subscriber ended it.
-            let _was_open = subscriptions.close(&subscription);
-        });
-    }
+    let (queued, answered) = oneshot::channel();
+    feed.begin_after(answered, publications, call.context.subscriptions.clone());
+    Ok((result, queued))
 }
 
 /// Ends a feed.
@@ -255,6 +227,23 @@ enum End {
 }
 
 impl Feed {
+    /// Runs the feed once `answered`, or drops it where there is no answer: then nobody knows of it.
+    fn begin_after(
+        self,
+        answered: oneshot::Receiver<()>,
+        publications: watch::Receiver<u64>,
+        subscriptions: Subscriptions,
+    ) {
+        tokio::spawn(async move {
+            let subscription = self.subscription.clone();
+            if answered.await.is_ok() {
+                self.run(publications).await;
+            }
+            // Already gone where the subscriber ended it.
+            let _was_open = subscriptions.close(&subscription);
+        });
+    }
+
     async fn run(mut self, mut publications: watch::Receiver<u64>) {
         let ended = self.ended.clone();
         let work = async {

@@ -14,8 +14,7 @@ mod store;
 mod transfer;
 mod verify;
 
-use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ccod_actors::deadline::Deadline;
@@ -28,10 +27,9 @@ use ccod_protocol::api::{self, Method};
 use ccod_protocol::context::CallContext;
 use ccod_protocol::error::{ErrorKind, WireError};
 use ccod_protocol::limits::ServerStats;
-use ccod_protocol::params::{self, Bounds};
-use jsonrpsee::{ResponsePayload, RpcModule};
-use jsonrpsee_types::ErrorObjectOwned;
-use tokio::sync::watch;
+use ccod_protocol::methods::Methods;
+use ccod_protocol::params::Decoded;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -55,6 +53,8 @@ pub(crate) struct App {
     pub(crate) turns: Turns,
     /// When the daemon began to serve.
     pub(crate) started: Instant,
+    /// The names of the methods that are served: set by [`methods`].
+    pub(crate) served: OnceLock<Vec<&'static str>>,
 }
 
 /// One decoded call.
@@ -68,6 +68,25 @@ pub(crate) struct Call<M: Method> {
 }
 
 impl<M: Method> Call<M> {
+    /// # Errors
+    /// -32602 for a project that has no valid name.
+    fn of(decoded: Decoded<M::Params>, context: CallContext) -> Result<Self, WireError> {
+        let every_project = M::SCOPE.takes_every() && decoded.project_id.as_deref() == Some("*");
+        let project = decoded
+            .project_id
+            .as_deref()
+            .filter(|_| !every_project)
+            .map(|name| ProjectName::parse(name, "project_id"))
+            .transpose()
+            .map_err(wire_error)?;
+        Ok(Self {
+            params: decoded.params,
+            project,
+            every_project,
+            context,
+        })
+    }
+
     /// The project, or the default one.
     pub(crate) fn project(&self) -> ProjectName {
         self.project.clone().unwrap_or_default()
@@ -90,6 +109,11 @@ impl App {
             wanted,
             max_answer_bytes: self.config.limits.max_response_bytes,
         }
+    }
+
+    /// The names of the methods that are served.
+    pub(crate) fn served(&self) -> &[&'static str] {
+        self.served.get().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The present actors. A clone of references, taken once for each call.
@@ -139,134 +163,83 @@ async fn must_exist(app: &App, project: &ProjectName) -> Result<(), WireError> {
     ))
 }
 
-/// Builds the table of methods. A method that is not in it answers -32601.
-pub(crate) fn module(app: App) -> Result<RpcModule<App>, jsonrpsee::core::RegisterMethodError> {
-    let mut module = RpcModule::new(app);
-    register::<api::Store, _, _>(&mut module, store::store)?;
-    register::<api::StoreBatch, _, _>(&mut module, store::store_batch)?;
-    register::<api::Search, _, _>(&mut module, read::search)?;
-    register::<api::List, _, _>(&mut module, read::list)?;
-    register::<api::Get, _, _>(&mut module, read::get)?;
-    register::<api::Update, _, _>(&mut module, life::update)?;
-    register::<api::History, _, _>(&mut module, life::history)?;
-    register::<api::Delete, _, _>(&mut module, life::delete)?;
-    register::<api::Undelete, _, _>(&mut module, life::undelete)?;
-    register::<api::Purge, _, _>(&mut module, life::purge)?;
-    register::<api::Cleanup, _, _>(&mut module, life::cleanup)?;
-    register::<api::Similar, _, _>(&mut module, read::similar)?;
-    register::<api::Stats, _, _>(&mut module, read::stats)?;
-    register::<api::Projects, _, _>(&mut module, read::projects)?;
-    register_subscribe(&mut module)?;
-    register::<api::Unsubscribe, _, _>(&mut module, feed::unsubscribe)?;
-    register::<api::Embed, _, _>(&mut module, read::embed)?;
-    register::<api::Health, _, _>(&mut module, admin::health)?;
-    register::<api::Status, _, _>(&mut module, admin::status)?;
-    register::<api::Metrics, _, _>(&mut module, admin::metrics)?;
-    register::<api::Optimize, _, _>(&mut module, admin::optimize)?;
-    register::<api::Backup, _, _>(&mut module, transfer::backup)?;
-    register::<api::Restore, _, _>(&mut module, transfer::restore)?;
-    register::<api::Import, _, _>(&mut module, transfer::import)?;
-    register::<api::Export, _, _>(&mut module, transfer::export)?;
-    register::<api::Verify, _, _>(&mut module, verify::verify)?;
-    register::<api::Shutdown, _, _>(&mut module, admin::shutdown)?;
-    register::<api::Version, _, _>(&mut module, admin::version)?;
-    register::<api::Discover, _, _>(&mut module, admin::discover)?;
-    Ok(module)
+/// The methods that the daemon serves. One that is not among them answers -32601.
+pub(crate) fn methods(app: App) -> Methods {
+    let mut table = Table {
+        methods: Methods::default(),
+        app: Arc::new(app),
+    };
+    table.serve::<api::Store, _, _>(store::store);
+    table.serve::<api::StoreBatch, _, _>(store::store_batch);
+    table.serve::<api::Search, _, _>(read::search);
+    table.serve::<api::List, _, _>(read::list);
+    table.serve::<api::Get, _, _>(read::get);
+    table.serve::<api::Update, _, _>(life::update);
+    table.serve::<api::History, _, _>(life::history);
+    table.serve::<api::Delete, _, _>(life::delete);
+    table.serve::<api::Undelete, _, _>(life::undelete);
+    table.serve::<api::Purge, _, _>(life::purge);
+    table.serve::<api::Cleanup, _, _>(life::cleanup);
+    table.serve::<api::Similar, _, _>(read::similar);
+    table.serve::<api::Stats, _, _>(read::stats);
+    table.serve::<api::Projects, _, _>(read::projects);
+    table.serve_notifying::<api::Subscribe, _, _>(feed::subscribe);
+    table.serve::<api::Unsubscribe, _, _>(feed::unsubscribe);
+    table.serve::<api::Embed, _, _>(read::embed);
+    table.serve::<api::Health, _, _>(admin::health);
+    table.serve::<api::Status, _, _>(admin::status);
+    table.serve::<api::Metrics, _, _>(admin::metrics);
+    table.serve::<api::Optimize, _, _>(admin::optimize);
+    table.serve::<api::Backup, _, _>(transfer::backup);
+    table.serve::<api::Restore, _, _>(transfer::restore);
+    table.serve::<api::Import, _, _>(transfer::import);
+    table.serve::<api::Export, _, _>(transfer::export);
+    table.serve::<api::Verify, _, _>(verify::verify);
+    table.serve::<api::Shutdown, _, _>(admin::shutdown);
+    table.serve::<api::Version, _, _>(admin::version);
+    table.serve::<api::Discover, _, _>(admin::discover);
+    // Only here is the list complete; no call has been served yet.
+    table.app.served.get_or_init(|| table.methods.names().to_vec());
+    table.methods
 }
 
-/// The methods that [`module`] serves, for `rpc.version` and `rpc.discover`.
-pub(crate) const SERVED: [&str; 29] = [
-    api::Store::NAME,
-    api::StoreBatch::NAME,
-    api::Search::NAME,
-    api::List::NAME,
-    api::Get::NAME,
-    api::Update::NAME,
-    api::History::NAME,
-    api::Delete::NAME,
-    api::Undelete::NAME,
-    api::Purge::NAME,
-    api::Cleanup::NAME,
-    api::Similar::NAME,
-    api::Stats::NAME,
-    api::Projects::NAME,
-    api::Subscribe::NAME,
-    api::Unsubscribe::NAME,
-    api::Embed::NAME,
-    api::Health::NAME,
-    api::Status::NAME,
-    api::Metrics::NAME,
-    api::Optimize::NAME,
-    api::Backup::NAME,
-    api::Restore::NAME,
-    api::Import::NAME,
-    api::Export::NAME,
-    api::Verify::NAME,
-    api::Shutdown::NAME,
-    api::Version::NAME,
-    api::Discover::NAME,
-];
-
-fn register<M, H, F>(module: &mut RpcModule<App>, handler: H) -> Result<(), jsonrpsee::core::RegisterMethodError>
-where
-    M: Method,
-    H: Fn(Arc<App>, Call<M>) -> F + Copy + Send + Sync + 'static,
-    F: Future<Output = Result<M::Result, WireError>> + Send + 'static,
-{
-    for name in std::iter::once(&M::NAME).chain(M::OTHER_NAMES) {
-        module.register_async_method(name, move |raw, app, extensions| async move {
-            let bounds = Bounds::from(&app.config.limits);
-            let call = decode::<M>(&raw, bounds, extensions.get::<CallContext>()).map_err(ErrorObjectOwned::from)?;
-            handler(app, call).await.map_err(ErrorObjectOwned::from)
-        })?;
-    }
-    Ok(())
+/// The methods, with what their handlers can reach.
+struct Table {
+    methods: Methods,
+    app: Arc<App>,
 }
 
-/// As [`register`], for the method whose notifications must come after its answer.
-fn register_subscribe(module: &mut RpcModule<App>) -> Result<(), jsonrpsee::core::RegisterMethodError> {
-    module
-        .register_async_method(api::Subscribe::NAME, |raw, app, extensions| async move {
-            let bounds = Bounds::from(&app.config.limits);
-            let call = decode::<api::Subscribe>(&raw, bounds, extensions.get::<CallContext>());
-            let opened = match call {
-                Ok(call) => feed::subscribe(app, call).await,
-                Err(error) => Err(error),
-            };
-            match opened {
-                Ok(opened) => {
-                    let result = opened.result.clone();
-                    let (response, answered) = ResponsePayload::success(result).notify_on_completion();
-                    opened.begin_after(answered);
-                    response
-                }
-                Err(error) => ResponsePayload::error(ErrorObjectOwned::from(error)),
+impl Table {
+    fn serve<M, F, E>(&mut self, handler: fn(Arc<App>, Call<M>) -> F)
+    where
+        M: Method,
+        F: Future<Output = Result<M::Result, E>> + Send + 'static,
+        E: Into<WireError> + 'static,
+    {
+        let app = Arc::clone(&self.app);
+        self.methods.serve::<M, _, _>(move |decoded, context| {
+            let app = Arc::clone(&app);
+            async move {
+                let ended = handler(app, Call::of(decoded, context)?).await;
+                ended.map_err(Into::<WireError>::into)
             }
-        })
-        .map(drop)
-}
+        });
+    }
 
-fn decode<M: Method>(
-    raw: &jsonrpsee_types::Params<'_>,
-    bounds: Bounds,
-    context: Option<&CallContext>,
-) -> Result<Call<M>, WireError> {
-    let decoded = params::decode_within::<M>(raw.as_str(), bounds)?;
-    let context = context
-        .cloned()
-        .ok_or_else(|| WireError::internal("the call came without its context"))?;
-    let every_project = M::SCOPE.takes_every() && decoded.project_id.as_deref() == Some("*");
-    let project = decoded
-        .project_id
-        .as_deref()
-        .filter(|_| !every_project)
-        .map(|name| ProjectName::parse(name, "project_id"))
-        .transpose()
-        .map_err(wire_error)?;
-    Ok(Call {
-        params: decoded.params,
-        project,
-        every_project,
-        context,
-    })
+    /// As [`Self::serve`], for a method whose notifications come after its answer.
+    fn serve_notifying<M, F, E>(&mut self, handler: fn(Arc<App>, Call<M>) -> F)
+    where
+        M: Method,
+        F: Future<Output = Result<(M::Result, oneshot::Sender<()>), E>> + Send + 'static,
+        E: Into<WireError> + 'static,
+    {
+        let app = Arc::clone(&self.app);
+        self.methods.serve_notifying::<M, _, _>(move |decoded, context| {
+            let app = Arc::clone(&app);
+            async move {
+                let ended = handler(app, Call::of(decoded, context)?).await;
+                ended.map_err(Into::<WireError>::into)
+            }
+        });
+    }
 }
