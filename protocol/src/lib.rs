@@ -5,14 +5,15 @@
 //! on it alone and compiles in seconds.
 //!
 //! ```text
-//! bytes -> codec::Framer -> envelope -> dispatch -> a method (jsonrpsee) -> one line out
-//!          endpoint (lock, bind)   peer (who is it)   connection (in flight, queue)   server (accept, drain)
+//! bytes -> codec::Framer -> envelope -> connection (queue) -> service (admit, deadline) -> a handler -> one line out
+//!          endpoint (lock, bind)   peer (who is it)   server (accept, drain)
 //! ```
 //!
-//! To serve: register methods in a `jsonrpsee::RpcModule`, decode their parameters with
-//! [`params::decode_params`], take the [`context::CallContext`] from the extensions, answer with
-//! [`error::WireError`]; then [`endpoint::prepare_run_dir`], [`endpoint::EndpointLock::acquire`],
-//! [`endpoint::bind`] and [`server::serve`]. To call: [`client::Client`].
+//! To serve: register handlers in a [`methods::Methods`], which decodes their parameters, and make a
+//! [`service::Service`] of it. A handler gets the parameters and a [`context::CallContext`], and answers with its
+//! method's result or with something that becomes an [`error::WireError`]. Then [`endpoint::prepare_run_dir`],
+//! [`endpoint::EndpointLock::acquire`], [`endpoint::bind`] and [`server::Server::over`]. Another transport makes a
+//! [`caller::Caller`] of each of its clients and calls [`service::Service::call`]. To call: [`client::Client`].
 
 mod anteroom;
 pub mod api;

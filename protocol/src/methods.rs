@@ -10,7 +10,7 @@
 //!
 //! A method is registered with its type: the name, the other names and the decoding of the parameters come from
 //! there. Its result is written straight into the bytes that are sent. The result of a read is not written further
-//! than an answer may be long; that of a write is, because it says what was done (see [`crate::oversized`]).
+//! than an answer may be long; that of a write is, because it says what was done.
 
 use bytes::Bytes;
 use futures::FutureExt;

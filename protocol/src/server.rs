@@ -61,7 +61,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of this service, which may have other transports besides.
+    /// A server of this service, which may have other transports besides. When it stops, it ends what is left of their
+    /// calls after the grace, as of its own.
     #[must_use]
     pub fn over(service: Arc<Service>) -> Self {
         Self { service, policy: None }

@@ -214,7 +214,7 @@ impl Table {
     where
         M: Method,
         F: Future<Output = Result<M::Result, E>> + Send + 'static,
-        E: Into<WireError> + 'static,
+        E: Into<WireError>,
     {
         let app = Arc::clone(&self.app);
         self.methods.serve::<M, _, _>(move |decoded, context| {
@@ -231,7 +231,7 @@ impl Table {
     where
         M: Method,
         F: Future<Output = Result<(M::Result, oneshot::Sender<()>), E>> + Send + 'static,
-        E: Into<WireError> + 'static,
+        E: Into<WireError>,
     {
         let app = Arc::clone(&self.app);
         self.methods.serve_notifying::<M, _, _>(move |decoded, context| {
