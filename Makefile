@@ -32,7 +32,7 @@ test: deps ## Runs all tests, the fault injection ones included
 	cargo test --locked --no-fail-fast --workspace --features $(FEATURES)
 
 quick: ## Builds and tests the command line and the wire alone
-	cargo test --locked --profile quick -p ccod-protocol
+	cargo test --locked --profile quick -p ccod-words -p ccod-protocol
 	cargo test --locked --profile quick $(CLI) --lib --bins
 
 lint: deps ## Formatting and clippy, as the CI does

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
+use ccod_actors::domain::{Content, Filter, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
 use ccod_actors::store::table::rows::EmbeddedPassage;
 use ccod_actors::store::upkeep::{Pace, due_steps};
 use ccod_actors::store::view::SearchRequest;
@@ -37,11 +37,11 @@ fn item(random: &mut StdRng, number: usize) -> PreparedItem {
     let vector: Vec<f32> = (0..DIMENSIONS).map(|_| random.random_range(-1.0..1.0)).collect();
     let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     let item = NewItem {
-        text: text.clone(),
-        kind: KnowledgeKind::General,
-        agent: Some(format!("agent{}", number % 5)),
-        session_id: None,
-        metadata: serde_json::Map::new(),
+        content: Content {
+            text: text.clone(),
+            agent: Some(format!("agent{}", number % 5)),
+            ..Content::default()
+        },
         id: None,
         idempotency_key: None,
         on_duplicate: OnDuplicate::Store,
@@ -178,7 +178,7 @@ async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], random: &mut S
                 ),
                 vector: (mode != SearchMode::Text).then(|| Arc::clone(&probe.passages[0].vector)),
                 mode,
-                filter: ItemFilter::default(),
+                filter: Filter::default(),
                 limit: 10,
                 offset: 0,
                 threshold: None,

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use ccod_actors::embedder::{EmbedderConfig, EmbedderShared, ModelCell};
 use ccod_actors::reader::ReaderConfig;
 use ccod_actors::restart::RestartPolicy;
-use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, StoreLockError};
+use ccod_actors::store::{ModelIdentity, Store, StoreConfig, StoreLock, StoreLockError};
 use ccod_actors::supervisor::{self, SupervisorArguments, SupervisorMessage};
 use ccod_actors::writer::WriterConfig;
 use ccod_protocol::endpoint::{self, BoundSocket, EndpointLock};
@@ -299,10 +299,7 @@ fn load_model(config: &Config) -> anyhow::Result<ModelCell> {
 fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {
     StoreConfig {
         knowledge_dir: config.knowledge_dir(),
-        durability: match config.store.durability {
-            config::Durability::Full => Durability::Full,
-            config::Durability::Fast => Durability::Fast,
-        },
+        durability: config.store.durability,
         index_cache_bytes: config.store.session_index_cache_bytes as usize,
         metadata_cache_bytes: config.store.session_metadata_cache_bytes as usize,
         min_free_bytes: config.store.min_free_bytes,

@@ -34,6 +34,12 @@ pub(crate) fn tells_of_lack(text: &str) -> bool {
         .any(|errno| text.contains(&format!("(os error {})", errno as i32)))
 }
 
+/// What [`KnowledgeError::NoDescriptors`] says: a clause, to which when to try again is added.
+#[must_use]
+pub fn lack_clause() -> String {
+    format!("no file descriptors are left: {REMEDY}")
+}
+
 /// The error of who has found none left; takes note of it.
 pub(crate) fn lack() -> KnowledgeError {
     *LACKED_AT.lock() = Some(Instant::now());

@@ -1,22 +1,15 @@
-//! The one error type of this crate: everything that can become of a request.
+//! The one error type of this crate: everything that can become of a request. It is worded as the wire has it, by
+//! [`ccod_words::message`].
 //!
 //! Closed on purpose: `src/rpc/errors.rs` of the executable maps each variant to one code of the wire, and a
 //! new variant fails to compile there.
 
+use ccod_words::{Invalid, message};
 use thiserror::Error;
 
 use crate::{clock, descriptors, panics};
 
-/// Whether an operation that missed its deadline had taken effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Executed {
-    /// It never started.
-    No,
-    /// It took effect; only the answer is late.
-    Yes,
-    /// It was handed over and the outcome is not known.
-    Unknown,
-}
+pub use ccod_words::Executed;
 
 /// What can become of a request other than a result.
 #[derive(Clone, Debug, Error)]
@@ -30,19 +23,19 @@ pub enum KnowledgeError {
         message: String,
     },
     /// The item does not exist or was deleted.
-    #[error("{what} does not exist; check the id and the project")]
+    #[error("{}", message::not_found(id))]
     NotFound {
-        /// What was looked for, such as `item decision-1-ab`.
-        what: String,
+        /// The id that was looked for.
+        id: String,
     },
     /// The id is taken by an item with other content.
-    #[error("id {id} already holds other content; use another id, or `update`")]
+    #[error("{}", message::already_exists(id))]
     AlreadyExists {
         /// The id that is taken.
         id: String,
     },
     /// A secret was found and the policy is to reject.
-    #[error("{field} holds what looks like a secret ({detector}); remove it and store again")]
+    #[error("{}", message::secret_rejected(detector, field))]
     SecretRejected {
         /// Name of the detector that fired.
         detector: String,
@@ -50,7 +43,7 @@ pub enum KnowledgeError {
         field: String,
     },
     /// The table's vectors come from another model.
-    #[error("project {project} was embedded with model {stored}, this daemon runs {running}; re-embed it first")]
+    #[error("{}", message::model_mismatch(project, stored, running))]
     ModelMismatch {
         /// The project.
         project: String,
@@ -60,22 +53,22 @@ pub enum KnowledgeError {
         running: String,
     },
     /// Writes are not possible now; reads are.
-    #[error("the store is read-only now: {reason}")]
+    #[error("{}", message::read_only(reason))]
     ReadOnly {
         /// Why, and what to do.
         reason: String,
     },
     /// The caller cancelled.
-    #[error("the request was cancelled")]
+    #[error("{}", message::CANCELLED)]
     Cancelled,
     /// A cursor or an undo token is too old.
-    #[error("{what} has expired")]
+    #[error("{}", message::expired(what))]
     Expired {
         /// What has expired.
         what: String,
     },
     /// The project's table has another schema (the old tool's).
-    #[error("project {project} holds data of another schema ({detail}); use the version that wrote it")]
+    #[error("{}", message::needs_migration(project, detail))]
     NeedsMigration {
         /// The project.
         project: String,
@@ -83,13 +76,13 @@ pub enum KnowledgeError {
         detail: String,
     },
     /// The deadline passed.
-    #[error("the deadline passed before the answer was ready; retry with a larger timeout_ms")]
+    #[error("{}", message::deadline_exceeded(*executed))]
     DeadlineExceeded {
         /// Whether it took effect all the same.
         executed: Executed,
     },
     /// A part of the daemon is restarting or degraded.
-    #[error("{part} is unavailable: {reason}; retry")]
+    #[error("{}", message::unavailable(part, reason))]
     Unavailable {
         /// `embedder`, `reader`, `writer`, `keyword index`.
         part: &'static str,
@@ -97,10 +90,10 @@ pub enum KnowledgeError {
         reason: String,
     },
     /// The writer was lost while it held the request.
-    #[error("the outcome of the write is unknown; retry with the same id or idempotency_key")]
+    #[error("{}", message::OUTCOME_UNKNOWN)]
     OutcomeUnknown,
     /// The daemon is stopping.
-    #[error("the daemon is shutting down; retry once it runs again")]
+    #[error("{}", message::SHUTTING_DOWN)]
     ShuttingDown,
     /// The change was made, and what belongs to it and comes after has failed.
     #[error("{done}: {cause}")]
@@ -111,7 +104,7 @@ pub enum KnowledgeError {
         cause: Box<KnowledgeError>,
     },
     /// What was asked for is more than an answer may be.
-    #[error("the answer would be larger than {limit_bytes} bytes; ask for less")]
+    #[error("{}", message::response_too_large(*limit_bytes))]
     AnswerTooLarge {
         /// What it may be.
         limit_bytes: usize,
@@ -127,7 +120,7 @@ pub enum KnowledgeError {
         cause: Box<KnowledgeError>,
     },
     /// A queue is full.
-    #[error("{queue} is full; retry in {retry_after_ms} ms")]
+    #[error("{}", message::busy(format_args!("{queue} is full"), *retry_after_ms))]
     Busy {
         /// Which queue.
         queue: &'static str,
@@ -135,7 +128,7 @@ pub enum KnowledgeError {
         retry_after_ms: u64,
     },
     /// No file could be opened: the process, or the system, has no file descriptors left. Nothing was done.
-    #[error("no file descriptors are left: {remedy}", remedy = descriptors::REMEDY)]
+    #[error("{}", message::busy(descriptors::lack_clause(), descriptors::RETRY_AFTER_MS))]
     NoDescriptors,
     /// A file of the store is missing or damaged, or cannot be read now. Made by [`KnowledgeError::unreadable`].
     #[error("{message}")]
@@ -170,6 +163,12 @@ impl PartFailure {
     /// With this reason.
     pub(crate) fn new(reason: impl std::fmt::Display) -> Self {
         Self(reason.to_string())
+    }
+}
+
+impl From<Invalid> for KnowledgeError {
+    fn from(Invalid { parameter, message }: Invalid) -> Self {
+        Self::InvalidParameter { parameter, message }
     }
 }
 

@@ -3,9 +3,12 @@
 //! Every error that leaves the daemon is a [`WireError`]. Its message is one sentence that says what to
 //! do; its data says the same to programs. Messages never repeat stored text or a secret.
 
+use ccod_words::{message, shortened};
 use jsonrpsee_types::ErrorObjectOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use std::fmt;
+
+pub use ccod_words::{Executed, Invalid};
 
 /// Declares [`ErrorKind`] and the table behind it.
 macro_rules! kinds {
@@ -103,45 +106,6 @@ kinds! {
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-/// Whether a call that failed was carried out: `false`, `true` or `"unknown"` on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Executed {
-    /// Certainly not.
-    No,
-    /// Certainly.
-    Yes,
-    /// It may have been.
-    Unknown,
-}
-
-impl Executed {
-    /// What can be said of a call that was started and never answered.
-    #[must_use]
-    pub const fn unanswered(writes: bool) -> Self {
-        if writes { Self::Unknown } else { Self::No }
-    }
-}
-
-impl Serialize for Executed {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::No => serializer.serialize_bool(false),
-            Self::Yes => serializer.serialize_bool(true),
-            Self::Unknown => serializer.serialize_str("unknown"),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Executed {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::Bool(false) => Self::No,
-            serde_json::Value::Bool(true) => Self::Yes,
-            _ => Self::Unknown,
-        })
     }
 }
 
@@ -307,13 +271,8 @@ impl WireError {
     /// -32008: the response would be over `limit_bytes`.
     #[must_use]
     pub fn response_too_large(limit_bytes: usize) -> Self {
-        Self::new(
-            ErrorKind::ResponseTooLarge,
-            format!(
-                "the response would be larger than {limit_bytes} bytes; ask for less, for example a smaller `limit`"
-            ),
-        )
-        .with_extra("limit_bytes", limit_bytes)
+        Self::new(ErrorKind::ResponseTooLarge, message::response_too_large(limit_bytes))
+            .with_extra("limit_bytes", limit_bytes)
     }
 
     /// -32010: the batch has more than `limit` requests.
@@ -329,7 +288,7 @@ impl WireError {
     /// -32009: too much is going on (`what`, a clause such as "the queue is full"); nothing was done.
     #[must_use]
     pub fn busy(what: impl fmt::Display, retry_after_ms: u64) -> Self {
-        Self::new(ErrorKind::Busy, format!("{what}; try again in {retry_after_ms} ms"))
+        Self::new(ErrorKind::Busy, message::busy(what, retry_after_ms))
             .with_retry_after_ms(retry_after_ms)
             .with_executed(Executed::No)
     }
@@ -337,12 +296,7 @@ impl WireError {
     /// -32020: no item has this id.
     #[must_use]
     pub fn not_found(id: &str) -> Self {
-        let id = shortened(id, 120);
-        Self::new(
-            ErrorKind::NotFound,
-            format!("no item has the id `{id}` in this project; check the id and `project_id`"),
-        )
-        .with_extra("id", id)
+        Self::new(ErrorKind::NotFound, message::not_found(id)).with_extra("id", shortened(id, 120))
     }
 
     /// As [`Self::not_found`], where a part of the project cannot be read, and why.
@@ -359,43 +313,30 @@ impl WireError {
     /// -32021: the id belongs to other content.
     #[must_use]
     pub fn already_exists(id: &str) -> Self {
-        let id = shortened(id, 120);
-        Self::new(
-            ErrorKind::AlreadyExists,
-            format!("the id `{id}` belongs to an item with other content; use another id, or `knowledge.update`"),
-        )
-        .with_extra("id", id)
+        Self::new(ErrorKind::AlreadyExists, message::already_exists(id)).with_extra("id", shortened(id, 120))
     }
 
     /// -32022: `detector` found a secret at `place` (never the secret itself).
     #[must_use]
     pub fn secret_rejected(detector: &str, place: &str) -> Self {
-        Self::new(
-            ErrorKind::SecretRejected,
-            format!("a secret was found in {place} ({detector}); remove it, or store where it is kept instead"),
-        )
-        .with_extra("detector", detector)
-        .with_extra("place", place)
+        Self::new(ErrorKind::SecretRejected, message::secret_rejected(detector, place))
+            .with_extra("detector", detector)
+            .with_extra("place", place)
     }
 
     /// -32023: the stored vectors come from another model than the daemon's.
     #[must_use]
-    pub fn model_mismatch(stored: &str, current: &str) -> Self {
-        Self::new(
-            ErrorKind::ModelMismatch,
-            format!(
-                "the project was embedded with {stored}, the daemon runs {current}; search it in `text` mode, or \
-                 export it and import it into a project of another name, which embeds it anew"
-            ),
-        )
-        .with_extra("stored", stored)
-        .with_extra("current", current)
+    pub fn model_mismatch(project_id: &str, stored: &str, current: &str) -> Self {
+        let message = message::model_mismatch(project_id, stored, current);
+        Self::new(ErrorKind::ModelMismatch, message)
+            .with_extra("stored", stored)
+            .with_extra("current", current)
     }
 
     /// -32024: nothing can be written at the moment; `reason` says why.
     #[must_use]
     pub fn read_only(reason: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::ReadOnly, format!("nothing can be written now: {reason}")).with_executed(Executed::No)
+        Self::new(ErrorKind::ReadOnly, message::read_only(reason)).with_executed(Executed::No)
     }
 
     /// -32025: the peer sends faster than it may.
@@ -425,75 +366,52 @@ impl WireError {
     /// -32027: the call was cancelled.
     #[must_use]
     pub fn cancelled(executed: Executed) -> Self {
-        Self::new(
-            ErrorKind::Cancelled,
-            "the call was cancelled; send it again if it is still wanted",
-        )
-        .with_executed(executed)
+        Self::new(ErrorKind::Cancelled, message::CANCELLED).with_executed(executed)
     }
 
     /// -32028: `what` (the cursor, the undo token: with its article) is too old.
     #[must_use]
     pub fn expired(what: &str) -> Self {
-        Self::new(ErrorKind::Expired, format!("{what} has expired; start anew without it"))
+        Self::new(ErrorKind::Expired, message::expired(what))
     }
 
     /// -32029: the project's data has an older shape.
     #[must_use]
-    pub fn needs_migration(project_id: &str) -> Self {
-        Self::new(
-            ErrorKind::NeedsMigration,
-            format!(
-                "the project `{project_id}` holds data of a shape that this version does not read, and leaves it \
-                 untouched; use the version that wrote it, or another project"
-            ),
-        )
-        .with_extra("project_id", project_id)
+    pub fn needs_migration(project_id: &str, detail: &str) -> Self {
+        let message = message::needs_migration(project_id, detail);
+        Self::new(ErrorKind::NeedsMigration, message)
+            .with_extra("project_id", project_id)
+            .with_extra("detail", detail)
     }
 
     /// -32050: the deadline passed.
     #[must_use]
     pub fn deadline_exceeded(executed: Executed) -> Self {
-        let message = match executed {
-            Executed::No => {
-                "the deadline passed before the call was carried out; try again, or with a longer `timeout_ms`"
-            }
-            Executed::Yes => "the deadline passed, but the call was carried out; there is nothing to repeat",
-            Executed::Unknown => {
-                "the deadline passed and the call may have been carried out; repeat it with the same id or key"
-            }
-        };
-        Self::new(ErrorKind::DeadlineExceeded, message).with_executed(executed)
+        Self::new(ErrorKind::DeadlineExceeded, message::deadline_exceeded(executed)).with_executed(executed)
     }
 
     /// -32051: `part` is restarting or degraded.
     #[must_use]
-    pub fn unavailable(part: impl fmt::Display) -> Self {
-        Self::new(
-            ErrorKind::Unavailable,
-            format!("{part} is not available now; try again, and see `ccoctl health`"),
-        )
-        .with_executed(Executed::No)
+    pub fn unavailable(part: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Unavailable, message::unavailable(part, reason)).with_executed(Executed::No)
     }
 
     /// -32052: the write may or may not have happened.
     #[must_use]
     pub fn outcome_unknown() -> Self {
-        Self::new(
-            ErrorKind::OutcomeUnknown,
-            "it is unknown whether the write happened; repeat it with the same id or key, which stores once",
-        )
-        .with_executed(Executed::Unknown)
+        Self::new(ErrorKind::OutcomeUnknown, message::OUTCOME_UNKNOWN).with_executed(Executed::Unknown)
     }
 
     /// -32053: the daemon is stopping and takes no new requests.
     #[must_use]
     pub fn shutting_down() -> Self {
-        Self::new(
-            ErrorKind::ShuttingDown,
-            "the daemon is stopping; connect again when it is back",
-        )
-        .with_executed(Executed::No)
+        Self::new(ErrorKind::ShuttingDown, message::SHUTTING_DOWN).with_executed(Executed::No)
+    }
+}
+
+impl From<Invalid> for WireError {
+    fn from(Invalid { parameter, message }: Invalid) -> Self {
+        Self::invalid_params(parameter, message)
     }
 }
 
@@ -517,16 +435,6 @@ impl From<ErrorObjectOwned> for WireError {
         }
         wire
     }
-}
-
-/// At most `max` characters of `text`, with the control characters shown as escapes: for names that the
-/// caller made up and that go into a message.
-pub(crate) fn shortened(text: &str, max: usize) -> String {
-    let mut short: String = text.chars().take(max).flat_map(char::escape_default).collect();
-    if text.chars().nth(max).is_some() {
-        short.push_str("...");
-    }
-    short
 }
 
 #[cfg(test)]
@@ -565,15 +473,15 @@ mod tests {
             WireError::not_found("x"),
             WireError::already_exists("x"),
             WireError::secret_rejected("aws", "text"),
-            WireError::model_mismatch("a", "b"),
+            WireError::model_mismatch("p", "a", "b"),
             WireError::read_only("x"),
             WireError::rate_limited(5),
             WireError::forbidden(Some(7)),
             WireError::cancelled(Executed::Unknown),
             WireError::expired("the cursor"),
-            WireError::needs_migration("p"),
+            WireError::needs_migration("p", "x"),
             WireError::deadline_exceeded(Executed::No),
-            WireError::unavailable("x"),
+            WireError::unavailable("x", "y"),
             WireError::outcome_unknown(),
             WireError::shutting_down(),
         ];
@@ -594,7 +502,7 @@ mod tests {
         let with_articles = [
             WireError::expired("the cursor"),
             WireError::expired("the undo token"),
-            WireError::unavailable("the writer"),
+            WireError::unavailable("the writer", "it is restarting"),
             WireError::busy("the readers' queue is full", 50),
             WireError::read_only("the disk is full; free some space"),
             WireError::deadline_exceeded(Executed::Yes),

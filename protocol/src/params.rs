@@ -13,6 +13,7 @@ mod bounds;
 mod empty;
 mod near;
 
+use ccod_words::shortened;
 use serde::Deserialize;
 use serde::de::value::MapDeserializer;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
@@ -21,8 +22,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::api::{Filters, Method, MethodInfo, Params, Store, StoreParams, check_project_name, rounded_integer};
-use crate::error::{WireError, shortened};
+use crate::api::{Filter, Method, MethodInfo, Params, ProjectName, Store, StoreParams, rounded_integer};
+use crate::error::WireError;
 
 pub use bounds::Bounds;
 pub(crate) use near::nearest_method;
@@ -285,7 +286,7 @@ fn take<'a, T>(
 fn project(raw: &RawValue, any: bool) -> Result<String, WireError> {
     let name: String = serde_json::from_str(raw.get()).map_err(|error| wrong("project_id", &error))?;
     if !(any && name == "*") {
-        check_project_name("project_id", &name)?;
+        ProjectName::parse(&name, "project_id")?;
     }
     Ok(name)
 }
@@ -412,11 +413,11 @@ fn range_of<P: Params>(entries: &[Entry<'_>], name: &str) -> Option<WireError> {
 fn filter_at_fault(entries: &[Entry<'_>]) -> Option<WireError> {
     entries
         .iter()
-        .filter(|(name, _)| Filters::NAMES.contains(&name.as_ref()))
+        .filter(|(name, _)| Filter::NAMES.contains(&name.as_ref()))
         .find_map(|(name, value)| {
             let mut track = serde_path_to_error::Track::new();
             let map = MapDeserializer::<_, serde_json::Error>::new(std::iter::once((name.as_ref(), *value)));
-            let result = Filters::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
+            let result = Filter::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
             result.err().map(|error| wrong(&track.path().to_string(), &error))
         })
 }

@@ -14,13 +14,13 @@ use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
 
-use super::{App, Call, convert, must_exist, probe, wire_error};
+use super::{App, Call, Failure, convert, must_exist, probe};
 
 /// Time between the answer to `admin.shutdown` and the shutdown, so that the answer gets out.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
 
 /// Says whether the daemon works.
-pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api::HealthResult, WireError> {
+pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api::HealthResult, Failure> {
     let (mut status, mut reasons) = health_of(&app).await;
     if call.params.deep
         && let Err(error) = probe::probe(&app, call.deadline(), call.origin()).await
@@ -80,11 +80,11 @@ fn overall(
 }
 
 /// Describes the daemon.
-pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api::StatusResult, WireError> {
+pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api::StatusResult, Failure> {
     describe(&app, call.deadline()).await
 }
 
-async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, WireError> {
+async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Failure> {
     let routes = app.routes();
     let model = &app.store.config().model;
     let embedder = match &routes.embedder {
@@ -120,7 +120,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
     }
 
     let debts = writer.map(|stats| stats.debt).unwrap_or_default();
-    let report = routes.readers.project_stats(None, deadline).await.map_err(wire_error)?;
+    let report = routes.readers.project_stats(None, deadline).await?;
     let mut projects = Vec::new();
     let mut errors = Vec::new();
     for failed in report.failed {
@@ -169,7 +169,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
         uptime_ms: u64::try_from(app.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         home: app.config.home.display().to_string(),
         socket: app.config.socket_path().display().to_string(),
-        durability: convert::durability(app.store.config().durability),
+        durability: app.store.config().durability,
         actors,
         model: api::ModelStatus {
             identity: convert::model(&model.name, model.dimensions),
@@ -193,13 +193,10 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Wi
 }
 
 /// Gives the numbers of [`status`] as Prometheus text.
-pub(crate) async fn metrics(app: Arc<App>, call: Call<api::Metrics>) -> Result<api::MetricsResult, WireError> {
+pub(crate) async fn metrics(app: Arc<App>, call: Call<api::Metrics>) -> Result<api::MetricsResult, Failure> {
     let status = describe(&app, call.deadline()).await?;
-    let text = super::metrics::render(&status).map_err(|error| {
-        wire_error(KnowledgeError::internal(format!(
-            "the metrics could not be written: {error}"
-        )))
-    })?;
+    let text = super::metrics::render(&status)
+        .map_err(|error| KnowledgeError::internal(format!("the metrics could not be written: {error}")))?;
     Ok(api::MetricsResult { text })
 }
 
@@ -281,7 +278,7 @@ fn limits(app: &App) -> serde_json::Map<String, Value> {
 }
 
 /// Runs all the upkeep there is, project by project.
-pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result<api::OptimizeResult, WireError> {
+pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result<api::OptimizeResult, Failure> {
     let projects: Vec<ProjectName> = match &call.project {
         Some(project) => {
             must_exist(&app, project).await?;
@@ -298,7 +295,7 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
     let total = projects.len() as u64;
     for (done, project) in projects.into_iter().enumerate() {
         if call.context.is_over() {
-            return Err(WireError::cancelled(ccod_protocol::error::Executed::Unknown));
+            return Err(WireError::cancelled(ccod_protocol::error::Executed::Unknown).into());
         }
         call.context
             .progress(done as u64, Some(total), &format!("optimizing {project}"));
@@ -310,7 +307,7 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
                 result.errors.push(convert::project_error(project.as_str(), error));
                 continue;
             }
-            Err(error) => return Err(wire_error(error)),
+            Err(error) => return Err(error.into()),
         };
         result.freed_bytes += freed;
         for (step, count) in steps {
@@ -356,7 +353,7 @@ async fn bytes_on_disk(app: &App, project: &ProjectName) -> Result<u64, Knowledg
 }
 
 /// Begins the shutdown; the answer comes first.
-pub(crate) async fn shutdown(app: Arc<App>, _call: Call<api::Shutdown>) -> Result<api::ShutdownResult, WireError> {
+pub(crate) async fn shutdown(app: Arc<App>, _call: Call<api::Shutdown>) -> Result<api::ShutdownResult, Failure> {
     tracing::info!("shutdown was asked for over the socket");
     let token = app.shutdown.clone();
     tokio::spawn(async move {
@@ -370,7 +367,7 @@ pub(crate) async fn shutdown(app: Arc<App>, _call: Call<api::Shutdown>) -> Resul
 }
 
 /// Names the version, the capabilities and the limits.
-pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<api::VersionResult, WireError> {
+pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<api::VersionResult, Failure> {
     Ok(api::VersionResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api: api::API_VERSION.to_owned(),
@@ -380,7 +377,7 @@ pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<
 }
 
 /// Describes the methods that are served.
-pub(crate) async fn discover(app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, WireError> {
+pub(crate) async fn discover(app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, Failure> {
     let served = app.served().iter().copied();
     Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), served))
 }

@@ -2,28 +2,12 @@
 
 use std::collections::HashSet;
 
-use ccod_actors::domain::{self, ItemFilter, KnowledgeKind, StoredItem, format_time};
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::ProjectStats;
-use ccod_actors::store::Durability;
 use ccod_protocol::api;
-use ccod_protocol::error::{ErrorKind, WireError};
+use ccod_protocol::error::ErrorKind;
 
 use super::wire_error;
-
-pub(crate) fn kind(kind: api::KnowledgeType) -> KnowledgeKind {
-    match kind {
-        api::KnowledgeType::Decision => KnowledgeKind::Decision,
-        api::KnowledgeType::Architecture => KnowledgeKind::Architecture,
-        api::KnowledgeType::Implementation => KnowledgeKind::Implementation,
-        api::KnowledgeType::Configuration => KnowledgeKind::Configuration,
-        api::KnowledgeType::Credential => KnowledgeKind::Credential,
-        api::KnowledgeType::Issue => KnowledgeKind::Issue,
-        api::KnowledgeType::Pattern => KnowledgeKind::Pattern,
-        api::KnowledgeType::General => KnowledgeKind::General,
-        api::KnowledgeType::System => KnowledgeKind::System,
-    }
-}
 
 /// `state` of a project that cannot be read.
 pub(crate) const UNREADABLE: &str = "unreadable";
@@ -58,67 +42,15 @@ pub(crate) fn project_error(project: impl Into<String>, error: KnowledgeError) -
     }
 }
 
-/// A kind as stored; what a later version stored is shown as general.
-pub(crate) fn knowledge_type(stored: &str) -> api::KnowledgeType {
-    stored.parse().unwrap_or_default()
-}
-
-pub(crate) fn mode(mode: api::SearchMode) -> domain::SearchMode {
-    match mode {
-        api::SearchMode::Hybrid => domain::SearchMode::Hybrid,
-        api::SearchMode::Vector => domain::SearchMode::Vector,
-        api::SearchMode::Text => domain::SearchMode::Text,
-    }
-}
-
-pub(crate) fn durability(durability: Durability) -> api::Durability {
-    match durability {
-        Durability::Full => api::Durability::Full,
-        Durability::Fast => api::Durability::Fast,
-    }
-}
-
 /// Commit numbers grow from 1; 0 stands for a project without any.
 pub(crate) fn version(sequence: i64) -> u64 {
     u64::try_from(sequence).unwrap_or(0)
-}
-
-pub(crate) fn filter(filters: &api::Filters) -> Result<ItemFilter, WireError> {
-    let time = |text: &Option<String>, parameter: &str| {
-        text.as_deref()
-            .map(|text| domain::parse_time(text, parameter))
-            .transpose()
-            .map_err(wire_error)
-    };
-    Ok(ItemFilter {
-        kinds: filters.types().iter().copied().map(kind).collect(),
-        agents: filters.agents().to_vec(),
-        session_ids: filters.session_ids().to_vec(),
-        since: time(&filters.since, "since")?,
-        until: time(&filters.until, "until")?,
-        metadata: filters.metadata.iter().cloned().collect(),
-    })
 }
 
 /// The ids of a request, each once and in their order. How many there may be is checked when they are decoded.
 pub(crate) fn ids(ids: &[String]) -> Vec<String> {
     let mut seen = HashSet::with_capacity(ids.len());
     ids.iter().filter(|id| seen.insert(id.as_str())).cloned().collect()
-}
-
-pub(crate) fn item(item: StoredItem) -> api::Item {
-    api::Item {
-        id: item.id,
-        text: item.text,
-        knowledge_type: knowledge_type(&item.kind),
-        project_id: item.project,
-        session_id: item.session_id,
-        agent: item.agent,
-        timestamp: format_time(item.timestamp),
-        updated_at: format_time(item.updated_at),
-        metadata: item.metadata,
-        passages: item.passages,
-    }
 }
 
 /// A model's identity, `name@hash` inside the daemon.

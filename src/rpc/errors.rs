@@ -1,43 +1,42 @@
 //! Errors of the actors as errors of the wire: the only mapping in the program.
 
 use ccod_actors::descriptors;
-use ccod_actors::error::{Executed, KnowledgeError};
-use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
+use ccod_actors::error::KnowledgeError;
+use ccod_protocol::error::{ErrorKind, Executed, Invalid, WireError};
 
-/// The wire's words for what became of a request.
+/// The wire's code for what became of a request, and what programs are told beside it. The text is the error's own.
 pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
-    let message = error.to_string();
     match error {
         KnowledgeError::InvalidParameter { parameter, message } => WireError::invalid_params(parameter, message),
-        KnowledgeError::NotFound { .. } => WireError::new(ErrorKind::NotFound, message),
+        KnowledgeError::NotFound { id } => WireError::not_found(&id),
         KnowledgeError::AlreadyExists { id } => WireError::already_exists(&id),
         KnowledgeError::SecretRejected { detector, field } => WireError::secret_rejected(&detector, &field),
-        KnowledgeError::ModelMismatch { .. } => WireError::new(ErrorKind::ModelMismatch, message),
+        KnowledgeError::ModelMismatch {
+            project,
+            stored,
+            running,
+        } => WireError::model_mismatch(&project, &stored, &running),
         KnowledgeError::ReadOnly { reason } => WireError::read_only(reason),
-        KnowledgeError::Cancelled => WireError::cancelled(WireExecuted::No),
+        KnowledgeError::Cancelled => WireError::cancelled(Executed::No),
         KnowledgeError::Expired { what } => WireError::expired(&what),
-        KnowledgeError::NeedsMigration { project, .. } => {
-            WireError::needs_migration(&project).with_extra("detail", message)
-        }
-        KnowledgeError::DeadlineExceeded { executed } => WireError::deadline_exceeded(wire_executed(executed)),
+        KnowledgeError::NeedsMigration { project, detail } => WireError::needs_migration(&project, &detail),
+        KnowledgeError::DeadlineExceeded { executed } => WireError::deadline_exceeded(executed),
         // Of a part that was to be asked and was not.
-        KnowledgeError::Unavailable { .. } => {
-            WireError::new(ErrorKind::Unavailable, message).with_executed(WireExecuted::No)
-        }
+        KnowledgeError::Unavailable { part, reason } => WireError::unavailable(part, reason),
         KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
         KnowledgeError::ShuttingDown => WireError::shutting_down(),
         KnowledgeError::Incomplete { done, cause } => {
             let mut error = wire_error(*cause);
             error.message = format!("{done}: {}", error.message);
             // Neither as if nothing had happened, nor as if all of it had.
-            error.with_executed(WireExecuted::Unknown)
+            error.with_executed(Executed::Unknown)
         }
         KnowledgeError::WriteFailed {
             executed,
             undo_token,
             cause,
         } => {
-            let error = wire_error(*cause).with_executed(wire_executed(executed));
+            let error = wire_error(*cause).with_executed(executed);
             match undo_token {
                 Some(token) => error
                     .with_fix(format!(
@@ -49,8 +48,9 @@ pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
         }
         KnowledgeError::AnswerTooLarge { limit_bytes } => WireError::response_too_large(limit_bytes),
         KnowledgeError::NoDescriptors => {
-            tracing::warn!("a request failed: {message}");
-            WireError::busy(message, descriptors::RETRY_AFTER_MS)
+            let clause = descriptors::lack_clause();
+            tracing::warn!("a request failed: {clause}");
+            WireError::busy(clause, descriptors::RETRY_AFTER_MS)
         }
         KnowledgeError::Busy { queue, retry_after_ms } => WireError::busy(format!("{queue} is full"), retry_after_ms),
         KnowledgeError::OutOfReach { message, fix } => WireError::internal(message).with_fix(fix),
@@ -67,11 +67,31 @@ pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
     }
 }
 
-fn wire_executed(executed: Executed) -> WireExecuted {
-    match executed {
-        Executed::No => WireExecuted::No,
-        Executed::Yes => WireExecuted::Yes,
-        Executed::Unknown => WireExecuted::Unknown,
+/// Why a handler has no result: an error of the wire, or one of the actors, which becomes one of the wire by `?`.
+#[derive(Debug)]
+pub(crate) struct Failure(WireError);
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<KnowledgeError> for Failure {
+    fn from(error: KnowledgeError) -> Self {
+        Self(wire_error(error))
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(refusal: Invalid) -> Self {
+        Self(refusal.into())
+    }
+}
+
+impl From<Failure> for WireError {
+    fn from(failure: Failure) -> Self {
+        failure.0
     }
 }
 
@@ -79,7 +99,7 @@ fn wire_executed(executed: Executed) -> WireExecuted {
 pub(crate) fn unwritten(error: KnowledgeError) -> WireError {
     let error = wire_error(error);
     if error.kind() == ErrorKind::InternalError && error.data.executed.is_none() {
-        error.with_executed(WireExecuted::No)
+        error.with_executed(Executed::No)
     } else {
         error
     }
@@ -96,9 +116,7 @@ mod tests {
         let text = |text: &str| text.to_owned();
         let mut errors = vec![
             KnowledgeError::invalid("limit", "`limit` must be from 1 to 100"),
-            KnowledgeError::NotFound {
-                what: text("item issue-1-ab"),
-            },
+            KnowledgeError::NotFound { id: text("issue-1-ab") },
             KnowledgeError::AlreadyExists { id: text("issue-1-ab") },
             KnowledgeError::SecretRejected {
                 detector: text("aws"),
@@ -172,7 +190,7 @@ mod tests {
             assert_eq!(doubled(&own), None, "{own}");
             let wire = wire_error(error);
             let message = &wire.message;
-            assert_eq!(doubled(message), None, "{message}");
+            assert_eq!(*message, own, "said in the same words, whoever says it");
             assert!(!message.ends_with('.'), "{message}");
             let says_what_to_do = message.contains(';') || message.contains("must") || wire.data.fix.is_some();
             assert!(says_what_to_do, "{message}");
@@ -187,10 +205,7 @@ mod tests {
     #[test]
     fn no_descriptors_are_busy_and_say_how_to_get_more() {
         let wire = wire_error(KnowledgeError::NoDescriptors);
-        assert_eq!(
-            (wire.kind(), wire.data.executed),
-            (ErrorKind::Busy, Some(WireExecuted::No))
-        );
+        assert_eq!((wire.kind(), wire.data.executed), (ErrorKind::Busy, Some(Executed::No)));
         assert!(wire.data.retryable && wire.data.retry_after_ms.is_some());
         assert!(wire.message.contains("LimitNOFILE"), "{}", wire.message);
         // However a part of the program came by it.
@@ -207,10 +222,17 @@ mod tests {
     #[test]
     fn no_text_of_the_program_says_a_word_twice() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut places: Vec<PathBuf> = ["src", "actors/src", "protocol/src", "docs", "README.md"]
-            .into_iter()
-            .map(|place| root.join(place))
-            .collect();
+        let mut places: Vec<PathBuf> = [
+            "src",
+            "actors/src",
+            "protocol/src",
+            "protocol/words/src",
+            "docs",
+            "README.md",
+        ]
+        .into_iter()
+        .map(|place| root.join(place))
+        .collect();
         let mut read = 0;
         while let Some(place) = places.pop() {
             if place.is_dir() {

@@ -21,7 +21,7 @@ use ccod_protocol::error::WireError;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Call, convert, wire_error};
+use super::{App, Call, Failure, convert};
 
 /// How long a full queue is waited for before the subscriber counts as lagging.
 const LAG_PATIENCE: Duration = Duration::from_secs(5);
@@ -123,7 +123,7 @@ impl Scope {
 pub(crate) async fn subscribe(
     app: Arc<App>,
     call: Call<api::Subscribe>,
-) -> Result<(api::SubscribeResult, oneshot::Sender<()>), WireError> {
+) -> Result<(api::SubscribeResult, oneshot::Sender<()>), Failure> {
     let scope = if call.every_project {
         Scope::Every
     } else {
@@ -151,10 +151,10 @@ pub(crate) async fn subscribe(
                         tracing::warn!(%project, %error, "a feed begins without a project");
                         continue;
                     }
-                    Err(error) => return Err(wire_error(error)),
+                    Err(error) => return Err(error.into()),
                 };
                 if let Some(view) = view {
-                    let lineage = app.store.lineage(&project).map_err(wire_error)?;
+                    let lineage = app.store.lineage(&project)?;
                     cursor.advance(&project, view.sequence(), lineage);
                 }
             }
@@ -181,14 +181,15 @@ pub(crate) async fn subscribe(
 }
 
 /// Ends a feed.
-pub(crate) async fn unsubscribe(_app: Arc<App>, call: Call<api::Unsubscribe>) -> Result<bool, WireError> {
+pub(crate) async fn unsubscribe(_app: Arc<App>, call: Call<api::Unsubscribe>) -> Result<bool, Failure> {
     if call.context.subscriptions.close(&call.params.subscription) {
         Ok(true)
     } else {
         Err(WireError::invalid_params(
             "subscription",
             "`subscription` must be one of this connection that has not ended",
-        ))
+        )
+        .into())
     }
 }
 
@@ -371,13 +372,13 @@ impl Feed {
                 ChangeKind::Undelete => ChangeOp::Undelete,
                 ChangeKind::Purge => ChangeOp::Purge,
             },
-            id: Some(change.item.id),
+            id: Some(change.stored.item.id),
             project_id: Some(project.to_string()),
-            knowledge_type: (!gone).then(|| convert::knowledge_type(&change.item.kind)),
-            agent: change.item.agent,
-            text: (self.with_text && !gone && change.kind != ChangeKind::Delete).then_some(change.item.text),
+            knowledge_type: (!gone).then_some(change.stored.item.knowledge_type),
+            agent: change.stored.item.agent,
+            text: (self.with_text && !gone && change.kind != ChangeKind::Delete).then_some(change.stored.item.text),
             version: Some(convert::version(change.sequence)),
-            timestamp: Some(format_time(change.item.updated_at)),
+            timestamp: Some(format_time(change.stored.item.updated_at)),
             resync: false,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ccod_actors::clock::believed_now;
-use ccod_actors::domain::{Deletion, ItemFilter, ItemPatch, ProjectName, check_key, format_time, now_ms};
+use ccod_actors::domain::{Deletion, ProjectName, format_time, now_ms};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::reader::Within;
@@ -13,18 +13,18 @@ use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use chrono::TimeDelta;
 
-use super::{App, Call, admin, convert, store, unwritten, wire_error};
+use super::{App, Call, Failure, admin, convert, store, unwritten};
 
 /// Oldest age that a cleanup takes: a hundred years.
 const OLDER_THAN_DAYS_MAX: u32 = 36_500;
 
 /// Changes an item.
-pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, WireError> {
+pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, Failure> {
     let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
     let params = call.params;
-    check_patch(&params, &app).map_err(wire_error)?;
+    check_patch(&params, &app)?;
     let routes = app.routes();
-    let writer = routes.writer().map_err(wire_error)?;
+    let writer = routes.writer()?;
     // Before the embedding, which is the dear part; the writer looks again when it is its turn, and says so if the
     // text has become another one meanwhile.
     let found = routes
@@ -33,35 +33,27 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
         .await
         .map_err(unwritten)?;
     let Some(current) = found.found.items.first() else {
-        return Err(WireError::not_found_in_part(&params.id, found.degraded));
+        return Err(WireError::not_found_in_part(&params.id, found.degraded).into());
     };
     let embed = async |text: &str| {
-        let embedder = routes.embedder().map_err(wire_error)?;
-        store::embed_text(embedder, text, Lane::Interactive, deadline, origin)
-            .await
-            .map_err(unwritten)
+        let embedder = routes.embedder()?;
+        let embedded = store::embed_text(embedder, text, Lane::Interactive, deadline, origin).await;
+        Ok::<_, Failure>(embedded.map_err(unwritten)?)
     };
     let passages = match &params.text {
-        Some(text) if *text != current.text => Some(embed(text).await?),
+        Some(text) if *text != current.item.text => Some(embed(text).await?),
         _ => None,
     };
     let mut update = PreparedUpdate {
-        ids: [params.id],
-        patch: ItemPatch {
-            text: params.text,
-            kind: params.knowledge_type.map(convert::kind),
-            agent: params.agent,
-            session_id: params.session_id,
-            metadata: params.metadata,
-        },
+        change: params,
         passages,
     };
     let change = async |update| {
         let outcome = writer.change(project.clone(), WriteOp::Update(update), deadline).await;
-        outcome.map_err(wire_error)
+        outcome.map_err(Failure::from)
     };
     let (mut outcome, mut version) = change(update.clone()).await?;
-    if let (OpOutcome::NotEmbedded, Some(text)) = (&outcome, &update.patch.text) {
+    if let (OpOutcome::NotEmbedded, Some(text)) = (&outcome, &update.change.text) {
         // Somebody has changed the text meanwhile. With its own passages the update fits any.
         update.passages = Some(embed(text).await?);
         (outcome, version) = change(update).await?;
@@ -73,7 +65,7 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
         id,
         version: convert::version(version),
         updated_at: format_time(updated_at),
-        durability: convert::durability(app.store.config().durability),
+        durability: app.store.config().durability,
     })
 }
 
@@ -93,16 +85,11 @@ fn check_patch(params: &api::UpdateParams, app: &App) -> KnowledgeResult<()> {
     if let Some(metadata) = &params.metadata {
         store::check_metadata(metadata, limits)?;
     }
-    for (parameter, value) in [("agent", &params.agent), ("session_id", &params.session_id)] {
-        if let Some(value) = value {
-            check_key(value, parameter)?;
-        }
-    }
     Ok(())
 }
 
 /// Lists the revisions of an item.
-pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<api::HistoryResult, WireError> {
+pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<api::HistoryResult, Failure> {
     let seen = app
         .routes()
         .readers
@@ -111,38 +98,32 @@ pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<a
             app.within_answer(call.params.id.clone()),
             call.deadline(),
         )
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let newest = seen.found.first();
     if newest.is_none_or(|newest| newest.valid_to.is_some()) {
-        return Err(WireError::not_found_in_part(&call.params.id, seen.degraded));
+        return Err(WireError::not_found_in_part(&call.params.id, seen.degraded).into());
     }
     Ok(api::HistoryResult {
         degraded: seen.degraded,
         revisions: seen
             .found
             .into_iter()
-            .map(|item| api::Revision {
-                revision: u64::try_from(item.revision).unwrap_or(0),
-                text: item.text,
-                knowledge_type: convert::knowledge_type(&item.kind),
-                agent: item.agent,
-                session_id: item.session_id,
-                metadata: item.metadata,
-                updated_at: format_time(item.updated_at),
-                valid_from: convert::version(item.valid_from),
-                valid_to: item.valid_to.map(convert::version),
+            .map(|stored| {
+                let number = u64::try_from(stored.revision).unwrap_or(0);
+                let (from, to) = (stored.valid_from, stored.valid_to);
+                let to = to.map(convert::version);
+                stored.item.into_revision(number, convert::version(from), to)
             })
             .collect(),
     })
 }
 
 /// Deletes items by id or filter.
-pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api::DeleteResult, WireError> {
+pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api::DeleteResult, Failure> {
     let target = match (&call.params.id, &call.params.ids) {
         (Some(id), _) => DeleteTarget::Ids(vec![id.clone()]),
         (None, Some(ids)) => DeleteTarget::Ids(convert::ids(ids)),
-        (None, None) => DeleteTarget::Matching(convert::filter(&call.params.filters)?),
+        (None, None) => DeleteTarget::Matching(call.params.filters.clone()),
     };
     let project = call.project();
     if call.params.dry_run {
@@ -158,18 +139,13 @@ pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api
     })
 }
 
-async fn would_delete(
-    app: &App,
-    call: &Call<api::Delete>,
-    target: DeleteTarget,
-) -> Result<api::DeleteResult, WireError> {
+async fn would_delete(app: &App, call: &Call<api::Delete>, target: DeleteTarget) -> Result<api::DeleteResult, Failure> {
     let target = app.within_answer(target);
     let seen = app
         .routes()
         .readers
         .matching(call.project(), target, call.deadline())
-        .await
-        .map_err(wire_error)?;
+        .await?;
     Ok(api::DeleteResult {
         deleted: seen.found.ids.len() as u64,
         ids: seen.found.ids,
@@ -194,7 +170,7 @@ async fn delete_now<M: api::Method>(
     project: ProjectName,
     target: DeleteTarget,
     call: &Call<M>,
-) -> Result<Done, WireError> {
+) -> Result<Done, Failure> {
     // A project comes to be with its first store, not with a delete.
     let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
         return Ok(Done::default());
@@ -202,11 +178,10 @@ async fn delete_now<M: api::Method>(
     let degraded = view.degraded();
     drop(view);
     let routes = app.routes();
-    let writer = routes.writer().map_err(wire_error)?;
+    let writer = routes.writer()?;
     let (outcome, version) = writer
         .delete(project, target, call.deadline(), &call.context.cancelled)
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let OpOutcome::Deleted { ids, deletion } = outcome else {
         return Err(unexpected(&outcome));
     };
@@ -219,10 +194,10 @@ async fn delete_now<M: api::Method>(
 }
 
 /// Brings deleted items back.
-pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result<api::UndeleteResult, WireError> {
+pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result<api::UndeleteResult, Failure> {
     let (project, target) = match (&call.params.undo_token, &call.params.ids) {
         (Some(token), _) => {
-            let deletion = Deletion::parse(token).map_err(wire_error)?;
+            let deletion = Deletion::parse(token)?;
             // The token names its project, so the caller need not; what contradicts it is a mistake.
             if call.project.as_ref().is_some_and(|named| *named != deletion.project) {
                 return Err(WireError::invalid_params(
@@ -231,10 +206,11 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
                         "`undo_token` is of project {}; leave `project_id` out",
                         deletion.project
                     ),
-                ));
+                )
+                .into());
             }
             if believed_now() - deletion.at > app.store.config().retention {
-                return Err(WireError::expired("the undo token"));
+                return Err(WireError::expired("the undo token").into());
             }
             (deletion.project.clone(), UndeleteTarget::Deletion(deletion))
         }
@@ -252,16 +228,15 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
             .map_err(unwritten)?
             .is_some_and(|horizon| deletion.sequence <= horizon.sequence)
     {
-        return Err(WireError::expired("the undo token"));
+        return Err(WireError::expired("the undo token").into());
     }
     let degraded = view.degraded();
     drop(view);
     let routes = app.routes();
-    let writer = routes.writer().map_err(wire_error)?;
+    let writer = routes.writer()?;
     let (outcome, version) = writer
         .change(project, WriteOp::Undelete(target), call.deadline())
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let OpOutcome::Undeleted {
         restored,
         present,
@@ -281,14 +256,15 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
 }
 
 /// Deletes what is older than a number of days, then frees what can be freed.
-pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<api::CleanupResult, WireError> {
+pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<api::CleanupResult, Failure> {
     let project = call.project();
-    let mut filter: ItemFilter = convert::filter(&call.params.filters)?;
+    let mut filter = call.params.filters.clone();
     if call.params.older_than_days > OLDER_THAN_DAYS_MAX {
         return Err(WireError::invalid_params(
             "older_than_days",
             format!("`older_than_days` must be at most {OLDER_THAN_DAYS_MAX}"),
-        ));
+        )
+        .into());
     }
     let cutoff = now_ms() - TimeDelta::days(i64::from(call.params.older_than_days));
     filter.until = Some(filter.until.map_or(cutoff, |until| until.min(cutoff)));
@@ -297,8 +273,7 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
             .routes()
             .readers
             .matching_size(project, filter, call.deadline())
-            .await
-            .map_err(wire_error)?;
+            .await?;
         return Ok(api::CleanupResult {
             deleted: seen.found.items,
             freed_bytes: seen.found.bytes,
@@ -338,12 +313,13 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
 }
 
 /// Removes every trace of items.
-pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::PurgeResult, WireError> {
+pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::PurgeResult, Failure> {
     if call.params.secrets {
         return Err(WireError::invalid_params(
             "secrets",
             "this version cannot find secrets yet; name the items by `id` or `ids`",
-        ));
+        )
+        .into());
     }
     let ids = match (&call.params.id, &call.params.ids) {
         (Some(id), _) => vec![id.clone()],
@@ -356,13 +332,12 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
     let mut degraded = view.degraded();
     drop(view);
     let routes = app.routes();
-    let writer = routes.writer().map_err(wire_error)?;
+    let writer = routes.writer()?;
     let outcome = writer
         .exclusive(project.clone(), ExclusiveTask::Purge(ids), call.deadline())
-        .await
-        .map_err(wire_error)?;
+        .await?;
     if outcome.purged.is_empty() {
-        let aside = app.store.set_aside(&project).await.map_err(wire_error)?;
+        let aside = app.store.set_aside(&project).await?;
         let aside = aside.map(|place| {
             format!(
                 "{} is left as it is, for nothing was purged; it may hold what was taken out of the project before: \
@@ -381,6 +356,6 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
     })
 }
 
-fn unexpected(outcome: &OpOutcome) -> WireError {
-    wire_error(KnowledgeError::internal(format!("the writer answered {outcome:?}")))
+fn unexpected(outcome: &OpOutcome) -> Failure {
+    KnowledgeError::internal(format!("the writer answered {outcome:?}")).into()
 }

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-pub(crate) use errors::{unwritten, wire_error};
+pub(crate) use errors::{Failure, unwritten, wire_error};
 pub(crate) use transfer::Turns;
 
 /// What every handler can reach.
@@ -77,8 +77,7 @@ impl<M: Method> Call<M> {
             .as_deref()
             .filter(|_| !every_project)
             .map(|name| ProjectName::parse(name, "project_id"))
-            .transpose()
-            .map_err(wire_error)?;
+            .transpose()?;
         Ok(Self {
             params: decoded.params,
             project,
@@ -127,7 +126,7 @@ impl App {
 ///
 /// # Errors
 /// -32602.
-async fn is_there(app: &App, project: &ProjectName) -> Result<bool, WireError> {
+async fn is_there(app: &App, project: &ProjectName) -> Result<bool, Failure> {
     match app.store.view(project).await {
         // A directory is there: what is the matter with it is for the method to tell.
         Ok(None) => Ok(app.store.config().knowledge_dir.join(project.as_str()).exists()),
@@ -139,7 +138,7 @@ async fn is_there(app: &App, project: &ProjectName) -> Result<bool, WireError> {
                 .any(|left| left.is_project && left.project == project.as_str())
             {
                 true => Ok(true),
-                false => Err(wire_error(error)),
+                false => Err(error.into()),
             }
         }
         // One that cannot be opened is there.
@@ -153,14 +152,15 @@ async fn is_there(app: &App, project: &ProjectName) -> Result<bool, WireError> {
 ///
 /// # Errors
 /// -32020, or as [`is_there`].
-async fn must_exist(app: &App, project: &ProjectName) -> Result<(), WireError> {
+async fn must_exist(app: &App, project: &ProjectName) -> Result<(), Failure> {
     if is_there(app, project).await? {
         return Ok(());
     }
     Err(WireError::new(
         ErrorKind::NotFound,
         format!("there is no project {project}; `knowledge.projects` lists those that there are"),
-    ))
+    )
+    .into())
 }
 
 /// The methods that the daemon serves. One that is not among them answers -32601.

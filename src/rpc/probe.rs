@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ccod_actors::deadline::Deadline;
-use ccod_actors::domain::{ItemFilter, KnowledgeKind, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms};
+use ccod_actors::domain::{
+    Content, Filter, KnowledgeType, NewItem, OnDuplicate, ProjectName, SearchMode, now_ms, probe_project,
+};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::reader::Projects;
@@ -32,11 +34,12 @@ async fn store_and_find(app: &App, project: &ProjectName, deadline: Deadline, or
     let (writer, embedder) = (routes.writer()?, routes.embedder()?);
     let text = format!("health probe {project}: the quick brown fox jumps over the lazy dog");
     let item = NewItem {
-        text: text.clone(),
-        kind: KnowledgeKind::System,
-        agent: Some("ccod".to_owned()),
-        session_id: None,
-        metadata: serde_json::Map::new(),
+        content: Content {
+            text: text.clone(),
+            knowledge_type: KnowledgeType::System,
+            agent: Some("ccod".to_owned()),
+            ..Content::default()
+        },
         id: None,
         idempotency_key: None,
         on_duplicate: OnDuplicate::Store,
@@ -53,7 +56,7 @@ async fn store_and_find(app: &App, project: &ProjectName, deadline: Deadline, or
         vector: Some(embedder.embed_query(&text, deadline, origin).await?),
         query: text,
         mode: SearchMode::Hybrid,
-        filter: ItemFilter::default(),
+        filter: Filter::default(),
         limit: 1,
         offset: 0,
         threshold: None,
@@ -65,7 +68,7 @@ async fn store_and_find(app: &App, project: &ProjectName, deadline: Deadline, or
     };
     let projects = Projects::Named(vec![project.clone()]);
     let found = routes.readers.search(projects, request, deadline).await?;
-    if found.hits.first().is_some_and(|hit| hit.item.id == stored.id) {
+    if found.hits.first().is_some_and(|hit| hit.stored.item.id == stored.id) {
         Ok(())
     } else {
         Err(KnowledgeError::internal("what was stored was not found"))
@@ -84,7 +87,7 @@ impl ProbeProject {
     fn new(app: &Arc<App>) -> Self {
         Self {
             app: Arc::clone(app),
-            name: ProjectName::of_probe(),
+            name: probe_project(),
             removed: false,
         }
     }

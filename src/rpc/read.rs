@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ccod_actors::domain::{self, ProjectName, SearchMode, StoredItem, format_time, parse_time};
+use ccod_actors::domain::{self, Hit, ProjectName, SearchMode, format_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::{Projects, StatsReport};
@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::page::{self, SearchCursor};
-use super::{App, Call, convert, is_there, wire_error};
+use super::{App, Call, Failure, convert, is_there};
 
 /// Results that may be skipped, by offset or cursor: each is found and ranked again for every page.
 const OFFSET_MAX: u32 = 10_000;
@@ -26,12 +26,11 @@ const OFFSET_MAX: u32 = 10_000;
 const BYTES_PER_TOKEN: usize = 4;
 
 /// Finds items.
-pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api::SearchResult, WireError> {
+pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api::SearchResult, Failure> {
     let begun = Instant::now();
     let deadline = call.deadline();
     let mut projects = searched_projects(&call)?;
     let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
-    let filter = convert::filter(&call.params.filters)?;
     let at = moment(call.params.as_of.as_ref(), &projects)?;
     let fingerprint = page::fingerprint(&call.params, &call.project());
     let cursor = match &call.params.cursor {
@@ -46,13 +45,14 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
             format!(
                 "{parameter} lies past the {OFFSET_MAX} results that a search goes deep; narrow it by filters instead"
             ),
-        ));
+        )
+        .into());
     }
     if let Some(cursor) = &cursor {
         cursor.check_projects(&projects)?;
         projects = Projects::At(cursor.versions.clone());
     }
-    let asked = convert::mode(call.params.mode);
+    let asked = call.params.mode;
     let routes = app.routes();
 
     let mut mode = asked;
@@ -70,7 +70,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
                 mode = SearchMode::Text;
                 degraded = Some(error.to_string());
             }
-            Err(error) => return Err(wire_error(error)),
+            Err(error) => return Err(error.into()),
         }
     }
 
@@ -82,7 +82,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         query: call.params.query.clone(),
         vector,
         mode,
-        filter,
+        filter: call.params.filters.clone(),
         limit: call.params.limit as usize,
         offset: offset as usize,
         threshold: call.params.threshold,
@@ -95,11 +95,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
             .map(|tokens| tokens as usize * BYTES_PER_TOKEN),
         max_answer_bytes: app.config.limits.max_response_bytes,
     };
-    let outcome = routes
-        .readers
-        .search(projects, request, deadline)
-        .await
-        .map_err(wire_error)?;
+    let outcome = routes.readers.search(projects, request, deadline).await?;
 
     let next_cursor = outcome.more.then(|| {
         let end = offset.saturating_add(call.params.limit);
@@ -119,11 +115,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         results,
         omitted: outcome.omitted,
         next_cursor,
-        mode: match outcome.mode {
-            SearchMode::Hybrid => api::SearchMode::Hybrid,
-            SearchMode::Vector => api::SearchMode::Vector,
-            SearchMode::Text => api::SearchMode::Text,
-        },
+        mode: outcome.mode,
         degraded: both(degraded, outcome.degraded),
         version: versions.values().copied().max().unwrap_or(0),
         versions: if single { BTreeMap::new() } else { versions },
@@ -140,7 +132,7 @@ fn both(first: Option<String>, second: Option<String>) -> Option<String> {
 }
 
 /// Finds what resembles an item.
-pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<api::SearchResult, WireError> {
+pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<api::SearchResult, Failure> {
     let begun = Instant::now();
     let outcome = app
         .routes()
@@ -151,8 +143,7 @@ pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<a
             call.params.limit as usize,
             call.deadline(),
         )
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let results: Vec<api::SearchHit> = outcome
         .hits
         .into_iter()
@@ -174,15 +165,12 @@ pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<a
     })
 }
 
-fn searched_projects(call: &Call<api::Search>) -> Result<Projects, WireError> {
+fn searched_projects(call: &Call<api::Search>) -> Result<Projects, Failure> {
     let Some(named) = &call.params.projects else {
         return Ok(Projects::Named(vec![call.project()]));
     };
     if call.project.is_some() {
-        return Err(WireError::invalid_params(
-            "projects",
-            "give `project_id` or `projects`, not both",
-        ));
+        return Err(WireError::invalid_params("projects", "give `project_id` or `projects`, not both").into());
     }
     let names = named.as_slice();
     if names.iter().any(|name| name == "*") {
@@ -192,11 +180,12 @@ fn searched_projects(call: &Call<api::Search>) -> Result<Projects, WireError> {
         return Err(WireError::invalid_params(
             "projects",
             "`projects` must name at least one project, or be \"*\" for all",
-        ));
+        )
+        .into());
     }
     let mut projects: Vec<ProjectName> = Vec::with_capacity(names.len());
     for name in names {
-        let name = ProjectName::parse(name, "projects").map_err(wire_error)?;
+        let name = ProjectName::parse(name, "projects")?;
         if !projects.contains(&name) {
             projects.push(name);
         }
@@ -204,10 +193,10 @@ fn searched_projects(call: &Call<api::Search>) -> Result<Projects, WireError> {
     Ok(Projects::Named(projects))
 }
 
-fn moment(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<Moment>, WireError> {
+fn moment(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<Moment>, Failure> {
     match as_of {
         None => Ok(None),
-        Some(api::AsOf::Time(time)) => Ok(Some(Moment::Time(parse_time(time, "as_of").map_err(wire_error)?))),
+        Some(api::AsOf::Time(time)) => Ok(Some(Moment::Time(*time))),
         Some(api::AsOf::Version(version)) => match projects {
             Projects::Named(names) if names.len() == 1 => {
                 Ok(Some(Moment::Commit(i64::try_from(*version).unwrap_or(i64::MAX))))
@@ -215,19 +204,20 @@ fn moment(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<Momen
             _ => Err(WireError::invalid_params(
                 "as_of",
                 "`as_of` takes a version only with one project, whose versions it counts; give a time instead",
-            )),
+            )
+            .into()),
         },
     }
 }
 
 /// As the wire has it; with `explain` how it was found, for the call of this `trace_id`.
-fn search_hit(hit: domain::SearchHit, explain: bool, trace_id: Option<&str>) -> api::SearchHit {
+fn search_hit(hit: Hit, explain: bool, trace_id: Option<&str>) -> api::SearchHit {
     let explanation = explain.then(|| {
         let mut explanation = json!({
             "vector_rank": hit.vector_rank,
             "text_rank": hit.text_rank,
             "fusion": format!("{VECTOR_WEIGHT} * similarity + {} * bm25 / best bm25 of this search", 1.0 - VECTOR_WEIGHT),
-            "revision": hit.item.revision,
+            "revision": hit.stored.revision,
         });
         if let Some(trace_id) = trace_id {
             explanation["trace_id"] = trace_id.into();
@@ -235,32 +225,19 @@ fn search_hit(hit: domain::SearchHit, explain: bool, trace_id: Option<&str>) -> 
         explanation
     });
     api::SearchHit {
-        id: hit.item.id,
-        text: hit.item.text,
-        passage: api::Passage {
-            text: hit.passage.text,
-            start: u64::try_from(hit.passage.start).unwrap_or(0),
-            end: u64::try_from(hit.passage.end).unwrap_or(0),
-            index: u32::try_from(hit.passage.index).unwrap_or(0),
-        },
-        knowledge_type: convert::knowledge_type(&hit.item.kind),
-        project_id: hit.item.project,
-        session_id: hit.item.session_id,
-        agent: hit.item.agent,
-        timestamp: format_time(hit.item.timestamp),
-        metadata: hit.item.metadata,
         score: hit.score,
         similarity: hit.similarity,
         bm25: hit.bm25,
         explain: explanation,
+        ..hit.stored.item.into_hit(hit.passage)
     }
 }
 
 /// Lists items, a page at a time.
-pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::ListResult, WireError> {
+pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::ListResult, Failure> {
     let newest_first = call.params.order == api::Order::Newest;
     let request = ListRequest {
-        filter: convert::filter(&call.params.filters)?,
+        filter: call.params.filters.clone(),
         newest_first,
         limit: call.params.limit as usize,
         after: match &call.params.cursor {
@@ -273,16 +250,15 @@ pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::Li
         .routes()
         .readers
         .list(call.project(), request, call.deadline())
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let next_cursor = page
         .found
         .items
         .last()
         .filter(|_| page.found.more)
-        .map(|last| encode_cursor(last, newest_first));
+        .map(|last| encode_cursor(&last.item, newest_first));
     Ok(api::ListResult {
-        results: page.found.items.into_iter().map(convert::item).collect(),
+        results: page.found.items.into_iter().map(|stored| stored.item).collect(),
         total: page.found.total,
         next_cursor,
         degraded: page.degraded,
@@ -291,7 +267,7 @@ pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::Li
 
 /// A cursor names the last item of a page, so that what is stored or deleted meanwhile moves no page. Opaque
 /// to callers: hexadecimal of `<order><milliseconds>/<id>`.
-fn encode_cursor(last: &StoredItem, newest_first: bool) -> String {
+fn encode_cursor(last: &api::Item, newest_first: bool) -> String {
     let order = if newest_first { 'n' } else { 'o' };
     let plain = format!("{order}{}/{}", last.timestamp.timestamp_millis(), last.id);
     domain::hex(plain.as_bytes())
@@ -299,12 +275,7 @@ fn encode_cursor(last: &StoredItem, newest_first: bool) -> String {
 
 fn decode_cursor(cursor: &str, newest_first: bool) -> Result<(DateTime<Utc>, String), WireError> {
     let parse = || {
-        let bytes: Vec<u8> = cursor
-            .as_bytes()
-            .chunks(2)
-            .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok())
-            .collect::<Option<_>>()?;
-        let plain = String::from_utf8(bytes).ok()?;
+        let plain = String::from_utf8(domain::unhex(cursor)?).ok()?;
         let order = if newest_first { 'n' } else { 'o' };
         let (milliseconds, id) = plain.strip_prefix(order)?.split_once('/')?;
         let time = DateTime::from_timestamp_millis(milliseconds.parse().ok()?)?;
@@ -319,7 +290,7 @@ fn decode_cursor(cursor: &str, newest_first: bool) -> Result<(DateTime<Utc>, Str
 }
 
 /// Gets one item, or several with the missing ones named.
-pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetResult, WireError> {
+pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetResult, Failure> {
     let wanted = match (&call.params.id, &call.params.ids) {
         (Some(id), _) => vec![id.clone()],
         (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
@@ -328,21 +299,20 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
         .routes()
         .readers
         .get(call.project(), app.within_answer(wanted.clone()), call.deadline())
-        .await
-        .map_err(wire_error)?;
-    let items = found.found.items.into_iter();
-    let mut by_id: HashMap<String, StoredItem> = items.map(|item| (item.id.clone(), item)).collect();
+        .await?;
+    let items = found.found.items.into_iter().map(|stored| stored.item);
+    let mut by_id: HashMap<String, api::Item> = items.map(|item| (item.id.clone(), item)).collect();
     if let Some(id) = &call.params.id {
         return match by_id.remove(id) {
-            Some(item) => Ok(api::GetResult::One(Box::new(convert::item(item)))),
-            None => Err(WireError::not_found_in_part(id, found.degraded)),
+            Some(item) => Ok(api::GetResult::One(Box::new(item))),
+            None => Err(WireError::not_found_in_part(id, found.degraded).into()),
         };
     }
     let mut results = Vec::with_capacity(wanted.len());
     let mut missing = Vec::new();
     for id in wanted {
         match by_id.remove(&id) {
-            Some(item) => results.push(convert::item(item)),
+            Some(item) => results.push(item),
             None => missing.push(id),
         }
     }
@@ -354,14 +324,14 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
 }
 
 /// The projects' counts.
-async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<StatsReport, WireError> {
+async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<StatsReport, Failure> {
     let readers = app.routes().readers;
     let counted = readers.project_stats(call.project.clone(), call.deadline()).await;
-    counted.map_err(wire_error)
+    Ok(counted?)
 }
 
 /// Counts items.
-pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::StatsResult, WireError> {
+pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::StatsResult, Failure> {
     let running = &app.store.config().model;
     let mut result = api::StatsResult {
         model: convert::model(&running.name, running.dimensions),
@@ -410,7 +380,7 @@ fn later(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<
 }
 
 /// Lists the projects.
-pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result<api::ProjectsResult, WireError> {
+pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result<api::ProjectsResult, Failure> {
     let report = project_stats(&app, &call).await?;
     let mut errors: Vec<_> = report.projects.iter().filter_map(convert::damage_error).collect();
     let read = report.projects.into_iter().map(|project| api::ProjectSummary {
@@ -437,7 +407,7 @@ pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result
 }
 
 /// Embeds texts.
-pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::EmbedResult, WireError> {
+pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::EmbedResult, Failure> {
     let texts = &call.params.texts;
     let most = app.config.items.store_batch_max as usize;
     if texts.len() > most {
@@ -447,23 +417,25 @@ pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::
                 "`texts` must be at most {most} texts, this list has {}; send it in parts",
                 texts.len()
             ),
-        ));
+        )
+        .into());
     }
     let most_bytes = app.config.items.max_text_bytes as usize;
     if let Some(index) = texts.iter().position(|text| text.len() > most_bytes) {
         return Err(WireError::invalid_params(
             "texts",
             format!("`texts` must be of at most {most_bytes} bytes each, number {index} is longer"),
-        ));
+        )
+        .into());
     }
     let routes = app.routes();
-    let embedder = routes.embedder().map_err(wire_error)?;
+    let embedder = routes.embedder()?;
     let (deadline, origin, count) = (call.deadline(), call.origin(), texts.len());
     let tokens = match texts.as_slice() {
         [only] => embedder.encode(only).await.map(|tokens| vec![tokens]),
         _ => embedder.encode_all(call.params.texts, origin).await,
     };
-    let tokens = tokens.map_err(wire_error)?;
+    let tokens = tokens?;
     let truncated = tokens
         .iter()
         .enumerate()
@@ -471,10 +443,7 @@ pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::
         .map(|(index, _)| index)
         .collect();
     let lane = if count > 1 { Lane::Bulk } else { Lane::Interactive };
-    let vectors = embedder
-        .embed_passages(tokens, lane, deadline, origin)
-        .await
-        .map_err(wire_error)?;
+    let vectors = embedder.embed_passages(tokens, lane, deadline, origin).await?;
     let running = &app.store.config().model;
     let model = convert::model(&running.name, running.dimensions);
     Ok(api::EmbedResult {

@@ -3,46 +3,44 @@
 use std::sync::Arc;
 
 use ccod_actors::deadline::Deadline;
-use ccod_actors::domain::{NewItem, OnDuplicate, check_key, now_ms};
+use ccod_actors::domain::{NewItem, now_ms};
 use ccod_actors::embedder::{EmbedderHandle, Lane};
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::store::table::rows::EmbeddedPassage;
-use ccod_actors::writer::PreparedItem;
+use ccod_actors::writer::{ItemOutcome, PreparedItem};
 use ccod_protocol::api::{self, BatchItem, BatchItemError, StoreStatus};
 use ccod_protocol::error::WireError;
 use futures::future::join_all;
 use serde_json::Value;
 
-use super::{App, Call, convert, unwritten, wire_error};
+use super::{App, Call, Failure, convert, unwritten};
 use crate::config::ItemsConfig;
 
 /// Longest text whose store the writer may hold a group open for: some four passages.
 const ANNOUNCED_BYTES: usize = 4 * 1024;
 
 /// Stores one item.
-pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::StoreResult, WireError> {
+pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::StoreResult, Failure> {
     let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
-    let item = new_item(call.params, &app.config.items).map_err(wire_error)?;
+    let item = new_item(call.params, &app.config.items)?;
     let routes = app.routes();
-    let writer = routes.writer().map_err(wire_error)?;
-    let embedder = routes.embedder().map_err(wire_error)?;
+    let writer = routes.writer()?;
+    let embedder = routes.embedder()?;
     // A single store rides the interactive lane: the writer's groups form of what is embedded together. A text
     // that takes long to embed is not waited for, and the embedder takes a large one as bulk work.
-    let announced = (item.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
+    let announced = (item.content.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
     let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
         .await
         .map_err(unwritten)?;
     let reply = writer
         .store(project.clone(), vec![prepared], announced, deadline)
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let version = convert::version(reply.version);
     let outcome = reply
         .items
         .into_iter()
         .next()
-        .ok_or_else(|| WireError::internal("the writer gave no answer for the item"))?
-        .map_err(wire_error)?;
+        .ok_or_else(|| WireError::internal("the writer gave no answer for the item"))??;
     Ok(api::StoreResult {
         id: outcome.id,
         project_id: project.to_string(),
@@ -55,15 +53,12 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
         passages: outcome.passages,
         redactions: Vec::new(),
         version,
-        durability: convert::durability(app.store.config().durability),
+        durability: app.store.config().durability,
     })
 }
 
 /// Stores many items; those that fail are told apart, the others are stored.
-pub(crate) async fn store_batch(
-    app: Arc<App>,
-    call: Call<api::StoreBatch>,
-) -> Result<api::StoreBatchResult, WireError> {
+pub(crate) async fn store_batch(app: Arc<App>, call: Call<api::StoreBatch>) -> Result<api::StoreBatchResult, Failure> {
     let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
     let items = call.params.items;
     let most = app.config.items.store_batch_max as usize;
@@ -74,26 +69,25 @@ pub(crate) async fn store_batch(
                 "`items` must be at most {most} items, this list has {}; send it in parts",
                 items.len()
             ),
-        ));
+        )
+        .into());
     }
     let routes = app.routes();
-    let writer = routes.writer().map_err(wire_error)?;
-    let embedder = routes.embedder().map_err(wire_error)?;
+    let writer = routes.writer()?;
+    let embedder = routes.embedder()?;
 
     let count = items.len();
     let prepared = join_all(items.into_iter().map(|item| async {
         let params = match item {
             BatchItem::Valid(params) => *params,
-            BatchItem::Invalid(error) => return Err(error),
+            BatchItem::Invalid(error) => return Err(Failure::from(error)),
         };
-        let item = new_item(params, &app.config.items).map_err(wire_error)?;
-        prepare(embedder, item, Lane::Bulk, deadline, origin)
-            .await
-            .map_err(wire_error)
+        let item = new_item(params, &app.config.items)?;
+        Ok(prepare(embedder, item, Lane::Bulk, deadline, origin).await?)
     }))
     .await;
 
-    let mut outcomes: Vec<Result<ccod_actors::writer::ItemOutcome, WireError>> = Vec::with_capacity(count);
+    let mut outcomes: Vec<Result<ItemOutcome, Failure>> = Vec::with_capacity(count);
     let mut places = Vec::with_capacity(count);
     let mut writable = Vec::with_capacity(count);
     for (index, item) in prepared.into_iter().enumerate() {
@@ -102,7 +96,7 @@ pub(crate) async fn store_batch(
                 places.push(index);
                 writable.push(item);
                 // Replaced below by what became of it.
-                outcomes.push(Err(WireError::outcome_unknown()));
+                outcomes.push(Err(WireError::outcome_unknown().into()));
             }
             Err(error) => outcomes.push(Err(error)),
         }
@@ -113,11 +107,11 @@ pub(crate) async fn store_batch(
             Ok(reply) => {
                 version = convert::version(reply.version);
                 for (index, item) in places.into_iter().zip(reply.items) {
-                    outcomes[index] = item.map_err(wire_error);
+                    outcomes[index] = item.map_err(Failure::from);
                 }
             }
             // Nothing is known of any of them: the whole request failed, and says so.
-            Err(error) => return Err(wire_error(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     // The items have their outcomes by now: that the version cannot be told must not replace them.
@@ -134,7 +128,7 @@ pub(crate) async fn store_batch(
         failed: 0,
         errors: Vec::new(),
         version,
-        durability: convert::durability(app.store.config().durability),
+        durability: app.store.config().durability,
     };
     for (index, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
@@ -146,7 +140,8 @@ pub(crate) async fn store_batch(
                 }
                 result.ids.push(Some(outcome.id));
             }
-            Err(error) => {
+            Err(failure) => {
+                let error = WireError::from(failure);
                 result.failed += 1;
                 result.ids.push(None);
                 result.errors.push(BatchItemError {
@@ -161,32 +156,14 @@ pub(crate) async fn store_batch(
 }
 
 /// Checks an item against the limits.
-pub(crate) fn new_item(params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<NewItem> {
+pub(crate) fn new_item(mut params: api::StoreParams, limits: &ItemsConfig) -> KnowledgeResult<NewItem> {
     check_text(&params.text, limits)?;
     check_metadata(&params.metadata, limits)?;
-    let keys = [
-        ("agent", &params.agent),
-        ("session_id", &params.session_id),
-        ("id", &params.id),
-        ("idempotency_key", &params.idempotency_key),
-    ];
-    for (parameter, value) in keys {
-        if let Some(value) = value {
-            check_key(value, parameter)?;
-        }
-    }
     Ok(NewItem {
-        text: params.text,
-        kind: convert::kind(params.knowledge_type),
-        agent: params.agent,
-        session_id: params.session_id,
-        metadata: params.metadata,
-        id: params.id,
-        idempotency_key: params.idempotency_key,
-        on_duplicate: match params.on_duplicate {
-            api::OnDuplicate::Return => OnDuplicate::Return,
-            api::OnDuplicate::Store => OnDuplicate::Store,
-        },
+        id: params.id.take(),
+        idempotency_key: params.idempotency_key.take(),
+        on_duplicate: params.on_duplicate,
+        content: params.into_content(),
         timestamp: now_ms(),
         updated_at: None,
     })
@@ -230,7 +207,7 @@ pub(crate) async fn prepare(
     deadline: Deadline,
     origin: u64,
 ) -> KnowledgeResult<PreparedItem> {
-    let passages = embed_text(embedder, &item.text, lane, deadline, origin).await?;
+    let passages = embed_text(embedder, &item.content.text, lane, deadline, origin).await?;
     Ok(PreparedItem {
         content_hash: item.content_hash(),
         item,

@@ -14,20 +14,20 @@ use ccod_actors::admission::{Admission, Permit};
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, ProjectName, now_ms, parse_time};
 use ccod_actors::embedder::Lane;
-use ccod_actors::error::{Executed, KnowledgeError, KnowledgeResult};
+use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::store::transfer::{
     ASIDE, BackupRequest, KNOWLEDGE, NewPlace, Watcher, new_place, open_regular, partial_beside,
 };
 use ccod_actors::writer::{ItemOutcome, PreparedItem, WriterHandle};
 use ccod_protocol::api::{self, Params as _};
 use ccod_protocol::context::CallContext;
-use ccod_protocol::error::{ErrorKind, Executed as WireExecuted, WireError};
+use ccod_protocol::error::{ErrorKind, Executed, WireError};
 use futures::future::join_all;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::{App, Call, convert, must_exist, store, wire_error};
-use crate::transfer::{Entries, Entry, Format, Record};
+use super::{App, Call, Failure, must_exist, store, wire_error};
+use crate::transfer::{Entries, Entry, Format};
 
 /// Items that an export reads at once: at the largest size of a text, some tens of megabytes.
 const EXPORT_ITEMS: usize = 32;
@@ -96,7 +96,7 @@ impl Watcher for CallWatcher {
 
 /// Refuses every user but the daemon's own, and root, whom no file is closed to anyway: the daemon's rights are
 /// not for lending.
-fn check_owner(context: &CallContext) -> Result<(), WireError> {
+fn check_owner(context: &CallContext) -> Result<(), Failure> {
     let uid = context.peer.uid;
     if uid == nix::unistd::geteuid().as_raw() || uid == 0 {
         return Ok(());
@@ -104,16 +104,15 @@ fn check_owner(context: &CallContext) -> Result<(), WireError> {
     Err(WireError::new(
         ErrorKind::Forbidden,
         "only the user that the daemon runs as may have it read and write files",
-    ))
+    )
+    .into())
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> KnowledgeResult<T> + Send + 'static,
-) -> Result<T, WireError> {
-    tokio::task::spawn_blocking(work)
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> KnowledgeResult<T> + Send + 'static) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| wire_error(KnowledgeError::internal(error)))?
-        .map_err(wire_error)
+        .map_err(KnowledgeError::internal)?;
+    Ok(done?)
 }
 
 /// The places of long work with files.
@@ -133,15 +132,15 @@ impl Default for Turns {
 }
 
 /// Waits for a place, as long as the caller does.
-async fn turn(places: &Admission, context: &CallContext, others: &str) -> Result<Permit, WireError> {
+async fn turn(places: &Admission, context: &CallContext, others: &str) -> Result<Permit, Failure> {
     if let Ok(turn) = places.try_acquire(1) {
         return Ok(turn);
     }
     context.progress(0, None, &format!("waiting for other {others}"));
     tokio::select! {
         biased;
-        () = context.cancelled.cancelled() => Err(WireError::cancelled(WireExecuted::No)),
-        turn = places.acquire(1, Deadline::at(context.deadline)) => turn.map_err(wire_error),
+        () = context.cancelled.cancelled() => Err(WireError::cancelled(Executed::No).into()),
+        turn = places.acquire(1, Deadline::at(context.deadline)) => Ok(turn?),
     }
 }
 
@@ -150,7 +149,7 @@ fn bad_path(message: impl std::fmt::Display) -> KnowledgeError {
 }
 
 /// Copies projects as they are at one moment.
-pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api::BackupResult, WireError> {
+pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api::BackupResult, Failure> {
     check_owner(&call.context)?;
     let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
     let (path, knowledge_dir) = (
@@ -166,11 +165,7 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
         path: PathBuf::from(&call.params.path),
         project: call.project.clone(),
     };
-    let report = app
-        .store
-        .back_up(request, CallWatcher::new(&call.context))
-        .await
-        .map_err(wire_error)?;
+    let report = app.store.back_up(request, CallWatcher::new(&call.context)).await?;
     tracing::info!(path = %report.path.display(), bytes = report.bytes, "backed up");
     Ok(api::BackupResult {
         path: report.path.display().to_string(),
@@ -188,25 +183,23 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
 }
 
 /// Replaces projects by those of a backup.
-pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<api::RestoreResult, WireError> {
+pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<api::RestoreResult, Failure> {
     check_owner(&call.context)?;
     // Known before the copying, which takes long.
-    app.routes().writer().map_err(wire_error)?;
+    app.routes().writer()?;
     let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
     let watcher = CallWatcher::new(&call.context);
     let path = PathBuf::from(&call.params.path);
     let staged = app
         .store
         .stage(path.clone(), call.project.clone(), watcher.clone())
-        .await
-        .map_err(wire_error)?;
+        .await?;
     let alone = app.store.alone().await;
     // The last moment to turn back.
-    watcher.check().map_err(wire_error)?;
+    watcher.check()?;
     let report = app
         .routes()
-        .writer()
-        .map_err(wire_error)?
+        .writer()?
         .with_access(move |access| async move {
             let report = access.put_in_place(staged).await;
             drop(alone);
@@ -216,7 +209,7 @@ pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<a
         .map_err(|error| match error {
             KnowledgeError::ShuttingDown | KnowledgeError::Unavailable { .. } => wire_error(error),
             // It may have been halfway: the next start finishes what was begun.
-            error => wire_error(error).with_executed(WireExecuted::Unknown),
+            error => wire_error(error).with_executed(Executed::Unknown),
         })?;
     tracing::info!(path = %path.display(), kept_aside = ?report.kept_aside, "restored");
     Ok(api::RestoreResult {
@@ -343,14 +336,11 @@ fn among_own(place: &Path) -> KnowledgeError {
 }
 
 /// Writes the live items of a project to a file.
-pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api::ExportResult, WireError> {
+pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api::ExportResult, Failure> {
     check_owner(&call.context)?;
     let watcher = CallWatcher::new(&call.context);
     if call.params.path.ends_with('/') {
-        return Err(WireError::invalid_params(
-            "path",
-            "`path` must name a file, not a directory",
-        ));
+        return Err(WireError::invalid_params("path", "`path` must name a file, not a directory").into());
     }
     let path = PathBuf::from(&call.params.path);
     let format = match &call.params.format {
@@ -372,19 +362,19 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
     }
     // One version from the first item to the last, whatever is stored meanwhile.
     let _turn = app.store.reading_for_long().await;
-    let view = app.store.view(&call.project()).await.map_err(wire_error)?;
+    let view = app.store.view(&call.project()).await?;
     let degraded = view.as_ref().and_then(|view| view.degraded());
     let mut written = 0;
     if let Some(view) = view {
-        let rows = view.item_rows().await.map_err(wire_error)?;
+        let rows = view.item_rows().await?;
         let total = rows.len() as u64;
         for rows in rows.chunks(EXPORT_ITEMS) {
-            watcher.check().map_err(wire_error)?;
+            watcher.check()?;
             let mut bytes = Vec::new();
-            for item in view.items_at(rows).await.map_err(wire_error)? {
+            for stored in view.items_at(rows).await? {
                 format
-                    .write(&convert::item(item), written == 0, &mut bytes)
-                    .map_err(|error| wire_error(KnowledgeError::internal(error)))?;
+                    .write(&stored.item, written == 0, &mut bytes)
+                    .map_err(KnowledgeError::internal)?;
                 written += 1;
             }
             file = blocking(move || {
@@ -395,7 +385,7 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
             watcher.progress(written, total, "exporting");
         }
     }
-    watcher.check().map_err(wire_error)?;
+    watcher.check()?;
     let target = place.clone();
     let bytes = blocking(move || file.publish(&target)).await?;
     Ok(api::ExportResult {
@@ -408,7 +398,7 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
 }
 
 /// Stores the items of a file.
-pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api::ImportResult, WireError> {
+pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api::ImportResult, Failure> {
     check_owner(&call.context)?;
     let watcher = CallWatcher::new(&call.context);
     let limits = &app.config.items;
@@ -419,7 +409,7 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     let counter: Arc<dyn Watcher> = watcher.clone();
     let mut source = blocking(move || ImportSource::open(&path, most_bytes, counter)).await?;
     let mut total = 0;
-    let mut groups = source.groups().map_err(wire_error)?;
+    let mut groups = source.groups()?;
     loop {
         let (left, group) = groups.next().await?;
         if group.is_empty() {
@@ -430,13 +420,13 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
         groups = left;
     }
 
-    let mut import = Import::begin(&app, &call).await.map_err(wire_error)?;
-    let mut reading = tokio::spawn(source.groups().map_err(wire_error)?.next());
+    let mut import = Import::begin(&app, &call).await?;
+    let mut reading = tokio::spawn(source.groups()?.next());
     let mut done = 0;
     loop {
         let read = (&mut reading)
             .await
-            .map_err(|error| wire_error(KnowledgeError::internal(error)))
+            .map_err(|error| KnowledgeError::internal(error).into())
             .flatten();
         let (left, group) = read.map_err(|error| import.interrupted(error))?;
         if group.is_empty() {
@@ -451,7 +441,7 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
             stored = import.batch(group) => stored,
         };
         if let Err(error) = stored {
-            return Err(import.interrupted(wire_error(error)));
+            return Err(import.interrupted(error.into()).into());
         }
         done += entries;
         watcher.progress(done, total, "importing");
@@ -553,7 +543,7 @@ struct EntryGroups {
 
 impl EntryGroups {
     /// The next group, and the reader for what follows it. An empty group is the end.
-    async fn next(self) -> Result<(Self, Vec<Entry>), WireError> {
+    async fn next(self) -> Result<(Self, Vec<Entry>), Failure> {
         blocking(move || self.read()).await
     }
 
@@ -683,7 +673,7 @@ impl<'a> Import<'a> {
                 Standing::Duplicate => self.result.duplicates += 1,
                 Standing::Conflict => {
                     let id = id.unwrap_or_default();
-                    self.refuse(line, Some(id.clone()), wire_error(KnowledgeError::AlreadyExists { id }));
+                    self.refuse(line, Some(id.clone()), KnowledgeError::AlreadyExists { id });
                 }
                 Standing::New => {
                     // Also for what follows in this file.
@@ -700,26 +690,13 @@ impl<'a> Import<'a> {
     }
 
     /// Checks an item as `knowledge.store` would, and keeps its times.
-    fn item(&self, record: Record) -> Result<NewItem, WireError> {
+    fn item(&self, record: api::Record) -> Result<NewItem, Failure> {
         let times = [("timestamp", &record.timestamp), ("updated_at", &record.updated_at)];
-        let [timestamp, updated_at] = times.map(|(name, time)| {
-            time.as_deref()
-                .map(|text| parse_time(text, name))
-                .transpose()
-                .map_err(wire_error)
-        });
-        let params = api::StoreParams {
-            text: record.text,
-            knowledge_type: record.knowledge_type.unwrap_or_default(),
-            agent: record.agent,
-            session_id: record.session_id,
-            metadata: record.metadata.unwrap_or_default(),
-            id: record.id,
-            idempotency_key: None,
-            on_duplicate: api::OnDuplicate::Return,
-        };
+        let [timestamp, updated_at] =
+            times.map(|(name, time)| time.as_deref().map(|text| parse_time(text, name)).transpose());
+        let params = record.into_params();
         params.check()?;
-        let mut item = store::new_item(params, &self.app.config.items).map_err(wire_error)?;
+        let mut item = store::new_item(params, &self.app.config.items)?;
         item.timestamp = timestamp?.unwrap_or(item.timestamp);
         // Always set: what comes from elsewhere was not here at its times.
         item.updated_at = updated_at?.or_else(|| Some(now_ms()));
@@ -746,7 +723,7 @@ impl<'a> Import<'a> {
                 }
                 // One text that the model cannot take is no reason to stop.
                 Err(error @ (KnowledgeError::InvalidParameter { .. } | KnowledgeError::Internal { .. })) => {
-                    self.refuse(line, id, wire_error(error));
+                    self.refuse(line, id, error);
                 }
                 Err(error) => return Err(error),
             }
@@ -774,7 +751,7 @@ impl<'a> Import<'a> {
                     error @ (KnowledgeError::InvalidParameter { .. }
                     | KnowledgeError::AlreadyExists { .. }
                     | KnowledgeError::SecretRejected { .. }),
-                ) => self.refuse(line, id, wire_error(error)),
+                ) => self.refuse(line, id, error),
                 Err(error) => {
                     self.handed_over |= matches!(error.effect(), Some(Executed::Yes | Executed::Unknown));
                     fatal.get_or_insert(error);
@@ -784,7 +761,8 @@ impl<'a> Import<'a> {
         fatal.map_or(Ok(()), Err)
     }
 
-    fn refuse(&mut self, line: u64, id: Option<String>, error: WireError) {
+    fn refuse(&mut self, line: u64, id: Option<String>, error: impl Into<Failure>) {
+        let error = WireError::from(error.into());
         self.skip(error.kind().as_str(), line, id, error.message);
     }
 
@@ -796,11 +774,12 @@ impl<'a> Import<'a> {
     }
 
     /// The error of an import that did not come to its end.
-    fn interrupted(&self, mut error: WireError) -> WireError {
+    fn interrupted(&self, failure: Failure) -> WireError {
+        let mut error = WireError::from(failure);
         let imported = self.result.imported;
         if imported > 0 || self.handed_over {
             if error.kind() == ErrorKind::DeadlineExceeded {
-                error = WireError::deadline_exceeded(WireExecuted::Unknown);
+                error = WireError::deadline_exceeded(Executed::Unknown);
             }
             let more = if self.handed_over { ", and maybe some more" } else { "" };
             error.message = format!(
@@ -808,7 +787,7 @@ impl<'a> Import<'a> {
                  already is passed over)",
                 error.message
             );
-            error = error.with_executed(WireExecuted::Unknown);
+            error = error.with_executed(Executed::Unknown);
         }
         error.with_extra("imported", imported)
     }

@@ -8,7 +8,7 @@ use ccod_protocol::api;
 use ccod_protocol::error::{Executed, WireError};
 use tokio::sync::Semaphore;
 
-use super::{App, Call, must_exist, wire_error};
+use super::{App, Call, Failure, must_exist};
 
 /// One at a time: it reads as fast as the disk gives, and two would only be in each other's way.
 static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
@@ -20,9 +20,9 @@ const FIX: &str = "restore it from a backup, or move its directory away";
 
 /// Verifies projects. It runs in the call's own task, on a view of each project, so neither readers nor the writer
 /// wait for it.
-pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api::VerifyResult, WireError> {
+pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api::VerifyResult, Failure> {
     let Ok(_turn) = ONE_AT_A_TIME.try_acquire() else {
-        return Err(WireError::busy("another admin.verify is running", RETRY_AFTER_MS));
+        return Err(WireError::busy("another admin.verify is running", RETRY_AFTER_MS).into());
     };
     let names = match &call.project {
         Some(project) => {
@@ -54,7 +54,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             Ok(None) => continue,
             Err(error) => {
                 if is_of_the_daemon(&error) {
-                    return Err(wire_error(error));
+                    return Err(error.into());
                 }
                 let fix = is_of_the_data(&error).then_some(FIX);
                 result
@@ -74,10 +74,11 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             Ok(Some(verified)) => verified,
             Ok(None) => continue, // Gone meanwhile.
             Err(_) if call.context.is_over() => {
-                return Err(match call.context.remaining().is_zero() {
+                let error = match call.context.remaining().is_zero() {
                     true => WireError::deadline_exceeded(Executed::No),
                     false => WireError::cancelled(Executed::No),
-                });
+                };
+                return Err(error.into());
             }
             // Of one project: it says nothing about the others.
             Err(error) if is_of_the_data(&error) => {
@@ -87,7 +88,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
                 result.projects.push(name.to_string());
                 continue;
             }
-            Err(error) => return Err(wire_error(error)),
+            Err(error) => return Err(error.into()),
         };
         result.rows += verified.rows;
         result.findings.extend(

@@ -29,10 +29,10 @@
 use std::borrow::Cow;
 use std::io::{self, BufRead, Write};
 
-use ccod_protocol::api::{Item, UniqueKeys, rounded_integer};
+use ccod_protocol::api::{Item, Record, UniqueKeys, format_time, rounded_integer};
 use serde_json::{Map, Value};
 
-use super::{BYTE_ORDER_MARK, Entry, Line, Lines, Record, shortened};
+use super::{BYTE_ORDER_MARK, Entry, Line, Lines, shortened};
 
 /// The field that says how the lines of the text end: `lf` or `crlf`.
 const NEWLINE: &str = "newline";
@@ -69,8 +69,8 @@ pub(super) fn write(item: &Item, first: bool, out: &mut Vec<u8>) -> io::Result<(
             writeln!(out, "{name}: {}", quoted(value))?;
         }
     }
-    writeln!(out, "timestamp: {}", item.timestamp)?;
-    writeln!(out, "updated_at: {}", item.updated_at)?;
+    writeln!(out, "timestamp: {}", format_time(item.timestamp))?;
+    writeln!(out, "updated_at: {}", format_time(item.updated_at))?;
     if !item.metadata.is_empty() {
         write!(out, "metadata: ")?;
         serde_json::to_writer(&mut *out, &item.metadata)?;
@@ -372,6 +372,8 @@ fn field(line: &[u8]) -> Result<Option<(String, Value)>, String> {
 
 #[cfg(test)]
 mod tests {
+    use ccod_protocol::api::parse_time;
+
     use super::*;
 
     fn entries(text: &str) -> Vec<Entry> {
@@ -400,8 +402,8 @@ mod tests {
             project_id: "web".to_owned(),
             session_id: None,
             agent: Some("cli".to_owned()),
-            timestamp: "2026-01-31T12:00:00.000Z".to_owned(),
-            updated_at: "2026-01-31T12:00:00.001Z".to_owned(),
+            timestamp: parse_time("2026-01-31T12:00:00.000Z", "timestamp").unwrap(),
+            updated_at: parse_time("2026-01-31T12:00:00.001Z", "updated_at").unwrap(),
             metadata: serde_json::json!({"a": [1, "x"]}).as_object().unwrap().clone(),
             passages: 1,
         };

@@ -10,9 +10,7 @@ mod markdown;
 use std::io::{self, BufRead};
 use std::path::Path;
 
-use ccod_protocol::api::{Item, KnowledgeType, Metadata, unique_metadata_if_any};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use ccod_protocol::api::{Item, Record};
 
 /// Longest message about an item that cannot be read, in bytes: it may quote the item.
 const MAX_MESSAGE_BYTES: usize = 300;
@@ -80,33 +78,6 @@ impl Format {
             Self::Markdown => Entries::Markdown(markdown::Entries::new(lines, max_bytes)),
         }
     }
-}
-
-/// An item as a file says it. What is absent is made up as by `knowledge.store`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Record {
-    pub(crate) text: String,
-    #[serde(default)]
-    pub(crate) id: Option<String>,
-    #[serde(default, rename = "type", alias = "knowledge_type")]
-    pub(crate) knowledge_type: Option<KnowledgeType>,
-    #[serde(default)]
-    pub(crate) session_id: Option<String>,
-    #[serde(default)]
-    pub(crate) agent: Option<String>,
-    #[serde(default)]
-    pub(crate) timestamp: Option<String>,
-    #[serde(default)]
-    pub(crate) updated_at: Option<String>,
-    #[serde(default, deserialize_with = "unique_metadata_if_any")]
-    pub(crate) metadata: Option<Metadata>,
-    /// Where it was; where it goes is the caller's choice.
-    #[serde(default, rename = "project_id")]
-    _project_id: IgnoredAny,
-    /// How it was split; the model that it goes to decides anew.
-    #[serde(default, rename = "passages")]
-    _passages: IgnoredAny,
 }
 
 /// One item of a file, or why it is none.
@@ -230,6 +201,7 @@ fn shortened(mut message: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ccod_protocol::api::{KnowledgeType, parse_time};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -297,8 +269,8 @@ mod tests {
         ) -> Item {
             Item {
                 id, text, knowledge_type: kind, project_id: "p".to_owned(), session_id, agent,
-                timestamp: "2026-01-31T12:00:00.000Z".to_owned(),
-                updated_at: "2026-02-01T12:00:00.001Z".to_owned(),
+                timestamp: parse_time("2026-01-31T12:00:00.000Z", "timestamp").unwrap(),
+                updated_at: parse_time("2026-02-01T12:00:00.001Z", "updated_at").unwrap(),
                 metadata: metadata.into_iter().collect(),
                 passages,
             }
@@ -313,8 +285,8 @@ mod tests {
             project_id: like.project_id.clone(),
             session_id: record.session_id,
             agent: record.agent,
-            timestamp: record.timestamp.unwrap(),
-            updated_at: record.updated_at.unwrap(),
+            timestamp: parse_time(&record.timestamp.unwrap(), "timestamp").unwrap(),
+            updated_at: parse_time(&record.updated_at.unwrap(), "updated_at").unwrap(),
             metadata: record.metadata.unwrap_or_default(),
             passages: like.passages,
         }

@@ -12,7 +12,7 @@ use super::job::ReadJob;
 use super::queries;
 use crate::admission::Admission;
 use crate::deadline::Deadline;
-use crate::domain::{ItemFilter, ProjectName, StoredItem};
+use crate::domain::{Filter, ProjectName, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::Store;
 use crate::store::view::search::SearchOutcome;
@@ -164,7 +164,7 @@ impl ReaderPool {
     pub async fn matching_size(
         &self,
         project: ProjectName,
-        filter: ItemFilter,
+        filter: Filter,
         deadline: Deadline,
     ) -> KnowledgeResult<Seen<MatchingSize>> {
         self.ask("matching_size", deadline, async move |store| {

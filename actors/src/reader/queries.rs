@@ -6,7 +6,7 @@ use super::answers::{
     ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, Seen, StatsReport,
     Within,
 };
-use crate::domain::{ItemFilter, ProjectName, SearchMode, StoredItem};
+use crate::domain::{Filter, ProjectName, SearchMode, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
 use crate::store::view::search::{PageVersion, SearchOutcome, search, search_in};
@@ -144,7 +144,7 @@ pub(super) async fn matching(
 pub(super) async fn matching_size(
     store: &Arc<Store>,
     project: &ProjectName,
-    filter: &ItemFilter,
+    filter: &Filter,
 ) -> KnowledgeResult<Seen<MatchingSize>> {
     let found = on_view(store, project, move |view| async move {
         let (items, bytes) = view.matching_size(filter).await?;
@@ -303,7 +303,7 @@ pub(super) async fn similar(
     limit: usize,
 ) -> KnowledgeResult<SearchOutcome> {
     let not_found = || KnowledgeError::NotFound {
-        what: format!("item {}", request.wanted),
+        id: request.wanted.clone(),
     };
     let found = on_view(store, project, move |view| similar_in(view, request, limit));
     found.await?.found.flatten().ok_or_else(not_found)
@@ -323,7 +323,7 @@ async fn similar_in(
         query: String::new(),
         vector: Some(vector),
         mode: SearchMode::Vector,
-        filter: ItemFilter::default(),
+        filter: Filter::default(),
         // The item itself is the nearest of all.
         limit: limit + 1,
         offset: 0,

@@ -270,11 +270,11 @@ impl WriterState {
             _ => lane.urgent = true,
         }
         let queued = ops.into_iter().enumerate().map(|(index, op)| {
-            Queued::Op(QueuedOp {
+            Queued::Op(Box::new(QueuedOp {
                 op,
                 index,
                 pending: Arc::clone(&pending),
-            })
+            }))
         });
         lane.waiting.push(queued, bulk);
         self.start(myself, &project);

@@ -14,7 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use lancedb::datafusion::logical_expr::Expr;
 use lancedb::expr::col;
 
-use crate::domain::{Deletion, ItemFilter, ItemPatch, KnowledgeKind, NewItem, OnDuplicate, ProjectName, now_ms};
+use crate::domain::{Deletion, Filter, NewItem, OnDuplicate, ProjectName, UpdateParams, now_ms};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::WriteTable;
 use crate::store::table::rows::{EmbeddedPassage, NewRevision, StoredRevision, revisions};
@@ -54,20 +54,11 @@ pub struct ItemOutcome {
 /// An update, checked and embedded.
 #[derive(Clone, Debug)]
 pub struct PreparedUpdate {
-    /// The item's id, alone: what the update concerns.
-    pub ids: [String; 1],
-    /// What changes.
-    pub patch: ItemPatch,
-    /// The passages of the patch's text. They may be left out where the item is believed to have that text already;
+    /// What changes, and in which item.
+    pub change: UpdateParams,
+    /// The passages of its text. They may be left out where the item is believed to have that text already;
     /// where it has another one when the update is committed, the outcome is [`OpOutcome::NotEmbedded`].
     pub passages: Option<Vec<EmbeddedPassage>>,
-}
-
-impl PreparedUpdate {
-    /// The item.
-    pub fn id(&self) -> &str {
-        &self.ids[0]
-    }
 }
 
 /// Which items a delete concerns.
@@ -76,7 +67,7 @@ pub enum DeleteTarget {
     /// Those of these that exist.
     Ids(Vec<String>),
     /// All that match.
-    Matching(ItemFilter),
+    Matching(Filter),
 }
 
 /// Which items an undelete concerns.
@@ -321,7 +312,7 @@ impl Concerned {
         for op in group {
             match op {
                 WriteOp::Store(_) => {}
-                WriteOp::Update(update) => live_ids.push(update.id().to_owned()),
+                WriteOp::Update(update) => live_ids.push(update.change.id.clone()),
                 WriteOp::Delete(DeleteTarget::Ids(ids), _) => live_ids.extend(ids.iter().cloned()),
                 // Alone in its group, see `lane`.
                 WriteOp::Delete(DeleteTarget::Matching(filter), _) => matching = Some(filter::matching(filter, None)),
@@ -356,7 +347,7 @@ impl Concerned {
     fn add_closed(&mut self, rows: &RecordBatch) -> KnowledgeResult<()> {
         // In the order of the revisions: the last one stays.
         for ((id, _), revision) in revisions(rows)? {
-            if revision.item.is_tombstone() {
+            if revision.stored.is_tombstone() {
                 self.closed.remove(&id);
             } else {
                 self.closed.insert(id, revision);
@@ -460,7 +451,9 @@ impl Plan {
                     .filter_map(|id| Some((id, concerned.live.get(id)?)))
                     .collect();
                 // What an import dates into the future was not written then.
-                let written = found.iter().map(|(_, revision)| revision.item.updated_at.min(at));
+                let written = found
+                    .iter()
+                    .map(|(_, revision)| revision.stored.item.updated_at.min(at));
                 let at = self.deletions.take(written.max());
                 let deletion = (!found.is_empty()).then(|| Deletion {
                     project: project.clone(),
@@ -486,7 +479,7 @@ impl Plan {
                     UndeleteTarget::Deletion(deletion) => concerned
                         .closed
                         .iter()
-                        .filter(|(_, revision)| revision.item.valid_to == Some(deletion.sequence))
+                        .filter(|(_, revision)| revision.stored.valid_to == Some(deletion.sequence))
                         .map(|(id, _)| id)
                         .collect(),
                 };
@@ -501,7 +494,7 @@ impl Plan {
                             restored.push(id.clone());
                         }
                         // An undo that is asked for again, as after an answer that got lost.
-                        (Some(closed), Some(live)) if closed.item.timestamp == live.item.timestamp => {
+                        (Some(closed), Some(live)) if closed.stored.item.timestamp == live.stored.item.timestamp => {
                             present.push(id.clone());
                         }
                         (None, Some(_)) => present.push(id.clone()),
@@ -523,17 +516,18 @@ impl Plan {
         concerned: &Concerned,
         at: DateTime<Utc>,
     ) -> KnowledgeResult<OpOutcome> {
-        let id = update.id();
-        let current = concerned.live.get(id).ok_or_else(|| KnowledgeError::NotFound {
-            what: format!("item {id}"),
-        })?;
+        let id = update.change.id.as_str();
+        let current = concerned
+            .live
+            .get(id)
+            .ok_or_else(|| KnowledgeError::NotFound { id: id.to_owned() })?;
         let Some(next) = OwnedRevision::patched(current, update) else {
             return Ok(OpOutcome::NotEmbedded);
         };
         if next.is_like(current) {
             return Ok(OpOutcome::Updated {
                 id: id.to_owned(),
-                updated_at: current.item.updated_at,
+                updated_at: current.stored.item.updated_at,
             });
         }
         self.close(current, at);
@@ -558,10 +552,10 @@ impl OwnedRevision {
     /// A closed revision once more, as the one after `last`.
     fn revived(closed: &StoredRevision, last: i64) -> Self {
         Self {
-            id: closed.item.id.clone(),
-            revision: last.max(closed.item.revision) + 1,
+            id: closed.stored.item.id.clone(),
+            revision: last.max(closed.stored.revision) + 1,
             item: stored_as_new(closed),
-            content_hash: closed.item.content_hash.clone(),
+            content_hash: closed.stored.content_hash.clone(),
             key_hash: closed.key_hash.clone(),
             passages: closed.passages.clone(),
         }
@@ -571,28 +565,16 @@ impl OwnedRevision {
     /// the new one are not there: those of another text would be found by what the item no longer says.
     fn patched(current: &StoredRevision, update: &PreparedUpdate) -> Option<Self> {
         let mut item = stored_as_new(current);
-        let ItemPatch {
-            text,
-            kind,
-            agent,
-            session_id,
-            metadata,
-        } = update.patch.clone();
+        update.change.apply_to(&mut item.content);
         // The passages belong to the text: they change with it.
-        let passages = match text {
-            Some(text) if text != item.text => {
-                item.text = text;
-                update.passages.clone()?
-            }
-            _ => current.passages.clone(),
+        let passages = if item.content.text == current.stored.item.text {
+            current.passages.clone()
+        } else {
+            update.passages.clone()?
         };
-        item.kind = kind.unwrap_or(item.kind);
-        item.agent = agent.or(item.agent);
-        item.session_id = session_id.or(item.session_id);
-        item.metadata = metadata.unwrap_or(item.metadata);
         Some(Self {
-            id: current.item.id.clone(),
-            revision: current.item.revision + 1,
+            id: current.stored.item.id.clone(),
+            revision: current.stored.revision + 1,
             content_hash: item.content_hash(),
             key_hash: current.key_hash.clone(),
             item,
@@ -601,24 +583,17 @@ impl OwnedRevision {
     }
 
     fn is_like(&self, current: &StoredRevision) -> bool {
-        let old = &current.item;
-        self.content_hash == old.content_hash
-            && self.item.session_id == old.session_id
-            && self.item.metadata == old.metadata
+        self.content_hash == current.stored.content_hash && self.item.content == current.stored.item.content()
     }
 }
 
-/// What is stored of an item, as it would be stored again. A kind that a later version of this program stored
+/// What is stored of an item, as it would be stored again. A type that a later version of this program stored
 /// is general here.
 fn stored_as_new(revision: &StoredRevision) -> NewItem {
-    let item = revision.item.clone();
+    let item = &revision.stored.item;
     NewItem {
-        text: item.text,
-        kind: item.kind.parse().unwrap_or(KnowledgeKind::General),
-        agent: item.agent,
-        session_id: item.session_id,
-        metadata: item.metadata,
-        id: Some(item.id),
+        content: item.content(),
+        id: Some(item.id.clone()),
         idempotency_key: revision.idempotency_key.clone(),
         on_duplicate: OnDuplicate::Return,
         timestamp: item.timestamp,
@@ -789,18 +764,16 @@ impl PlannedGroup<'_> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
 
     use super::*;
-    use crate::domain::KnowledgeKind;
+    use crate::domain::{Content, Item, KnowledgeType, StoredItem};
 
     fn prepared(text: &str, id: Option<&str>, key: Option<&str>) -> PreparedItem {
         let item = NewItem {
-            text: text.to_owned(),
-            kind: KnowledgeKind::General,
-            agent: None,
-            session_id: None,
-            metadata: Map::new(),
+            content: Content {
+                text: text.to_owned(),
+                ..Content::default()
+            },
             id: id.map(str::to_owned),
             idempotency_key: key.map(str::to_owned),
             on_duplicate: OnDuplicate::Return,
@@ -970,21 +943,17 @@ mod tests {
 
     /// Item "one", with this text and a passage of it.
     fn stored(text: &str) -> StoredRevision {
-        let item = prepared(text, Some("one"), None);
+        let prepared = prepared(text, Some("one"), None);
         StoredRevision {
-            item: crate::domain::StoredItem {
-                id: "one".to_owned(),
+            stored: StoredItem {
+                item: Item {
+                    id: "one".to_owned(),
+                    text: text.to_owned(),
+                    passages: 1,
+                    ..Item::default()
+                },
                 revision: 1,
-                text: text.to_owned(),
-                passages: 1,
-                kind: "general".to_owned(),
-                project: "p".to_owned(),
-                agent: None,
-                session_id: None,
-                metadata: Map::new(),
-                timestamp: item.item.timestamp,
-                updated_at: item.item.timestamp,
-                content_hash: item.content_hash,
+                content_hash: prepared.content_hash,
                 valid_from: 1,
                 valid_to: None,
             },
@@ -1007,18 +976,18 @@ mod tests {
     #[test]
     fn a_text_is_never_written_with_the_passages_of_another() {
         let update = |text: Option<&str>, embedded: bool| PreparedUpdate {
-            ids: ["one".to_owned()],
-            patch: ItemPatch {
+            change: UpdateParams {
+                id: "one".to_owned(),
                 text: text.map(str::to_owned),
-                kind: Some(KnowledgeKind::Issue),
-                ..ItemPatch::default()
+                knowledge_type: Some(KnowledgeType::Issue),
+                ..UpdateParams::default()
             },
             passages: text.filter(|_| embedded).map(|text| vec![passage(text)]),
         };
         let passages = |current: &str, update: PreparedUpdate| {
             let next = OwnedRevision::patched(&stored(current), &update)?;
             let texts: Vec<String> = next.passages.into_iter().map(|passage| passage.text).collect();
-            Some((next.item.text, texts))
+            Some((next.item.content.text, texts))
         };
         let both = |text: &str| Some((text.to_owned(), vec![text.to_owned()]));
         // It was "a" when the update was made, so that it came without passages: by now it is "b".

@@ -65,7 +65,7 @@ impl PendingWrite {
 
 /// One piece of work on its way through a lane.
 pub(super) enum Queued {
-    Op(QueuedOp),
+    Op(Box<QueuedOp>),
     Exclusive(ExclusiveRequest),
 }
 
@@ -118,7 +118,7 @@ impl Weighed for Queued {
                     .id
                     .as_ref()
                     .map_or(Touched::New, |id| Touched::Ids(std::slice::from_ref(id))),
-                WriteOp::Update(update) => Touched::Ids(&update.ids),
+                WriteOp::Update(update) => Touched::Ids(std::slice::from_ref(&update.change.id)),
                 WriteOp::Delete(DeleteTarget::Ids(ids), _) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
                     Touched::Ids(ids)
                 }
@@ -147,9 +147,9 @@ pub(super) fn op_bytes(op: &WriteOp) -> usize {
         passages.iter().map(|passage| size_of_val(&*passage.vector)).sum()
     };
     match op {
-        WriteOp::Store(prepared) => prepared.item.text.len() * 2 + vectors(&prepared.passages),
+        WriteOp::Store(prepared) => prepared.item.content.text.len() * 2 + vectors(&prepared.passages),
         WriteOp::Update(update) => {
-            update.patch.text.as_ref().map_or(0, String::len) * 2 + update.passages.as_deref().map_or(0, vectors)
+            update.change.text.as_ref().map_or(0, String::len) * 2 + update.passages.as_deref().map_or(0, vectors)
         }
         WriteOp::Delete(DeleteTarget::Ids(ids), _) | WriteOp::Undelete(UndeleteTarget::Ids(ids)) => {
             ids.iter().map(String::len).sum()

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::commit::{self, WriteOp, plan_group};
 use super::message::{ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone};
-use super::pending::{PendingWrite, Queued};
+use super::pending::{PendingWrite, Queued, QueuedOp};
 use super::setback::Work;
 use super::upkeep::{UpkeepDone, finish_erasing};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
@@ -105,7 +105,10 @@ impl LaneTurn {
         let (ops, places): (Vec<WriteOp>, Vec<(usize, Arc<PendingWrite>)>) = group
             .into_iter()
             .filter_map(|queued| match queued {
-                Queued::Op(queued) => Some((queued.op, (queued.index, queued.pending))),
+                Queued::Op(queued) => {
+                    let QueuedOp { op, index, pending } = *queued;
+                    Some((op, (index, pending)))
+                }
                 // Alone in its group, see `lane`.
                 Queued::Exclusive(_) => None,
             })

@@ -45,7 +45,8 @@ fn sample(schema: &Value, definitions: &Map<String, Value>, full: usize) -> Valu
         None => None,
     };
     match kind {
-        Some("string") => json!("x"),
+        // Any text, also where it has to be a time.
+        Some("string") => json!("2026-01-31T12:00:00.000Z"),
         Some("integer") => rules.get("minimum").cloned().unwrap_or_else(|| json!(0)),
         Some("number") => json!(0.5),
         Some("boolean") => json!(true),

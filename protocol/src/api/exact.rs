@@ -34,7 +34,7 @@ fn find(json: &str, place: &mut String) -> bool {
             if here > 0 {
                 place.push('.');
             }
-            place.push_str(&crate::error::shortened(&key, 60));
+            place.push_str(&ccod_words::shortened(&key, 60));
             find(value.get(), place)
         }),
         Some(b'[') => {

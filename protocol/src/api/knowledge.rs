@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use super::common::{is_false, out_of_range, yes};
 use super::{
-    AsOf, Durability, FILTER_VALUES_MAX, Filters, KnowledgeType, Metadata, OnDuplicate, OneOrMany, Order, Params,
-    ProjectError, SearchMode, check_project_name, parse_time, unique_metadata, unique_metadata_if_any,
+    AsOf, Durability, FILTER_VALUES_MAX, Filter, Item, KnowledgeType, OneOrMany, Order, Params, ProjectError,
+    ProjectName, Revision, SearchHit, SearchMode, StoreParams, UpdateParams,
 };
 use crate::error::WireError;
+use ccod_words::check_key;
 
 /// The longest query in bytes. The model reads its first 256 tokens (about 1 KB); the rest are keywords, and
 /// each costs a look into the index.
@@ -22,8 +23,6 @@ pub const SEARCH_LIMIT_MAX: u32 = 100;
 pub const LIST_LIMIT_MAX: u32 = 1_000;
 /// The most rows that one SQL query gives.
 pub const SQL_LIMIT_MAX: u32 = 10_000;
-/// The most bytes of an id or an idempotency key.
-pub const ID_BYTES_MAX: usize = 256;
 
 fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
     if (1..=max).contains(&limit) {
@@ -33,16 +32,13 @@ fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
     }
 }
 
-fn check_key(parameter: &str, key: Option<&str>) -> Result<(), WireError> {
-    match key {
-        Some(key) if key.is_empty() || key.len() > ID_BYTES_MAX || key.chars().any(char::is_control) => {
-            Err(out_of_range(
-                parameter,
-                format!("1 to {ID_BYTES_MAX} bytes without control characters"),
-            ))
+fn check_keys<const N: usize>(keys: [(&str, &Option<String>); N]) -> Result<(), WireError> {
+    for (parameter, key) in keys {
+        if let Some(key) = key {
+            check_key(key, parameter)?;
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn check_text(parameter: &str, text: &str) -> Result<(), WireError> {
@@ -62,43 +58,15 @@ fn one_of_id_or_ids(id: Option<&String>, ids: Option<&Vec<String>>) -> Result<()
     }
 }
 
-/// Parameters of `knowledge.store`, and of each item of `knowledge.store_batch`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct StoreParams {
-    /// What to keep; at most 1 MB unless configured otherwise, never blank.
-    pub text: String,
-    /// What kind of knowledge it is.
-    #[serde(default, rename = "type", alias = "knowledge_type")]
-    pub knowledge_type: KnowledgeType,
-    /// Who learned it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<String>,
-    /// In which session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session_id: Option<String>,
-    /// Facts about it; at most 64 KB as JSON unless configured otherwise. No key may stand in an object twice.
-    #[serde(
-        default,
-        skip_serializing_if = "Metadata::is_empty",
-        deserialize_with = "unique_metadata"
-    )]
-    pub metadata: Metadata,
-    /// The id to use; unique in its project. Made up if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Repeating a store with the same key stores once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idempotency_key: Option<String>,
-    /// What to do when the same content is there.
-    #[serde(default)]
-    pub on_duplicate: OnDuplicate,
-}
-
 impl Params for StoreParams {
     fn check(&self) -> Result<(), WireError> {
         check_text("text", &self.text)?;
-        check_key("id", self.id.as_deref())?;
-        check_key("idempotency_key", self.idempotency_key.as_deref())
+        check_keys([
+            ("agent", &self.agent),
+            ("session_id", &self.session_id),
+            ("id", &self.id),
+            ("idempotency_key", &self.idempotency_key),
+        ])
     }
 }
 
@@ -258,7 +226,7 @@ pub struct SearchParams {
     pub threshold: Option<f32>,
     /// Conditions that hits must meet.
     #[serde(flatten)]
-    pub filters: Filters,
+    pub filters: Filter,
     /// At most this many tokens of text in all; always at least one hit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_tokens: Option<u32>,
@@ -288,7 +256,7 @@ impl Default for SearchParams {
             offset: 0,
             mode: SearchMode::default(),
             threshold: None,
-            filters: Filters::default(),
+            filters: Filter::default(),
             budget_tokens: None,
             projects: None,
             as_of: None,
@@ -332,61 +300,11 @@ impl Params for SearchParams {
         }
         for name in self.projects.iter().flat_map(OneOrMany::as_slice) {
             if name != "*" {
-                check_project_name("projects", name)?;
+                ProjectName::parse(name, "projects")?;
             }
         }
-        if let Some(AsOf::Time(time)) = &self.as_of {
-            parse_time("as_of", time)?;
-        }
-        self.filters.check()
+        Ok(self.filters.check()?)
     }
-}
-
-/// The part of an item that matched.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Passage {
-    /// Its text.
-    pub text: String,
-    /// Where it begins in the item's text, in bytes.
-    pub start: u64,
-    /// Where it ends, in bytes.
-    pub end: u64,
-    /// Which passage of the item it is, from 0.
-    pub index: u32,
-}
-
-/// One hit of a search.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct SearchHit {
-    /// The item's id.
-    pub id: String,
-    /// Its whole text.
-    pub text: String,
-    /// The passage that matched best.
-    pub passage: Passage,
-    /// What kind of knowledge it is.
-    #[serde(rename = "type")]
-    pub knowledge_type: KnowledgeType,
-    /// Its project.
-    pub project_id: String,
-    /// In which session it was learned.
-    pub session_id: Option<String>,
-    /// Who learned it.
-    pub agent: Option<String>,
-    /// When it was created.
-    pub timestamp: String,
-    /// Facts about it.
-    #[serde(default)]
-    pub metadata: Metadata,
-    /// The fused score, 0 to 1, higher is better.
-    pub score: f32,
-    /// The cosine of query and passage; null where the vector leg did not see it.
-    pub similarity: Option<f32>,
-    /// The keyword score; null where the keyword leg did not see it.
-    pub bm25: Option<f32>,
-    /// How the score came about, if asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub explain: Option<serde_json::Value>,
 }
 
 /// Result of `knowledge.search` and `knowledge.similar`.
@@ -417,40 +335,12 @@ pub struct SearchResult {
     pub took_ms: f64,
 }
 
-/// An item as `list` and `get` show it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Item {
-    /// The item's id.
-    pub id: String,
-    /// Its text.
-    pub text: String,
-    /// What kind of knowledge it is.
-    #[serde(rename = "type")]
-    pub knowledge_type: KnowledgeType,
-    /// Its project.
-    pub project_id: String,
-    /// In which session it was learned.
-    pub session_id: Option<String>,
-    /// Who learned it.
-    pub agent: Option<String>,
-    /// When it was created.
-    pub timestamp: String,
-    /// When it last changed.
-    pub updated_at: String,
-    /// Facts about it.
-    #[serde(default)]
-    pub metadata: Metadata,
-    /// Into how many passages its text is split.
-    #[serde(default)]
-    pub passages: u32,
-}
-
 /// Parameters of `knowledge.list`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListParams {
     /// Conditions that items must meet.
     #[serde(flatten)]
-    pub filters: Filters,
+    pub filters: Filter,
     /// Newest or oldest first.
     #[serde(default)]
     pub order: Order,
@@ -469,7 +359,7 @@ fn default_list_limit() -> u32 {
 impl Default for ListParams {
     fn default() -> Self {
         Self {
-            filters: Filters::default(),
+            filters: Filter::default(),
             order: Order::default(),
             limit: default_list_limit(),
             cursor: None,
@@ -480,7 +370,7 @@ impl Default for ListParams {
 impl Params for ListParams {
     fn check(&self) -> Result<(), WireError> {
         check_limit(self.limit, LIST_LIMIT_MAX)?;
-        self.filters.check()
+        Ok(self.filters.check()?)
     }
 }
 
@@ -534,54 +424,18 @@ pub enum GetResult {
     },
 }
 
-/// Parameters of `knowledge.update`. What is absent stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct UpdateParams {
-    /// Which item.
-    pub id: String,
-    /// The new text; it is embedded again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-    /// The new type.
-    #[serde(
-        default,
-        rename = "type",
-        alias = "knowledge_type",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub knowledge_type: Option<KnowledgeType>,
-    /// The new agent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<String>,
-    /// The new session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session_id: Option<String>,
-    /// The new metadata; replaces the old as a whole.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "unique_metadata_if_any"
-    )]
-    pub metadata: Option<Metadata>,
-}
-
 impl Params for UpdateParams {
     fn check(&self) -> Result<(), WireError> {
-        let Self {
-            id: _,
-            text,
-            knowledge_type,
-            agent,
-            session_id,
-            metadata,
-        } = self;
-        if text.is_none() && knowledge_type.is_none() && agent.is_none() && session_id.is_none() && metadata.is_none() {
+        if self.is_empty() {
             return Err(WireError::invalid_params(
                 "text",
                 "give at least one of `text`, `type`, `agent`, `session_id`, `metadata` to change",
             ));
         }
-        text.as_deref().map_or(Ok(()), |text| check_text("text", text))
+        if let Some(text) = &self.text {
+            check_text("text", text)?;
+        }
+        check_keys([("agent", &self.agent), ("session_id", &self.session_id)])
     }
 }
 
@@ -607,31 +461,6 @@ pub struct HistoryParams {
 
 impl Params for HistoryParams {}
 
-/// One revision of an item.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Revision {
-    /// Its number, from 1.
-    pub revision: u64,
-    /// The text it had.
-    pub text: String,
-    /// The type it had.
-    #[serde(rename = "type")]
-    pub knowledge_type: KnowledgeType,
-    /// The agent it had.
-    pub agent: Option<String>,
-    /// The session it had.
-    pub session_id: Option<String>,
-    /// The metadata it had.
-    #[serde(default)]
-    pub metadata: Metadata,
-    /// When it was written.
-    pub updated_at: String,
-    /// The version from which it was current.
-    pub valid_from: u64,
-    /// The version from which it no longer was; null if it still is.
-    pub valid_to: Option<u64>,
-}
-
 /// Result of `knowledge.history`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryResult {
@@ -653,7 +482,7 @@ pub struct DeleteParams {
     pub ids: Option<Vec<String>>,
     /// All items that meet these conditions.
     #[serde(flatten)]
-    pub filters: Filters,
+    pub filters: Filter,
     /// Counts, but deletes nothing.
     #[serde(default, skip_serializing_if = "is_false")]
     pub dry_run: bool,
@@ -676,7 +505,7 @@ impl Params for DeleteParams {
                 format!("give `{name}` or filters, not both"),
             ))
         } else {
-            self.filters.check()
+            Ok(self.filters.check()?)
         }
     }
 }
@@ -802,7 +631,7 @@ pub struct CleanupParams {
     pub older_than_days: u32,
     /// Conditions that items must meet as well.
     #[serde(flatten)]
-    pub filters: Filters,
+    pub filters: Filter,
     /// Counts, but deletes nothing.
     #[serde(default = "yes")]
     pub dry_run: bool,
@@ -816,7 +645,7 @@ impl Default for CleanupParams {
     fn default() -> Self {
         Self {
             older_than_days: default_older_than_days(),
-            filters: Filters::default(),
+            filters: Filter::default(),
             dry_run: true,
         }
     }
@@ -824,7 +653,7 @@ impl Default for CleanupParams {
 
 impl Params for CleanupParams {
     fn check(&self) -> Result<(), WireError> {
-        self.filters.check()
+        Ok(self.filters.check()?)
     }
 }
 

@@ -14,17 +14,19 @@ mod answers;
 mod common;
 mod exact;
 mod knowledge;
-mod metadata_filter;
 mod rpc;
-mod unique;
 
 pub use admin::*;
+pub use ccod_words::{
+    AsOf, DEFAULT_PROJECT, Durability, FILTER_VALUES_MAX, Filter, Item, KnowledgeType, METADATA_FILTERS_MAX, Metadata,
+    MetadataFilter, OnDuplicate, OneOrMany, Order, PROJECT_NAME_MAX, Passage, ProjectName, Record, Revision, SearchHit,
+    SearchMode, StoreParams, UniqueKeys, UnknownWord, UpdateParams, format_time, parse_time, unique_metadata,
+    unique_metadata_if_any,
+};
 pub use common::*;
 pub use exact::rounded_integer;
 pub use knowledge::*;
-pub use metadata_filter::MetadataFilter;
 pub use rpc::*;
-pub use unique::{UniqueKeys, unique_metadata, unique_metadata_if_any};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
@@ -56,7 +58,7 @@ pub trait Method: Send + Sync + 'static {
     const SCOPE: ProjectScope;
     /// Whether it is served when all connections or all calls are in use: what an operator needs then.
     const OPERATOR: bool;
-    /// Whether it takes the filters of [`Filters`].
+    /// Whether it takes the filters of [`Filter`].
     const FILTERED: bool;
     /// Whether `id` is no item that is there: that of a store is of one to come, that of `rpc.cancel` a request's.
     const FREE_ID: bool;
@@ -202,7 +204,7 @@ impl MethodInfo {
         }
         let target = TARGETS.contains(&parameter)
             || (parameter == "id" && !self.free_id)
-            || (self.filtered && Filters::NAMES.contains(&parameter));
+            || (self.filtered && Filter::NAMES.contains(&parameter));
         target && self.positional.contains(&parameter)
     }
 }

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use super::Entry;
-use crate::api::{FILTER_VALUES_MAX, Filters, LIST_LIMIT_MAX};
+use crate::api::{FILTER_VALUES_MAX, Filter, LIST_LIMIT_MAX};
 use crate::error::WireError;
 use crate::limits::Limits;
 
@@ -70,7 +70,7 @@ impl Bounds {
             "items" => self.items,
             "texts" => self.texts,
             "ids" => LIST_LIMIT_MAX as usize,
-            name if name == "projects" || Filters::NAMES.contains(&name) => FILTER_VALUES_MAX,
+            name if name == "projects" || Filter::NAMES.contains(&name) => FILTER_VALUES_MAX,
             _ => OTHER_LIST_MAX,
         }
     }

@@ -1,5 +1,5 @@
 //! The columns of the table, in one list: name, type, nullability, the minor version of the schema that brought
-//! each, and what a new row holds in it.
+//! each, what a new row holds in it, and what is read back from it into an item.
 //!
 //! To add a column, add it here with the next minor version (see [`super::schema`]). It must be nullable: rows that
 //! were written before have null in it, and so have the rows of other tables until these get the column.
@@ -15,7 +15,9 @@ use arrow_array::builder::{
 use arrow_schema::{DataType, Field};
 use chrono::{DateTime, Utc};
 
-use crate::store::table::rows::{EmbeddedPassage, NewRevision, row_key};
+use crate::domain::{Content, KnowledgeType, StoredItem};
+use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::table::rows::{EmbeddedPassage, NewRevision, RowReader, row_key};
 use crate::store::table::schema::{column, timestamp_type};
 
 /// One row that is to be written: a passage of a revision.
@@ -53,7 +55,11 @@ pub(crate) struct Column {
     pub(crate) since: u32,
     /// Its type and its values.
     pub(crate) values: Values,
+    /// Puts what a row holds into the item that is read, where callers see it.
+    read: Option<Read>,
 }
+
+type Read = fn(&RowReader<'_>, usize, &mut StoredItem) -> KnowledgeResult<()>;
 
 const fn required(name: &'static str, values: Values) -> Column {
     Column {
@@ -61,6 +67,7 @@ const fn required(name: &'static str, values: Values) -> Column {
         nullable: false,
         since: 0,
         values,
+        read: None,
     }
 }
 
@@ -70,6 +77,7 @@ const fn optional(name: &'static str, values: Values) -> Column {
         nullable: true,
         since: 0,
         values,
+        read: None,
     }
 }
 
@@ -80,6 +88,7 @@ const fn since(minor: u32, name: &'static str, values: Values) -> Column {
         nullable: true,
         since: minor,
         values,
+        read: None,
     }
 }
 
@@ -93,13 +102,23 @@ pub(crate) const COLUMNS: [Column; 25] = [
         column::ROW_KEY,
         Values::Text(|row| Some(row_key(row.revision.id, row.revision.revision, row.index).into())),
     ),
-    required(column::ID, Values::Text(|row| text(row.revision.id))),
-    required(column::REVISION, Values::Int64(|row| Some(row.revision.revision))),
+    required(column::ID, Values::Text(|row| text(row.revision.id))).read(|rows, row, stored| {
+        stored.item.id = rows.required_text(column::ID, row)?.to_owned();
+        Ok(())
+    }),
+    required(column::REVISION, Values::Int64(|row| Some(row.revision.revision))).read(|rows, row, stored| {
+        stored.revision = rows.int(column::REVISION, row)?.unwrap_or(1);
+        Ok(())
+    }),
     required(column::PASSAGE, Values::Int32(|row| i32::try_from(row.index).ok())),
     required(
         column::PASSAGES,
         Values::Int32(|row| i32::try_from(row.revision.passages.len()).ok()),
-    ),
+    )
+    .read(|rows, row, stored| {
+        stored.item.passages = u32::try_from(rows.small_int(column::PASSAGES, row)?).unwrap_or(1);
+        Ok(())
+    }),
     required(
         column::START,
         Values::Int64(|row| i64::try_from(row.passage.start).ok()),
@@ -108,29 +127,72 @@ pub(crate) const COLUMNS: [Column; 25] = [
     required(column::PASSAGE_TEXT, Values::Text(|row| text(&row.passage.text))),
     optional(
         column::TEXT,
-        Values::Text(|row| (row.index == 0).then_some(Cow::Borrowed(row.revision.item.text.as_str()))),
-    ),
-    required(column::TYPE, Values::Text(|row| text(row.revision.item.kind.as_str()))),
+        Values::Text(|row| (row.index == 0).then_some(Cow::Borrowed(row.content().text.as_str()))),
+    )
+    .read(|rows, row, stored| {
+        stored.item.text = rows.text(column::TEXT, row)?.unwrap_or_default().to_owned();
+        Ok(())
+    }),
+    required(
+        column::TYPE,
+        Values::Text(|row| text(row.content().knowledge_type.as_str())),
+    )
+    .read(|rows, row, stored| {
+        stored.item.knowledge_type = KnowledgeType::of_stored(rows.required_text(column::TYPE, row)?);
+        Ok(())
+    }),
     optional(
         column::AGENT,
-        Values::Text(|row| row.revision.item.agent.as_deref().map(Cow::from)),
-    ),
+        Values::Text(|row| row.content().agent.as_deref().map(Cow::from)),
+    )
+    .read(|rows, row, stored| {
+        stored.item.agent = rows.text(column::AGENT, row)?.map(str::to_owned);
+        Ok(())
+    }),
     optional(
         column::SESSION_ID,
-        Values::Text(|row| row.revision.item.session_id.as_deref().map(Cow::from)),
-    ),
-    required(column::PROJECT_ID, Values::Text(|row| text(row.project))),
-    required(column::METADATA, Values::Text(|row| text(row.metadata))),
+        Values::Text(|row| row.content().session_id.as_deref().map(Cow::from)),
+    )
+    .read(|rows, row, stored| {
+        stored.item.session_id = rows.text(column::SESSION_ID, row)?.map(str::to_owned);
+        Ok(())
+    }),
+    required(column::PROJECT_ID, Values::Text(|row| text(row.project))).read(|rows, row, stored| {
+        stored.item.project_id = rows.required_text(column::PROJECT_ID, row)?.to_owned();
+        Ok(())
+    }),
+    required(column::METADATA, Values::Text(|row| text(row.metadata))).read(|rows, row, stored| {
+        let metadata = rows.required_text(column::METADATA, row)?;
+        stored.item.metadata = serde_json::from_str(metadata)
+            .map_err(|error| KnowledgeError::internal(format!("the metadata of a stored item is not JSON: {error}")))?;
+        Ok(())
+    }),
     optional(column::METADATA_TERMS, Values::Texts(|row| row.terms)),
-    required(column::TIMESTAMP, Values::Time(|row| Some(row.revision.item.timestamp))),
-    required(column::UPDATED_AT, Values::Time(|row| Some(row.revision.updated_at))),
-    required(column::VALID_FROM, Values::Int64(|row| Some(row.revision.valid_from))),
-    optional(column::VALID_TO, Values::Int64(|_| None)),
+    required(column::TIMESTAMP, Values::Time(|row| Some(row.revision.item.timestamp))).read(|rows, row, stored| {
+        stored.item.timestamp = rows.time(column::TIMESTAMP, row)?;
+        Ok(())
+    }),
+    required(column::UPDATED_AT, Values::Time(|row| Some(row.revision.updated_at))).read(|rows, row, stored| {
+        stored.item.updated_at = rows.time(column::UPDATED_AT, row)?;
+        Ok(())
+    }),
+    required(column::VALID_FROM, Values::Int64(|row| Some(row.revision.valid_from))).read(|rows, row, stored| {
+        stored.valid_from = rows.int(column::VALID_FROM, row)?.unwrap_or(0);
+        Ok(())
+    }),
+    optional(column::VALID_TO, Values::Int64(|_| None)).read(|rows, row, stored| {
+        stored.valid_to = rows.int(column::VALID_TO, row)?;
+        Ok(())
+    }),
     optional(column::CLOSED_AT, Values::Time(|_| None)),
     required(
         column::CONTENT_HASH,
         Values::Text(|row| text(row.revision.content_hash)),
-    ),
+    )
+    .read(|rows, row, stored| {
+        stored.content_hash = rows.required_text(column::CONTENT_HASH, row)?.to_owned();
+        Ok(())
+    }),
     optional(
         column::IDEMPOTENCY_KEY,
         Values::Text(|row| row.revision.item.idempotency_key.as_deref().map(Cow::from)),
@@ -144,7 +206,36 @@ pub(crate) const COLUMNS: [Column; 25] = [
     since(1, column::OPENED_AT, Values::Time(|row| Some(row.revision.opened_at))),
 ];
 
+/// The columns that a query for whole items needs: those that are read into the item, and those of the passage.
+pub(crate) fn item_columns() -> Vec<&'static str> {
+    let of_the_passage = [column::PASSAGE, column::START, column::END, column::PASSAGE_TEXT];
+    let of_the_item = COLUMNS.iter().filter(|column| column.read.is_some());
+    of_the_item.map(|column| column.name).chain(of_the_passage).collect()
+}
+
+/// The item of a row of passage 0 (the other passages do not hold the whole text).
+pub(crate) fn read_item(rows: &RowReader<'_>, row: usize) -> KnowledgeResult<StoredItem> {
+    let mut stored = StoredItem::default();
+    for read in COLUMNS.iter().filter_map(|column| column.read) {
+        read(rows, row, &mut stored)?;
+    }
+    Ok(stored)
+}
+
+impl NewRow<'_> {
+    /// What the item says.
+    fn content(&self) -> &Content {
+        &self.revision.item.content
+    }
+}
+
 impl Column {
+    /// With this, the column is one of those that make an item.
+    const fn read(mut self, read: Read) -> Self {
+        self.read = Some(read);
+        self
+    }
+
     /// The column of this name, if there is one.
     pub(crate) fn find(name: &str) -> Option<&'static Self> {
         COLUMNS.iter().find(|column| column.name == name)

@@ -39,25 +39,7 @@ use object_store::{Error as ObjectStoreError, ObjectStore as _, PutMode, PutOpti
 use crate::error::KnowledgeResult;
 use crate::store::error::read_error;
 
-/// What an acknowledgement promises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// It survives power loss.
-    #[default]
-    Full,
-    /// It survives the end of the process (kill -9), not power loss.
-    Fast,
-}
-
-impl Durability {
-    /// The name on the wire and in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Fast => "fast",
-        }
-    }
-}
+pub use ccod_words::Durability;
 
 /// Key of how a version was made in the table's metadata. The value names the version: another writer carries the
 /// entry on, which then says nothing of its own versions.

@@ -10,11 +10,11 @@ use arrow_array::{
 };
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::domain::{KnowledgeKind, MatchedPassage, NewItem, OnDuplicate, StoredItem, metadata_terms};
+use crate::domain::{Content, NewItem, OnDuplicate, Passage, StoredItem, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::table::columns::{Column, NewRow};
+use crate::store::table::columns::{Column, NewRow, read_item};
 use crate::store::table::schema::{column, may_be_missing, vector_dimensions};
 
 /// One passage of an item with its embedding.
@@ -66,7 +66,7 @@ pub fn build_batch(schema: &SchemaRef, project: &str, revisions: &[NewRevision<'
     let metadata: Vec<(String, Vec<String>)> = revisions
         .iter()
         .map(|revision| {
-            let metadata = &revision.item.metadata;
+            let metadata = &revision.item.content.metadata;
             (Value::Object(metadata.clone()).to_string(), metadata_terms(metadata))
         })
         .collect();
@@ -117,11 +117,7 @@ pub fn tombstone_batch(
     at: DateTime<Utc>,
 ) -> KnowledgeResult<RecordBatch> {
     let nothing = NewItem {
-        text: String::new(),
-        kind: KnowledgeKind::General,
-        agent: None,
-        session_id: None,
-        metadata: Map::new(),
+        content: Content::default(),
         id: None,
         idempotency_key: None,
         on_duplicate: OnDuplicate::Store,
@@ -182,7 +178,7 @@ fn with_column(batch: &RecordBatch, name: &str, values: ArrayRef) -> KnowledgeRe
 #[derive(Clone, Debug)]
 pub struct StoredRevision {
     /// The item, as in passage 0.
-    pub item: StoredItem,
+    pub stored: StoredItem,
     /// The key that it was stored with.
     pub idempotency_key: Option<String>,
     /// The content hash with which the item was first stored, where it is known.
@@ -196,7 +192,7 @@ pub struct StoredRevision {
 /// Gathers the revisions in a batch of whole rows, by id and number.
 pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64), StoredRevision>> {
     /// A revision's first row, and all of its passages with their rows.
-    type Gathered = (Option<StoredRevision>, BTreeMap<i32, (u32, EmbeddedPassage)>);
+    type Gathered = (Option<StoredRevision>, BTreeMap<u32, (u32, EmbeddedPassage)>);
     let reader = RowReader(batch);
     let mut found: BTreeMap<(String, i64), Gathered> = BTreeMap::new();
     for row in 0..batch.num_rows() {
@@ -206,7 +202,7 @@ pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64),
         let passage = reader.passage(row)?;
         if passage.index == 0 {
             entry.0 = Some(StoredRevision {
-                item: reader.item(row)?,
+                stored: reader.item(row)?,
                 idempotency_key: reader.text(column::IDEMPOTENCY_KEY, row)?.map(str::to_owned),
                 key_hash: reader.key_hash(row)?.map(str::to_owned),
                 passages: Vec::new(),
@@ -236,28 +232,6 @@ pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64),
 fn table_dimensions(schema: &SchemaRef) -> KnowledgeResult<i32> {
     vector_dimensions(schema).ok_or_else(|| KnowledgeError::internal("the table has no vector column"))
 }
-
-/// Columns that [`RowReader::item`] needs: all but the vector, the terms and the passage's own.
-pub const ITEM_COLUMNS: [&str; 18] = [
-    column::ID,
-    column::REVISION,
-    column::PASSAGE,
-    column::PASSAGES,
-    column::START,
-    column::END,
-    column::PASSAGE_TEXT,
-    column::TEXT,
-    column::TYPE,
-    column::PROJECT_ID,
-    column::AGENT,
-    column::SESSION_ID,
-    column::METADATA,
-    column::TIMESTAMP,
-    column::UPDATED_AT,
-    column::CONTENT_HASH,
-    column::VALID_FROM,
-    column::VALID_TO,
-];
 
 /// Typed access to the columns of a batch. A column that is missing or of another type is a defect of the
 /// query that made the batch, and reported as one, unless the table may be without it: then it is null.
@@ -373,36 +347,22 @@ impl RowReader<'_> {
     }
 
     /// The passage of a row, its place in Unicode scalar values.
-    pub fn passage(&self, row: usize) -> KnowledgeResult<MatchedPassage> {
-        Ok(MatchedPassage {
+    pub fn passage(&self, row: usize) -> KnowledgeResult<Passage> {
+        let place = |name| -> KnowledgeResult<u64> {
+            let place = self.int(name, row)?.unwrap_or(0);
+            Ok(u64::try_from(place).unwrap_or(0))
+        };
+        Ok(Passage {
             text: self.required_text(column::PASSAGE_TEXT, row)?.to_owned(),
-            start: self.int(column::START, row)?.unwrap_or(0),
-            end: self.int(column::END, row)?.unwrap_or(0),
-            index: self.small_int(column::PASSAGE, row)?,
+            start: place(column::START)?,
+            end: place(column::END)?,
+            index: u32::try_from(self.small_int(column::PASSAGE, row)?).map_err(KnowledgeError::internal)?,
         })
     }
 
     /// The item of a row of passage 0 (the other passages do not hold the whole text).
     pub fn item(&self, row: usize) -> KnowledgeResult<StoredItem> {
-        let metadata_text = self.required_text(column::METADATA, row)?;
-        let metadata: Map<String, Value> = serde_json::from_str(metadata_text)
-            .map_err(|error| KnowledgeError::internal(format!("the metadata of a stored item is not JSON: {error}")))?;
-        Ok(StoredItem {
-            id: self.required_text(column::ID, row)?.to_owned(),
-            revision: self.int(column::REVISION, row)?.unwrap_or(1),
-            text: self.text(column::TEXT, row)?.unwrap_or_default().to_owned(),
-            passages: u32::try_from(self.small_int(column::PASSAGES, row)?).unwrap_or(1),
-            kind: self.required_text(column::TYPE, row)?.to_owned(),
-            project: self.required_text(column::PROJECT_ID, row)?.to_owned(),
-            agent: self.text(column::AGENT, row)?.map(str::to_owned),
-            session_id: self.text(column::SESSION_ID, row)?.map(str::to_owned),
-            metadata,
-            timestamp: self.time(column::TIMESTAMP, row)?,
-            updated_at: self.time(column::UPDATED_AT, row)?,
-            content_hash: self.required_text(column::CONTENT_HASH, row)?.to_owned(),
-            valid_from: self.int(column::VALID_FROM, row)?.unwrap_or(0),
-            valid_to: self.int(column::VALID_TO, row)?,
-        })
+        read_item(self, row)
     }
 }
 
@@ -411,17 +371,21 @@ mod tests {
     use std::sync::Arc;
 
     use arrow_schema::{DataType, Field, Schema};
+    use serde_json::Map;
 
     use super::*;
+    use crate::domain::KnowledgeType;
     use crate::store::table::schema::table_schema;
 
     fn item() -> NewItem {
         NewItem {
-            text: "a text".to_owned(),
-            kind: KnowledgeKind::Decision,
-            agent: Some("tester".to_owned()),
-            session_id: None,
-            metadata: Map::from_iter([("k".to_owned(), Value::from(1))]),
+            content: Content {
+                text: "a text".to_owned(),
+                knowledge_type: KnowledgeType::Decision,
+                agent: Some("tester".to_owned()),
+                session_id: None,
+                metadata: Map::from_iter([("k".to_owned(), Value::from(1))]),
+            },
             id: None,
             idempotency_key: Some("key".to_owned()),
             on_duplicate: OnDuplicate::Return,
@@ -461,11 +425,14 @@ mod tests {
 
     fn assert_read(batch: &RecordBatch, key_hash: Option<&str>) {
         let found = revisions(batch).unwrap().into_values().next().unwrap();
-        assert_eq!((found.item.id.as_str(), found.item.text.as_str()), ("a", "a text"));
-        assert_eq!(
-            (found.item.agent.as_deref(), found.item.valid_from, found.item.valid_to),
-            (Some("tester"), 3, None)
-        );
+        let StoredItem {
+            item,
+            valid_from,
+            valid_to,
+            ..
+        } = &found.stored;
+        assert_eq!((item.id.as_str(), &item.content()), ("a", &self::item().content));
+        assert_eq!((*valid_from, *valid_to), (3, None));
         assert_eq!(found.idempotency_key.as_deref(), Some("key"));
         assert_eq!(found.key_hash.as_deref(), key_hash);
         assert_eq!(found.passages[0].vector.as_ref(), [0.6, 0.8]);

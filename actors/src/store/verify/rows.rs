@@ -8,7 +8,7 @@ use arrow_array::types::Float32Type;
 use arrow_array::{Array, RecordBatch};
 use serde_json::{Map, Value};
 
-use crate::domain::{KnowledgeKind, content_hash, metadata_terms};
+use crate::domain::{KnowledgeType, content_hash, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::{TableShape, column};
@@ -215,7 +215,7 @@ fn check_text(rows: &RowReader<'_>, row: usize, passage: i32, problems: &mut Vec
     let text = rows.text(column::TEXT, row)?;
     let passage_text = rows.required_text(column::PASSAGE_TEXT, row)?;
     let kind = rows.required_text(column::TYPE, row)?;
-    let Ok(kind) = kind.parse::<KnowledgeKind>() else {
+    let Ok(kind) = kind.parse::<KnowledgeType>() else {
         problems.push(format!("its type `{kind}` is not known"));
         return Ok(());
     };
@@ -274,18 +274,19 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::domain::{NewItem, OnDuplicate, now_ms};
+    use crate::domain::{Content, NewItem, OnDuplicate, now_ms};
     use crate::store::table::rows::{EmbeddedPassage, NewRevision, build_batch};
     use crate::store::table::schema::table_schema;
     use crate::store::verify::MAX_FLAWS;
 
     fn item(text: &str) -> NewItem {
         NewItem {
-            text: text.to_owned(),
-            kind: KnowledgeKind::General,
-            agent: Some("tester".to_owned()),
-            session_id: None,
-            metadata: Map::from_iter([("k".to_owned(), Value::from("v"))]),
+            content: Content {
+                text: text.to_owned(),
+                agent: Some("tester".to_owned()),
+                metadata: Map::from_iter([("k".to_owned(), Value::from("v"))]),
+                ..Content::default()
+            },
             id: None,
             idempotency_key: None,
             on_duplicate: OnDuplicate::Return,

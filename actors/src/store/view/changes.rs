@@ -13,7 +13,8 @@ use lancedb::expr::col;
 use crate::domain::StoredItem;
 use crate::error::KnowledgeResult;
 use crate::store::error::read_error;
-use crate::store::table::rows::{ITEM_COLUMNS, RowReader, row_key};
+use crate::store::table::columns::item_columns;
+use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::view::ProjectView;
 use crate::store::view::filter;
@@ -41,7 +42,7 @@ pub struct Change {
     /// What happened.
     pub kind: ChangeKind,
     /// The item as it became, or as it was before it was deleted.
-    pub item: StoredItem,
+    pub stored: StoredItem,
 }
 
 impl ProjectView {
@@ -51,7 +52,7 @@ impl ProjectView {
         self.check_shape()?;
         let within = |name: &str| col(name).gt(lit(after)).and(col(name).lt_eq(lit(until)));
         let predicate = filter::first_passage().and(within(column::VALID_FROM).or(within(column::VALID_TO)));
-        let scanner = self.scan(&ITEM_COLUMNS, predicate)?;
+        let scanner = self.scan(&item_columns(), predicate)?;
         let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
         let mut rows = Vec::new();
         while let Some(batch) = stream.try_next().await.map_err(read_error)? {
@@ -67,8 +68,8 @@ impl ProjectView {
     /// A revision after the first that replaces no other is an item that came back: as it was, or stored anew
     /// under its old id. The revision before tells which.
     async fn tell_undeletes(&self, changes: &mut [Change]) -> KnowledgeResult<()> {
-        let came_back = |change: &Change| change.kind == ChangeKind::Store && change.item.revision > 1;
-        let before = |change: &Change| row_key(&change.item.id, change.item.revision - 1, 0);
+        let came_back = |change: &Change| change.kind == ChangeKind::Store && change.stored.revision > 1;
+        let before = |change: &Change| row_key(&change.stored.item.id, change.stored.revision - 1, 0);
         let keys: Vec<String> = changes.iter().filter(|change| came_back(change)).map(before).collect();
         let Some(predicate) = filter::any_of(column::ROW_KEY, &keys) else {
             return Ok(());
@@ -79,7 +80,7 @@ impl ProjectView {
         })
         .await?;
         for change in changes.iter_mut().filter(|change| came_back(change)) {
-            if contents.get(&before(change)) == Some(&change.item.content_hash) {
+            if contents.get(&before(change)) == Some(&change.stored.content_hash) {
                 change.kind = ChangeKind::Undelete;
             }
         }
@@ -94,9 +95,9 @@ fn changes_of(rows: Vec<StoredItem>, after: i64, until: i64) -> Vec<Change> {
     let mut opened: HashMap<(String, i64), ()> = HashMap::new();
     let mut closed: HashMap<(String, i64), ()> = HashMap::new();
     for row in &rows {
-        opened.insert((row.id.clone(), row.valid_from), ());
+        opened.insert((row.item.id.clone(), row.valid_from), ());
         if let Some(valid_to) = row.valid_to {
-            closed.insert((row.id.clone(), valid_to), ());
+            closed.insert((row.item.id.clone(), valid_to), ());
         }
     }
     let mut changes = Vec::with_capacity(rows.len());
@@ -107,22 +108,22 @@ fn changes_of(rows: Vec<StoredItem>, after: i64, until: i64) -> Vec<Change> {
                 changes.push(Change {
                     sequence: row.valid_from,
                     kind: ChangeKind::Purge,
-                    item: row,
+                    stored: row,
                 });
             }
             continue;
         }
         if let Some(sequence) = row.valid_to.filter(|sequence| within(*sequence))
-            && !opened.contains_key(&(row.id.clone(), sequence))
+            && !opened.contains_key(&(row.item.id.clone(), sequence))
         {
             changes.push(Change {
                 sequence,
                 kind: ChangeKind::Delete,
-                item: row.clone(),
+                stored: row.clone(),
             });
         }
         if within(row.valid_from) {
-            let replaced = closed.contains_key(&(row.id.clone(), row.valid_from));
+            let replaced = closed.contains_key(&(row.item.id.clone(), row.valid_from));
             changes.push(Change {
                 sequence: row.valid_from,
                 kind: if replaced {
@@ -130,32 +131,27 @@ fn changes_of(rows: Vec<StoredItem>, after: i64, until: i64) -> Vec<Change> {
                 } else {
                     ChangeKind::Store
                 },
-                item: row,
+                stored: row,
             });
         }
     }
-    changes.sort_by(|a, b| (a.sequence, &a.item.id).cmp(&(b.sequence, &b.item.id)));
+    changes.sort_by(|a, b| (a.sequence, &a.stored.item.id).cmp(&(b.sequence, &b.stored.item.id)));
     changes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::now_ms;
+    use crate::domain::Item;
 
     fn row(id: &str, revision: i64, valid_from: i64, valid_to: Option<i64>) -> StoredItem {
         StoredItem {
-            id: id.to_owned(),
+            item: Item {
+                id: id.to_owned(),
+                passages: 1,
+                ..Item::default()
+            },
             revision,
-            text: String::new(),
-            passages: 1,
-            kind: "general".to_owned(),
-            project: "p".to_owned(),
-            agent: None,
-            session_id: None,
-            metadata: serde_json::Map::new(),
-            timestamp: now_ms(),
-            updated_at: now_ms(),
             content_hash: String::new(),
             valid_from,
             valid_to,
@@ -172,7 +168,7 @@ mod tests {
         ];
         let told: Vec<(i64, ChangeKind, String)> = changes_of(rows, 1, 5)
             .into_iter()
-            .map(|change| (change.sequence, change.kind, change.item.id))
+            .map(|change| (change.sequence, change.kind, change.stored.item.id))
             .collect();
         let expected = [
             (2, ChangeKind::Store, "b"),

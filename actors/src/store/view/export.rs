@@ -8,7 +8,8 @@ use lance::dataset::ProjectionRequest;
 use crate::domain::StoredItem;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
-use crate::store::table::rows::{ITEM_COLUMNS, RowReader};
+use crate::store::table::columns::item_columns;
+use crate::store::table::rows::RowReader;
 use crate::store::table::schema::column;
 use crate::store::view::filter;
 use crate::store::view::{IdentityRow, ProjectView, row_id};
@@ -39,7 +40,7 @@ impl ProjectView {
             return Ok(Vec::new());
         }
         let dataset = self.dataset();
-        let projection = ProjectionRequest::from_columns(self.present(&ITEM_COLUMNS), dataset.schema());
+        let projection = ProjectionRequest::from_columns(self.present(&item_columns()), dataset.schema());
         let batch = dataset.take_rows(rows, projection).await.map_err(read_error)?;
         if batch.num_rows() != rows.len() {
             return Err(KnowledgeError::internal(format!(

@@ -6,7 +6,7 @@ use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::datafusion::scalar::ScalarValue;
 use lancedb::expr::col;
 
-use crate::domain::{ItemFilter, metadata_term};
+use crate::domain::{Filter, metadata_term};
 use crate::store::table::schema::column;
 
 /// A timestamp as the columns hold it.
@@ -77,19 +77,19 @@ pub fn any_of<T: AsRef<str>>(name: &str, values: &[T]) -> Option<Expr> {
 }
 
 /// The rows that are live and pass `filter`.
-pub fn matching(filter: &ItemFilter, at: Option<Moment>) -> Expr {
-    let kinds: Vec<&str> = filter.kinds.iter().map(|kind| kind.as_str()).collect();
+pub fn matching(filter: &Filter, at: Option<Moment>) -> Expr {
+    let types: Vec<&str> = filter.types().iter().map(|kind| kind.as_str()).collect();
     let mut parts = vec![live(at)];
-    parts.extend(any_of(column::TYPE, &kinds));
-    parts.extend(any_of(column::AGENT, &filter.agents));
-    parts.extend(any_of(column::SESSION_ID, &filter.session_ids));
+    parts.extend(any_of(column::TYPE, &types));
+    parts.extend(any_of(column::AGENT, filter.agents()));
+    parts.extend(any_of(column::SESSION_ID, filter.session_ids()));
     if let Some(since) = filter.since {
         parts.push(col(column::TIMESTAMP).gt_eq(time_literal(since)));
     }
     if let Some(until) = filter.until {
         parts.push(col(column::TIMESTAMP).lt(time_literal(until)));
     }
-    for (key, value) in &filter.metadata {
+    for (key, value) in filter.metadata.iter() {
         parts.push(array_has(col(column::METADATA_TERMS), lit(metadata_term(key, value))));
     }
     parts.into_iter().reduce(Expr::and).unwrap_or_else(|| lit(true))

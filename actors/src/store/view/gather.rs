@@ -6,7 +6,7 @@ use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::expr::col;
 use serde_json::{Map, Value};
 
-use crate::domain::{ItemFilter, SearchHit, StoredItem};
+use crate::domain::{Filter, Hit, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::rows::RowReader;
@@ -44,12 +44,12 @@ impl AnswerBudget {
         Ok(())
     }
 
-    pub(crate) fn take_item(&mut self, item: &StoredItem) -> KnowledgeResult<()> {
+    pub(crate) fn take_item(&mut self, StoredItem { item, .. }: &StoredItem) -> KnowledgeResult<()> {
         self.take(item.id.len() + item.text.len() + object_bytes(&item.metadata))
     }
 
-    pub(crate) fn take_hit(&mut self, hit: &SearchHit) -> KnowledgeResult<()> {
-        self.take_item(&hit.item)?;
+    pub(crate) fn take_hit(&mut self, hit: &Hit) -> KnowledgeResult<()> {
+        self.take_item(&hit.stored)?;
         self.take(hit.passage.text.len())
     }
 }
@@ -158,7 +158,7 @@ impl ProjectView {
     ///
     /// # Errors
     /// [`KnowledgeError::AnswerTooLarge`] where they are more than `limit_bytes`.
-    pub async fn matching_ids(&self, filter: &ItemFilter, limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
+    pub async fn matching_ids(&self, filter: &Filter, limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
         self.ids_of(filter::matching(filter, None), limit_bytes).await
     }
 
@@ -185,27 +185,22 @@ impl ProjectView {
 mod tests {
     use std::future::ready;
 
-    use chrono::DateTime;
     use serde_json::json;
 
     use super::*;
+    use crate::domain::Item;
 
     fn item(id: u64, text_bytes: usize, metadata: &Value) -> StoredItem {
         StoredItem {
-            id: format!("general-{id}"),
+            item: Item {
+                id: format!("general-{id}"),
+                text: "x".repeat(text_bytes),
+                passages: 1,
+                metadata: metadata.as_object().unwrap().clone(),
+                ..Item::default()
+            },
             revision: 1,
-            text: "x".repeat(text_bytes),
-            passages: 1,
-            kind: "general".to_owned(),
-            project: "default".to_owned(),
-            agent: None,
-            session_id: None,
-            metadata: metadata.as_object().unwrap().clone(),
-            timestamp: DateTime::UNIX_EPOCH,
-            updated_at: DateTime::UNIX_EPOCH,
-            content_hash: String::new(),
-            valid_from: 1,
-            valid_to: None,
+            ..StoredItem::default()
         }
     }
 
@@ -228,7 +223,7 @@ mod tests {
         let load = |some: Vec<u64>| ready(Ok(some.iter().map(|row| item(*row, KIB, &json!({}))).collect()));
         let all = gather(&rows, 2_000 * KIB, load).await.unwrap();
         let places: Vec<String> = rows.iter().map(|row| format!("general-{row}")).collect();
-        assert!(all.iter().map(|item| &item.id).eq(&places), "in their order");
+        assert!(all.iter().map(|stored| &stored.item.id).eq(&places), "in their order");
     }
 
     #[test]
@@ -238,10 +233,11 @@ mod tests {
             json!({"a": 1, "b": null, "c": true, "d": "text", "e": []}),
             json!({"list": [1, "two", null, {"three": [{}, [], ""]}], "\"quoted\"": "\n\u{1}状"}),
         ] {
-            let item = item(7, 100, &metadata);
-            let wire = json!({"id": item.id, "text": item.text, "metadata": item.metadata}).to_string();
+            let stored = item(7, 100, &metadata);
+            let Item { id, text, metadata, .. } = &stored.item;
+            let wire = json!({"id": id, "text": text, "metadata": metadata}).to_string();
             let mut budget = AnswerBudget::new(wire.len());
-            budget.take_item(&item).unwrap();
+            budget.take_item(&stored).unwrap();
             assert!(wire.len() - budget.left > 100);
         }
     }

@@ -11,10 +11,11 @@ use lance::dataset::scanner::ColumnOrdering;
 use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::expr::col;
 
-use crate::domain::{ItemFilter, SearchHit, StoredItem};
+use crate::domain::{Filter, Hit, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
-use crate::store::table::rows::{ITEM_COLUMNS, RowReader, row_key};
+use crate::store::table::columns::item_columns;
+use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::view::fusion::RankedItem;
 use crate::store::view::{ProjectView, filter, row_id};
@@ -23,7 +24,7 @@ use crate::store::view::{ProjectView, filter, row_id};
 #[derive(Clone, Debug)]
 pub struct ListRequest {
     /// Which items.
-    pub filter: ItemFilter,
+    pub filter: Filter,
     /// Newest first, or oldest first.
     pub newest_first: bool,
     /// Items wanted.
@@ -47,12 +48,12 @@ pub struct ListPage {
 
 impl ProjectView {
     /// Loads the items of a page of results, in its order. An item whose text cannot be read any more is none.
-    pub(crate) async fn load_hits(&self, page: &[RankedItem]) -> KnowledgeResult<Vec<Option<SearchHit>>> {
+    pub(crate) async fn load_hits(&self, page: &[RankedItem]) -> KnowledgeResult<Vec<Option<Hit>>> {
         if page.is_empty() {
             return Ok(Vec::new());
         }
         let row_ids: Vec<u64> = page.iter().map(|item| item.row_id).collect();
-        let projection = ProjectionRequest::from_columns(self.present(&ITEM_COLUMNS), self.dataset.schema());
+        let projection = ProjectionRequest::from_columns(self.present(&item_columns()), self.dataset.schema());
         let batch = self.dataset.take_rows(&row_ids, projection).await.map_err(read_error)?;
         if batch.num_rows() != page.len() {
             return Err(KnowledgeError::internal(format!(
@@ -73,29 +74,29 @@ impl ProjectView {
         }
         let mut first_items: HashMap<String, StoredItem> = HashMap::new();
         if let Some(predicate) = filter::any_of(column::ROW_KEY, &first_rows) {
-            for batch in Self::collect(&self.scan(&ITEM_COLUMNS, predicate)?).await? {
+            for batch in Self::collect(&self.scan(&item_columns(), predicate)?).await? {
                 for row in 0..batch.num_rows() {
                     let item = RowReader(&batch).item(row)?;
-                    first_items.insert(item.id.clone(), item);
+                    first_items.insert(item.item.id.clone(), item);
                 }
             }
         }
 
         let mut hits = Vec::with_capacity(page.len());
         for (row, ranked) in page.iter().enumerate() {
-            let mut item = rows.item(row)?;
+            let mut stored = rows.item(row)?;
             if rows.small_int(column::PASSAGE, row)? != 0 {
-                let Some(first) = first_items.get(&item.id) else {
+                let Some(first) = first_items.get(&stored.item.id) else {
                     // Its first passage was in a fragment that is damaged; admin.verify names it.
-                    tracing::warn!(project = %self.project, id = item.id, "an item has lost its first passage");
+                    tracing::warn!(project = %self.project, id = stored.item.id, "an item has lost its first passage");
                     hits.push(None);
                     continue;
                 };
-                item = first.clone();
+                stored = first.clone();
             }
-            let passage = rows.passage(row)?.in_bytes_of(&item.text);
-            hits.push(Some(SearchHit {
-                item,
+            let passage = rows.passage(row)?.in_bytes_of(&stored.item.text);
+            hits.push(Some(Hit {
+                stored,
                 passage,
                 score: ranked.score,
                 similarity: ranked.similarity,
@@ -167,7 +168,7 @@ impl ProjectView {
     }
 
     /// How many live items pass `filter`, and the bytes of their texts and vectors.
-    pub async fn matching_size(&self, filter: &ItemFilter) -> KnowledgeResult<(u64, u64)> {
+    pub async fn matching_size(&self, filter: &Filter) -> KnowledgeResult<(u64, u64)> {
         self.check_shape()?;
         let columns = [column::PASSAGE, column::PASSAGE_TEXT];
         let vector_bytes = self.vector_bytes();

@@ -16,7 +16,7 @@ use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::datafusion::scalar::ScalarValue;
 use tokio::sync::OnceCell;
 
-use crate::domain::{ItemFilter, ItemStats, ProjectName, SearchMode};
+use crate::domain::{Filter, ItemStats, ProjectName, SearchMode};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::columns::Column;
@@ -48,7 +48,7 @@ pub struct SearchRequest {
     /// Which legs run.
     pub mode: SearchMode,
     /// Which items are searched; applied before the best are taken.
-    pub filter: ItemFilter,
+    pub filter: Filter,
     /// Results wanted.
     pub limit: usize,
     /// Results skipped.

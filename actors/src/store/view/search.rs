@@ -13,7 +13,7 @@ use lance::Dataset;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use crate::domain::{ProjectName, SearchHit, SearchMode};
+use crate::domain::{Hit, ProjectName, SearchMode};
 use crate::error::KnowledgeResult;
 use crate::store::table::condition::Condition;
 use crate::store::view::fusion::{RankedItem, fuse};
@@ -40,7 +40,7 @@ const POOL_ITEMS: usize = 4_000;
 #[derive(Clone, Debug, Default)]
 pub struct SearchOutcome {
     /// The results of the page, best first.
-    pub hits: Vec<SearchHit>,
+    pub hits: Vec<Hit>,
     /// How was really searched: less than was asked for where no project could be searched that way.
     pub mode: SearchMode,
     /// The commit of each project that was searched, in the order of the views.
@@ -150,12 +150,12 @@ async fn load_page(
     views: &[Arc<ProjectView>],
     page: &[RankedItem],
     request: &SearchRequest,
-) -> KnowledgeResult<(Vec<SearchHit>, u64)> {
+) -> KnowledgeResult<(Vec<Hit>, u64)> {
     let mut answer = AnswerBudget::new(request.max_answer_bytes);
     let mut text_left = request.text_budget;
     let (mut hits, mut omitted) = (Vec::with_capacity(page.len()), 0);
     for part in page.chunks(ITEMS_AT_ONCE) {
-        let mut slots: Vec<Option<SearchHit>> = vec![None; part.len()];
+        let mut slots: Vec<Option<Hit>> = vec![None; part.len()];
         for (source, view) in views.iter().enumerate() {
             let (places, own): (Vec<usize>, Vec<RankedItem>) = part
                 .iter()
@@ -169,7 +169,7 @@ async fn load_page(
         }
         for hit in slots.into_iter().flatten() {
             if let Some(left) = text_left {
-                let cost = hit.item.text.len();
+                let cost = hit.stored.item.text.len();
                 // At least one result, whatever the budget: an answer that is too long beats none.
                 if cost > left && !hits.is_empty() {
                     omitted += 1;

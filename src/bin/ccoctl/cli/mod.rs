@@ -151,7 +151,7 @@ impl Context {
             (None, Ok(directory)) => project::detect(&self.loaded.config.home, &directory),
             // A directory that was removed underneath belongs to no repository.
             (None, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(project::DEFAULT_PROJECT.to_owned())
+                Ok(ccod_protocol::api::DEFAULT_PROJECT.to_owned())
             }
             (None, Err(error)) => Err(CliError::new(
                 Exit::Config,

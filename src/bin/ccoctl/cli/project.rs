@@ -16,15 +16,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use ccod_protocol::api::{DEFAULT_PROJECT, PROJECT_NAME_MAX};
+
 use super::output;
 use super::state_file::{Found, StateFile};
 use ccod::program::exit::{CliError, CliResult, Exit};
-
-/// Project of whatever lies outside a repository. No repository can claim it.
-pub(crate) const DEFAULT_PROJECT: &str = "default";
-
-/// Longest name that the daemon takes.
-const MAX_NAME_BYTES: usize = 100;
 
 /// Hex digits of the path's hash that tell repositories of one name apart.
 const SUFFIX_DIGITS: usize = 6;
@@ -45,6 +41,7 @@ pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
         .fix("name the project with --project, or mend the repository (`git status` says what git thinks of it)")
     })?;
     let Some(repository) = repository else {
+        // No repository can claim it.
         return Ok(DEFAULT_PROJECT.to_owned());
     };
     let file = StateFile::at(home.join("projects.json"));
@@ -192,7 +189,7 @@ fn sanitise(name: &str) -> String {
         .trim_start_matches(|character: char| !character.is_ascii_alphanumeric())
         .trim_end_matches('-');
     // Only ASCII is left, so every index is a boundary.
-    trimmed[..trimmed.len().min(MAX_NAME_BYTES)].to_owned()
+    trimmed[..trimmed.len().min(PROJECT_NAME_MAX)].to_owned()
 }
 
 /// Which repository has which name.
@@ -232,7 +229,7 @@ impl Claims {
         let digest = format!("{:x}", Sha256::digest(repository.as_os_str().as_bytes()));
         let base = if base.is_empty() { "project" } else { base.as_str() };
         let with_digits = |digits: usize| {
-            let kept = base.len().min(MAX_NAME_BYTES - digits - 1);
+            let kept = base.len().min(PROJECT_NAME_MAX - digits - 1);
             format!("{}-{}", &base[..kept], &digest[..digits])
         };
         // A repository may be called like another one with its digits.
@@ -624,7 +621,7 @@ mod tests {
         assert_eq!(sanitise("my repo (old)"), "my-repo--old");
         assert_eq!(sanitise(".dotfiles"), "dotfiles");
         assert_eq!(sanitise("../evil"), "evil");
-        assert_eq!(sanitise("a".repeat(140).as_str()).len(), MAX_NAME_BYTES);
+        assert_eq!(sanitise("a".repeat(140).as_str()).len(), PROJECT_NAME_MAX);
         assert_eq!(sanitise("知识"), "");
         let name = Claims::default().name_for(Path::new("/src/知识/.git"));
         assert!(name.starts_with("project-"), "{name}");
@@ -637,8 +634,8 @@ mod tests {
         let first = claims.name_for(Path::new(&format!("/one/{long}/.git")));
         claims.claims.insert(first.clone(), format!("/one/{long}/.git"));
         let second = claims.name_for(Path::new(&format!("/two/{long}/.git")));
-        assert_eq!(first.len(), MAX_NAME_BYTES);
-        assert_eq!(second.len(), MAX_NAME_BYTES);
+        assert_eq!(first.len(), PROJECT_NAME_MAX);
+        assert_eq!(second.len(), PROJECT_NAME_MAX);
         assert_ne!(first, second);
     }
 }

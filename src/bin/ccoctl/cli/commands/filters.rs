@@ -1,9 +1,10 @@
 //! The conditions that `search`, `list`, `delete` and `cleanup` share.
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 use serde_json::Value;
 
-use ccod_protocol::api::{Filters, KnowledgeType, MetadataFilter, OneOrMany, rounded_integer};
+use ccod_protocol::api::{Filter, KnowledgeType, MetadataFilter, OneOrMany, rounded_integer};
 
 use crate::cli::text::too_large;
 use crate::cli::when;
@@ -22,18 +23,18 @@ pub(crate) struct FilterArgs {
     session: Vec<String>,
     /// Only items created at this time or later: 7d, 12h, a date, or RFC 3339
     #[arg(long, value_name = "D", value_parser = parse_moment)]
-    since: Option<String>,
+    since: Option<DateTime<Utc>>,
     /// Only items created before this time
     #[arg(long, value_name = "D", value_parser = parse_moment)]
-    until: Option<String>,
+    until: Option<DateTime<Utc>>,
     /// Only items whose metadata has this value under this key, or all of a JSON object; may be repeated
     #[arg(long = "meta", alias = "metadata", value_name = "KEY=VALUE", value_parser = parse_conditions)]
     metadata: Vec<MetadataFilter>,
 }
 
 impl FilterArgs {
-    pub(crate) fn into_filters(self) -> Filters {
-        Filters {
+    pub(crate) fn into_filters(self) -> Filter {
+        Filter {
             knowledge_type: any_of(self.knowledge_type),
             agent: any_of(self.agent),
             session_id: any_of(self.session),
@@ -44,7 +45,7 @@ impl FilterArgs {
     }
 }
 
-pub(super) fn parse_moment(text: &str) -> Result<String, String> {
+pub(super) fn parse_moment(text: &str) -> Result<DateTime<Utc>, String> {
     when::parse(text, when::now())
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use ccod::program::exit::{CliResult, Exit};
 use ccod_protocol::api::{
     self, GetParams, GetResult, Item, KnowledgeType, ListParams, OnDuplicate, Order, ProjectSummary, ProjectsParams,
-    StatsParams, StatsResult, StoreParams, StoreResult, StoreStatus,
+    StatsParams, StatsResult, StoreParams, StoreResult, StoreStatus, format_time, parse_time,
 };
 
 use super::filters::FilterArgs;
@@ -211,7 +211,7 @@ fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> 
     let room = output.rest_of_line(longest_id + 44);
     for item in items {
         table.row([
-            when::age(&item.timestamp, now),
+            when::age(item.timestamp, now),
             item.knowledge_type.to_string(),
             item.agent.clone().unwrap_or_else(|| "-".to_owned()),
             item.id.clone(),
@@ -271,10 +271,10 @@ fn render_item(output: &Output, item: &Item) -> String {
         ("id", output.paint(Style::Name, &output::one_line(&item.id, 256))),
         ("type", item.knowledge_type.to_string()),
         ("project", item.project_id.clone()),
-        ("created", item.timestamp.clone()),
+        ("created", format_time(item.timestamp)),
     ];
     if item.updated_at != item.timestamp {
-        fields.push(("updated", item.updated_at.clone()));
+        fields.push(("updated", format_time(item.updated_at)));
     }
     if let Some(agent) = &item.agent {
         fields.push(("agent", output::one_line(agent, 256)));
@@ -381,7 +381,8 @@ fn render_projects(output: &Output, projects: &[ProjectSummary], now: chrono::Da
             output::bytes(project.bytes_on_disk),
             project
                 .newest
-                .as_ref()
+                .as_deref()
+                .and_then(|newest| parse_time(newest, "newest").ok())
                 .map_or_else(|| "-".to_owned(), |newest| when::age(newest, now)),
             project.state.clone().unwrap_or_else(|| "ok".to_owned()),
         ]);
@@ -433,14 +434,14 @@ mod tests {
             project_id: "web".to_owned(),
             session_id: None,
             agent: Some("a".to_owned()),
-            timestamp: "t".to_owned(),
-            updated_at: "t".to_owned(),
+            timestamp: parse_time("2025-03-10", "timestamp").expect("a date"),
+            updated_at: parse_time("2025-03-10", "updated_at").expect("a date"),
             metadata: Metadata::new(),
             passages: 1,
         };
         assert_eq!(
             render_item(&Output::plain(), &item),
-            "id       x\ntype     pattern\nproject  web\ncreated  t\nagent    a\n\none\ntwo\n"
+            "id       x\ntype     pattern\nproject  web\ncreated  2025-03-10T00:00:00.000Z\nagent    a\n\none\ntwo\n"
         );
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{
     self, HealthParams, HealthStatus, KnowledgeType, Metadata, SearchHit, SearchParams, StatsParams, StatsResult,
-    StoreParams,
+    StoreParams, format_time,
 };
 
 use crate::cli::Context;
@@ -108,6 +108,7 @@ impl From<SearchHit> for Hit {
             score,
             ..
         } = hit;
+        let timestamp = format_time(timestamp);
         Self {
             id,
             text,

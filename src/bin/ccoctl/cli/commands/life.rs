@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 
 use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod_protocol::api::{
-    self, CleanupParams, CleanupResult, DeleteParams, DeleteResult, Filters, HistoryParams, KnowledgeType, PurgeParams,
+    self, CleanupParams, CleanupResult, DeleteParams, DeleteResult, Filter, HistoryParams, KnowledgeType, PurgeParams,
     PurgeResult, Revision, UndeleteParams, UndeleteResult, UpdateParams,
 };
 
@@ -217,7 +217,7 @@ fn render_revisions(output: &Output, revisions: &[Revision], now: chrono::DateTi
     for revision in revisions {
         table.row([
             revision.revision.to_string(),
-            when::age(&revision.updated_at, now),
+            when::age(revision.updated_at, now),
             revision.valid_from.to_string(),
             revision
                 .valid_to
@@ -231,7 +231,7 @@ fn render_revisions(output: &Output, revisions: &[Revision], now: chrono::DateTi
 }
 
 /// What a deletion is about: ids or filters, one of them.
-fn deletion(ids: Vec<String>, filters: Filters, dry_run: bool) -> CliResult<DeleteParams> {
+fn deletion(ids: Vec<String>, filters: Filter, dry_run: bool) -> CliResult<DeleteParams> {
     match (ids.is_empty(), filters.is_empty()) {
         (true, true) => Err(
             CliError::new(Exit::Usage, "neither an id nor a filter says what to delete")
@@ -530,16 +530,16 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn issues() -> Filters {
-        Filters {
+    fn issues() -> Filter {
+        Filter {
             knowledge_type: Some(OneOrMany::One(KnowledgeType::Issue)),
-            ..Filters::default()
+            ..Filter::default()
         }
     }
 
     #[test]
     fn a_deletion_is_by_ids_or_by_filter() {
-        let by_ids = deletion(ids(&["a", "b"]), Filters::default(), false).expect("accepted");
+        let by_ids = deletion(ids(&["a", "b"]), Filter::default(), false).expect("accepted");
         assert_eq!((by_ids.ids, by_ids.dry_run), (Some(ids(&["a", "b"])), false));
         let by_filter = deletion(Vec::new(), issues(), true).expect("accepted");
         assert_eq!(
@@ -547,7 +547,7 @@ mod tests {
             (None, issues(), true)
         );
         for refused in [
-            deletion(Vec::new(), Filters::default(), false),
+            deletion(Vec::new(), Filter::default(), false),
             deletion(ids(&["a"]), issues(), false),
         ] {
             let error = refused.expect_err("refused");
@@ -558,7 +558,7 @@ mod tests {
 
     #[test]
     fn a_deletion_says_how_to_undo_it_and_what_was_not_there() {
-        let asked = deletion(ids(&["a", "b", "x", "x"]), Filters::default(), false).expect("accepted");
+        let asked = deletion(ids(&["a", "b", "x", "x"]), Filter::default(), false).expect("accepted");
         let deleted = DeleteResult {
             deleted: 2,
             ids: ids(&["a", "b"]),
@@ -687,7 +687,7 @@ mod tests {
             agent: None,
             session_id: None,
             metadata: Metadata::new(),
-            updated_at: "2025-03-07T12:00:00.000Z".to_owned(),
+            updated_at: now - chrono::TimeDelta::days(3),
             valid_from: 5 + number,
             valid_to,
         };

@@ -176,7 +176,7 @@ pub(crate) fn render_hits(output: &Output, hits: &[SearchHit], view: HitView, no
         .map(|hit| hit.knowledge_type.as_str().len())
         .max()
         .unwrap_or(0);
-    let ages: Vec<String> = hits.iter().map(|hit| when::age(&hit.timestamp, now)).collect();
+    let ages: Vec<String> = hits.iter().map(|hit| when::age(hit.timestamp, now)).collect();
     let age_width = ages.iter().map(|age| age.chars().count()).max().unwrap_or(0);
     let last_rank = view.first_rank + hits.len() as u64 - 1;
     let rank_width = last_rank.to_string().len();
@@ -297,7 +297,7 @@ mod tests {
             project_id: "web".to_owned(),
             session_id: None,
             agent: None,
-            timestamp: "2025-03-07T12:00:00.000Z".to_owned(),
+            timestamp: parse_moment("2025-03-07T12:00:00Z").expect("a time"),
             metadata: Metadata::new(),
             score,
             similarity: Some(0.5),
@@ -363,9 +363,10 @@ mod tests {
     #[test]
     fn the_past_is_a_version_or_a_time() {
         assert_eq!(parse_as_of("12"), Ok(AsOf::Version(12)));
+        let moment = parse_as_of("2025-01-31").expect("a time");
         assert_eq!(
-            parse_as_of("2025-01-31"),
-            Ok(AsOf::Time("2025-01-31T00:00:00.000Z".to_owned()))
+            serde_json::to_value(moment).expect("serialises"),
+            "2025-01-31T00:00:00.000Z"
         );
         assert!(parse_as_of("7d").is_ok_and(|moment| matches!(moment, AsOf::Time(_))));
         assert!(parse_as_of("-1").is_err() && parse_as_of("once").is_err());

@@ -8,7 +8,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Metadata, UniqueKeys};
+use crate::{Metadata, UniqueKeys};
 
 /// Conditions on metadata, all of which must hold: under each key stands the value, alone or in a list.
 ///

@@ -9,8 +9,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Number, Value};
 
-use super::Metadata;
-use crate::error::shortened;
+use crate::{Metadata, shortened};
 
 /// Any JSON value, none of whose objects has a key twice, at whatever depth.
 #[derive(Clone, Debug, PartialEq)]
