@@ -274,7 +274,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    use ccod_protocol::api::{KnowledgeType, Metadata, Passage};
+    use ccod_protocol::api::{Item, KnowledgeType, Passage};
     use chrono::DateTime;
 
     fn now() -> DateTime<Utc> {
@@ -284,25 +284,24 @@ mod tests {
     }
 
     fn hit(id: &str, score: f32, text: &str) -> SearchHit {
-        SearchHit {
+        let item = Item {
             id: id.to_owned(),
             text: text.to_owned(),
-            passage: Passage {
-                text: text.to_owned(),
-                start: 0,
-                end: text.len() as u64,
-                index: 0,
-            },
             knowledge_type: KnowledgeType::Issue,
             project_id: "web".to_owned(),
-            session_id: None,
-            agent: None,
             timestamp: parse_moment("2025-03-07T12:00:00Z").expect("a time"),
-            metadata: Metadata::new(),
+            ..Item::default()
+        };
+        let passage = Passage {
+            text: text.to_owned(),
+            start: 0,
+            end: text.len() as u64,
+            index: 0,
+        };
+        SearchHit {
             score,
             similarity: Some(0.5),
-            bm25: None,
-            explain: None,
+            ..item.into_hit(passage)
         }
     }
 
