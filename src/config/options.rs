@@ -36,7 +36,7 @@ impl ConfigOption {
     }
 }
 
-/// The options of these keys, in the order in which they stand in the structs.
+/// The options of these keys, in their order.
 pub(super) fn options_of<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<ConfigOption> {
     let wanted: BTreeSet<&str> = keys.collect();
     if wanted.is_empty() {
@@ -46,7 +46,8 @@ pub(super) fn options_of<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<ConfigO
     all.filter(|option| wanted.contains(option.key.as_str())).collect()
 }
 
-/// Every option that is a key.
+/// Every option that is a key, in the order of the keys: that of the schema is another one where serde_json keeps the
+/// order of the structs, as it does beside LanceDB.
 pub fn options() -> Vec<ConfigOption> {
     let generator = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = generator.into_generator().into_root_schema_for::<Config>();
@@ -54,6 +55,7 @@ pub fn options() -> Vec<ConfigOption> {
     walk("", schema.as_value(), &mut found);
     let keys: BTreeSet<String> = Config::default().values().into_iter().map(|(key, _)| key).collect();
     found.retain(|option| keys.contains(&option.key));
+    found.sort_by(|one, other| one.key.cmp(&other.key));
     found
 }
 
