@@ -230,6 +230,14 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
     {
         return Err(WireError::expired("the undo token").into());
     }
+    let lineage = app.store.lineage(&project)?;
+    if let UndeleteTarget::Deletion(deletion) = &target
+        && lineage.epoch > 0
+        && deletion.sequence <= lineage.sequence
+    {
+        // What it deleted was in the project that a restore has moved aside.
+        return Err(WireError::expired("the undo token").into());
+    }
     let degraded = view.degraded();
     drop(view);
     let routes = app.routes();
@@ -295,9 +303,13 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
         Ok((freed_bytes, _)) => (freed_bytes, Vec::new()),
         Err(reason) => {
             tracing::warn!(%project, %reason, "a cleanup has deleted and could not free the space");
+            let what = if done.ids.is_empty() {
+                "there was nothing to delete, and space"
+            } else {
+                "the items are deleted, but their space"
+            };
             let warning = format!(
-                "the items are deleted, but their space could not be freed now ({reason}); upkeep frees it in time, \
-                 and admin.optimize at once"
+                "{what} could not be freed now ({reason}); upkeep frees it in time, and admin.optimize at once"
             );
             (0, vec![warning])
         }

@@ -178,3 +178,113 @@ fn a_purge_of_nothing_leaves_what_was_set_aside_and_says_where_it_lies() {
     assert_eq!(stored.daemon.call("knowledge.purge", purge)["purged"], 1);
     assert_eq!(files(&before[0]), 1, "the report stays");
 }
+
+/// A disk that is unmounted, a directory that somebody moves: it may come back, so nothing is begun in its place.
+#[test]
+fn a_project_that_goes_while_the_daemon_runs_is_not_begun_anew() {
+    let stored = Stored::new();
+    let daemon = &stored.daemon;
+    let place = stored.disk.directory();
+    let away = place.with_file_name(".away");
+    fs::rename(&place, &away).unwrap();
+    let health = stored.health();
+    assert!(health["reasons"].to_string().contains("no longer in"), "{health}");
+    let connection = || daemon.connect();
+    for _ in 0..3 {
+        let refused = connection().request("knowledge.store", json!({"text": "Written where nothing is"}));
+        assert!(refused.get("result").is_none(), "{refused}");
+    }
+    let error = daemon.call_error("knowledge.store", json!({"text": "Written where nothing is"}));
+    assert!(error["message"].to_string().contains("no longer in"), "{error}");
+    assert_eq!(error["data"]["executed"], false, "{error}");
+    for (method, parameters) in [
+        ("knowledge.list", json!({})),
+        ("knowledge.get", json!({"id": stored.ids[0]})),
+        ("knowledge.delete", json!({"id": "nope"})),
+    ] {
+        let error = daemon.call_error(method, parameters);
+        assert!(
+            error["message"].to_string().contains("no longer in"),
+            "{method}: {error}"
+        );
+    }
+    let health = stored.health();
+    assert_eq!(health["status"], "degraded");
+    assert!(
+        health["reasons"].to_string().contains("put the directory back"),
+        "{health}"
+    );
+    let to = tempfile::tempdir().unwrap();
+    let backup = daemon
+        .connect()
+        .request("admin.backup", json!({"path": to.path().join("b")}));
+    assert!(backup.to_string().contains("no longer in"), "{backup}");
+
+    fs::remove_dir_all(&place).ok();
+    fs::rename(&away, &place).unwrap();
+    assert_eq!(stored.found(), [0, 1, 2, 3]);
+    stored.assert_writable();
+    assert_eq!(stored.health()["status"], "ok", "{}", stored.health());
+}
+
+/// With `durability = "full"` a power cut tears no version, so a manifest that cannot be read was damaged later, and
+/// what it had committed was answered.
+#[test]
+fn an_answered_commit_whose_manifest_is_damaged_is_told_of_until_somebody_has_dealt_with_it() {
+    let stored = Stored::new();
+    assert_eq!(
+        stored.daemon.call("knowledge.delete", json!({"id": stored.ids[3]}))["deleted"],
+        1
+    );
+    let stored = stored.damaged(|stored| {
+        let newest = &stored.disk.manifests()[0];
+        let bytes = fs::read(newest).unwrap();
+        fs::write(newest, &bytes[..100]).unwrap();
+    });
+    assert_eq!(stored.found(), [0, 1, 2, 3], "the deletion is lost");
+    for _ in 0..2 {
+        let health = stored.health();
+        assert_eq!(health["status"], "degraded", "{health}");
+        assert!(health["reasons"].to_string().contains("is lost"), "{health}");
+    }
+    for remains in stored.disk.set_aside() {
+        fs::remove_dir_all(remains).unwrap();
+    }
+    assert_eq!(stored.health()["status"], "ok", "{}", stored.health());
+}
+
+#[test]
+fn a_link_to_an_empty_directory_is_a_disk_that_is_not_mounted() {
+    let daemon = Daemon::start();
+    daemon.store("A note elsewhere");
+    let disk = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(disk.path(), daemon.home.path().join("knowledge/away")).unwrap();
+    let daemon = daemon.kill_and_restart();
+    let health = daemon.call("admin.health", json!({}));
+    assert_eq!(health["status"], "degraded", "{health}");
+    assert!(health["reasons"].to_string().contains("mount the disk"), "{health}");
+    let error = daemon.call_error("knowledge.store", json!({"text": "x", "project_id": "away"}));
+    assert!(error.to_string().contains("mount the disk"), "{error}");
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_undo_token_from_before_a_restore_has_expired() {
+    let daemon = Daemon::start();
+    let id = daemon.store("Kept in the backup");
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("backup");
+    daemon.call("admin.backup", json!({"path": path}));
+    let token = daemon.call("knowledge.delete", json!({"id": id}))["undo_token"].clone();
+    daemon.call("admin.restore", json!({"path": path}));
+    assert_eq!(
+        daemon.call_error("knowledge.undelete", json!({"undo_token": token}))["code"],
+        -32028
+    );
+    // One from after it is good.
+    let token = daemon.call("knowledge.delete", json!({"id": id}))["undo_token"].clone();
+    assert_eq!(
+        daemon.call("knowledge.undelete", json!({"undo_token": token}))["restored"],
+        1
+    );
+}

@@ -27,6 +27,10 @@ impl OnDisk {
         Self(home.path().join("knowledge/default"))
     }
 
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.0.clone()
+    }
+
     pub(crate) fn table(&self) -> PathBuf {
         self.0.join("orchestra_knowledge.lance")
     }

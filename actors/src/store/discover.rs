@@ -16,7 +16,7 @@ use lance_table::io::commit::ManifestNamingScheme;
 use crate::domain::{PROBE_PREFIX, ProjectName};
 use crate::store::disk;
 use crate::store::error::lacks_descriptors;
-use crate::store::table::{MEND_LINK, is_link, table_directory};
+use crate::store::table::{EMPTY_LINK, MEND_LINK, MOUNT, is_link, table_directory};
 
 /// What is shown in place of a project's name where it may be any of them.
 const ANY: &str = "*";
@@ -205,6 +205,9 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
         Err(error) if error.kind() == ErrorKind::NotFound => {
             if is_link(path) && fs::metadata(path).is_err() {
                 return left_aside("it is a link to nothing", MEND_LINK, true);
+            }
+            if is_link(path) && !is_link(&table_directory(path)) {
+                return left_aside(&format!("it is {EMPTY_LINK}"), MOUNT, true);
             }
             if !is_link(&table_directory(path)) {
                 return None; // Nothing was stored in it yet.

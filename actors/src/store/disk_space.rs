@@ -88,7 +88,11 @@ impl WriteState {
 
     /// Why nothing can be written, if the last write failed and a probe fails too; when it does not, all is well.
     pub(crate) async fn trouble(&self, directory: &Path) -> Option<String> {
-        let told = self.failure()?;
+        let Some(told) = self.failure() else {
+            // Nobody has tried to write yet, and whoever does is refused.
+            let shortage = self.shortage(directory).await?;
+            return Some(format!("nothing can be stored: {shortage}"));
+        };
         let still = match self.shortage(directory).await {
             Some(shortage) => Some(shortage),
             None => {

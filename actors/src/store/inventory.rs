@@ -11,7 +11,7 @@
 //!
 //! Calls over several projects take [`Store::projects`] with their [`Project::view`]s, and [`Store::not_served`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -138,6 +138,11 @@ impl Project {
     }
 }
 
+/// Whether there is something at `path`, as far as can be told.
+async fn is_there(path: &Path) -> bool {
+    tokio::fs::try_exists(path).await.unwrap_or(true)
+}
+
 /// What has been lost of these projects, a sentence each.
 pub(super) async fn losses(projects: Vec<Arc<Project>>) -> Vec<String> {
     let told = tokio::task::spawn_blocking(move || {
@@ -219,6 +224,9 @@ impl Store {
             if clock.is_none() && project.is_to_be_opened().await {
                 // Only to know its condition; if it cannot be opened, that is told below.
                 project.view().await.ok();
+            }
+            if project.published().is_some() && !is_there(&table_directory(&project.directory)).await {
+                found.push(project.vanished_told());
             }
             let writes = project.writes.trouble(&project.directory).await;
             let all = writes.into_iter().chain(project.unerased()).chain(project.unreadable());

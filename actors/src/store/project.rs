@@ -36,6 +36,9 @@ use crate::store::write::{WriteTable, current_dataset};
 /// How long a version in which nothing damaged was found is not searched for damage again: a read that fails for
 /// another reason must not read the whole table each time.
 pub(super) const REEXAMINE_AFTER: Duration = Duration::from_secs(60);
+/// What to do about a project that is no longer where it was.
+const PUT_BACK: &str = "put the directory back in place of what is there now, or mount the disk that it lies on; if it \
+                        was removed on purpose, restart the daemon";
 /// Why a project is not written to after a restore has stopped halfway.
 pub(super) const HALF_RESTORED: &str = "a restore of the project stopped halfway; start the daemon again, it then finishes the \
                              restore, and what would be written until then would be moved aside";
@@ -72,6 +75,8 @@ pub struct Project {
     /// The table. Held by the writer for the whole of a commit, so that a commit that outlives the actor which
     /// started it is never joined by a second one.
     pub(super) table: Mutex<Option<WriteTable>>,
+    /// Whether a table of it was open in this process.
+    pub(super) had_table: AtomicBool,
     /// Whether it was looked at without being opened, and nothing was wrong with it.
     pub(super) glanced_at: AtomicBool,
     /// Why not all bytes of what a purge has removed could be erased when that was last tried, if so.
@@ -194,11 +199,45 @@ impl Project {
             .map_err(read_error)
     }
 
+    /// No table, as it is before the first store.
+    ///
+    /// # Errors
+    /// Where there was one in this process: somebody has moved it away, or a disk is gone. To begin anew in its place
+    /// would keep it from coming back.
+    fn unless_vanished(&self) -> KnowledgeResult<Option<WriteTable>> {
+        match self.had_table.load(Ordering::Acquire) {
+            true => Err(self.vanished()),
+            false => Ok(None),
+        }
+    }
+
+    fn vanished(&self) -> KnowledgeError {
+        KnowledgeError::OutOfReach {
+            message: format!(
+                "the data of project {} is no longer in {}",
+                self.name,
+                self.directory.display()
+            ),
+            fix: PUT_BACK,
+        }
+    }
+
+    /// That the table is no longer where it was, and what to do.
+    pub(super) fn vanished_told(&self) -> String {
+        format!("{}; {PUT_BACK}", self.vanished())
+    }
+
     /// Opens the table, if there is one. Why it cannot be opened is shown until it can be.
     pub(super) async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         let opened = self.try_open_table().await;
         let mut unopened = self.unopened.lock();
-        *unopened = opened.as_ref().err().map(|error| (Instant::now(), error.to_string()));
+        *unopened = opened.as_ref().err().map(|error| {
+            let told = match error {
+                KnowledgeError::OutOfReach { message, fix } => format!("{message}; {fix}"),
+                error => error.to_string(),
+            };
+            (Instant::now(), told)
+        });
         drop(unopened);
         opened
     }
@@ -212,7 +251,7 @@ impl Project {
         }));
         if !holds_table(&self.directory)? {
             self.set_lost(None);
-            return Ok(None);
+            return self.unless_vanished();
         }
         let location = table_directory(&self.directory);
         if !self.recovered.load(Ordering::Acquire) {
@@ -223,7 +262,7 @@ impl Project {
             self.note(recovered.notes);
             self.set_lost(recovered.lost);
             if recovered.vacant {
-                return Ok(None);
+                return self.unless_vanished();
             }
             self.recovered.store(true, Ordering::Release);
         }
@@ -246,7 +285,7 @@ impl Project {
             // LanceDB takes a table whose files cannot be opened now for none.
             Ok(Err(error @ lancedb::Error::TableNotFound { .. })) if !is_passing(&error) => {
                 tracing::debug!(project = %self.name, %error, "there is no table");
-                return Ok(None);
+                return self.unless_vanished();
             }
             Ok(Err(error)) => return Err(read_error(error)),
             Err(panic) => {
@@ -278,6 +317,7 @@ impl Project {
             }
         }
         let mut taken = taken?;
+        self.had_table.store(true, Ordering::Release);
         let lineage = Lineage::read(&self.directory)?;
         *self.lineage.write() = lineage;
         taken.continue_after(lineage.sequence);
@@ -441,6 +481,7 @@ impl Project {
         self.damage.lock().clear();
         self.set_lost(None);
         self.glanced_at.store(false, Ordering::Release);
+        self.had_table.store(false, Ordering::Release);
         *self.unerased.lock() = None;
         *self.unopened.lock() = None;
         // Whoever holds it may wait for the table, which the caller holds; what is left then is a version that is

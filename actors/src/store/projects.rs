@@ -204,6 +204,7 @@ impl Store {
             lineage: RwLock::default(),
             view: RwLock::new(None),
             table: Mutex::new(None),
+            had_table: AtomicBool::new(false),
             glanced_at: AtomicBool::new(false),
             unerased: parking_lot::Mutex::default(),
             recovered: AtomicBool::new(false),

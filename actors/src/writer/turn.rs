@@ -293,6 +293,7 @@ impl LaneTurn {
             error,
             KnowledgeError::Internal { .. }
                 | KnowledgeError::Unreadable { .. }
+                | KnowledgeError::OutOfReach { .. }
                 | KnowledgeError::ReadOnly { .. }
                 | KnowledgeError::NoDescriptors
         ) {

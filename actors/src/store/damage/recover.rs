@@ -68,10 +68,10 @@ pub(crate) fn recover(project: &ProjectName, directory: &Path, table: &Path) -> 
             torn.push((version.clone(), name_some(&missing)));
             continue;
         }
-        opened = Some(version.number);
+        opened = Some((version.number, made_durably(&manifest)));
         break;
     }
-    let Some(opened) = opened else {
+    let Some((opened, durably)) = opened else {
         recovered.vacant = true;
         if torn.is_empty() && !holds_files(table)? {
             return Ok(recovered); // A crash while the table was made: nothing was in it.
@@ -84,7 +84,9 @@ pub(crate) fn recover(project: &ProjectName, directory: &Path, table: &Path) -> 
         return Ok(recovered);
     };
     if !torn.is_empty() {
-        set_versions_aside(project, directory, table, &torn, opened)?;
+        // Where commits are made durable before they are answered, a power cut tears none: it was damaged later, and
+        // may have been answered.
+        set_versions_aside(project, directory, table, &torn, opened, durably)?;
     }
     Ok(recovered)
 }
@@ -243,6 +245,7 @@ fn set_versions_aside(
     table: &Path,
     torn: &[(Version, String)],
     opened: u64,
+    lost: bool,
 ) -> KnowledgeResult<()> {
     // First of all: once the versions are gone, nothing tells any more that numbers were used.
     let mut kept = GapsFile::read(directory)?;
@@ -267,8 +270,7 @@ fn set_versions_aside(
         project,
         Remains {
             what,
-            // Of a commit that was under way, which nobody was told of.
-            lost: false,
+            lost,
             details: serde_json::json!(files),
         },
     )?;

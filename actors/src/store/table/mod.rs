@@ -10,4 +10,6 @@ mod open;
 pub mod rows;
 pub mod schema;
 
-pub(crate) use open::{MEND_LINK, checked_reads, dataset_shape, holds_table, is_link, table_directory};
+pub(crate) use open::{
+    EMPTY_LINK, MEND_LINK, MOUNT, checked_reads, dataset_shape, holds_table, is_link, table_directory,
+};

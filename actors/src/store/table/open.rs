@@ -50,13 +50,24 @@ pub(crate) fn holds_table(project_directory: &Path) -> KnowledgeResult<bool> {
     }
 }
 
+/// What a link is that leads to a directory without a table.
+pub(crate) const EMPTY_LINK: &str = "a link to a directory that holds nothing of a project";
+/// What to do about it.
+pub(crate) const MOUNT: &str = "mount the disk that belongs there, or remove the link; a project that is to lie elsewhere \
+                                is moved there first, then linked";
+
 /// Whether there is a link at `path`, wherever it leads.
 pub(crate) fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink())
 }
 
 fn leads_nowhere(link: &Path) -> KnowledgeError {
-    KnowledgeError::Unreadable {
-        message: format!("{} is a link to nothing; {MEND_LINK}", link.display()),
+    let (what, fix) = match link.is_dir() {
+        true => (EMPTY_LINK, MOUNT),
+        false => ("a link to nothing", MEND_LINK),
+    };
+    KnowledgeError::OutOfReach {
+        message: format!("{} is {what}", link.display()),
+        fix,
     }
 }

@@ -225,11 +225,10 @@ pub(crate) fn project_errors(errors: &[ProjectError]) -> String {
     let told: Vec<String> = errors
         .iter()
         .map(|error| {
-            format!(
-                "warning: project {}: {}",
-                one_line(&error.project_id, 100),
-                one_line(&error.message, 4096)
-            )
+            let (project, message) = (one_line(&error.project_id, 100), one_line(&error.message, 4096));
+            let named = format!("project {project}: ");
+            let message = message.strip_prefix(&named).unwrap_or(&message);
+            format!("warning: {named}{message}")
         })
         .collect();
     told.join("\n")
