@@ -1,6 +1,6 @@
 # make demo     builds, starts a daemon on an empty home, stores items and searches them
 # make test     runs every test
-# make quick    builds and tests the command line and the wire alone: no LanceDB, a few minutes from nothing
+# make quick    builds and tests the command line and the wire alone: no LanceDB, a minute and a half from nothing
 # Both use cargo's dev profile, so the heavy dependencies compile once.
 
 # Kept outside the checkout, so that a fresh clone finds what an earlier one compiled. Never required.
