@@ -183,7 +183,7 @@ fn a_project_without_a_version_that_can_be_read_is_told_of_by_all() {
     }
     assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
     for aside in files(&project(&daemon, "nov").join("set-aside")) {
-        fs::remove_dir_all(aside.join(TABLE)).unwrap();
+        fs::remove_dir_all(aside).unwrap();
     }
     let health = daemon.call("admin.health", json!({}));
     assert_eq!(health["status"], "ok", "{health}");
