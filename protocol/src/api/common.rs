@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 use crate::error::WireError;
+use ccod_words::check_key;
 
 /// A project that a call over several projects could not read or work on; the others were.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,4 +29,38 @@ pub(crate) fn is_false(flag: &bool) -> bool {
 
 pub(crate) fn yes() -> bool {
     true
+}
+
+pub(super) fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
+    if (1..=max).contains(&limit) {
+        Ok(())
+    } else {
+        Err(out_of_range("limit", format!("from 1 to {max}")))
+    }
+}
+
+pub(super) fn check_keys<const N: usize>(keys: [(&str, &Option<String>); N]) -> Result<(), WireError> {
+    for (parameter, key) in keys {
+        if let Some(key) = key {
+            check_key(key, parameter)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_text(parameter: &str, text: &str) -> Result<(), WireError> {
+    if text.trim().is_empty() {
+        Err(out_of_range(parameter, "a text that is not blank"))
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn one_of_id_or_ids(id: Option<&String>, ids: Option<&Vec<String>>) -> Result<(), WireError> {
+    match (id, ids) {
+        (None, None) => Err(WireError::invalid_params("id", "give `id` or `ids`")),
+        (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `id` or `ids`, not both")),
+        (_, Some(ids)) if ids.is_empty() => Err(out_of_range("ids", "a list of at least one id")),
+        _ => Ok(()),
+    }
 }

@@ -12,9 +12,15 @@ mod admin;
 #[cfg(test)]
 mod answers;
 mod common;
+mod compaction;
+mod data;
 mod exact;
-mod knowledge;
+mod feed;
+mod items;
+mod life;
 mod rpc;
+mod search;
+mod sql;
 
 pub use admin::*;
 pub use ccod_words::{
@@ -24,9 +30,15 @@ pub use ccod_words::{
     unique_metadata_if_any,
 };
 pub use common::*;
+pub use compaction::*;
+pub use data::*;
 pub use exact::rounded_integer;
-pub use knowledge::*;
+pub use feed::*;
+pub use items::*;
+pub use life::*;
 pub use rpc::*;
+pub use search::*;
+pub use sql::*;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};

@@ -1,0 +1,118 @@
+//! `knowledge.pre_compaction` and `post_compaction`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::*;
+use super::search::default_search_limit;
+use super::*;
+use crate::error::WireError;
+
+/// A conversation: a text, or its parts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a text, or a list of texts or of {role, content}")]
+pub enum Conversation {
+    /// All in one.
+    Text(String),
+    /// Part by part.
+    Parts(Vec<ConversationPart>),
+}
+
+/// A part of a conversation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ConversationPart {
+    /// What was said.
+    Text(String),
+    /// What was said, and by whom.
+    Message {
+        /// Who said it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<String>,
+        /// What was said.
+        content: String,
+    },
+}
+
+/// Parameters of `knowledge.pre_compaction`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PreCompactionParams {
+    /// What is about to be compacted.
+    pub conversation: Conversation,
+    /// Its session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+}
+
+impl Params for PreCompactionParams {}
+
+/// Parts of a conversation that were not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Skipped {
+    /// Why: short, duplicate or noise.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Result of `knowledge.pre_compaction`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PreCompactionResult {
+    /// Whether everything worth keeping was stored.
+    pub success: bool,
+    /// How many items were stored.
+    pub count: u64,
+    /// Which.
+    pub ids: Vec<String>,
+    /// What was not kept.
+    #[serde(default)]
+    pub skipped: Vec<Skipped>,
+}
+
+/// Parameters of `knowledge.post_compaction`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PostCompactionParams {
+    /// What the agent is doing.
+    pub current_task: String,
+    /// At most this many hits, 1 to 100.
+    #[serde(default = "default_search_limit")]
+    pub limit: u32,
+    /// At most this many tokens of text in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_tokens: Option<u32>,
+}
+
+impl Params for PostCompactionParams {
+    fn check(&self) -> Result<(), WireError> {
+        check_text("current_task", &self.current_task)?;
+        check_limit(self.limit, SEARCH_LIMIT_MAX)
+    }
+}
+
+/// A project at a glance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CompactionSummary {
+    /// Live items.
+    pub total_items: u64,
+    /// Live items by type.
+    pub by_type: BTreeMap<String, u64>,
+    /// Live items by agent.
+    pub by_agent: BTreeMap<String, u64>,
+    /// The decisions that matter most.
+    pub top_decisions: Vec<Item>,
+    /// What happened last.
+    pub recent_activity: Vec<Item>,
+}
+
+/// Result of `knowledge.post_compaction`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PostCompactionResult {
+    /// What matters for the task.
+    pub search_results: Vec<SearchHit>,
+    /// What was learned last.
+    pub recent_knowledge: Vec<Item>,
+    /// The project at a glance.
+    pub summary: CompactionSummary,
+}

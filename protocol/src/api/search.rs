@@ -1,0 +1,191 @@
+//! `knowledge.search` and `similar`, and `embedding.embed`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::*;
+use super::*;
+use crate::error::WireError;
+
+/// The longest query in bytes. The model reads its first 256 tokens (about 1 KB); the rest are keywords, and
+/// each costs a look into the index.
+pub const QUERY_BYTES_MAX: usize = 16 << 10;
+/// The most hits that one search gives.
+pub const SEARCH_LIMIT_MAX: u32 = 100;
+
+/// Parameters of `knowledge.search`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SearchParams {
+    /// What to look for, in words.
+    pub query: String,
+    /// At most this many hits, 1 to 100.
+    #[serde(default = "default_search_limit")]
+    pub limit: u32,
+    /// Hits to leave out at the start.
+    #[serde(default)]
+    pub offset: u32,
+    /// Which evidence to use.
+    #[serde(default)]
+    pub mode: SearchMode,
+    /// Leaves out hits whose fused score is below this, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+    /// Conditions that hits must meet.
+    #[serde(flatten)]
+    pub filters: Filter,
+    /// At most this many tokens of text in all; always at least one hit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_tokens: Option<u32>,
+    /// Searches these projects instead of one; `"*"` means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projects: Option<OneOrMany<String>>,
+    /// Searches the past.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<AsOf>,
+    /// Adds to each hit how its score came about.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub explain: bool,
+    /// Goes on where a page ended: its `next_cursor`, with the same parameters but `limit`, and without `offset`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+pub(super) fn default_search_limit() -> u32 {
+    10
+}
+
+impl Default for SearchParams {
+    fn default() -> Self {
+        Self {
+            query: String::new(),
+            limit: default_search_limit(),
+            offset: 0,
+            mode: SearchMode::default(),
+            threshold: None,
+            filters: Filter::default(),
+            budget_tokens: None,
+            projects: None,
+            as_of: None,
+            explain: false,
+            cursor: None,
+        }
+    }
+}
+
+impl Params for SearchParams {
+    fn check(&self) -> Result<(), WireError> {
+        check_text("query", &self.query)?;
+        if self.query.len() > QUERY_BYTES_MAX {
+            return Err(out_of_range(
+                "query",
+                format!("at most {QUERY_BYTES_MAX} bytes, this one has {}", self.query.len()),
+            ));
+        }
+        let projects = self.projects.as_ref().map_or(0, |projects| projects.as_slice().len());
+        if projects > FILTER_VALUES_MAX {
+            return Err(out_of_range(
+                "projects",
+                format!("at most {FILTER_VALUES_MAX} projects, or \"*\""),
+            ));
+        }
+        check_limit(self.limit, SEARCH_LIMIT_MAX)?;
+        if self
+            .threshold
+            .is_some_and(|threshold| !(0.0..=1.0).contains(&threshold))
+        {
+            return Err(out_of_range("threshold", "from 0 to 1"));
+        }
+        if self.budget_tokens == Some(0) {
+            return Err(out_of_range("budget_tokens", "1 or more"));
+        }
+        if self.cursor.is_some() && self.offset > 0 {
+            return Err(WireError::invalid_params(
+                "offset",
+                "give `cursor` or `offset`, not both; a cursor knows where it goes on",
+            ));
+        }
+        for name in self.projects.iter().flat_map(OneOrMany::as_slice) {
+            if name != "*" {
+                ProjectName::parse(name, "projects")?;
+            }
+        }
+        Ok(self.filters.check()?)
+    }
+}
+
+/// Result of `knowledge.search` and `knowledge.similar`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SearchResult {
+    /// The hits, best first.
+    pub results: Vec<SearchHit>,
+    /// How many they are.
+    pub count: u64,
+    /// Matches left out by `budget_tokens`.
+    #[serde(default)]
+    pub omitted: u64,
+    /// For the next page, which reads the same versions; null at the end.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
+    /// The mode that was really used.
+    pub mode: SearchMode,
+    /// Why the mode is less than was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
+    /// The version that was searched (one project; 0 if it does not exist).
+    #[serde(default)]
+    pub version: u64,
+    /// The versions that were searched, by project, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub versions: BTreeMap<String, u64>,
+    /// How long it took, in milliseconds.
+    pub took_ms: f64,
+}
+
+/// Parameters of `knowledge.similar`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SimilarParams {
+    /// The item to compare with.
+    pub id: String,
+    /// At most this many hits, 1 to 100.
+    #[serde(default = "default_search_limit")]
+    pub limit: u32,
+}
+
+impl Params for SimilarParams {
+    fn check(&self) -> Result<(), WireError> {
+        check_limit(self.limit, SEARCH_LIMIT_MAX)
+    }
+}
+
+/// Parameters of `embedding.embed`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EmbedParams {
+    /// What to embed. Empty texts have an embedding too.
+    pub texts: Vec<String>,
+}
+
+impl Params for EmbedParams {
+    fn check(&self) -> Result<(), WireError> {
+        if self.texts.is_empty() {
+            Err(out_of_range("texts", "a list of at least one text"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Result of `embedding.embed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EmbedResult {
+    /// One vector per text, of unit length.
+    pub embeddings: Vec<Vec<f32>>,
+    /// The model's name.
+    pub model: String,
+    /// The vectors' length.
+    pub dimensions: u32,
+    /// The texts longer than the model takes, of which only the beginning counts.
+    #[serde(default)]
+    pub truncated: Vec<usize>,
+}
