@@ -13,7 +13,7 @@ use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use chrono::TimeDelta;
 
-use super::{App, Call, Failure, admin, convert, store, unwritten};
+use super::{App, Call, Failure, admin, convert, ingest, unwritten};
 
 /// Oldest age that a cleanup takes: a hundred years.
 const OLDER_THAN_DAYS_MAX: u32 = 36_500;
@@ -37,7 +37,7 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
     };
     let embed = async |text: &str| {
         let embedder = routes.embedder()?;
-        let embedded = store::embed_text(embedder, text, Lane::Interactive, deadline, origin).await;
+        let embedded = ingest::embed_text(embedder, text, Lane::Interactive, deadline, origin).await;
         Ok::<_, Failure>(embedded.map_err(unwritten)?)
     };
     let passages = match &params.text {
@@ -80,10 +80,10 @@ fn whole(id: String) -> Within<Vec<String>> {
 fn check_patch(params: &api::UpdateParams, app: &App) -> KnowledgeResult<()> {
     let limits = &app.config.items;
     if let Some(text) = &params.text {
-        store::check_text(text, limits)?;
+        ingest::check_text(text, limits)?;
     }
     if let Some(metadata) = &params.metadata {
-        store::check_metadata(metadata, limits)?;
+        ingest::check_metadata(metadata, limits)?;
     }
     Ok(())
 }

@@ -3,16 +3,16 @@
 
 mod admin;
 mod convert;
+mod data;
 mod errors;
 mod feed;
+mod ingest;
+mod items;
 mod life;
 mod metrics;
 mod page;
 mod probe;
-mod read;
-mod store;
-mod transfer;
-mod verify;
+mod search;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -34,8 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
+pub(crate) use data::Turns;
 pub(crate) use errors::{Failure, unwritten, wire_error};
-pub(crate) use transfer::Turns;
 
 /// What every handler can reach.
 pub(crate) struct App {
@@ -169,32 +169,32 @@ pub(crate) fn methods(app: App) -> Methods {
         methods: Methods::default(),
         app: Arc::new(app),
     };
-    table.serve::<api::Store, _, _>(store::store);
-    table.serve::<api::StoreBatch, _, _>(store::store_batch);
-    table.serve::<api::Search, _, _>(read::search);
-    table.serve::<api::List, _, _>(read::list);
-    table.serve::<api::Get, _, _>(read::get);
+    table.serve::<api::Store, _, _>(items::store);
+    table.serve::<api::StoreBatch, _, _>(items::store_batch);
+    table.serve::<api::Search, _, _>(search::search);
+    table.serve::<api::List, _, _>(items::list);
+    table.serve::<api::Get, _, _>(items::get);
     table.serve::<api::Update, _, _>(life::update);
     table.serve::<api::History, _, _>(life::history);
     table.serve::<api::Delete, _, _>(life::delete);
     table.serve::<api::Undelete, _, _>(life::undelete);
     table.serve::<api::Purge, _, _>(life::purge);
     table.serve::<api::Cleanup, _, _>(life::cleanup);
-    table.serve::<api::Similar, _, _>(read::similar);
-    table.serve::<api::Stats, _, _>(read::stats);
-    table.serve::<api::Projects, _, _>(read::projects);
+    table.serve::<api::Similar, _, _>(search::similar);
+    table.serve::<api::Stats, _, _>(items::stats);
+    table.serve::<api::Projects, _, _>(items::projects);
     table.serve_notifying::<api::Subscribe, _, _>(feed::subscribe);
     table.serve::<api::Unsubscribe, _, _>(feed::unsubscribe);
-    table.serve::<api::Embed, _, _>(read::embed);
+    table.serve::<api::Embed, _, _>(search::embed);
     table.serve::<api::Health, _, _>(admin::health);
     table.serve::<api::Status, _, _>(admin::status);
     table.serve::<api::Metrics, _, _>(admin::metrics);
     table.serve::<api::Optimize, _, _>(admin::optimize);
-    table.serve::<api::Backup, _, _>(transfer::backup);
-    table.serve::<api::Restore, _, _>(transfer::restore);
-    table.serve::<api::Import, _, _>(transfer::import);
-    table.serve::<api::Export, _, _>(transfer::export);
-    table.serve::<api::Verify, _, _>(verify::verify);
+    table.serve::<api::Backup, _, _>(data::backup);
+    table.serve::<api::Restore, _, _>(data::restore);
+    table.serve::<api::Import, _, _>(data::import);
+    table.serve::<api::Export, _, _>(data::export);
+    table.serve::<api::Verify, _, _>(data::verify);
     table.serve::<api::Shutdown, _, _>(admin::shutdown);
     table.serve::<api::Version, _, _>(admin::version);
     table.serve::<api::Discover, _, _>(admin::discover);

@@ -12,7 +12,7 @@ use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::reader::Projects;
 use ccod_actors::store::view::SearchRequest;
 
-use super::{App, store};
+use super::{App, ingest};
 
 /// Time for one try to remove the project of a probe whose caller has left.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ async fn store_and_find(app: &App, project: &ProjectName, deadline: Deadline, or
         timestamp: now_ms(),
         updated_at: None,
     };
-    let prepared = store::prepare(embedder, item, Lane::Interactive, deadline, origin).await?;
+    let prepared = ingest::prepare(embedder, item, Lane::Interactive, deadline, origin).await?;
     let reply = writer.store(project.clone(), vec![prepared], None, deadline).await?;
     let stored = match reply.items.into_iter().next() {
         Some(item) => item?,

@@ -1,36 +1,27 @@
-//! `admin.backup`, `admin.restore`, `admin.export` and `admin.import`: knowledge in and out of files, while
-//! everything else goes on.
-//!
-//! These are read and written with the rights of the daemon, so only the user that it runs as may name them.
+//! `admin.import`.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ccod_actors::admission::{Admission, Permit};
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::{NewItem, ProjectName, now_ms, parse_time};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
-use ccod_actors::store::transfer::{
-    ASIDE, BackupRequest, KNOWLEDGE, NewPlace, Watcher, new_place, open_regular, partial_beside,
-};
+use ccod_actors::store::transfer::{Watcher, open_regular};
 use ccod_actors::writer::{ItemOutcome, PreparedItem, WriterHandle};
 use ccod_protocol::api::{self, Params as _};
-use ccod_protocol::context::CallContext;
 use ccod_protocol::error::{ErrorKind, Executed, WireError};
 use futures::future::join_all;
-use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::{App, Call, Failure, must_exist, store, wire_error};
+use super::long::{CallWatcher, bad_path, blocking, check_owner, turn};
+use crate::rpc::{App, Call, Failure, ingest};
 use crate::transfer::{Entries, Entry, Format};
 
-/// Items that an export reads at once: at the largest size of a text, some tens of megabytes.
-const EXPORT_ITEMS: usize = 32;
 /// Items that an import embeds and stores together: enough for full batches and one commit.
 const IMPORT_ITEMS: usize = 64;
 /// Bytes of text after which such a group is not filled any more.
@@ -43,359 +34,8 @@ const ESCAPED_BYTES: u64 = 6;
 const ITEM_OVERHEAD_BYTES: u64 = 64 << 10;
 /// Bytes of a file that are read at once; its format is known by the first of them.
 const READ_BYTES: usize = 64 << 10;
-/// Imports that run at once; more wait. They share the bulk lane of the embedder, so that more of them would not be
-/// done sooner.
-const IMPORTS: u32 = 2;
-/// Backups and restores that run at once; more wait. Each holds a thread for as long as it copies, and all file work
-/// of the daemon shares a few of those.
-const COPIES: u32 = 2;
 /// Pause where the writer has no room for a single item.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
-
-/// A call that waits for long work.
-struct CallWatcher {
-    context: CallContext,
-    /// What was last told, in percent: each is told once.
-    told: Mutex<Option<(u64, String)>>,
-}
-
-impl CallWatcher {
-    fn new(context: &CallContext) -> Arc<Self> {
-        Arc::new(Self {
-            context: context.clone(),
-            told: Mutex::new(None),
-        })
-    }
-}
-
-impl Watcher for CallWatcher {
-    fn progress(&self, done: u64, total: u64, message: &str) {
-        let percent = u128::from(done) * 100 / u128::from(total.max(1));
-        let percent = u64::try_from(percent).unwrap_or(u64::MAX);
-        let mut told = self.told.lock();
-        if told
-            .as_ref()
-            .is_some_and(|(before, of)| *before == percent && of == message)
-        {
-            return;
-        }
-        *told = Some((percent, message.to_owned()));
-        self.context.progress(done, Some(total), message);
-    }
-
-    fn check(&self) -> KnowledgeResult<()> {
-        if self.context.remaining().is_zero() {
-            Err(KnowledgeError::DeadlineExceeded { executed: Executed::No })
-        } else if self.context.cancelled.is_cancelled() {
-            Err(KnowledgeError::Cancelled)
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// Refuses every user but the daemon's own, and root, whom no file is closed to anyway: the daemon's rights are
-/// not for lending.
-fn check_owner(context: &CallContext) -> Result<(), Failure> {
-    let uid = context.peer.uid;
-    if uid == nix::unistd::geteuid().as_raw() || uid == 0 {
-        return Ok(());
-    }
-    Err(WireError::new(
-        ErrorKind::Forbidden,
-        "only the user that the daemon runs as may have it read and write files",
-    )
-    .into())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> KnowledgeResult<T> + Send + 'static) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(KnowledgeError::internal)?;
-    Ok(done?)
-}
-
-/// The places of long work with files.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    imports: Admission,
-    copies: Admission,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            imports: Admission::new("the queue of imports", IMPORTS, 1_000),
-            copies: Admission::new("the queue of backups and restores", COPIES, 1_000),
-        }
-    }
-}
-
-/// Waits for a place, as long as the caller does.
-async fn turn(places: &Admission, context: &CallContext, others: &str) -> Result<Permit, Failure> {
-    if let Ok(turn) = places.try_acquire(1) {
-        return Ok(turn);
-    }
-    context.progress(0, None, &format!("waiting for other {others}"));
-    tokio::select! {
-        biased;
-        () = context.cancelled.cancelled() => Err(WireError::cancelled(Executed::No).into()),
-        turn = places.acquire(1, Deadline::at(context.deadline)) => Ok(turn?),
-    }
-}
-
-fn bad_path(message: impl std::fmt::Display) -> KnowledgeError {
-    KnowledgeError::of_path(message)
-}
-
-/// Copies projects as they are at one moment.
-pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api::BackupResult, Failure> {
-    check_owner(&call.context)?;
-    let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
-    let (path, knowledge_dir) = (
-        PathBuf::from(&call.params.path),
-        app.store.config().knowledge_dir.clone(),
-    );
-    blocking(move || {
-        let place = new_place(&path, &knowledge_dir, NewPlace::Directory)?;
-        check_outside_own(&place, &knowledge_dir)
-    })
-    .await?;
-    let request = BackupRequest {
-        path: PathBuf::from(&call.params.path),
-        project: call.project.clone(),
-    };
-    let report = app.store.back_up(request, CallWatcher::new(&call.context)).await?;
-    tracing::info!(path = %report.path.display(), bytes = report.bytes, "backed up");
-    Ok(api::BackupResult {
-        path: report.path.display().to_string(),
-        items: report.backup.projects.iter().map(|project| project.items).sum(),
-        projects: report
-            .backup
-            .projects
-            .into_iter()
-            .map(|project| project.project_id)
-            .collect(),
-        bytes: report.bytes,
-        warnings: report.warnings,
-        lost: report.lost,
-    })
-}
-
-/// Replaces projects by those of a backup.
-pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<api::RestoreResult, Failure> {
-    check_owner(&call.context)?;
-    // Known before the copying, which takes long.
-    app.routes().writer()?;
-    let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
-    let watcher = CallWatcher::new(&call.context);
-    let path = PathBuf::from(&call.params.path);
-    let staged = app
-        .store
-        .stage(path.clone(), call.project.clone(), watcher.clone())
-        .await?;
-    let alone = app.store.alone().await;
-    // The last moment to turn back.
-    watcher.check()?;
-    let report = app
-        .routes()
-        .writer()?
-        .with_access(move |access| async move {
-            let report = access.put_in_place(staged).await;
-            drop(alone);
-            report
-        })
-        .await
-        .map_err(|error| match error {
-            KnowledgeError::ShuttingDown | KnowledgeError::Unavailable { .. } => wire_error(error),
-            // It may have been halfway: the next start finishes what was begun.
-            error => wire_error(error).with_executed(Executed::Unknown),
-        })?;
-    tracing::info!(path = %path.display(), kept_aside = ?report.kept_aside, "restored");
-    Ok(api::RestoreResult {
-        items: report.projects.iter().map(|project| project.items).sum(),
-        projects: report.projects.into_iter().map(|project| project.project_id).collect(),
-        kept_aside: report
-            .kept_aside
-            .iter()
-            .map(|place| place.display().to_string())
-            .collect(),
-        warnings: report.warnings,
-    })
-}
-
-/// A file that is being written, beside the place that it will have. Removed in any case: what is published has
-/// another name by then.
-struct PartialFile {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-}
-
-impl PartialFile {
-    fn beside(place: &Path) -> KnowledgeResult<Self> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let path = partial_beside(place);
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| unwritable(&path, &error))?;
-        Ok(Self { path, file, bytes: 0 })
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> KnowledgeResult<()> {
-        self.bytes += bytes.len() as u64;
-        self.file
-            .write_all(bytes)
-            .map_err(|error| unwritable(&self.path, &error))
-    }
-
-    /// Gives it its name, unless something has come to have that meanwhile. It is on disk then.
-    fn publish(self, place: &Path) -> KnowledgeResult<u64> {
-        let publish = || {
-            self.file.sync_all()?;
-            match std::fs::hard_link(&self.path, place) {
-                Ok(()) => {}
-                // A file system without hard links.
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    if std::fs::symlink_metadata(place).is_ok() {
-                        return Err(error);
-                    }
-                    std::fs::rename(&self.path, place)?;
-                }
-                Err(error) => return Err(error),
-            }
-            match place.parent() {
-                Some(parent) => File::open(parent)?.sync_all(),
-                None => Ok(()),
-            }
-        };
-        publish().map_err(|error| unwritable(place, &error))?;
-        Ok(self.bytes)
-    }
-}
-
-impl Drop for PartialFile {
-    fn drop(&mut self) {
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.path.display(), %error, "an unfinished export could not be removed");
-            }
-            _ => {}
-        }
-    }
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> KnowledgeError {
-    bad_path(format!("{} cannot be written: {error}", path.display()))
-}
-
-/// Directories of the home in which the daemon and the command line keep files, besides that of the projects.
-const OWN_DIRECTORIES: [&str; 3] = ["run", crate::program::ENGINE_DIRECTORY, ASIDE];
-
-fn home_of(knowledge_dir: &Path) -> Option<PathBuf> {
-    knowledge_dir.parent().and_then(|home| home.canonicalize().ok())
-}
-
-/// Refuses a place among the files that are the daemon's or the command line's own. Other directories of the home
-/// belong to whoever has made them.
-fn check_outside_own(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
-    let Some(home) = home_of(knowledge_dir) else {
-        return Ok(());
-    };
-    let own = OWN_DIRECTORIES.map(|directory| home.join(directory));
-    let is_in = |directory: &Path| {
-        place.starts_with(directory)
-            || directory
-                .canonicalize()
-                .is_ok_and(|directory| place.starts_with(directory))
-    };
-    if place == home.join(KNOWLEDGE) || own.iter().any(|directory| is_in(directory)) {
-        return Err(among_own(place));
-    }
-    Ok(())
-}
-
-/// As [`check_outside_own`] for a single file: directly in the home it would be taken for one of the daemon's own, now
-/// or later.
-fn check_outside_home(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
-    check_outside_own(place, knowledge_dir)?;
-    match home_of(knowledge_dir) {
-        Some(home) if place.parent() == Some(home.as_path()) => Err(among_own(place)),
-        _ => Ok(()),
-    }
-}
-
-fn among_own(place: &Path) -> KnowledgeError {
-    bad_path(format!(
-        "{} lies among the files of the daemon's home; choose a place outside",
-        place.display()
-    ))
-}
-
-/// Writes the live items of a project to a file.
-pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api::ExportResult, Failure> {
-    check_owner(&call.context)?;
-    let watcher = CallWatcher::new(&call.context);
-    if call.params.path.ends_with('/') {
-        return Err(WireError::invalid_params("path", "`path` must name a file, not a directory").into());
-    }
-    let path = PathBuf::from(&call.params.path);
-    let format = match &call.params.format {
-        Some(name) => Format::named(name)
-            .ok_or_else(|| WireError::invalid_params("format", "`format` must be `jsonl` or `markdown`"))?,
-        None => Format::of_path(&path).unwrap_or(Format::Jsonl),
-    };
-    let knowledge_dir = app.store.config().knowledge_dir.clone();
-    let (place, mut file) = blocking(move || {
-        let place = new_place(&path, &knowledge_dir, NewPlace::File)?;
-        check_outside_home(&place, &knowledge_dir)?;
-        let file = PartialFile::beside(&place)?;
-        Ok((place, file))
-    })
-    .await?;
-
-    if let Some(project) = &call.project {
-        must_exist(&app, project).await?;
-    }
-    // One version from the first item to the last, whatever is stored meanwhile.
-    let _turn = app.store.reading_for_long().await;
-    let view = app.store.view(&call.project()).await?;
-    let degraded = view.as_ref().and_then(|view| view.degraded());
-    let mut written = 0;
-    if let Some(view) = view {
-        let rows = view.item_rows().await?;
-        let total = rows.len() as u64;
-        for rows in rows.chunks(EXPORT_ITEMS) {
-            watcher.check()?;
-            let mut bytes = Vec::new();
-            for stored in view.items_at(rows).await? {
-                format
-                    .write(&stored.item, written == 0, &mut bytes)
-                    .map_err(KnowledgeError::internal)?;
-                written += 1;
-            }
-            file = blocking(move || {
-                file.append(&bytes)?;
-                Ok(file)
-            })
-            .await?;
-            watcher.progress(written, total, "exporting");
-        }
-    }
-    watcher.check()?;
-    let target = place.clone();
-    let bytes = blocking(move || file.publish(&target)).await?;
-    Ok(api::ExportResult {
-        path: place.display().to_string(),
-        format: format.as_str().to_owned(),
-        items: written,
-        bytes,
-        degraded,
-    })
-}
 
 /// Stores the items of a file.
 pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api::ImportResult, Failure> {
@@ -696,7 +336,7 @@ impl<'a> Import<'a> {
             times.map(|(name, time)| time.as_deref().map(|text| parse_time(text, name)).transpose());
         let params = record.into_params();
         params.check()?;
-        let mut item = store::new_item(params, &self.app.config.items)?;
+        let mut item = ingest::new_item(params, &self.app.config.items)?;
         item.timestamp = timestamp?.unwrap_or(item.timestamp);
         // Always set: what comes from elsewhere was not here at its times.
         item.updated_at = updated_at?.or_else(|| Some(now_ms()));
@@ -710,7 +350,7 @@ impl<'a> Import<'a> {
         let prepared = join_all(candidates.into_iter().map(|candidate| async move {
             let Candidate { line, item } = candidate;
             let id = item.id.clone();
-            let prepared = store::prepare(embedder, item, Lane::Bulk, deadline, origin).await;
+            let prepared = ingest::prepare(embedder, item, Lane::Bulk, deadline, origin).await;
             (line, id, prepared)
         }))
         .await;
@@ -826,27 +466,5 @@ mod tests {
         assert_eq!(known.standing(None, "h2"), Standing::New);
         known.insert(None, "h2");
         assert_eq!(known.standing(None, "h2"), Standing::Duplicate);
-    }
-
-    #[test]
-    fn an_export_replaces_nothing_and_leaves_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let place = directory.path().join("out.jsonl");
-        let entries = || std::fs::read_dir(directory.path()).unwrap().count();
-
-        let mut file = PartialFile::beside(&place).unwrap();
-        file.append(b"first").unwrap();
-        assert_eq!((file.publish(&place).unwrap(), entries()), (5, 1));
-
-        let mut file = PartialFile::beside(&place).unwrap();
-        file.append(b"second").unwrap();
-        assert!(file.publish(&place).is_err());
-        assert_eq!(
-            (std::fs::read(&place).unwrap().as_slice(), entries()),
-            (b"first".as_slice(), 1)
-        );
-
-        drop(PartialFile::beside(&place).unwrap());
-        assert_eq!(entries(), 1);
     }
 }

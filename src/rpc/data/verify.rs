@@ -8,7 +8,7 @@ use ccod_protocol::api;
 use ccod_protocol::error::{Executed, WireError};
 use tokio::sync::Semaphore;
 
-use super::{App, Call, Failure, must_exist};
+use crate::rpc::{App, Call, Failure, must_exist};
 
 /// One at a time: it reads as fast as the disk gives, and two would only be in each other's way.
 static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);

@@ -1,23 +1,22 @@
-//! `knowledge.search`, `list`, `get`, `stats`, `projects` and `embedding.embed`.
+//! `knowledge.search` and `similar`, and `embedding.embed`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ccod_actors::domain::{self, Hit, ProjectName, SearchMode, format_time};
+use ccod_actors::domain::{Hit, ProjectName, SearchMode};
 use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
-use ccod_actors::reader::{Projects, StatsReport};
+use ccod_actors::reader::Projects;
+use ccod_actors::store::view::SearchRequest;
 use ccod_actors::store::view::filter::Moment;
 use ccod_actors::store::view::fusion::VECTOR_WEIGHT;
-use ccod_actors::store::view::{ListRequest, SearchRequest};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
-use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::page::{self, SearchCursor};
-use super::{App, Call, Failure, convert, is_there};
+use super::{App, Call, Failure, convert};
 
 /// Results that may be skipped, by offset or cursor: each is found and ranked again for every page.
 const OFFSET_MAX: u32 = 10_000;
@@ -231,179 +230,6 @@ fn search_hit(hit: Hit, explain: bool, trace_id: Option<&str>) -> api::SearchHit
         explain: explanation,
         ..hit.stored.item.into_hit(hit.passage)
     }
-}
-
-/// Lists items, a page at a time.
-pub(crate) async fn list(app: Arc<App>, call: Call<api::List>) -> Result<api::ListResult, Failure> {
-    let newest_first = call.params.order == api::Order::Newest;
-    let request = ListRequest {
-        filter: call.params.filters.clone(),
-        newest_first,
-        limit: call.params.limit as usize,
-        after: match &call.params.cursor {
-            Some(cursor) => Some(decode_cursor(cursor, newest_first)?),
-            None => None,
-        },
-        max_answer_bytes: app.config.limits.max_response_bytes,
-    };
-    let page = app
-        .routes()
-        .readers
-        .list(call.project(), request, call.deadline())
-        .await?;
-    let next_cursor = page
-        .found
-        .items
-        .last()
-        .filter(|_| page.found.more)
-        .map(|last| encode_cursor(&last.item, newest_first));
-    Ok(api::ListResult {
-        results: page.found.items.into_iter().map(|stored| stored.item).collect(),
-        total: page.found.total,
-        next_cursor,
-        degraded: page.degraded,
-    })
-}
-
-/// A cursor names the last item of a page, so that what is stored or deleted meanwhile moves no page. Opaque
-/// to callers: hexadecimal of `<order><milliseconds>/<id>`.
-fn encode_cursor(last: &api::Item, newest_first: bool) -> String {
-    let order = if newest_first { 'n' } else { 'o' };
-    let plain = format!("{order}{}/{}", last.timestamp.timestamp_millis(), last.id);
-    domain::hex(plain.as_bytes())
-}
-
-fn decode_cursor(cursor: &str, newest_first: bool) -> Result<(DateTime<Utc>, String), WireError> {
-    let parse = || {
-        let plain = String::from_utf8(domain::unhex(cursor)?).ok()?;
-        let order = if newest_first { 'n' } else { 'o' };
-        let (milliseconds, id) = plain.strip_prefix(order)?.split_once('/')?;
-        let time = DateTime::from_timestamp_millis(milliseconds.parse().ok()?)?;
-        Some((time, id.to_owned()))
-    };
-    parse().ok_or_else(|| {
-        WireError::invalid_params(
-            "cursor",
-            "`cursor` must be a `next_cursor` of a list in the same order; begin again without it",
-        )
-    })
-}
-
-/// Gets one item, or several with the missing ones named.
-pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetResult, Failure> {
-    let wanted = match (&call.params.id, &call.params.ids) {
-        (Some(id), _) => vec![id.clone()],
-        (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
-    };
-    let found = app
-        .routes()
-        .readers
-        .get(call.project(), app.within_answer(wanted.clone()), call.deadline())
-        .await?;
-    let items = found.found.items.into_iter().map(|stored| stored.item);
-    let mut by_id: HashMap<String, api::Item> = items.map(|item| (item.id.clone(), item)).collect();
-    if let Some(id) = &call.params.id {
-        return match by_id.remove(id) {
-            Some(item) => Ok(api::GetResult::One(Box::new(item))),
-            None => Err(WireError::not_found_in_part(id, found.degraded).into()),
-        };
-    }
-    let mut results = Vec::with_capacity(wanted.len());
-    let mut missing = Vec::new();
-    for id in wanted {
-        match by_id.remove(&id) {
-            Some(item) => results.push(item),
-            None => missing.push(id),
-        }
-    }
-    Ok(api::GetResult::Many {
-        results,
-        missing,
-        degraded: found.degraded,
-    })
-}
-
-/// The projects' counts.
-async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<StatsReport, Failure> {
-    let readers = app.routes().readers;
-    let counted = readers.project_stats(call.project.clone(), call.deadline()).await;
-    Ok(counted?)
-}
-
-/// Counts items.
-pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::StatsResult, Failure> {
-    let running = &app.store.config().model;
-    let mut result = api::StatsResult {
-        model: convert::model(&running.name, running.dimensions),
-        ..api::StatsResult::default()
-    };
-    let (mut oldest, mut newest) = (None, None);
-    if let Some(project) = &call.project {
-        // One that is not there has nothing; one whose name is written otherwise has not nothing.
-        is_there(&app, project).await?;
-    }
-    let report = project_stats(&app, &call).await?;
-    for failed in report.failed {
-        result.bytes_on_disk += failed.bytes_on_disk;
-        result.errors.push(convert::project_error(failed.project, failed.error));
-    }
-    for project in report.projects {
-        result.errors.extend(convert::damage_error(&project));
-        result.bytes_on_disk += project.bytes_on_disk;
-        if project.needs_migration.is_some() {
-            continue; // Its rows are not items yet; `projects` shows it.
-        }
-        let items = project.items;
-        result.total += items.total;
-        result.passages += items.passages;
-        result.by_project.insert(project.project, items.total);
-        for (kind, count) in &items.by_kind {
-            *result.by_type.entry(kind.clone()).or_default() += count;
-        }
-        for (agent, count) in &items.by_agent {
-            *result.by_agent.entry(agent.clone()).or_default() += count;
-        }
-        oldest = earlier(oldest, items.oldest);
-        newest = later(newest, items.newest);
-    }
-    result.oldest = oldest.map(format_time);
-    result.newest = newest.map(format_time);
-    Ok(result)
-}
-
-fn earlier(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
-    a.into_iter().chain(b).min()
-}
-
-fn later(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
-    a.into_iter().chain(b).max()
-}
-
-/// Lists the projects.
-pub(crate) async fn projects(app: Arc<App>, call: Call<api::Projects>) -> Result<api::ProjectsResult, Failure> {
-    let report = project_stats(&app, &call).await?;
-    let mut errors: Vec<_> = report.projects.iter().filter_map(convert::damage_error).collect();
-    let read = report.projects.into_iter().map(|project| api::ProjectSummary {
-        state: convert::project_state(&project),
-        project_id: project.project,
-        total: project.items.total,
-        bytes_on_disk: project.bytes_on_disk,
-        newest: project.items.newest.map(format_time),
-    });
-    let mut projects: Vec<api::ProjectSummary> = read.collect();
-    for failed in report.failed {
-        if failed.is_project {
-            projects.push(api::ProjectSummary {
-                project_id: failed.project.clone(),
-                bytes_on_disk: failed.bytes_on_disk,
-                state: Some(convert::UNREADABLE.to_owned()),
-                ..api::ProjectSummary::default()
-            });
-        }
-        errors.push(convert::project_error(failed.project, failed.error));
-    }
-    projects.sort_by_key(|project| project.project_id.to_ascii_lowercase());
-    Ok(api::ProjectsResult { projects, errors })
 }
 
 /// Embeds texts.
