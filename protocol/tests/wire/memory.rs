@@ -38,10 +38,15 @@ async fn answers_of_batches_that_are_not_read_do_not_pile_up() {
     }
     daemon
         .rig
-        .until("four batches have begun", |rig| rig.large.load(Ordering::SeqCst) >= 8)
+        .until("the first batches have begun", |rig| {
+            rig.large.load(Ordering::SeqCst) >= 4
+        })
         .await;
     settle(&daemon).await;
-    assert_eq!(daemon.rig.large.load(Ordering::SeqCst), 8, "the others wait");
+    // Four batches have places. Where the answers of two are there before the others have begun, they take what the
+    // connection may leave unread, and nothing more begins.
+    let begun = daemon.rig.large.load(Ordering::SeqCst);
+    assert!((4..=8).contains(&begun), "the others wait: {begun}");
     assert!(daemon.stats.snapshot().bytes_queued <= 5 * MIB as u64);
     // Who reads gets all of it.
     wire.end_input().await;
