@@ -545,8 +545,7 @@ fn random_faults_lose_and_double_nothing() {
         promises.stored.len(),
         texts.len()
     );
-    // Some of each, or nothing was shown; how many depends on what else the machine does.
-    assert!(promises.stored.len() > 2 && promises.errors > 0, "seed {seed}");
+    assert!(promises.stored.len() > 10 && promises.errors > 0, "seed {seed}");
 }
 
 fn stress_client(
