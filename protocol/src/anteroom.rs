@@ -1,8 +1,9 @@
 //! Where connections beyond the limit wait until they say what they want.
 //!
 //! A few of them are served, if an operator is at the other end, who asks at once. Nobody can tell beforehand: of a
-//! burst of connections, most say nothing for a while. So who says nothing takes none of the places for operators. It
-//! waits here for a second at most, and where many wait, the newest is let in and the oldest is refused.
+//! burst of connections, most say nothing for a while, or only a part. So who has sent no whole request takes none of
+//! the places for operators. It waits here for a second at most, and where many wait, the newest is let in and the
+//! oldest is refused.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,8 +15,14 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::{Place, SPARE_PATIENCE, Shared};
+use crate::codec::Framer;
+use crate::connection::Shared;
 use crate::error::WireError;
+use crate::places::{Place, SPARE_PATIENCE};
+
+/// The longest request that is taken for an operator's: theirs are short. Who sends a longer one waits like who says
+/// nothing.
+const OPERATORS_REQUEST: usize = 16 << 10;
 
 /// Those who wait, the oldest first.
 #[derive(Debug, Default)]
@@ -55,7 +62,7 @@ impl Anteroom {
         Waiting(waiting)
     }
 
-    /// Refuses the one that has said nothing for the longest time.
+    /// Refuses the one that has waited for the longest time.
     pub(crate) fn send_one_away(&mut self) {
         while let Some(oldest) = self.waiting.pop_front() {
             if let Some(oldest) = oldest.upgrade() {
@@ -67,7 +74,7 @@ impl Anteroom {
 }
 
 impl Waiting {
-    /// Waits until the connection says something and there is a place for it. `reason` says why there was no full
+    /// Waits until the connection asks something and there is a place for it. `reason` says why there was no full
     /// place; there will not be one for who has come in on a `scarce` descriptor.
     pub(crate) async fn admit(self, shared: &Shared, stream: &UnixStream, reason: &str, scarce: bool) -> Admission {
         let busy = |lingers| Admission::Refused {
@@ -80,10 +87,10 @@ impl Waiting {
         };
         tokio::select! {
             biased;
-            () = speaks(stream) => {}
+            () = asks(stream, shared.service.limits.max_depth) => {}
             () = shared.service.shutdown.cancelled() => return stopping(),
             // What has arrived may not be known to tokio yet.
-            () = self.0.cancelled() => if peek(stream).is_err() {
+            () = self.0.cancelled() => if peek(stream, shared.service.limits.max_depth).is_err() {
                 return busy(false);
             },
             () = tokio::time::sleep(SPARE_PATIENCE) => {
@@ -96,8 +103,8 @@ impl Waiting {
         tokio::select! {
             biased;
             Ok(permit) = Arc::clone(&shared.places).acquire_owned(), if !scarce => Admission::To(Place::Full(permit)),
-            Ok(permit) = Arc::clone(&shared.spare_places).acquire_owned() => Admission::To(Place::Spare {
-                _permit: permit,
+            place = shared.spare_places.take() => Admission::To(Place::Spare {
+                place: Some(place),
                 reason: reason.to_owned(),
                 may_grow: !scarce,
             }),
@@ -107,21 +114,29 @@ impl Waiting {
     }
 }
 
-/// Waits until something has arrived, or the end. It stays to be read.
-async fn speaks(stream: &UnixStream) {
+/// Waits until a whole request has arrived, or the end. It stays to be read.
+async fn asks(stream: &UnixStream, max_depth: usize) {
     while stream.readable().await.is_ok() {
-        // That it can be read may be a mistake, which is corrected by this.
-        match stream.try_io(Interest::READABLE, || peek(stream)) {
+        // That it can be read may be a mistake, or mean a part of a request: this then waits for more.
+        match stream.try_io(Interest::READABLE, || peek(stream, max_depth)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             _ => return,
         }
     }
 }
 
-fn peek(stream: &UnixStream) -> io::Result<()> {
+/// Whether a whole request waits to be read, or the end of input; `WouldBlock` if neither does.
+fn peek(stream: &UnixStream, max_depth: usize) -> io::Result<()> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    recv(stream.as_raw_fd(), &mut [0], flags)?;
-    Ok(())
+    let mut seen = [0; OPERATORS_REQUEST];
+    let count = recv(stream.as_raw_fd(), &mut seen, flags)?;
+    let mut framer = Framer::new(OPERATORS_REQUEST, max_depth);
+    framer.push(&seen[..count]);
+    if count == 0 || framer.next().is_some() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 #[cfg(test)]

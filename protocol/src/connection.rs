@@ -28,7 +28,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -46,6 +45,7 @@ use crate::error::{Executed, WireError};
 use crate::limits::add;
 use crate::params::peek_trace_id;
 use crate::peer::PeerIdentity;
+use crate::places::{Place, SPARE_PATIENCE, SparePlace, SparePlaces};
 use crate::service::Service;
 
 use batch::{Answer, Entries, assemble};
@@ -62,8 +62,6 @@ const READ_BYTES: usize = 16 << 10;
 /// Batches of one connection whose answers are not written yet. A batch is as good as all of its requests, so few
 /// keep a connection busy.
 const BATCHES: usize = 4;
-/// How long a connection on a spare place may be without a call. Enough for a program that has connected to ask.
-pub(crate) const SPARE_PATIENCE: Duration = Duration::from_secs(1);
 /// Connections that are given time to read why they are cut off; further ones are closed as soon as they were told.
 pub(crate) const LINGERING: usize = 64;
 
@@ -74,7 +72,7 @@ pub(crate) struct Shared {
     /// Connections that may still be opened.
     pub(crate) places: Arc<Semaphore>,
     /// Connections beyond that may still be served, to an operator: see [`Place::Spare`].
-    pub(crate) spare_places: Arc<Semaphore>,
+    pub(crate) spare_places: Arc<SparePlaces>,
     /// Connections that may still be given time to read why they are cut off.
     lingering: Semaphore,
 }
@@ -83,27 +81,11 @@ impl Shared {
     pub(crate) fn new(service: Arc<Service>) -> Self {
         Self {
             places: Arc::new(Semaphore::new(service.limits.max_connections)),
-            spare_places: Arc::new(Semaphore::new(service.limits.operator_connections)),
+            spare_places: SparePlaces::new(service.limits.operator_connections),
             lingering: Semaphore::new(LINGERING),
             service,
         }
     }
-}
-
-/// A connection's place among all of them.
-#[derive(Debug)]
-pub(crate) enum Place {
-    /// One of those of [`crate::limits::Limits::max_connections`].
-    Full(#[allow(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit),
-    /// One of the few beyond: only what an operator needs is served. It becomes a full one when one is free.
-    Spare {
-        /// Held for its Drop.
-        _permit: OwnedSemaphorePermit,
-        /// Why there was no full place.
-        reason: String,
-        /// Whether a full place may be taken later.
-        may_grow: bool,
-    },
 }
 
 /// Serves a connection to its end.
@@ -151,6 +133,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
         gone: gone.clone(),
         closing: CancellationToken::new(),
         quiet_since: TokioInstant::now(),
+        asked: false,
         place,
         shared,
     };
@@ -218,6 +201,8 @@ struct Connection {
     closing: CancellationToken,
     /// Since when it has no call.
     quiet_since: TokioInstant,
+    /// Whether it has sent anything whole.
+    asked: bool,
     hangup: Hangup,
 }
 
@@ -245,6 +230,7 @@ impl Connection {
             let reads = over.is_none() && self.waiting.has_room();
             let spare = over.is_none() && self.calls.is_empty() && matches!(self.place, Place::Spare { .. });
             let place = self.place_for_the_next();
+            let wanted = self.spare_place_wanted();
             tokio::select! {
                 biased;
                 () = gone.cancelled() => return Err(Gone),
@@ -279,6 +265,14 @@ impl Connection {
                     self.say(None, error).await?;
                     tracing::info!(connection = %self.caller.connection, "an incomplete request was given up");
                     over = Some(Ended::ByUs);
+                    continue;
+                }
+                // Last, so that what has arrived is served before the place goes.
+                () = wanted, if spare && self.asked => {
+                    if let Some(refusal) = self.leave() {
+                        self.say(None, refusal).await?;
+                        over = Some(Ended::ByUs);
+                    }
                     continue;
                 }
             }
@@ -388,6 +382,7 @@ impl Connection {
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<Reading, Gone> {
+        self.asked = true;
         let limits = &self.shared.service.limits;
         let error = match frame {
             Frame::Value(bytes) => {
@@ -591,6 +586,29 @@ impl Connection {
             add(&self.shared.service.stats.connections_refused, 1);
         }
         Some(WireError::busy(reason, self.shared.service.limits.busy_retry_after_ms))
+    }
+
+    /// Ready when somebody waits for the spare place of this connection.
+    fn spare_place_wanted(&self) -> impl Future<Output = ()> + use<> {
+        let wanted = match &self.place {
+            Place::Spare { place, .. } => place.as_ref().map(SparePlace::wanted),
+            Place::Full(_) => None,
+        };
+        async move {
+            match wanted {
+                Some(wanted) => wanted.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Hands the spare place over to who waits for it. Why this connection ends by that; none if it does not.
+    fn leave(&mut self) -> Option<WireError> {
+        let Place::Spare { place, .. } = &mut self.place else {
+            return None;
+        };
+        *place = place.take()?.hand_over();
+        if place.is_some() { None } else { self.grow() }
     }
 
     /// Ready when the call at the front of the queue may have what it lacked.

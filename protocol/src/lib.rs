@@ -34,6 +34,7 @@ pub mod methods;
 mod oversized;
 pub mod params;
 pub mod peer;
+mod places;
 mod rate;
 pub mod server;
 pub mod service;

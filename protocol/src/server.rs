@@ -12,13 +12,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::anteroom::{Admission, Anteroom};
-use crate::connection::{self, LINGERING, Place, Shared};
+use crate::connection::{self, LINGERING, Shared};
 use crate::context::ConnectionId;
 use crate::descriptors::{Reserve, lacks_descriptors};
 use crate::endpoint::{BoundSocket, EndpointName};
 use crate::error::WireError;
 use crate::limits::{ServerStats, add};
 use crate::peer::{PeerIdentity, PeerPolicy};
+use crate::places::Place;
 use crate::service::Service;
 
 /// The first wait after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`]. Such failures (no more

@@ -118,6 +118,64 @@ async fn who_is_no_operator_is_told_so_in_a_burst_and_keeps_no_place() {
     }
 }
 
+/// Part of a request is no request: who has sent one waits like who says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn an_operator_is_served_behind_a_burst_of_half_requests() {
+    let (daemon, _wire) = full().await;
+    for round in 0..3 {
+        let mut burst = Vec::new();
+        for _ in 0..300 {
+            let mut wire = daemon.connect().await;
+            tokio::io::AsyncWriteExt::write_all(&mut wire.stream, br#"{"jsonrpc":"2.0","id":1,"method":"test."#)
+                .await
+                .ok();
+            burst.push(wire);
+        }
+        let answer = daemon.connect().await.call(&health(round)).await;
+        assert_eq!(answer, result(round, json!({ "status": "ok" })));
+        for wire in &mut burst {
+            let answers = wire.rest().await;
+            assert_eq!(answers.len(), 1, "{answers:?}");
+            refused(&answers[0], &Value::Null, -32009);
+        }
+    }
+}
+
+/// What is whole only after the connection was let wait is served as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn an_operator_may_send_a_request_in_two_parts() {
+    let (daemon, _wire) = full().await;
+    let mut operator = daemon.connect().await;
+    let request = health(1).to_string();
+    let (first, second) = request.split_at(20);
+    operator.send(first.to_owned()).await;
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    operator.send(format!("{second}\n")).await;
+    assert_eq!(operator.line().await, Some(result(1, json!({ "status": "ok" }))));
+}
+
+/// Operators who have been answered and stay make room for the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn an_operator_is_served_behind_many_who_asked_and_stay() {
+    let (daemon, _wire) = full().await;
+    let mut stay = Vec::new();
+    for id in 0..300 {
+        let mut operator = daemon.connect().await;
+        assert_eq!(
+            operator.call(&health(id)).await,
+            result(id, json!({ "status": "ok" })),
+            "the one after {id} others"
+        );
+        stay.push(operator);
+    }
+    // The first two had places for all that time; each was told why it has to go, except those who are there now.
+    for wire in &mut stay {
+        let answers = wire.rest().await;
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        refused(&answers[0], &Value::Null, -32009);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_spare_connection_becomes_a_full_one_when_there_is_a_place() {
     let (daemon, wire) = full().await;
