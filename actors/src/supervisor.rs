@@ -228,15 +228,15 @@ impl SupervisorState {
         let supervisor = myself.get_cell();
         let (cell, task) = match part {
             Part::Writer => {
-                let (announcements, troubles) = (Arc::default(), Arc::default());
+                let (incoming, troubles) = (Arc::default(), Arc::default());
                 let arguments = WriterArguments {
                     config: self.writer_config.clone(),
                     access: Arc::clone(&self.access),
-                    announcements: Arc::clone(&announcements),
+                    incoming: Arc::clone(&incoming),
                     troubles: Arc::clone(&troubles),
                 };
                 let (actor, task) = Actor::spawn_linked(None, Writer, arguments, supervisor).await?;
-                let handle = WriterHandle::new(actor.clone(), &self.writer_config, announcements, troubles);
+                let handle = WriterHandle::new(actor.clone(), &self.writer_config, incoming, troubles);
                 self.routes.writer = Some(handle);
                 (actor.get_cell(), task)
             }

@@ -379,7 +379,7 @@ pub(crate) async fn version(app: Arc<App>, _call: Call<api::Version>) -> Result<
 /// Describes the methods that are served.
 pub(crate) async fn discover(app: Arc<App>, _call: Call<api::Discover>) -> Result<Value, Failure> {
     let served = app.served().iter().copied();
-    Ok(ccod_protocol::discover::openrpc(env!("CARGO_PKG_VERSION"), served))
+    Ok(ccod_protocol::openrpc::document(env!("CARGO_PKG_VERSION"), served))
 }
 
 #[cfg(test)]

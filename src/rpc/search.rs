@@ -9,7 +9,7 @@ use ccod_actors::embedder::Lane;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::reader::Projects;
 use ccod_actors::store::view::SearchRequest;
-use ccod_actors::store::view::filter::Moment;
+use ccod_actors::store::view::filter::AsOf;
 use ccod_actors::store::view::fusion::VECTOR_WEIGHT;
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
@@ -30,7 +30,7 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
     let deadline = call.deadline();
     let mut projects = searched_projects(&call)?;
     let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
-    let at = moment(call.params.as_of.as_ref(), &projects)?;
+    let at = as_of(call.params.as_of.as_ref(), &projects)?;
     let fingerprint = page::fingerprint(&call.params, &call.project());
     let cursor = match &call.params.cursor {
         Some(text) => Some(SearchCursor::of_search(text, &fingerprint)?),
@@ -192,13 +192,13 @@ fn searched_projects(call: &Call<api::Search>) -> Result<Projects, Failure> {
     Ok(Projects::Named(projects))
 }
 
-fn moment(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<Moment>, Failure> {
+fn as_of(as_of: Option<&api::AsOf>, projects: &Projects) -> Result<Option<AsOf>, Failure> {
     match as_of {
         None => Ok(None),
-        Some(api::AsOf::Time(time)) => Ok(Some(Moment::Time(*time))),
+        Some(api::AsOf::Time(time)) => Ok(Some(AsOf::Time(*time))),
         Some(api::AsOf::Version(version)) => match projects {
             Projects::Named(names) if names.len() == 1 => {
-                Ok(Some(Moment::Commit(i64::try_from(*version).unwrap_or(i64::MAX))))
+                Ok(Some(AsOf::Commit(i64::try_from(*version).unwrap_or(i64::MAX))))
             }
             _ => Err(WireError::invalid_params(
                 "as_of",

@@ -362,7 +362,7 @@ pub(super) async fn change_page(store: &Store, project: &ProjectName, after: i64
             newest,
             forgotten: view.horizon()?.map(|horizon| horizon.sequence),
             lineage: Lineage::default(),
-            lost: view.condition().lost(after),
+            lost: view.damage().lost(after),
         })
     });
     let Some(page) = page.await?.found else {

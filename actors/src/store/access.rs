@@ -11,7 +11,7 @@ use crate::store::damage;
 use crate::store::discover;
 use crate::store::error::write_error;
 use crate::store::project::{Losses, Project};
-use crate::store::table::condition::Condition;
+use crate::store::table::table_damage::TableDamage;
 use crate::store::view::ProjectView;
 use crate::store::write::{ERASING_MARK, WriteTable};
 
@@ -134,12 +134,17 @@ impl WriteAccess {
 
     /// After a write to a table in the condition `before` has failed with `error`: looks whether something damaged was
     /// in its way. True if the write is worth repeating without that.
-    pub async fn mend(&self, project: &Project, error: &KnowledgeError, before: Option<&Condition>) -> bool {
+    pub async fn mend(&self, project: &Project, error: &KnowledgeError, before: Option<&TableDamage>) -> bool {
         self.mend_by(project, error, before, Losses::Undecided).await
     }
 
     /// As [`WriteAccess::mend`] after upkeep: what would be lost by it is left as it is.
-    pub async fn mend_for_upkeep(&self, project: &Project, error: &KnowledgeError, before: Option<&Condition>) -> bool {
+    pub async fn mend_for_upkeep(
+        &self,
+        project: &Project,
+        error: &KnowledgeError,
+        before: Option<&TableDamage>,
+    ) -> bool {
         self.mend_by(project, error, before, Losses::Refused).await
     }
 
@@ -147,7 +152,7 @@ impl WriteAccess {
         &self,
         project: &Project,
         error: &KnowledgeError,
-        before: Option<&Condition>,
+        before: Option<&TableDamage>,
         losses: Losses,
     ) -> bool {
         if !matches!(
@@ -161,7 +166,7 @@ impl WriteAccess {
         let Ok(mut guard) = self.lock_for(project, false, losses).await else {
             return false;
         };
-        let found = |before: &Condition| guard.table().is_some_and(|table| **table.condition() != *before);
+        let found = |before: &TableDamage| guard.table().is_some_and(|table| **table.damage() != *before);
         before.is_some_and(found) || project.repairs.load(Ordering::Acquire) != repairs
     }
 
@@ -216,7 +221,7 @@ impl WriteGuard<'_> {
         }
         if let Some(before) = same_version
             && before.sequence() == table.next_sequence() - 1
-            && before.condition() == table.condition()
+            && before.damage() == table.damage()
         {
             return Ok(before);
         }

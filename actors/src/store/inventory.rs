@@ -2,7 +2,7 @@
 //!
 //! A project
 //!
-//! - can be read: it has a view, whose [`Condition`](super::damage::Condition) says what of it is damaged;
+//! - can be read: it has a view, whose [`TableDamage`](super::damage::TableDamage) says what of it is damaged;
 //! - has nothing stored in it: no view, and nothing to tell;
 //! - has no version that can be read: whoever reads it is told so, [`Store::view_or_empty`] takes it for empty, since
 //!   the next store begins it anew;
@@ -106,7 +106,7 @@ impl Project {
         let unopened = self.unopened.lock().clone();
         let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
         let view = self.published();
-        let condition = view.map(|view| view.condition().describe()).unwrap_or_default();
+        let condition = view.map(|view| view.damage().describe()).unwrap_or_default();
         let half_restored = self.is_suspended().then(|| HALF_RESTORED.to_owned());
         self.lost()
             .into_iter()

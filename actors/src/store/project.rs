@@ -21,12 +21,12 @@ use crate::store::damage;
 use crate::store::disk_space::WriteState;
 use crate::store::error::{is_passing, read_error, write_error};
 use crate::store::lock::StoreLock;
-use crate::store::table::condition::{Condition, DamagedFragment};
 use crate::store::table::durable::{Durability, DurableCommitHandler};
 use crate::store::table::holds_table;
 use crate::store::table::lineage::Lineage;
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape};
+use crate::store::table::table_damage::{DamagedFragment, TableDamage};
 use crate::store::table::{checked_reads, table_directory};
 use crate::store::upkeep;
 use crate::store::view::ProjectView;
@@ -298,22 +298,22 @@ impl Project {
         let dataset = current_dataset(&table).await?;
         let indices = dataset.load_indices().await.map_err(read_error)?;
         handler.builds_upon(&dataset, &indices)?;
-        let mut condition = damage::inspect(&dataset, &location, &self.remembered()).await?;
+        let mut damage = damage::inspect(&dataset, &location, &self.remembered()).await?;
         let version = dataset.version().version;
         if self.suspect.swap(false, Ordering::AcqRel) && self.is_to_be_searched(version) {
             tracing::warn!(project = %self.name, version, "a write failed, looking for what is damaged");
-            let found = damage::unreadable_fragments(&dataset, &condition.fragments).await?;
+            let found = damage::unreadable_fragments(&dataset, &damage.fragments).await?;
             self.remember(&found);
-            condition.fragments.extend(found);
+            damage.fragments.extend(found);
         }
-        let mut taken = self.take_over(&table, &condition).await;
+        let mut taken = self.take_over(&table, &damage).await;
         if let Err(KnowledgeError::Unreadable { message }) = &taken {
             tracing::error!(project = %self.name, error = message, "a table cannot be read, looking for what is damaged");
-            let found = damage::unreadable_fragments(&dataset, &condition.fragments).await?;
+            let found = damage::unreadable_fragments(&dataset, &damage.fragments).await?;
             if !found.is_empty() {
                 self.remember(&found);
-                condition.fragments.extend(found);
-                taken = self.take_over(&table, &condition).await;
+                damage.fragments.extend(found);
+                taken = self.take_over(&table, &damage).await;
             }
         }
         let mut taken = taken?;
@@ -324,7 +324,7 @@ impl Project {
         self.repair_failed.store(false, Ordering::Release);
         self.number_after_losses(&mut taken, version).await?;
         self.salvage(&mut taken).await;
-        for what in taken.condition().describe() {
+        for what in taken.damage().describe() {
             tracing::error!(project = %self.name, "{what}");
         }
         Ok(Some(taken))
@@ -345,7 +345,7 @@ impl Project {
         if !matches!(table.shape(), TableShape::Current { .. }) {
             return;
         }
-        if table.condition().is_sound() || table.condition().configuration.is_some() {
+        if table.damage().is_sound() || table.damage().configuration.is_some() {
             return;
         }
         match table.repair(&self.directory, true).await {
@@ -359,12 +359,12 @@ impl Project {
     }
 
     /// Reads what the writer keeps in memory of a table, in a task of its own for the same reason as above.
-    pub(super) async fn take_over(&self, table: &lancedb::Table, condition: &Condition) -> KnowledgeResult<WriteTable> {
+    pub(super) async fn take_over(&self, table: &lancedb::Table, damage: &TableDamage) -> KnowledgeResult<WriteTable> {
         let opened = WriteTable::opened(
             self.name.clone(),
             table.clone(),
             self.retention,
-            condition.clone(),
+            damage.clone(),
             self.held.clone(),
         );
         match tokio::spawn(opened).await {
@@ -379,16 +379,16 @@ impl Project {
     /// Takes care that no commit number is given twice: what was lost had some.
     pub(super) async fn number_after_losses(&self, table: &mut WriteTable, version: u64) -> KnowledgeResult<()> {
         self.note(table.take_notes());
-        let condition = (**table.condition()).clone();
+        let damage = (**table.damage()).clone();
         let (directory, last, damage) = (
             self.directory.clone(),
             table.next_sequence() - 1,
-            condition.fragments.clone(),
+            damage.fragments.clone(),
         );
         let gaps = tokio::task::spawn_blocking(move || damage::gaps(&directory, last, &damage, version))
             .await
             .map_err(KnowledgeError::internal)??;
-        table.set_condition(Condition { gaps, ..condition });
+        table.set_damage(TableDamage { gaps, ..damage });
         Ok(())
     }
 
@@ -407,14 +407,14 @@ impl Project {
         match table {
             None if create => *table = Some(self.create_table().await?),
             None => {}
-            Some(table) if table.condition().configuration.is_some() => {
+            Some(table) if table.damage().configuration.is_some() => {
                 return Err(KnowledgeError::Unreadable {
-                    message: table.condition().configuration.clone().unwrap_or_default(),
+                    message: table.damage().configuration.clone().unwrap_or_default(),
                 });
             }
-            Some(table) if losses == Losses::Refused && !table.condition().fragments.is_empty() => {
+            Some(table) if losses == Losses::Refused && !table.damage().fragments.is_empty() => {
                 let reasons = table
-                    .condition()
+                    .damage()
                     .fragments
                     .values()
                     .map(|fragment| fragment.reason.as_str());
@@ -428,7 +428,7 @@ impl Project {
                 });
             }
             Some(_) if losses == Losses::Undecided => {}
-            Some(table) if table.condition().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
+            Some(table) if table.damage().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
             // A table of another shape is left as it is.
             Some(table) if matches!(table.shape(), TableShape::Foreign { .. }) => {}
             Some(table) => match table.repair(&self.directory, false).await {
@@ -528,8 +528,7 @@ impl Project {
     /// searched for, the keyword index. True if the next view is another one, so that the read is worth repeating.
     pub(super) async fn reexamine(&self, view: &ProjectView, query: Option<&str>) -> KnowledgeResult<bool> {
         let mut examined = self.examined.lock().await;
-        let same =
-            |now: Arc<ProjectView>| now.lance_version() == view.lance_version() && now.condition() == view.condition();
+        let same = |now: Arc<ProjectView>| now.lance_version() == view.lance_version() && now.damage() == view.damage();
         if !self.published().is_some_and(same) {
             return Ok(true); // Somebody else has found it, or it is another version by now.
         }
@@ -541,8 +540,8 @@ impl Project {
         let location = table_directory(&self.directory);
         let plain = damage::inspect(view.dataset(), &location, &BTreeMap::new()).await?;
         let mut found = plain.fragments;
-        found.extend(damage::unreadable_fragments(view.dataset(), &view.condition().fragments).await?);
-        found.retain(|id, _| !view.condition().fragments.contains_key(id));
+        found.extend(damage::unreadable_fragments(view.dataset(), &view.damage().fragments).await?);
+        found.retain(|id, _| !view.damage().fragments.contains_key(id));
         let mut keyword_index = plain.keyword_index;
         if found.is_empty() && keyword_index.is_none() {
             keyword_index = damage::keyword_index_damage(view, query).await;
@@ -557,16 +556,16 @@ impl Project {
             *guard = self.open_table().await?;
         }
         let Some(table) = guard.as_mut() else { return Ok(true) };
-        let mut condition = (**table.condition()).clone();
-        condition.fragments.extend(found);
+        let mut damage = (**table.damage()).clone();
+        damage.fragments.extend(found);
         // The writer may have made it anew since.
         if keyword_index.is_some() && current_dataset(table.lancedb()).await?.version().version == version {
-            condition.keyword_index = keyword_index;
+            damage.keyword_index = keyword_index;
         }
-        for what in condition.describe() {
+        for what in damage.describe() {
             tracing::error!(project = %self.name, "{what}");
         }
-        table.set_condition(condition);
+        table.set_damage(damage);
         self.number_after_losses(table, version).await?;
         self.salvage(table).await;
         let view = table.view().await?;

@@ -307,7 +307,7 @@ impl Store {
         };
         project.published().is_some_and(|view| {
             let stands = view.sequence() == commit && project.lineage().epoch == epoch;
-            stands && !view.condition().lost(commit)
+            stands && !view.damage().lost(commit)
         })
     }
 

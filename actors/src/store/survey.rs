@@ -16,10 +16,10 @@ use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::Caches;
 use crate::store::error::read_error;
-use crate::store::table::condition::Condition;
 use crate::store::table::holds_table;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{TableShape, column};
+use crate::store::table::table_damage::TableDamage;
 use crate::store::table::{dataset_shape, table_directory};
 use crate::store::upkeep::{Debt, Pace, due_steps, measure};
 use crate::store::view::ProjectView;
@@ -105,8 +105,8 @@ impl WriteAccess {
         // Where that cannot be told, the attempt tells.
         let erasing = project.directory.join(ERASING_MARK).try_exists().unwrap_or(true);
         match project.view().await {
-            Ok(Some(view)) if view.condition().configuration.is_some() => Ok(false),
-            Ok(Some(view)) => Ok(erasing || view.condition().is_sound()),
+            Ok(Some(view)) if view.damage().configuration.is_some() => Ok(false),
+            Ok(Some(view)) => Ok(erasing || view.damage().is_sound()),
             Ok(None) => Ok(erasing),
             Err(_) if erasing => Ok(true),
             Err(error) => Err(error),
@@ -124,7 +124,7 @@ async fn oldest_closed(
         Arc::new(dataset.clone()),
         shape,
         0,
-        Arc::new(Condition::default()),
+        Arc::new(TableDamage::default()),
     );
     let scanner = view.scan(&[column::CLOSED_AT], col(column::CLOSED_AT).is_not_null())?;
     let mut stream = scanner.try_into_stream().await.map_err(read_error)?;

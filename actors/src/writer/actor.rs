@@ -9,8 +9,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use super::agenda::Agenda;
-use super::announce::Announcements;
 use super::commit::WriteOp;
+use super::incoming::IncomingStores;
 use super::lane::{GroupLimits, Lane};
 use super::message::{ExclusiveRequest, LaneDone, WriteRequest, WriterMessage, WriterStats};
 use super::pending::{Queued, QueuedOp, still_wanted};
@@ -61,7 +61,7 @@ pub struct WriterArguments {
     /// The right to write.
     pub access: Arc<WriteAccess>,
     /// Shared with the handle.
-    pub(crate) announcements: Arc<Announcements>,
+    pub(crate) incoming: Arc<IncomingStores>,
     /// Shared with the handle.
     pub(crate) troubles: Arc<Troubles>,
 }
@@ -99,7 +99,7 @@ struct Hold {
 
 /// State of the writer.
 pub struct WriterState {
-    announcements: Arc<Announcements>,
+    incoming: Arc<IncomingStores>,
     troubles: Arc<Troubles>,
     config: WriterConfig,
     pub(super) access: Arc<WriteAccess>,
@@ -135,7 +135,7 @@ impl Actor for Writer {
         }
         myself.send_after(upkeep::first_look(), || WriterMessage::Survey);
         Ok(WriterState {
-            announcements: arguments.announcements,
+            incoming: arguments.incoming,
             troubles: arguments.troubles,
             config: arguments.config,
             access: arguments.access,
@@ -245,10 +245,10 @@ impl WriterState {
             project,
             ops,
             pending,
-            announcement,
+            incoming,
         } = request;
-        if let Some(announcement) = announcement {
-            announcement.arrived();
+        if let Some(incoming) = incoming {
+            incoming.arrived();
         }
         if let Some(error) = self.refusal(&project) {
             for index in 0..ops.len() {
@@ -296,7 +296,7 @@ impl WriterState {
     /// Whether the waiting stores are held back a moment for those on their way. One client alone never waits:
     /// its own store is no longer on its way.
     fn hold(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName) -> bool {
-        let announced = self.announcements.of(project);
+        let announced = self.incoming.of(project);
         let draining = self.draining;
         let Some(lane) = self.lanes.get_mut(project) else {
             return false;

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::actor::WriterConfig;
-use super::announce::{Announcement, Announcements};
 use super::commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, WriteOp};
+use super::incoming::{IncomingStore, IncomingStores};
 use super::message::{
     AccessWork, ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, WriteReply, WriteRequest, WriterMessage, WriterStats,
 };
@@ -30,23 +30,23 @@ pub struct WriterHandle {
     actor: ActorRef<WriterMessage>,
     requests: Admission,
     bytes: Admission,
-    announcements: Arc<Announcements>,
+    incoming: Arc<IncomingStores>,
     troubles: Arc<Troubles>,
 }
 
 impl WriterHandle {
-    /// A handle to a running writer, which was started with the same `announcements` and `troubles`.
+    /// A handle to a running writer, which was started with the same `incoming` and `troubles`.
     pub(crate) fn new(
         actor: ActorRef<WriterMessage>,
         config: &WriterConfig,
-        announcements: Arc<Announcements>,
+        incoming: Arc<IncomingStores>,
         troubles: Arc<Troubles>,
     ) -> Self {
         Self {
             actor,
             requests: Admission::new("the writer's queue", config.queue_requests, 100),
             bytes: Admission::new("the writer's buffer", config.queue_bytes, 250),
-            announcements,
+            incoming,
             troubles,
         }
     }
@@ -59,8 +59,8 @@ impl WriterHandle {
 
     /// Says that a store of one item is on its way: it is being embedded now. While one is, the writer may hold
     /// a group open for it. Give it to [`WriterHandle::store`], or drop it if the store does not come.
-    pub fn announce(&self, project: &ProjectName) -> Announcement {
-        Announcement::new(Arc::clone(&self.announcements), project.clone(), self.actor.clone())
+    pub fn announce(&self, project: &ProjectName) -> IncomingStore {
+        IncomingStore::new(Arc::clone(&self.incoming), project.clone(), self.actor.clone())
     }
 
     /// Stores items and waits until they are durable. Errors of single items stand in the reply.
@@ -68,11 +68,11 @@ impl WriterHandle {
         &self,
         project: ProjectName,
         items: Vec<PreparedItem>,
-        announcement: Option<Announcement>,
+        incoming: Option<IncomingStore>,
         deadline: Deadline,
     ) -> KnowledgeResult<WriteReply<ItemOutcome>> {
         let ops = items.into_iter().map(WriteOp::Store).collect();
-        let reply = self.submit(project, ops, announcement, deadline).await?;
+        let reply = self.submit(project, ops, incoming, deadline).await?;
         let items = reply.items.into_iter().map(|item| match item? {
             OpOutcome::Stored(outcome) => Ok(outcome),
             other => Err(KnowledgeError::internal(format!("a store became {other:?}"))),
@@ -119,7 +119,7 @@ impl WriterHandle {
         &self,
         project: ProjectName,
         ops: Vec<WriteOp>,
-        announcement: Option<Announcement>,
+        incoming: Option<IncomingStore>,
         deadline: Deadline,
     ) -> KnowledgeResult<WriteReply<OpOutcome>> {
         let total_bytes: usize = ops.iter().map(op_bytes).sum();
@@ -148,7 +148,7 @@ impl WriterHandle {
             project,
             ops,
             pending,
-            announcement,
+            incoming,
         };
         self.send(WriterMessage::Write(request), answer, deadline).await
     }

@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::announce::Announcement;
 use super::commit::WriteOp;
+use super::incoming::IncomingStore;
 use super::pending::PendingWrite;
 use super::setback::Work;
 use super::upkeep::UpkeepDone;
@@ -81,7 +81,7 @@ pub struct WriteRequest {
     pub(super) project: ProjectName,
     pub(super) ops: Vec<WriteOp>,
     pub(super) pending: Arc<PendingWrite>,
-    pub(super) announcement: Option<Announcement>,
+    pub(super) incoming: Option<IncomingStore>,
 }
 
 /// The answer to writes.

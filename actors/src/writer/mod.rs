@@ -11,9 +11,9 @@
 
 mod actor;
 mod agenda;
-mod announce;
 pub mod commit;
 mod handle;
+mod incoming;
 pub mod lane;
 mod message;
 mod pending;
@@ -23,9 +23,9 @@ mod undo;
 mod upkeep;
 
 pub use actor::{Writer, WriterArguments, WriterConfig, WriterState};
-pub use announce::Announcement;
 pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp};
 pub use handle::WriterHandle;
+pub use incoming::IncomingStore;
 pub use message::{
     ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone, WriteReply, WriteRequest, WriterMessage, WriterStats,
 };

@@ -13,7 +13,7 @@ use super::setback::Work;
 use super::upkeep::{UpkeepDone, finish_erasing};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::panics;
-use crate::store::table::condition::Condition;
+use crate::store::table::table_damage::TableDamage;
 use crate::store::upkeep::{Debt, Pace};
 use crate::store::{Project, WriteAccess, WriteTable};
 
@@ -29,13 +29,13 @@ struct Attempt {
     /// The number of the commit that it was to make when it was first tried.
     begun: Option<i64>,
     /// What could not be read of the table when it was last tried.
-    condition: Option<Arc<Condition>>,
+    damage: Option<Arc<TableDamage>>,
 }
 
 impl Attempt {
     fn note(&mut self, table: &WriteTable) {
         self.begun.get_or_insert(table.next_sequence());
-        self.condition = Some(Arc::clone(table.condition()));
+        self.damage = Some(Arc::clone(table.damage()));
     }
 }
 
@@ -194,7 +194,7 @@ impl LaneTurn {
 
     /// Takes what is damaged out of the way of a task that has failed, as far as the task may.
     async fn mend(&self, task: &ExclusiveTask, error: &KnowledgeError, attempt: &Attempt) -> bool {
-        let (access, before) = (&self.access, attempt.condition.as_deref());
+        let (access, before) = (&self.access, attempt.damage.as_deref());
         match task {
             ExclusiveTask::Purge(_) => access.mend(&self.project, error, before).await,
             ExclusiveTask::Optimize => access.mend_for_upkeep(&self.project, error, before).await,
@@ -273,10 +273,7 @@ impl LaneTurn {
         let mut attempt = Attempt::default();
         let mut outcome = self.commit_once(ops, &mut attempt).await;
         if let Err(error) = &outcome
-            && self
-                .access
-                .mend(&self.project, error, attempt.condition.as_deref())
-                .await
+            && self.access.mend(&self.project, error, attempt.damage.as_deref()).await
         {
             outcome = self.commit_once(ops, &mut attempt).await;
         }
@@ -304,7 +301,7 @@ impl LaneTurn {
             // The table was forgotten, so this is what is on disk.
             Some(number) => match self.project.view().await {
                 Ok(Some(view)) if view.sequence() < number => Executed::No,
-                Ok(Some(view)) if view.condition().gaps.is_empty() => Executed::Yes,
+                Ok(Some(view)) if view.damage().gaps.is_empty() => Executed::Yes,
                 _ => Executed::Unknown,
             },
         };

@@ -15,7 +15,7 @@ use lance_table::io::deletion::relative_deletion_file_path;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::manifest::MAGIC;
 use crate::store::error::{damage, is_passing, read_error};
-use crate::store::table::condition::{Condition, DamagedFragment};
+use crate::store::table::table_damage::{DamagedFragment, TableDamage};
 use crate::store::write::configuration_damage;
 
 /// Directory of the data files inside a table.
@@ -167,7 +167,7 @@ pub(crate) async fn inspect(
     dataset: &Dataset,
     table: &Path,
     remembered: &BTreeMap<u64, DamagedFragment>,
-) -> KnowledgeResult<Condition> {
+) -> KnowledgeResult<TableDamage> {
     let indices = dataset.load_indices().await.map_err(read_error)?;
     let fragments = Arc::clone(dataset.fragments());
     let configuration = configuration_damage(dataset.config());
@@ -182,7 +182,7 @@ pub(crate) async fn inspect(
                 found.entry(fragment.id).or_insert_with(|| known.clone());
             }
         }
-        Condition {
+        TableDamage {
             fragments: found,
             keyword_index: indices.iter().find_map(|index| index_damage(index, &table)),
             configuration,

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::KnowledgeResult;
 use crate::store::disk;
-use crate::store::table::condition::{DamagedFragment, Gap};
 use crate::store::table::lineage::LINEAGE_FILE;
+use crate::store::table::table_damage::{DamagedFragment, Gap};
 
 /// File inside a project's directory that keeps its [`Gap`]s.
 pub(super) const GAPS_FILE: &str = "lost-commits.json";

@@ -69,7 +69,7 @@ pub(crate) async fn look_up(
     query: &str,
     predicate: lancedb::datafusion::logical_expr::Expr,
 ) -> KnowledgeResult<Result<usize, String>> {
-    let damaged = &view.condition().fragments;
+    let damaged = &view.damage().fragments;
     let readable = dataset
         .fragments()
         .iter()

@@ -314,8 +314,8 @@ mod tests {
     use crate::store::damage::gaps::{GAPS_FILE, GapsFile, gaps};
     use crate::store::damage::manifest::MAGIC;
     use crate::store::damage::set_aside::{discard_set_aside, set_aside_so_far};
-    use crate::store::table::condition::{Condition, DamagedFragment};
     use crate::store::table::durable::{Durability, DurableCommitHandler};
+    use crate::store::table::table_damage::{DamagedFragment, TableDamage};
 
     /// A project's directory with a table of one number for each commit.
     struct Numbers {
@@ -550,14 +550,14 @@ mod tests {
         let recovered = numbers.recover().await.unwrap();
         assert!(!recovered.vacant && numbers.set_aside().is_empty());
         let dataset = Arc::new(Dataset::open(numbers.table().to_str().unwrap()).await.unwrap());
-        let condition = inspect(&dataset, &numbers.table(), &BTreeMap::new()).await.unwrap();
-        assert_eq!(condition.fragments.keys().collect::<Vec<_>>(), [&1]);
-        assert!(condition.describe()[0].contains("is missing"), "{condition:?}");
+        let damage = inspect(&dataset, &numbers.table(), &BTreeMap::new()).await.unwrap();
+        assert_eq!(damage.fragments.keys().collect::<Vec<_>>(), [&1]);
+        assert!(damage.describe()[0].contains("is missing"), "{damage:?}");
         // Reading them finds the same one.
         let unreadable = unreadable_fragments(&dataset, &BTreeMap::new()).await.unwrap();
         assert_eq!(unreadable.keys().collect::<Vec<_>>(), [&1]);
         assert!(
-            unreadable_fragments(&dataset, &condition.fragments)
+            unreadable_fragments(&dataset, &damage.fragments)
                 .await
                 .unwrap()
                 .is_empty()
@@ -631,13 +631,13 @@ mod tests {
             ..GapsFile::default()
         };
         assert!(kept.resolve(7, &BTreeMap::new(), 30));
-        let condition = Condition {
+        let damage = TableDamage {
             gaps: kept.gaps.clone(),
-            ..Condition::default()
+            ..TableDamage::default()
         };
-        let lost: Vec<i64> = (0..15).filter(|number| condition.lost(*number)).collect();
+        let lost: Vec<i64> = (0..15).filter(|number| damage.lost(*number)).collect();
         assert_eq!(lost, [8, 9]);
-        assert_eq!(condition.floor(), 10);
+        assert_eq!(damage.floor(), 10);
         assert!(!kept.resolve(7, &BTreeMap::new(), 30), "once is enough");
 
         // A damaged fragment may hold the newest rows: as many numbers may be lost as there were versions.

@@ -24,9 +24,9 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::read_fragment;
 use crate::store::damage::set_aside::{Remains, SetAside};
 use crate::store::error::{damage, is_passing, read_error, write_error};
-use crate::store::table::condition::DamagedFragment;
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
+use crate::store::table::table_damage::DamagedFragment;
 use crate::store::write::{WriteTable, current_dataset};
 
 /// Rows that are read at once when a damaged fragment is searched for what is left of it.
@@ -40,14 +40,14 @@ impl WriteTable {
     /// Those that can be read again stay. With `salvage_only`, fragments whose files are gone stay as well:
     /// somebody may put them back.
     pub(crate) async fn repair(&mut self, directory: &Path, salvage_only: bool) -> KnowledgeResult<()> {
-        let damaged = self.condition().fragments.values();
+        let damaged = self.damage().fragments.values();
         if damaged.clone().any(|fragment| fragment.salvageable || !salvage_only) {
             self.set_fragments_aside(directory, salvage_only).await?;
         }
-        if !self.condition().fragments.is_empty() {
+        if !self.damage().fragments.is_empty() {
             return Ok(());
         }
-        if self.condition().keyword_index.is_some() {
+        if self.damage().keyword_index.is_some() {
             self.mend_text_index().await?;
         }
         Ok(())
@@ -59,7 +59,7 @@ impl WriteTable {
         let dataset = current_dataset(self.lancedb()).await?;
         let mut damaged: BTreeMap<u64, (Fragment, DamagedFragment)> = BTreeMap::new();
         for fragment in dataset.fragments().iter() {
-            let Some(known) = self.condition().fragments.get(&fragment.id) else {
+            let Some(known) = self.damage().fragments.get(&fragment.id) else {
                 continue;
             };
             if left(known) {
@@ -94,9 +94,9 @@ impl WriteTable {
                 .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
             wrapper.update(committed);
         }
-        let mut condition = (**self.condition()).clone();
-        condition.fragments.retain(|_, fragment| left(fragment));
-        self.set_condition(condition);
+        let mut damage = (**self.damage()).clone();
+        damage.fragments.retain(|_, fragment| left(fragment));
+        self.set_damage(damage);
         Ok(())
     }
 }

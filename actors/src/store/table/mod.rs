@@ -1,7 +1,6 @@
 //! What lies on disk: the schema of a table, its rows, its keyword index, and how a commit is made durable.
 
 pub(crate) mod columns;
-pub mod condition;
 pub mod durable;
 pub(crate) mod identity;
 pub(crate) mod keyword_index;
@@ -9,6 +8,7 @@ pub mod lineage;
 mod open;
 pub mod rows;
 pub mod schema;
+pub mod table_damage;
 
 pub(crate) use open::{
     EMPTY_LINK, MEND_LINK, MOUNT, checked_reads, dataset_shape, holds_table, is_link, table_directory,

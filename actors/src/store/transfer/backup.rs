@@ -291,7 +291,7 @@ impl Store {
             // So that others are told as well. An index is made anew by it, and then the project is whole again.
             let mended = self.reexamine(&view, None).await.unwrap_or(false);
             let now = self.view(project).await.ok().flatten();
-            if mended && now.is_some_and(|now| now.condition().is_sound()) {
+            if mended && now.is_some_and(|now| now.damage().is_sound()) {
                 return Err(retry(format!("the project has been mended: {error}")));
             }
         }
@@ -334,8 +334,8 @@ impl BackupRequest {
 impl Source {
     async fn of(view: Arc<ProjectView>) -> Result<Self, Cause> {
         // Known to be damaged: what the copy would lack is in no backup as if it were all.
-        if !view.condition().fragments.is_empty() {
-            let found = view.condition().describe().join("; ");
+        if !view.damage().fragments.is_empty() {
+            let found = view.damage().describe().join("; ");
             return Err(KnowledgeError::unreadable(found).into());
         }
         let dataset = view.dataset();

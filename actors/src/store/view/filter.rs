@@ -19,7 +19,7 @@ pub fn time_literal(time: DateTime<Utc>) -> Expr {
 
 /// A moment in a project's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
+pub enum AsOf {
     /// Just after this commit.
     Commit(i64),
     /// This time.
@@ -27,15 +27,15 @@ pub enum Moment {
 }
 
 /// The rows that were live at a moment, or that are live now.
-pub fn live(at: Option<Moment>) -> Expr {
+pub fn live(at: Option<AsOf>) -> Expr {
     match at {
         None => col(column::VALID_TO).is_null(),
-        Some(Moment::Commit(version)) => col(column::VALID_FROM).lt_eq(lit(version)).and(
+        Some(AsOf::Commit(version)) => col(column::VALID_FROM).lt_eq(lit(version)).and(
             col(column::VALID_TO)
                 .is_null()
                 .or(col(column::VALID_TO).gt(lit(version))),
         ),
-        Some(Moment::Time(time)) => opened_by(time).and(
+        Some(AsOf::Time(time)) => opened_by(time).and(
             col(column::CLOSED_AT)
                 .is_null()
                 .or(col(column::CLOSED_AT).gt(time_literal(time))),
@@ -77,7 +77,7 @@ pub fn any_of<T: AsRef<str>>(name: &str, values: &[T]) -> Option<Expr> {
 }
 
 /// The rows that are live and pass `filter`.
-pub fn matching(filter: &Filter, at: Option<Moment>) -> Expr {
+pub fn matching(filter: &Filter, at: Option<AsOf>) -> Expr {
     let types: Vec<&str> = filter.types().iter().map(|kind| kind.as_str()).collect();
     let mut parts = vec![live(at)];
     parts.extend(any_of(column::TYPE, &types));

@@ -81,14 +81,14 @@ impl ProjectView {
     }
 
     /// Refuses a moment of which rows have been removed since.
-    pub(crate) fn check_moment(&self, at: Option<filter::Moment>) -> KnowledgeResult<()> {
+    pub(crate) fn check_as_of(&self, at: Option<filter::AsOf>) -> KnowledgeResult<()> {
         let Some(at) = at else { return Ok(()) };
         let Some(horizon) = self.horizon()? else {
             return Ok(());
         };
         let forgotten = match at {
-            filter::Moment::Commit(sequence) => sequence < horizon.sequence,
-            filter::Moment::Time(time) => time < horizon.at,
+            filter::AsOf::Commit(sequence) => sequence < horizon.sequence,
+            filter::AsOf::Time(time) => time < horizon.at,
         };
         if forgotten {
             Err(KnowledgeError::Expired {

@@ -47,7 +47,7 @@ impl ProjectView {
                     .await
             }
             (LegKind::Vector, _, _) | (LegKind::Text, SearchMode::Vector, _) => Ok(nothing),
-            (LegKind::Text, SearchMode::Hybrid | SearchMode::Text, vector) => match &self.condition.keyword_index {
+            (LegKind::Text, SearchMode::Hybrid | SearchMode::Text, vector) => match &self.damage.keyword_index {
                 // By meaning alone, which `degraded` says.
                 Some(_) if request.mode == SearchMode::Hybrid && vector.is_some() => Ok(nothing),
                 Some(reason) => Err(KnowledgeError::Unavailable {

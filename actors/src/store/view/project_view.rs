@@ -20,8 +20,8 @@ use crate::domain::{Filter, ItemStats, ProjectName, SearchMode};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::columns::Column;
-use crate::store::table::condition::Condition;
 use crate::store::table::schema::{TableShape, may_be_missing};
+use crate::store::table::table_damage::TableDamage;
 use crate::store::view::filter;
 
 /// Column of the row's address in this version.
@@ -34,7 +34,7 @@ pub struct ProjectView {
     pub(super) dataset: Arc<Dataset>,
     pub(super) shape: TableShape,
     pub(super) sequence: i64,
-    pub(super) condition: Arc<Condition>,
+    pub(super) damage: Arc<TableDamage>,
     pub(super) stats: OnceCell<Arc<ItemStats>>,
 }
 
@@ -58,7 +58,7 @@ pub struct SearchRequest {
     /// Cosine below which a passage does not count as found by its meaning.
     pub min_similarity: f32,
     /// Search the items as they were then.
-    pub at: Option<filter::Moment>,
+    pub at: Option<filter::AsOf>,
     /// An item that is no result of its own.
     pub except: Option<String>,
     /// Bytes of text that the results may have together; those that do not fit are left out, but for the first.
@@ -73,14 +73,14 @@ impl ProjectView {
         dataset: Arc<Dataset>,
         shape: TableShape,
         sequence: i64,
-        condition: Arc<Condition>,
+        damage: Arc<TableDamage>,
     ) -> Self {
         Self {
             project,
             dataset,
             shape,
             sequence,
-            condition,
+            damage,
             stats: OnceCell::new(),
         }
     }
@@ -116,13 +116,13 @@ impl ProjectView {
     }
 
     /// What of the table cannot be read: scans leave it out.
-    pub fn condition(&self) -> &Arc<Condition> {
-        &self.condition
+    pub fn damage(&self) -> &Arc<TableDamage> {
+        &self.damage
     }
 
     /// Why a search finds less than was stored, if so.
     pub fn degraded(&self) -> Option<String> {
-        let found = self.condition.describe();
+        let found = self.damage.describe();
         (!found.is_empty()).then(|| format!("project {}: {}", self.project, found.join("; ")))
     }
 
@@ -156,9 +156,9 @@ impl ProjectView {
     /// A scan over everything that can be read.
     pub(super) fn scanner(&self) -> Scanner {
         let mut scanner = self.dataset.scan();
-        if !self.condition.fragments.is_empty() {
+        if !self.damage.fragments.is_empty() {
             let fragments = self.dataset.fragments().iter();
-            let readable = fragments.filter(|fragment| !self.condition.fragments.contains_key(&fragment.id));
+            let readable = fragments.filter(|fragment| !self.damage.fragments.contains_key(&fragment.id));
             scanner.with_fragments(readable.cloned().collect());
         }
         scanner
@@ -204,9 +204,9 @@ impl ProjectView {
     }
 
     /// Refuses what cannot be searched at this moment of its history.
-    pub(crate) fn check_searchable(&self, at: Option<filter::Moment>) -> KnowledgeResult<()> {
+    pub(crate) fn check_searchable(&self, at: Option<filter::AsOf>) -> KnowledgeResult<()> {
         self.check_shape()?;
-        self.check_moment(at)
+        self.check_as_of(at)
     }
 
     /// The table's configuration.

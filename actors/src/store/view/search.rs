@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{Hit, ProjectName, SearchMode};
 use crate::error::KnowledgeResult;
-use crate::store::table::condition::Condition;
+use crate::store::table::table_damage::TableDamage;
 use crate::store::view::fusion::{RankedItem, fuse};
 use crate::store::view::gather::{AnswerBudget, ITEMS_AT_ONCE};
 use crate::store::view::legs::{Leg, LegKind, Target};
@@ -107,7 +107,7 @@ pub async fn search_in(
             _ => request,
         };
         used.vector |= own.vector.is_some() && own.mode != SearchMode::Text;
-        used.text |= own.mode != SearchMode::Vector && view.condition().keyword_index.is_none();
+        used.text |= own.mode != SearchMode::Vector && view.damage().keyword_index.is_none();
         targets.push((view.as_ref(), own));
     }
     let mode = used.mode(request.mode);
@@ -256,7 +256,7 @@ pub struct Pools(Mutex<VecDeque<(PoolKey, Ranking)>>);
 #[derive(Debug)]
 struct PoolKey {
     request: [u8; 32],
-    versions: Vec<(Weak<Dataset>, Weak<Condition>)>,
+    versions: Vec<(Weak<Dataset>, Weak<TableDamage>)>,
 }
 
 impl PoolKey {
@@ -281,7 +281,7 @@ impl PoolKey {
         for component in vector.iter().flat_map(|vector| vector.iter()) {
             digest.update(component.to_le_bytes());
         }
-        let version = |view: &Arc<ProjectView>| (Arc::downgrade(view.dataset()), Arc::downgrade(view.condition()));
+        let version = |view: &Arc<ProjectView>| (Arc::downgrade(view.dataset()), Arc::downgrade(view.damage()));
         Self {
             request: digest.finalize().into(),
             versions: views.iter().map(version).collect(),

@@ -17,12 +17,12 @@ use lancedb::{Connection, Table};
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{read_error, write_error};
-use crate::store::table::condition::Condition;
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::identity::{IdentityKind, SeenIdentities};
 use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform};
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
+use crate::store::table::table_damage::TableDamage;
 use crate::store::table::{dataset_shape, keyword_index};
 use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
@@ -51,7 +51,7 @@ pub struct WriteTable {
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
     pub(super) held: HeldVersions,
     /// What of it cannot be read. Views leave it out.
-    pub(super) condition: Arc<Condition>,
+    pub(super) damage: Arc<TableDamage>,
     /// What was mended, for `admin.status`.
     pub(super) notes: Vec<String>,
 }
@@ -76,12 +76,12 @@ impl std::fmt::Debug for WriteTable {
 }
 
 impl WriteTable {
-    /// Takes over a table that was found on disk, in this condition.
+    /// Takes over a table that was found on disk, with this damage.
     pub(crate) async fn opened(
         project: ProjectName,
         table: Table,
         retention: TimeDelta,
-        condition: Condition,
+        damage: TableDamage,
         held: HeldVersions,
     ) -> KnowledgeResult<Self> {
         let schema = table.schema().await.map_err(read_error)?;
@@ -97,14 +97,14 @@ impl WriteTable {
             retention,
             oldest_closed: None,
             held,
-            condition: Arc::new(condition),
+            damage: Arc::new(damage),
             notes: Vec::new(),
         };
         if let TableShape::Current { .. } = opened.shape {
             opened.load_identities(dataset).await?;
             // A crash between a table's creation and its index leaves it without one, and keyword search
             // would then compare cases and know no stems.
-            if opened.condition.configuration.is_none()
+            if opened.damage.configuration.is_none()
                 && let Err(error) = opened.mend_text_index().await
             {
                 if matches!(error, KnowledgeError::NoDescriptors) {
@@ -123,7 +123,7 @@ impl WriteTable {
         let mut last_sequence = match sequence_in(view.config()) {
             Ok(number) => number,
             // Nothing is written then, so no number is given.
-            Err(_) if self.condition.configuration.is_some() => 0,
+            Err(_) if self.damage.configuration.is_some() => 0,
             Err(error) => return Err(error),
         };
         let mut seen = SeenIdentities::default();
@@ -141,9 +141,9 @@ impl WriteTable {
     }
 
     /// Makes the keyword index where there is none, and makes a damaged one anew. A failure is kept in the table's
-    /// condition as well: searches go on by meaning and say so.
+    /// damage as well: searches go on by meaning and say so.
     pub(crate) async fn mend_text_index(&mut self) -> KnowledgeResult<()> {
-        let damage = self.condition.keyword_index.clone();
+        let damage = self.damage.keyword_index.clone();
         let mended = async {
             if damage.is_some() {
                 match self.table.drop_index(TEXT_INDEX).await {
@@ -166,9 +166,9 @@ impl WriteTable {
         if matches!(mended, Err(KnowledgeError::NoDescriptors)) {
             return mended; // Says nothing about the index.
         }
-        self.set_condition(Condition {
+        self.set_damage(TableDamage {
             keyword_index: mended.as_ref().err().map(ToString::to_string),
-            ..(*self.condition).clone()
+            ..(*self.damage).clone()
         });
         mended
     }
@@ -256,13 +256,13 @@ impl WriteTable {
     }
 
     fn view_of(&self, dataset: Arc<Dataset>, sequence: i64) -> ProjectView {
-        let condition = Arc::clone(&self.condition);
-        ProjectView::new(self.project.clone(), dataset, self.shape.clone(), sequence, condition)
+        let damage = Arc::clone(&self.damage);
+        ProjectView::new(self.project.clone(), dataset, self.shape.clone(), sequence, damage)
     }
 
     /// What of the table cannot be read.
-    pub(crate) fn condition(&self) -> &Arc<Condition> {
-        &self.condition
+    pub(crate) fn damage(&self) -> &Arc<TableDamage> {
+        &self.damage
     }
 
     /// What was mended since this was last asked.
@@ -271,9 +271,9 @@ impl WriteTable {
     }
 
     /// Sets what of the table cannot be read, and numbers the next commit after all that were lost.
-    pub(crate) fn set_condition(&mut self, condition: Condition) {
-        self.last_sequence = self.last_sequence.max(condition.floor());
-        self.condition = Arc::new(condition);
+    pub(crate) fn set_damage(&mut self, damage: TableDamage) {
+        self.last_sequence = self.last_sequence.max(damage.floor());
+        self.damage = Arc::new(damage);
     }
 
     /// The oldest version that a reader may still read.

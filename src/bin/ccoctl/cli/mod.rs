@@ -30,7 +30,7 @@ use nix::sys::stat::{Mode, umask};
 use ccod::config::{Config, Loaded, Overrides};
 use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod::program::{self, report};
-use commands::{admin, daemon, data, items, km, life, search};
+use commands::{admin, daemon, data, items, legacy, life, search};
 use output::Output;
 
 /// Shown below the help.
@@ -115,8 +115,8 @@ enum Command {
     #[command(flatten)]
     Admin(admin::AdminCommand),
     /// What the old `knowledge-manager` did, with the same output
-    #[command(subcommand, arg_required_else_help = true)]
-    Km(km::KmCommand),
+    #[command(name = "km", subcommand, arg_required_else_help = true)]
+    Legacy(legacy::LegacyCommand),
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
@@ -258,7 +258,7 @@ async fn dispatch(context: &Context, command: Command) -> CliResult {
         Command::Life(command) => life::run(context, command).await,
         Command::Data(command) => data::run(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,
-        Command::Km(command) => km::run(context, command).await,
+        Command::Legacy(command) => legacy::run(context, command).await,
     }
 }
 
@@ -282,7 +282,7 @@ mod tests {
         assert!(matches!(ccod.command, Command::Daemon(daemon::DaemonCommand::Run(_))));
         assert_eq!(ccod.global.home, Some(PathBuf::from("/h")));
         let manager = parse(&["knowledge-manager", "stats"]).expect("parses");
-        assert!(matches!(manager.command, Command::Km(km::KmCommand::Stats)));
+        assert!(matches!(manager.command, Command::Legacy(legacy::LegacyCommand::Stats)));
         let other = parse(&["some-copy", "daemon", "status"]).expect("parses");
         assert!(matches!(other.command, Command::Daemon(daemon::DaemonCommand::Status)));
     }

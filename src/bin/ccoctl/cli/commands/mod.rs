@@ -8,6 +8,6 @@ pub(crate) mod daemon;
 pub(crate) mod data;
 mod filters;
 pub(crate) mod items;
-pub(crate) mod km;
+pub(crate) mod legacy;
 pub(crate) mod life;
 pub(crate) mod search;

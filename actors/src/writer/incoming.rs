@@ -3,7 +3,7 @@
 //! A single store spends most of its time in the embedder. If the writer committed each as it came out, 64
 //! clients would make a version for every few items. So a store is announced before it is embedded, and the
 //! writer holds a group open for a moment while others are on their way (see `WriterState::hold`). Nothing
-//! depends on an announcement: one that is dropped only wakes the lane.
+//! depends on an incoming: one that is dropped only wakes the lane.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::domain::ProjectName;
 
 /// How many stores are on their way, by project.
 #[derive(Debug, Default)]
-pub(crate) struct Announcements(Mutex<HashMap<ProjectName, usize>>);
+pub(crate) struct IncomingStores(Mutex<HashMap<ProjectName, usize>>);
 
-impl Announcements {
+impl IncomingStores {
     /// Stores of this project on their way.
     pub(crate) fn of(&self, project: &ProjectName) -> usize {
         let counts = self.0.lock();
@@ -43,22 +43,18 @@ impl Announcements {
 
 /// One store on its way. See the module.
 #[derive(Debug)]
-pub struct Announcement {
-    announcements: Arc<Announcements>,
+pub struct IncomingStore {
+    incoming: Arc<IncomingStores>,
     project: ProjectName,
     writer: ActorRef<WriterMessage>,
     arrived: bool,
 }
 
-impl Announcement {
-    pub(super) fn new(
-        announcements: Arc<Announcements>,
-        project: ProjectName,
-        writer: ActorRef<WriterMessage>,
-    ) -> Self {
-        announcements.add(&project);
+impl IncomingStore {
+    pub(super) fn new(incoming: Arc<IncomingStores>, project: ProjectName, writer: ActorRef<WriterMessage>) -> Self {
+        incoming.add(&project);
         Self {
-            announcements,
+            incoming,
             project,
             writer,
             arrived: false,
@@ -71,9 +67,9 @@ impl Announcement {
     }
 }
 
-impl Drop for Announcement {
+impl Drop for IncomingStore {
     fn drop(&mut self) {
-        self.announcements.remove(&self.project);
+        self.incoming.remove(&self.project);
         if !self.arrived {
             // Failed or abandoned: a group may be waiting for it. A writer that has ended waits for nothing.
             self.writer.cast(WriterMessage::Nudge(self.project.clone())).ok();

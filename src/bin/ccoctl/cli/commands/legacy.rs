@@ -30,7 +30,7 @@ const MAX_HITS: u32 = 100;
 
 /// Commands of `knowledge-manager`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum KmCommand {
+pub(crate) enum LegacyCommand {
     /// Store a text; prints `Stored with ID: <id>`
     Store {
         /// What to keep
@@ -163,17 +163,17 @@ struct TestReport {
 }
 
 /// Runs a command of `knowledge-manager`.
-pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
-    if let KmCommand::Test = command {
+pub(crate) async fn run(context: &Context, command: LegacyCommand) -> CliResult {
+    if let LegacyCommand::Test = command {
         return test(context).await;
     }
-    if let KmCommand::Store { text, .. } = &command {
+    if let LegacyCommand::Store { text, .. } = &command {
         check_not_blank(text)?;
     }
     let project = context.project(None)?;
     let daemon = Daemon::open(context).await?;
     match command {
-        KmCommand::Store {
+        LegacyCommand::Store {
             text,
             knowledge_type,
             agent,
@@ -195,12 +195,12 @@ pub(crate) async fn run(context: &Context, command: KmCommand) -> CliResult {
                 .output
                 .print_text_done(&result, &format!("Stored with ID: {stored}"))?;
         }
-        KmCommand::Search { query, limit } => {
+        LegacyCommand::Search { query, limit } => {
             let hits = search(&daemon, &project, query, limit.min(MAX_HITS)).await?;
             print(context, &hits)?;
         }
-        KmCommand::Stats => print(context, &stats(&daemon, &project).await?)?,
-        KmCommand::Test => {}
+        LegacyCommand::Stats => print(context, &stats(&daemon, &project).await?)?,
+        LegacyCommand::Test => {}
     }
     Ok(Exit::Ok)
 }

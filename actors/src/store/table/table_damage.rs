@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is wrong with a table that is open, and what of its history is lost. Empty in the ordinary case.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Condition {
+pub struct TableDamage {
     /// Fragments that cannot be read, by id. Reads leave them out.
     pub fragments: BTreeMap<u64, DamagedFragment>,
     /// Why the keyword index cannot be used, if it cannot.
@@ -44,7 +44,7 @@ pub struct Gap {
     pub files: Vec<String>,
 }
 
-impl Condition {
+impl TableDamage {
     /// Whether everything can be read.
     pub fn is_sound(&self) -> bool {
         self.fragments.is_empty() && self.keyword_index.is_none()

@@ -12,7 +12,7 @@ use crate::params::{TIMEOUT_MS_MAX, TRACE_ID_MAX};
 /// which methods are registered. Other names of a method are listed with it, not as methods of their own;
 /// names that the contract does not know are left out. `rpc.cancel` is
 /// always there: the connection itself serves it.
-pub fn openrpc<'a>(version: &str, registered: impl IntoIterator<Item = &'a str>) -> Value {
+pub fn document<'a>(version: &str, registered: impl IntoIterator<Item = &'a str>) -> Value {
     let registered: Vec<&str> = registered.into_iter().collect();
     let settings = SchemaSettings::draft07().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn what_is_registered_is_described_and_references_resolve() {
         let names: Vec<&str> = METHODS.iter().map(|row| row.name).chain(["other.method"]).collect();
-        let document = openrpc("1.2.3", names);
+        let document = document("1.2.3", names);
         assert_eq!(document["methods"].as_array().unwrap().len(), METHODS.len());
         let text = document.to_string();
         let schemas = document["components"]["schemas"].as_object().unwrap();
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_project_is_described_as_the_method_takes_it() {
-        let document = openrpc("1", METHODS.iter().map(|row| row.name));
+        let document = document("1", METHODS.iter().map(|row| row.name));
         for method in document["methods"].as_array().unwrap() {
             let name = method["name"].as_str().unwrap();
             let row = crate::api::method_info(name).unwrap();
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn only_what_is_registered() {
-        let document = openrpc("1", [method::RPC_VERSION, method::KNOWLEDGE_LIST]);
+        let document = document("1", [method::RPC_VERSION, method::KNOWLEDGE_LIST]);
         let methods = document["methods"].as_array().unwrap();
         assert_eq!(methods.len(), 3);
         assert_eq!(methods[2]["name"], method::RPC_CANCEL);
