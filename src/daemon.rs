@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ccod_actors::embedder::{EmbedderConfig, EmbedderShared, ModelCell};
+use ccod_actors::knowledge::{Knowledge, Limits};
 use ccod_actors::reader::ReaderConfig;
 use ccod_actors::restart::RestartPolicy;
 use ccod_actors::store::{ModelIdentity, Store, StoreConfig, StoreLock, StoreLockError};
@@ -157,9 +158,8 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     limits.shutdown_grace_ms = server_grace(&config);
     let check_period = Duration::from_millis(limits.socket_check_ms);
     let methods = rpc::methods(App {
+        knowledge: Knowledge::new(store, routes, item_limits(&config)),
         config,
-        store,
-        routes,
         shutdown: stop.clone(),
         server: Arc::clone(&stats),
         turns: rpc::Turns::default(),
@@ -305,6 +305,16 @@ fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {
         min_free_bytes: config.store.min_free_bytes,
         model,
         retention: chrono::TimeDelta::days(i64::from(config.store.retention_days)),
+    }
+}
+
+fn item_limits(config: &Config) -> Limits {
+    Limits {
+        max_text_bytes: config.items.max_text_bytes,
+        max_metadata_bytes: config.items.max_metadata_bytes,
+        max_batch: config.items.store_batch_max as usize,
+        max_answer_bytes: config.limits.max_response_bytes,
+        min_similarity: config.search.min_similarity as f32,
     }
 }
 

@@ -23,10 +23,12 @@ pub enum KnowledgeError {
         message: String,
     },
     /// The item does not exist or was deleted.
-    #[error("{}", message::not_found(id))]
+    #[error("{}", message::not_found_in_part(id, degraded.as_deref()))]
     NotFound {
         /// The id that was looked for.
         id: String,
+        /// Why it may be there all the same, if so: what of the project cannot be read.
+        degraded: Option<String>,
     },
     /// The id is taken by an item with other content.
     #[error("{}", message::already_exists(id))]
@@ -217,6 +219,17 @@ impl KnowledgeError {
             executed,
             undo_token,
             cause,
+        }
+    }
+
+    /// This error, of something that failed before a write was handed to the writer: a fault in the daemon says so as well.
+    #[must_use]
+    pub fn unwritten(self) -> Self {
+        match self {
+            Self::Internal { .. } | Self::Unreadable { .. } | Self::OutOfReach { .. } => {
+                self.of_write(Executed::No, None)
+            }
+            error => error,
         }
     }
 

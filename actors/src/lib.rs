@@ -24,6 +24,7 @@ pub mod descriptors;
 pub mod domain;
 pub mod embedder;
 pub mod error;
+pub mod knowledge;
 pub mod panics;
 pub mod reader;
 pub mod restart;

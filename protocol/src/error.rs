@@ -303,11 +303,11 @@ impl WireError {
     #[must_use]
     pub fn not_found_in_part(id: &str, degraded: Option<String>) -> Self {
         let mut error = Self::not_found(id);
-        if let Some(reason) = degraded {
-            error.message = format!("{} (it may be among what cannot be read: {reason})", error.message);
-            error = error.with_extra("degraded", reason);
+        error.message = message::not_found_in_part(id, degraded.as_deref());
+        match degraded {
+            Some(reason) => error.with_extra("degraded", reason),
+            None => error,
         }
-        error
     }
 
     /// -32021: the id belongs to other content.

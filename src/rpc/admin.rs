@@ -9,12 +9,11 @@ use ccod_actors::descriptors;
 use ccod_actors::domain::ProjectName;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::routes::{PartState, PartStatus};
-use ccod_actors::writer::ExclusiveTask;
 use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
 
-use super::{App, Call, Failure, convert, must_exist, probe};
+use super::{App, Call, Failure, convert, must_exist};
 
 /// Time between the answer to `admin.shutdown` and the shutdown, so that the answer gets out.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
@@ -23,7 +22,7 @@ const SHUTDOWN_DELAY: Duration = Duration::from_millis(20);
 pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api::HealthResult, Failure> {
     let (mut status, mut reasons) = health_of(&app).await;
     if call.params.deep
-        && let Err(error) = probe::probe(&app, call.deadline(), call.origin()).await
+        && let Err(error) = app.knowledge.probe(&call.asked()).await
     {
         status = HealthStatus::Degraded;
         reasons.push(format!("the probe (store, search, delete) failed: {error}"));
@@ -36,7 +35,7 @@ pub(crate) async fn health(app: Arc<App>, call: Call<api::Health>) -> Result<api
 }
 
 async fn health_of(app: &App) -> (HealthStatus, Vec<String>) {
-    let troubles = app.store.troubles().await;
+    let troubles = app.store().troubles().await;
     let routes = app.routes();
     let of_lanes = routes.writer.iter().flat_map(|writer| writer.troubles());
     let of_descriptors = descriptors::trouble(
@@ -86,7 +85,7 @@ pub(crate) async fn status(app: Arc<App>, call: Call<api::Status>) -> Result<api
 
 async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Failure> {
     let routes = app.routes();
-    let model = &app.store.config().model;
+    let model = &app.store().config().model;
     let embedder = match &routes.embedder {
         Some(embedder) => embedder.stats().await,
         None => None,
@@ -160,7 +159,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Fa
 
     // Last, since the projects may have been opened only now.
     let (status, reasons) = health_of(app).await;
-    let recovery = app.store.recovery().await;
+    let recovery = app.store().recovery().await;
     Ok(api::StatusResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -169,7 +168,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Fa
         uptime_ms: u64::try_from(app.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         home: app.config.home.display().to_string(),
         socket: app.config.socket_path().display().to_string(),
-        durability: app.store.config().durability,
+        durability: app.store().config().durability,
         actors,
         model: api::ModelStatus {
             identity: convert::model(&model.name, model.dimensions),
@@ -255,7 +254,7 @@ fn memory() -> api::MemoryStatus {
 fn caches(app: &App, embedder: &serde_json::Map<String, Value>) -> BTreeMap<String, BTreeMap<String, u64>> {
     let config = &app.config.store;
     let lance = BTreeMap::from([
-        ("bytes".to_owned(), app.store.cache_bytes()),
+        ("bytes".to_owned(), app.store().cache_bytes()),
         (
             "capacity_bytes".to_owned(),
             config.session_index_cache_bytes + config.session_metadata_cache_bytes,
@@ -285,7 +284,7 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
             vec![project.clone()]
         }
         None => app
-            .store
+            .store()
             .projects()
             .iter()
             .map(|project| project.name().clone())
@@ -299,7 +298,7 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
         }
         call.context
             .progress(done as u64, Some(total), &format!("optimizing {project}"));
-        let (freed, steps) = match reclaim(&app, &project, call.deadline()).await {
+        let done = match app.knowledge.reclaim(&project, &call.asked()).await {
             Ok(done) => done,
             // Shown by `projects`; with all projects asked for it is not an error.
             Err(KnowledgeError::NeedsMigration { .. }) if call.project.is_none() => continue,
@@ -309,8 +308,8 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
             }
             Err(error) => return Err(error.into()),
         };
-        result.freed_bytes += freed;
-        for (step, count) in steps {
+        result.freed_bytes += done.freed_bytes;
+        for (step, count) in done.steps {
             *result.steps.entry(step).or_default() += count;
         }
         result.projects.push(project.to_string());
@@ -327,29 +326,6 @@ fn is_of_the_call(error: &KnowledgeError) -> bool {
             | KnowledgeError::ShuttingDown
             | KnowledgeError::Unavailable { .. }
     )
-}
-
-/// Runs all the upkeep of one project. Gives back the bytes that it freed on disk and the steps it took.
-pub(crate) async fn reclaim(
-    app: &App,
-    project: &ProjectName,
-    deadline: ccod_actors::deadline::Deadline,
-) -> Result<(u64, BTreeMap<String, u64>), KnowledgeError> {
-    let before = bytes_on_disk(app, project).await?;
-    let routes = app.routes();
-    let outcome = routes
-        .writer()?
-        .exclusive(project.clone(), ExclusiveTask::Optimize, deadline)
-        .await?;
-    let after = bytes_on_disk(app, project).await?;
-    Ok((before.saturating_sub(after), outcome.steps))
-}
-
-async fn bytes_on_disk(app: &App, project: &ProjectName) -> Result<u64, KnowledgeError> {
-    match app.store.projects().iter().find(|known| known.name() == project) {
-        Some(known) => known.bytes_on_disk().await,
-        None => Ok(0),
-    }
 }
 
 /// Begins the shutdown; the answer comes first.

@@ -2,13 +2,13 @@
 
 use ccod_actors::descriptors;
 use ccod_actors::error::KnowledgeError;
-use ccod_protocol::error::{ErrorKind, Executed, Invalid, WireError};
+use ccod_protocol::error::{Executed, Invalid, WireError};
 
 /// The wire's code for what became of a request, and what programs are told beside it. The text is the error's own.
 pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
     match error {
         KnowledgeError::InvalidParameter { parameter, message } => WireError::invalid_params(parameter, message),
-        KnowledgeError::NotFound { id } => WireError::not_found(&id),
+        KnowledgeError::NotFound { id, degraded } => WireError::not_found_in_part(&id, degraded),
         KnowledgeError::AlreadyExists { id } => WireError::already_exists(&id),
         KnowledgeError::SecretRejected { detector, field } => WireError::secret_rejected(&detector, &field),
         KnowledgeError::ModelMismatch {
@@ -95,19 +95,11 @@ impl From<Failure> for WireError {
     }
 }
 
-/// [`wire_error`] of what failed before a write was handed to the writer: a fault in the daemon says so as well.
-pub(crate) fn unwritten(error: KnowledgeError) -> WireError {
-    let error = wire_error(error);
-    if error.kind() == ErrorKind::InternalError && error.data.executed.is_none() {
-        error.with_executed(Executed::No)
-    } else {
-        error
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
+
+    use ccod_protocol::error::ErrorKind;
 
     use super::*;
 
@@ -116,7 +108,14 @@ mod tests {
         let text = |text: &str| text.to_owned();
         let mut errors = vec![
             KnowledgeError::invalid("limit", "`limit` must be from 1 to 100"),
-            KnowledgeError::NotFound { id: text("issue-1-ab") },
+            KnowledgeError::NotFound {
+                id: text("issue-1-ab"),
+                degraded: None,
+            },
+            KnowledgeError::NotFound {
+                id: text("issue-1-ab"),
+                degraded: Some(text("a data file is missing")),
+            },
             KnowledgeError::AlreadyExists { id: text("issue-1-ab") },
             KnowledgeError::SecretRejected {
                 detector: text("aws"),

@@ -4,43 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ccod_actors::domain::{self, format_time};
-use ccod_actors::embedder::Lane;
 use ccod_actors::reader::StatsReport;
 use ccod_actors::store::view::ListRequest;
-use ccod_actors::writer::ItemOutcome;
 use ccod_protocol::api::{self, BatchItem, BatchItemError, StoreStatus};
 use ccod_protocol::error::WireError;
 use chrono::{DateTime, Utc};
-use futures::future::join_all;
 
-use super::ingest::{new_item, prepare};
-use super::{App, Call, Failure, convert, is_there, unwritten};
-
-/// Longest text whose store the writer may hold a group open for: some four passages.
-const ANNOUNCED_BYTES: usize = 4 * 1024;
+use super::{App, Call, Failure, convert};
 
 /// Stores one item.
 pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::StoreResult, Failure> {
-    let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
-    let item = new_item(call.params, &app.config.items)?;
-    let routes = app.routes();
-    let writer = routes.writer()?;
-    let embedder = routes.embedder()?;
-    // A single store rides the interactive lane: the writer's groups form of what is embedded together. A text
-    // that takes long to embed is not waited for, and the embedder takes a large one as bulk work.
-    let announced = (item.content.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
-    let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
-        .await
-        .map_err(unwritten)?;
-    let reply = writer
-        .store(project.clone(), vec![prepared], announced, deadline)
-        .await?;
-    let version = convert::version(reply.version);
-    let outcome = reply
-        .items
-        .into_iter()
-        .next()
-        .ok_or_else(|| WireError::internal("the writer gave no answer for the item"))??;
+    let (project, asked) = (call.project(), call.asked());
+    let (outcome, version) = app.knowledge.store(&project, call.params, &asked).await?;
     Ok(api::StoreResult {
         id: outcome.id,
         project_id: project.to_string(),
@@ -49,88 +24,32 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
         } else {
             StoreStatus::Stored
         },
-        timestamp: ccod_actors::domain::format_time(outcome.timestamp),
+        timestamp: format_time(outcome.timestamp),
         passages: outcome.passages,
         redactions: Vec::new(),
-        version,
-        durability: app.store.config().durability,
+        version: convert::version(version),
+        durability: app.store().config().durability,
     })
 }
 
 /// Stores many items; those that fail are told apart, the others are stored.
 pub(crate) async fn store_batch(app: Arc<App>, call: Call<api::StoreBatch>) -> Result<api::StoreBatchResult, Failure> {
-    let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
-    let items = call.params.items;
-    let most = app.config.items.store_batch_max as usize;
-    if items.len() > most {
-        return Err(WireError::invalid_params(
-            "items",
-            format!(
-                "`items` must be at most {most} items, this list has {}; send it in parts",
-                items.len()
-            ),
-        )
-        .into());
-    }
-    let routes = app.routes();
-    let writer = routes.writer()?;
-    let embedder = routes.embedder()?;
-
-    let count = items.len();
-    let prepared = join_all(items.into_iter().map(|item| async {
-        let params = match item {
-            BatchItem::Valid(params) => *params,
-            BatchItem::Invalid(error) => return Err(Failure::from(error)),
-        };
-        let item = new_item(params, &app.config.items)?;
-        Ok(prepare(embedder, item, Lane::Bulk, deadline, origin).await?)
-    }))
-    .await;
-
-    let mut outcomes: Vec<Result<ItemOutcome, Failure>> = Vec::with_capacity(count);
-    let mut places = Vec::with_capacity(count);
-    let mut writable = Vec::with_capacity(count);
-    for (index, item) in prepared.into_iter().enumerate() {
-        match item {
-            Ok(item) => {
-                places.push(index);
-                writable.push(item);
-                // Replaced below by what became of it.
-                outcomes.push(Err(WireError::outcome_unknown().into()));
-            }
-            Err(error) => outcomes.push(Err(error)),
-        }
-    }
-    let mut version = 0;
-    if !writable.is_empty() {
-        match writer.store(project.clone(), writable, None, deadline).await {
-            Ok(reply) => {
-                version = convert::version(reply.version);
-                for (index, item) in places.into_iter().zip(reply.items) {
-                    outcomes[index] = item.map_err(Failure::from);
-                }
-            }
-            // Nothing is known of any of them: the whole request failed, and says so.
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // The items have their outcomes by now: that the version cannot be told must not replace them.
-    if version == 0
-        && let Ok(Some(view)) = app.store.view(&project).await
-    {
-        version = convert::version(view.sequence());
-    }
-
+    let (project, asked) = (call.project(), call.asked());
+    let items = call.params.items.into_iter().map(|item| match item {
+        BatchItem::Valid(params) => Ok(*params),
+        BatchItem::Invalid(error) => Err(Failure::from(error)),
+    });
+    let stored = app.knowledge.store_batch(&project, items.collect(), &asked).await?;
     let mut result = api::StoreBatchResult {
-        ids: Vec::with_capacity(count),
+        ids: Vec::with_capacity(stored.items.len()),
         stored: 0,
         duplicates: 0,
         failed: 0,
         errors: Vec::new(),
-        version,
-        durability: app.store.config().durability,
+        version: convert::version(stored.version),
+        durability: app.store().config().durability,
     };
-    for (index, outcome) in outcomes.into_iter().enumerate() {
+    for (index, outcome) in stored.items.into_iter().enumerate() {
         match outcome {
             Ok(outcome) => {
                 if outcome.duplicate {
@@ -220,7 +139,11 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
     let found = app
         .routes()
         .readers
-        .get(call.project(), app.within_answer(wanted.clone()), call.deadline())
+        .get(
+            call.project(),
+            app.knowledge.within_answer(wanted.clone()),
+            call.deadline(),
+        )
         .await?;
     let items = found.found.items.into_iter().map(|stored| stored.item);
     let mut by_id: HashMap<String, api::Item> = items.map(|item| (item.id.clone(), item)).collect();
@@ -254,7 +177,7 @@ async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<Stat
 
 /// Counts items.
 pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::StatsResult, Failure> {
-    let running = &app.store.config().model;
+    let running = &app.store().config().model;
     let mut result = api::StatsResult {
         model: convert::model(&running.name, running.dimensions),
         ..api::StatsResult::default()
@@ -262,7 +185,7 @@ pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::
     let (mut oldest, mut newest) = (None, None);
     if let Some(project) = &call.project {
         // One that is not there has nothing; one whose name is written otherwise has not nothing.
-        is_there(&app, project).await?;
+        app.knowledge.exists(project).await?;
     }
     let report = project_stats(&app, &call).await?;
     for failed in report.failed {

@@ -2,90 +2,29 @@
 
 use std::sync::Arc;
 
-use ccod_actors::clock::believed_now;
-use ccod_actors::domain::{Deletion, ProjectName, format_time, now_ms};
-use ccod_actors::embedder::Lane;
-use ccod_actors::error::{KnowledgeError, KnowledgeResult};
-use ccod_actors::reader::Within;
+use ccod_actors::domain::{format_time, now_ms};
+use ccod_actors::knowledge::delete::Undelete;
 use ccod_actors::store::transfer::known_backups;
-use ccod_actors::writer::{DeleteTarget, ExclusiveTask, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
+use ccod_actors::writer::DeleteTarget;
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use chrono::TimeDelta;
 
-use super::{App, Call, Failure, admin, convert, ingest, unwritten};
+use super::{App, Call, Failure, convert};
 
 /// Oldest age that a cleanup takes: a hundred years.
 const OLDER_THAN_DAYS_MAX: u32 = 36_500;
 
 /// Changes an item.
 pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, Failure> {
-    let (project, deadline, origin) = (call.project(), call.deadline(), call.origin());
-    let params = call.params;
-    check_patch(&params, &app)?;
-    let routes = app.routes();
-    let writer = routes.writer()?;
-    // Before the embedding, which is the dear part; the writer looks again when it is its turn, and says so if the
-    // text has become another one meanwhile.
-    let found = routes
-        .readers
-        .get(project.clone(), whole(params.id.clone()), deadline)
-        .await
-        .map_err(unwritten)?;
-    let Some(current) = found.found.items.first() else {
-        return Err(WireError::not_found_in_part(&params.id, found.degraded).into());
-    };
-    let embed = async |text: &str| {
-        let embedder = routes.embedder()?;
-        let embedded = ingest::embed_text(embedder, text, Lane::Interactive, deadline, origin).await;
-        Ok::<_, Failure>(embedded.map_err(unwritten)?)
-    };
-    let passages = match &params.text {
-        Some(text) if *text != current.item.text => Some(embed(text).await?),
-        _ => None,
-    };
-    let mut update = PreparedUpdate {
-        change: params,
-        passages,
-    };
-    let change = async |update| {
-        let outcome = writer.change(project.clone(), WriteOp::Update(update), deadline).await;
-        outcome.map_err(Failure::from)
-    };
-    let (mut outcome, mut version) = change(update.clone()).await?;
-    if let (OpOutcome::NotEmbedded, Some(text)) = (&outcome, &update.change.text) {
-        // Somebody has changed the text meanwhile. With its own passages the update fits any.
-        update.passages = Some(embed(text).await?);
-        (outcome, version) = change(update).await?;
-    }
-    let OpOutcome::Updated { id, updated_at } = outcome else {
-        return Err(unexpected(&outcome));
-    };
+    let (project, asked) = (call.project(), call.asked());
+    let updated = app.knowledge.update(&project, call.params, &asked).await?;
     Ok(api::UpdateResult {
-        id,
-        version: convert::version(version),
-        updated_at: format_time(updated_at),
-        durability: app.store.config().durability,
+        id: updated.id,
+        version: convert::version(updated.version),
+        updated_at: format_time(updated.updated_at),
+        durability: app.store().config().durability,
     })
-}
-
-/// An item that is read for the daemon itself: no answer bounds it.
-fn whole(id: String) -> Within<Vec<String>> {
-    Within {
-        wanted: vec![id],
-        max_answer_bytes: usize::MAX,
-    }
-}
-
-fn check_patch(params: &api::UpdateParams, app: &App) -> KnowledgeResult<()> {
-    let limits = &app.config.items;
-    if let Some(text) = &params.text {
-        ingest::check_text(text, limits)?;
-    }
-    if let Some(metadata) = &params.metadata {
-        ingest::check_metadata(metadata, limits)?;
-    }
-    Ok(())
 }
 
 /// Lists the revisions of an item.
@@ -95,7 +34,7 @@ pub(crate) async fn history(app: Arc<App>, call: Call<api::History>) -> Result<a
         .readers
         .history(
             call.project(),
-            app.within_answer(call.params.id.clone()),
+            app.knowledge.within_answer(call.params.id.clone()),
             call.deadline(),
         )
         .await?;
@@ -129,7 +68,7 @@ pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api
     if call.params.dry_run {
         return would_delete(&app, &call, target).await;
     }
-    let done = delete_now(&app, project, target, &call).await?;
+    let done = app.knowledge.delete(&project, target, &call.asked()).await?;
     Ok(api::DeleteResult {
         deleted: done.ids.len() as u64,
         ids: done.ids,
@@ -140,7 +79,7 @@ pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api
 }
 
 async fn would_delete(app: &App, call: &Call<api::Delete>, target: DeleteTarget) -> Result<api::DeleteResult, Failure> {
-    let target = app.within_answer(target);
+    let target = app.knowledge.within_answer(target);
     let seen = app
         .routes()
         .readers
@@ -155,111 +94,26 @@ async fn would_delete(app: &App, call: &Call<api::Delete>, target: DeleteTarget)
     })
 }
 
-/// What a delete has done.
-#[derive(Default)]
-struct Done {
-    ids: Vec<String>,
-    deletion: Option<Deletion>,
-    version: i64,
-    /// What of the project could not be read when it began, if something could not.
-    degraded: Option<String>,
-}
-
-async fn delete_now<M: api::Method>(
-    app: &App,
-    project: ProjectName,
-    target: DeleteTarget,
-    call: &Call<M>,
-) -> Result<Done, Failure> {
-    // A project comes to be with its first store, not with a delete.
-    let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
-        return Ok(Done::default());
-    };
-    let degraded = view.degraded();
-    drop(view);
-    let routes = app.routes();
-    let writer = routes.writer()?;
-    let (outcome, version) = writer
-        .delete(project, target, call.deadline(), &call.context.cancelled)
-        .await?;
-    let OpOutcome::Deleted { ids, deletion } = outcome else {
-        return Err(unexpected(&outcome));
-    };
-    Ok(Done {
-        ids,
-        deletion,
-        version,
-        degraded,
-    })
-}
-
 /// Brings deleted items back.
 pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result<api::UndeleteResult, Failure> {
-    let (project, target) = match (&call.params.undo_token, &call.params.ids) {
-        (Some(token), _) => {
-            let deletion = Deletion::parse(token)?;
-            // The token names its project, so the caller need not; what contradicts it is a mistake.
-            if call.project.as_ref().is_some_and(|named| *named != deletion.project) {
-                return Err(WireError::invalid_params(
-                    "undo_token",
-                    format!(
-                        "`undo_token` is of project {}; leave `project_id` out",
-                        deletion.project
-                    ),
-                )
-                .into());
-            }
-            if believed_now() - deletion.at > app.store.config().retention {
-                return Err(WireError::expired("the undo token").into());
-            }
-            (deletion.project.clone(), UndeleteTarget::Deletion(deletion))
-        }
-        (None, ids) => (
-            call.project(),
-            UndeleteTarget::Ids(convert::ids(ids.as_deref().unwrap_or_default())),
-        ),
+    let undelete = match (&call.params.undo_token, &call.params.ids) {
+        (Some(token), _) => Undelete::Token {
+            token: token.clone(),
+            project: call.project.clone(),
+        },
+        (None, ids) => Undelete::Ids {
+            ids: convert::ids(ids.as_deref().unwrap_or_default()),
+            project: call.project(),
+        },
     };
-    let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
-        return Ok(api::UndeleteResult::default());
-    };
-    if let UndeleteTarget::Deletion(deletion) = &target
-        && view
-            .horizon()
-            .map_err(unwritten)?
-            .is_some_and(|horizon| deletion.sequence <= horizon.sequence)
-    {
-        return Err(WireError::expired("the undo token").into());
-    }
-    let lineage = app.store.lineage(&project)?;
-    if let UndeleteTarget::Deletion(deletion) = &target
-        && lineage.epoch > 0
-        && deletion.sequence <= lineage.sequence
-    {
-        // What it deleted was in the project that a restore has moved aside.
-        return Err(WireError::expired("the undo token").into());
-    }
-    let degraded = view.degraded();
-    drop(view);
-    let routes = app.routes();
-    let writer = routes.writer()?;
-    let (outcome, version) = writer
-        .change(project, WriteOp::Undelete(target), call.deadline())
-        .await?;
-    let OpOutcome::Undeleted {
-        restored,
-        present,
-        missing,
-    } = outcome
-    else {
-        return Err(unexpected(&outcome));
-    };
+    let done = app.knowledge.undelete(undelete, &call.asked()).await?;
     Ok(api::UndeleteResult {
-        restored: restored.len() as u64,
-        ids: restored,
-        present,
-        missing,
-        version: convert::version(version),
-        degraded,
+        restored: done.restored.len() as u64,
+        ids: done.restored,
+        present: done.present,
+        missing: done.missing,
+        version: convert::version(done.version),
+        degraded: done.degraded,
     })
 }
 
@@ -291,36 +145,15 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
             degraded: seen.degraded,
         });
     }
-    let done = delete_now(&app, project.clone(), DeleteTarget::Matching(filter), &call).await?;
-    // They are deleted: whatever becomes of the rest, the caller gets the undo token.
-    let reclaimed = tokio::select! {
-        biased;
-        reclaimed = admin::reclaim(&app, &project, call.deadline()) => reclaimed.map_err(|error| error.to_string()),
-        () = call.context.cancelled.cancelled() => Err("the call was cancelled".to_owned()),
-        () = tokio::time::sleep(call.context.remaining()) => Err("the deadline passed".to_owned()),
-    };
-    let (freed_bytes, warnings) = match reclaimed {
-        Ok((freed_bytes, _)) => (freed_bytes, Vec::new()),
-        Err(reason) => {
-            tracing::warn!(%project, %reason, "a cleanup has deleted and could not free the space");
-            let what = if done.ids.is_empty() {
-                "there was nothing to delete, and space"
-            } else {
-                "the items are deleted, but their space"
-            };
-            let warning = format!(
-                "{what} could not be freed now ({reason}); upkeep frees it in time, and admin.optimize at once"
-            );
-            (0, vec![warning])
-        }
-    };
+    let done = app.knowledge.clean_up(&project, filter, &call.asked()).await?;
+    let deleted = done.deleted;
     Ok(api::CleanupResult {
-        deleted: done.ids.len() as u64,
-        freed_bytes,
+        deleted: deleted.ids.len() as u64,
+        freed_bytes: done.freed_bytes,
         dry_run: false,
-        undo_token: done.deletion.map(|deletion| deletion.token()),
-        warnings,
-        degraded: done.degraded,
+        undo_token: deleted.deletion.map(|deletion| deletion.token()),
+        warnings: done.warning.into_iter().collect(),
+        degraded: deleted.degraded,
     })
 }
 
@@ -338,36 +171,11 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
         (None, ids) => convert::ids(ids.as_deref().unwrap_or_default()),
     };
     let project = call.project();
-    let Some(view) = app.store.view(&project).await.map_err(unwritten)? else {
-        return Ok(api::PurgeResult::default());
-    };
-    let mut degraded = view.degraded();
-    drop(view);
-    let routes = app.routes();
-    let writer = routes.writer()?;
-    let outcome = writer
-        .exclusive(project.clone(), ExclusiveTask::Purge(ids), call.deadline())
-        .await?;
-    if outcome.purged.is_empty() {
-        let aside = app.store.set_aside(&project).await?;
-        let aside = aside.map(|place| {
-            format!(
-                "{} is left as it is, for nothing was purged; it may hold what was taken out of the project before: \
-                 remove it if it may hold what is to go",
-                place.display()
-            )
-        });
-        let told: Vec<String> = degraded.into_iter().chain(aside).collect();
-        degraded = (!told.is_empty()).then(|| told.join("; "));
-    }
+    let purged = app.knowledge.purge(&project, ids, &call.asked()).await?;
     Ok(api::PurgeResult {
-        purged: outcome.purged.len() as u64,
-        ids: outcome.purged,
-        degraded,
+        purged: purged.ids.len() as u64,
+        ids: purged.ids,
+        degraded: purged.degraded,
         backups: known_backups(&app.config.home, project.as_str()),
     })
-}
-
-fn unexpected(outcome: &OpOutcome) -> Failure {
-    KnowledgeError::internal(format!("the writer answered {outcome:?}")).into()
 }

@@ -6,12 +6,10 @@ mod convert;
 mod data;
 mod errors;
 mod feed;
-mod ingest;
 mod items;
 mod life;
 mod metrics;
 mod page;
-mod probe;
 mod search;
 
 use std::sync::{Arc, OnceLock};
@@ -19,8 +17,7 @@ use std::time::Instant;
 
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::ProjectName;
-use ccod_actors::error::KnowledgeError;
-use ccod_actors::reader::Within;
+use ccod_actors::knowledge::{Asked, Knowledge};
 use ccod_actors::routes::Routes;
 use ccod_actors::store::Store;
 use ccod_protocol::api::{self, Method};
@@ -29,22 +26,20 @@ use ccod_protocol::error::{ErrorKind, WireError};
 use ccod_protocol::limits::ServerStats;
 use ccod_protocol::methods::Methods;
 use ccod_protocol::params::Decoded;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
 pub(crate) use data::Turns;
-pub(crate) use errors::{Failure, unwritten, wire_error};
+pub(crate) use errors::{Failure, wire_error};
 
 /// What every handler can reach.
 pub(crate) struct App {
     /// The settings, as loaded.
     pub(crate) config: Config,
-    /// The projects, for what needs no query (names, caches).
-    pub(crate) store: Arc<Store>,
-    /// The present actors.
-    pub(crate) routes: watch::Receiver<Routes>,
+    /// What the methods are about.
+    pub(crate) knowledge: Knowledge,
     /// Begins the shutdown.
     pub(crate) shutdown: CancellationToken,
     /// Counters of the server.
@@ -95,19 +90,20 @@ impl<M: Method> Call<M> {
         Deadline::at(self.context.deadline)
     }
 
-    /// Whose queue the call's work belongs to: work is shared out fairly among connections.
-    pub(crate) fn origin(&self) -> u64 {
-        self.context.connection.0
+    /// For whom the work is done. It is shared out fairly among connections.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked {
+            deadline: self.deadline(),
+            origin: self.context.connection.0,
+            cancelled: self.context.cancelled.clone(),
+        }
     }
 }
 
 impl App {
-    /// What is read for an answer, as far as it can be sent: the readers stop where it would be more.
-    pub(crate) fn within_answer<T>(&self, wanted: T) -> Within<T> {
-        Within {
-            wanted,
-            max_answer_bytes: self.config.limits.max_response_bytes,
-        }
+    /// The projects, for what needs no query (names, caches).
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        self.knowledge.projects()
     }
 
     /// The names of the methods that are served.
@@ -117,32 +113,7 @@ impl App {
 
     /// The present actors. A clone of references, taken once for each call.
     pub(crate) fn routes(&self) -> Routes {
-        self.routes.borrow().clone()
-    }
-}
-
-/// Refuses a name that differs from that of an existing project in case only. Whether there is such a project is the
-/// answer.
-///
-/// # Errors
-/// -32602.
-async fn is_there(app: &App, project: &ProjectName) -> Result<bool, Failure> {
-    match app.store.view(project).await {
-        // A directory is there: what is the matter with it is for the method to tell.
-        Ok(None) => Ok(app.store.config().knowledge_dir.join(project.as_str()).exists()),
-        Err(error @ KnowledgeError::InvalidParameter { .. }) => {
-            // A project out of reach, on a disk that is not mounted, is one that the method tells of.
-            let not_served = app.store.not_served().await;
-            match not_served
-                .iter()
-                .any(|left| left.is_project && left.project == project.as_str())
-            {
-                true => Ok(true),
-                false => Err(error.into()),
-            }
-        }
-        // One that cannot be opened is there.
-        Ok(Some(_)) | Err(_) => Ok(true),
+        self.knowledge.routes()
     }
 }
 
@@ -151,9 +122,9 @@ async fn is_there(app: &App, project: &ProjectName) -> Result<bool, Failure> {
 /// as documented.
 ///
 /// # Errors
-/// -32020, or as [`is_there`].
+/// -32020, or as [`Knowledge::exists`].
 async fn must_exist(app: &App, project: &ProjectName) -> Result<(), Failure> {
-    if is_there(app, project).await? {
+    if app.knowledge.exists(project).await? {
         return Ok(());
     }
     Err(WireError::new(

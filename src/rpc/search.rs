@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ccod_actors::domain::{Hit, ProjectName, SearchMode};
-use ccod_actors::embedder::Lane;
-use ccod_actors::error::KnowledgeError;
+use ccod_actors::domain::{Hit, ProjectName};
+use ccod_actors::knowledge::search::{Found, Search};
 use ccod_actors::reader::Projects;
-use ccod_actors::store::view::SearchRequest;
 use ccod_actors::store::view::filter::AsOf;
 use ccod_actors::store::view::fusion::VECTOR_WEIGHT;
 use ccod_protocol::api;
@@ -27,7 +25,6 @@ const BYTES_PER_TOKEN: usize = 4;
 /// Finds items.
 pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api::SearchResult, Failure> {
     let begun = Instant::now();
-    let deadline = call.deadline();
     let mut projects = searched_projects(&call)?;
     let single = matches!(&projects, Projects::Named(names) if names.len() == 1);
     let at = as_of(call.params.as_of.as_ref(), &projects)?;
@@ -51,50 +48,23 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         cursor.check_projects(&projects)?;
         projects = Projects::At(cursor.versions.clone());
     }
-    let asked = call.params.mode;
-    let routes = app.routes();
-
-    let mut mode = asked;
-    let mut degraded = None;
-    let mut vector = None;
-    if asked != SearchMode::Text {
-        let embedded = match routes.embedder() {
-            Ok(embedder) => embedder.embed_query(&call.params.query, deadline, call.origin()).await,
-            Err(error) => Err(error),
-        };
-        match embedded {
-            Ok(embedded) => vector = Some(embedded),
-            // Keywords still find something, and the caller is told.
-            Err(error @ KnowledgeError::Unavailable { .. }) if asked == SearchMode::Hybrid => {
-                mode = SearchMode::Text;
-                degraded = Some(error.to_string());
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-
-    if let Some(cursor) = &cursor {
-        cursor.check_mode(mode)?;
-    }
-
-    let request = SearchRequest {
+    let wanted = Search {
         query: call.params.query.clone(),
-        vector,
-        mode,
+        mode: call.params.mode,
         filter: call.params.filters.clone(),
         limit: call.params.limit as usize,
         offset: offset as usize,
         threshold: call.params.threshold,
-        min_similarity: app.config.search.min_similarity as f32,
         at,
-        except: None,
         text_budget: call
             .params
             .budget_tokens
             .map(|tokens| tokens as usize * BYTES_PER_TOKEN),
-        max_answer_bytes: app.config.limits.max_response_bytes,
     };
-    let outcome = routes.readers.search(projects, request, deadline).await?;
+    let Found { mode, outcome } = app.knowledge.search(projects, wanted, &call.asked()).await?;
+    if let Some(cursor) = &cursor {
+        cursor.check_mode(mode)?;
+    }
 
     let next_cursor = outcome.more.then(|| {
         let end = offset.saturating_add(call.params.limit);
@@ -115,19 +85,11 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         omitted: outcome.omitted,
         next_cursor,
         mode: outcome.mode,
-        degraded: both(degraded, outcome.degraded),
+        degraded: outcome.degraded,
         version: versions.values().copied().max().unwrap_or(0),
         versions: if single { BTreeMap::new() } else { versions },
         took_ms: begun.elapsed().as_secs_f64() * 1e3,
     })
-}
-
-/// Two reasons as one.
-fn both(first: Option<String>, second: Option<String>) -> Option<String> {
-    match (first, second) {
-        (Some(first), Some(second)) => Some(format!("{first}; {second}")),
-        (first, second) => first.or(second),
-    }
 }
 
 /// Finds what resembles an item.
@@ -138,7 +100,7 @@ pub(crate) async fn similar(app: Arc<App>, call: Call<api::Similar>) -> Result<a
         .readers
         .similar(
             call.project(),
-            app.within_answer(call.params.id.clone()),
+            app.knowledge.within_answer(call.params.id.clone()),
             call.params.limit as usize,
             call.deadline(),
         )
@@ -234,48 +196,14 @@ fn search_hit(hit: Hit, explain: bool, trace_id: Option<&str>) -> api::SearchHit
 
 /// Embeds texts.
 pub(crate) async fn embed(app: Arc<App>, call: Call<api::Embed>) -> Result<api::EmbedResult, Failure> {
-    let texts = &call.params.texts;
-    let most = app.config.items.store_batch_max as usize;
-    if texts.len() > most {
-        return Err(WireError::invalid_params(
-            "texts",
-            format!(
-                "`texts` must be at most {most} texts, this list has {}; send it in parts",
-                texts.len()
-            ),
-        )
-        .into());
-    }
-    let most_bytes = app.config.items.max_text_bytes as usize;
-    if let Some(index) = texts.iter().position(|text| text.len() > most_bytes) {
-        return Err(WireError::invalid_params(
-            "texts",
-            format!("`texts` must be of at most {most_bytes} bytes each, number {index} is longer"),
-        )
-        .into());
-    }
-    let routes = app.routes();
-    let embedder = routes.embedder()?;
-    let (deadline, origin, count) = (call.deadline(), call.origin(), texts.len());
-    let tokens = match texts.as_slice() {
-        [only] => embedder.encode(only).await.map(|tokens| vec![tokens]),
-        _ => embedder.encode_all(call.params.texts, origin).await,
-    };
-    let tokens = tokens?;
-    let truncated = tokens
-        .iter()
-        .enumerate()
-        .filter(|(_, text)| text.truncated())
-        .map(|(index, _)| index)
-        .collect();
-    let lane = if count > 1 { Lane::Bulk } else { Lane::Interactive };
-    let vectors = embedder.embed_passages(tokens, lane, deadline, origin).await?;
-    let running = &app.store.config().model;
+    let asked = call.asked();
+    let embedded = app.knowledge.embed(call.params.texts, &asked).await?;
+    let running = &app.store().config().model;
     let model = convert::model(&running.name, running.dimensions);
     Ok(api::EmbedResult {
-        embeddings: vectors.into_iter().map(|vector| vector.to_vec()).collect(),
+        embeddings: embedded.vectors.into_iter().map(|vector| vector.to_vec()).collect(),
         model: model.name,
         dimensions: model.dimensions,
-        truncated,
+        truncated: embedded.truncated,
     })
 }

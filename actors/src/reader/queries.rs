@@ -304,6 +304,7 @@ pub(super) async fn similar(
 ) -> KnowledgeResult<SearchOutcome> {
     let not_found = || KnowledgeError::NotFound {
         id: request.wanted.clone(),
+        degraded: None,
     };
     let found = on_view(store, project, move |view| similar_in(view, request, limit));
     found.await?.found.flatten().ok_or_else(not_found)

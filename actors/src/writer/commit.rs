@@ -517,10 +517,10 @@ impl Plan {
         at: DateTime<Utc>,
     ) -> KnowledgeResult<OpOutcome> {
         let id = update.change.id.as_str();
-        let current = concerned
-            .live
-            .get(id)
-            .ok_or_else(|| KnowledgeError::NotFound { id: id.to_owned() })?;
+        let current = concerned.live.get(id).ok_or_else(|| KnowledgeError::NotFound {
+            id: id.to_owned(),
+            degraded: None,
+        })?;
         let Some(next) = OwnedRevision::patched(current, update) else {
             return Ok(OpOutcome::NotEmbedded);
         };

@@ -26,6 +26,15 @@ pub fn not_found(id: &str) -> String {
     format!("no item has the id `{id}` in this project; check the id and `project_id`")
 }
 
+/// As [`not_found`]; `reason` says what of the project cannot be read, if something cannot.
+#[must_use]
+pub fn not_found_in_part(id: &str, reason: Option<&str>) -> String {
+    match reason {
+        Some(reason) => format!("{} (it may be among what cannot be read: {reason})", not_found(id)),
+        None => not_found(id),
+    }
+}
+
 /// The id belongs to other content.
 #[must_use]
 pub fn already_exists(id: &str) -> String {

@@ -18,7 +18,7 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
     let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
     let (path, knowledge_dir) = (
         PathBuf::from(&call.params.path),
-        app.store.config().knowledge_dir.clone(),
+        app.store().config().knowledge_dir.clone(),
     );
     blocking(move || {
         let place = new_place(&path, &knowledge_dir, NewPlace::Directory)?;
@@ -29,7 +29,7 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
         path: PathBuf::from(&call.params.path),
         project: call.project.clone(),
     };
-    let report = app.store.back_up(request, CallWatcher::new(&call.context)).await?;
+    let report = app.store().back_up(request, CallWatcher::new(&call.context)).await?;
     tracing::info!(path = %report.path.display(), bytes = report.bytes, "backed up");
     Ok(api::BackupResult {
         path: report.path.display().to_string(),
@@ -55,10 +55,10 @@ pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<a
     let watcher = CallWatcher::new(&call.context);
     let path = PathBuf::from(&call.params.path);
     let staged = app
-        .store
+        .store()
         .stage(path.clone(), call.project.clone(), watcher.clone())
         .await?;
-    let alone = app.store.alone().await;
+    let alone = app.store().alone().await;
     // The last moment to turn back.
     watcher.check()?;
     let report = app

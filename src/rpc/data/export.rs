@@ -15,9 +15,6 @@ use super::places::{check_outside_home, unwritable};
 use crate::rpc::{App, Call, Failure, must_exist};
 use crate::transfer::Format;
 
-/// Items that an export reads at once: at the largest size of a text, some tens of megabytes.
-const EXPORT_ITEMS: usize = 32;
-
 /// A file that is being written, beside the place that it will have. Removed in any case: what is published has
 /// another name by then.
 struct PartialFile {
@@ -95,7 +92,7 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
             .ok_or_else(|| WireError::invalid_params("format", "`format` must be `jsonl` or `markdown`"))?,
         None => Format::of_path(&path).unwrap_or(Format::Jsonl),
     };
-    let knowledge_dir = app.store.config().knowledge_dir.clone();
+    let knowledge_dir = app.store().config().knowledge_dir.clone();
     let (place, mut file) = blocking(move || {
         let place = new_place(&path, &knowledge_dir, NewPlace::File)?;
         check_outside_home(&place, &knowledge_dir)?;
@@ -107,30 +104,23 @@ pub(crate) async fn export(app: Arc<App>, call: Call<api::Export>) -> Result<api
     if let Some(project) = &call.project {
         must_exist(&app, project).await?;
     }
-    // One version from the first item to the last, whatever is stored meanwhile.
-    let _turn = app.store.reading_for_long().await;
-    let view = app.store.view(&call.project()).await?;
-    let degraded = view.as_ref().and_then(|view| view.degraded());
-    let mut written = 0;
-    if let Some(view) = view {
-        let rows = view.item_rows().await?;
-        let total = rows.len() as u64;
-        for rows in rows.chunks(EXPORT_ITEMS) {
-            watcher.check()?;
-            let mut bytes = Vec::new();
-            for stored in view.items_at(rows).await? {
-                format
-                    .write(&stored.item, written == 0, &mut bytes)
-                    .map_err(KnowledgeError::internal)?;
-                written += 1;
-            }
-            file = blocking(move || {
-                file.append(&bytes)?;
-                Ok(file)
-            })
-            .await?;
-            watcher.progress(written, total, "exporting");
+    let mut items = app.knowledge.export(&call.project()).await?;
+    let (degraded, total, mut written) = (items.degraded(), items.total(), 0);
+    while written < total {
+        watcher.check()?;
+        let mut bytes = Vec::new();
+        for stored in items.next().await? {
+            format
+                .write(&stored.item, written == 0, &mut bytes)
+                .map_err(KnowledgeError::internal)?;
+            written += 1;
         }
+        file = blocking(move || {
+            file.append(&bytes)?;
+            Ok(file)
+        })
+        .await?;
+        watcher.progress(written, total, "exporting");
     }
     watcher.check()?;
     let target = place.clone();

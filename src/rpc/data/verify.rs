@@ -30,13 +30,13 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             vec![project.clone()]
         }
         None => {
-            let projects = app.store.projects();
+            let projects = app.store().projects();
             projects.iter().map(|project| project.name().clone()).collect()
         }
     };
     let mut result = api::VerifyResult::default();
     if call.project.is_none() {
-        let not_served = app.store.not_served().await.into_iter();
+        let not_served = app.store().not_served().await.into_iter();
         result.findings.extend(not_served.map(|left| api::Finding {
             project_id: left.project,
             problem: left.reason,
@@ -49,7 +49,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             problem,
             fix: fix.map(str::to_owned),
         };
-        match app.store.view(&name).await {
+        match app.store().view(&name).await {
             Ok(Some(_)) => {}
             Ok(None) => continue,
             Err(error) => {
@@ -70,7 +70,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
             call.context
                 .progress(read_before + done, Some(read_before + total), &message);
         };
-        let verified = match verify_project(&app.store, &name, progress, || call.context.is_over()).await {
+        let verified = match verify_project(app.store(), &name, progress, || call.context.is_over()).await {
             Ok(Some(verified)) => verified,
             Ok(None) => continue, // Gone meanwhile.
             Err(_) if call.context.is_over() => {
