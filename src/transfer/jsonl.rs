@@ -5,7 +5,8 @@ use std::io::{self, BufRead};
 use ccod_protocol::api::{Item, Record, rounded_integer};
 use serde_json::error::Category;
 
-use super::{Entry, Line, Lines, shortened};
+use super::format::Entry;
+use super::lines::{Line, Lines, shortened};
 
 pub(super) fn write(item: &Item, out: &mut Vec<u8>) -> io::Result<()> {
     // A newline inside of a text is written as an escape.

@@ -32,7 +32,8 @@ use std::io::{self, BufRead, Write};
 use ccod_protocol::api::{Item, Record, UniqueKeys, format_time, rounded_integer};
 use serde_json::{Map, Value};
 
-use super::{BYTE_ORDER_MARK, Entry, Line, Lines, shortened};
+use super::format::Entry;
+use super::lines::{BYTE_ORDER_MARK, Line, Lines, shortened};
 
 /// The field that says how the lines of the text end: `lf` or `crlf`.
 const NEWLINE: &str = "newline";

@@ -14,7 +14,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Id};
 
-use super::{Cli, GlobalArgs};
+use super::arguments::{Cli, GlobalArgs};
 use ccod::program::exit::{CliError, Exit};
 
 /// Arguments that may be empty: texts, which the daemon judges, and the positional arguments of
