@@ -1,8 +1,8 @@
 //! The command line: its grammar, and the way from arguments to an exit code.
 //!
 //! One file per group of commands. Each command builds the parameters of a method, calls it through
-//! [`connect`] and prints the result through [`output`]; what can go wrong becomes a [`CliError`](ccod::program::exit::CliError), which
-//! carries the exit code.
+//! [`connect`] and prints the result through [`output`]. What can go wrong becomes a
+//! [`CliError`](ccod::program::exit::CliError), which carries the exit code.
 
 mod arguments;
 mod commands;

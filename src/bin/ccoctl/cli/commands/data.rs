@@ -11,6 +11,7 @@ use ccod_protocol::api::{
     RestoreParams, RestoreResult, VerifyParams, VerifyResult,
 };
 
+use super::project::ProjectArg;
 use crate::cli::Context;
 use crate::cli::confirm::{self, Consent};
 use crate::cli::connect::{Daemon, Scope};
@@ -50,9 +51,8 @@ pub(crate) async fn run(context: &Context, command: DataCommand) -> CliResult {
 pub(crate) struct BackupArgs {
     /// Where to
     path: PathBuf,
-    /// Only this project; all if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    projects: ProjectsArgs,
 }
 
 /// Arguments of `restore`.
@@ -76,9 +76,8 @@ pub(crate) struct ExportArgs {
     /// jsonl (one item a line) or markdown (to read) [default: by the name of the file, else jsonl]
     #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "markdown"])]
     format: Option<String>,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `import`.
@@ -89,12 +88,11 @@ pub(crate) struct ImportArgs {
     /// Count; import nothing
     #[arg(long)]
     dry_run: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
-/// Arguments of `verify` and `optimize`.
+/// Arguments of `verify` and `optimize`, and one of `backup`.
 #[derive(Debug, Args)]
 pub(crate) struct ProjectsArgs {
     /// Only this project; all if absent
@@ -138,7 +136,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
     };
     let daemon = Daemon::open(context).await?;
     let written = daemon
-        .call_long::<api::Backup>(Scope::of(arguments.project.as_deref()), &parameters)
+        .call_long::<api::Backup>(Scope::of(arguments.projects.project.as_deref()), &parameters)
         .await?;
     let summary = format!(
         "backed up {} of {} ({}){}",
@@ -212,7 +210,7 @@ fn restore_summary(restored: &RestoreResult) -> String {
 
 /// `ccoctl export`.
 pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = ExportParams {
         path: absolute(&arguments.path)?,
         format: arguments.format,
@@ -238,7 +236,7 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
 
 /// `ccoctl import`.
 pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = ImportParams {
         path: absolute(&arguments.path)?,
         dry_run: arguments.dry_run,

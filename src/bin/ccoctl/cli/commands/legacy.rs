@@ -96,29 +96,16 @@ struct Hit {
 
 impl From<SearchHit> for Hit {
     fn from(hit: SearchHit) -> Self {
-        let SearchHit {
-            id,
-            text,
-            knowledge_type,
-            project_id,
-            session_id,
-            agent,
-            timestamp,
-            metadata,
-            score,
-            ..
-        } = hit;
-        let timestamp = format_time(timestamp);
         Self {
-            id,
-            text,
-            knowledge_type,
-            project_id,
-            session_id,
-            agent,
-            timestamp,
-            metadata,
-            score,
+            id: hit.id,
+            text: hit.text,
+            knowledge_type: hit.knowledge_type,
+            project_id: hit.project_id,
+            session_id: hit.session_id,
+            agent: hit.agent,
+            timestamp: format_time(hit.timestamp),
+            metadata: hit.metadata,
+            score: hit.score,
         }
     }
 }

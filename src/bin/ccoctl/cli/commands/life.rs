@@ -10,6 +10,7 @@ use ccod_protocol::api::{
 };
 
 use super::filters::FilterArgs;
+use super::project::ProjectArg;
 use crate::cli::confirm::{self, Consent};
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Align, Output, Table};
@@ -55,9 +56,8 @@ pub(crate) struct UpdateArgs {
     id: String,
     #[command(flatten)]
     changes: Changes,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// What an update changes: at least one of these.
@@ -86,9 +86,8 @@ struct Changes {
 pub(crate) struct HistoryArgs {
     /// Id of the item
     id: String,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `delete`.
@@ -105,9 +104,8 @@ pub(crate) struct DeleteArgs {
     /// Do not ask before deleting by filter
     #[arg(long)]
     yes: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `undelete`.
@@ -133,9 +131,8 @@ pub(crate) struct PurgeArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `cleanup`.
@@ -152,14 +149,13 @@ pub(crate) struct CleanupArgs {
     /// Do not ask before deleting
     #[arg(long)]
     yes: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// `ccoctl update`.
 pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let changes = arguments.changes;
     let parameters = UpdateParams {
         id: arguments.id,
@@ -183,7 +179,7 @@ pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResul
 
 /// `ccoctl history`.
 pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = HistoryParams { id: arguments.id };
     let daemon = Daemon::open(context).await?;
     let history = daemon
@@ -256,7 +252,7 @@ pub(crate) async fn delete(context: &Context, arguments: DeleteArgs) -> CliResul
     let must_ask = by_filter
         && !arguments.dry_run
         && Consent::detect(arguments.yes).must_ask("delete all items that meet the filter", Some("--dry-run"))?;
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let scope = Scope::Project(&project);
     let daemon = Daemon::open(context).await?;
     let mut announced = None;
@@ -400,7 +396,7 @@ fn undelete_summary(undeleted: &UndeleteResult) -> String {
 
 /// `ccoctl purge`.
 pub(crate) async fn purge(context: &Context, arguments: PurgeArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let ids = arguments.ids;
     if Consent::detect(arguments.yes).must_ask("remove items for good", None)? {
         output::message(shown_ids(&ids, ids.len() as u64));
@@ -446,7 +442,7 @@ fn purge_summary(purged: &PurgeResult, missing: &[&str], project: &str) -> Strin
 pub(crate) async fn cleanup(context: &Context, arguments: CleanupArgs) -> CliResult {
     let must_ask = arguments.apply
         && Consent::detect(arguments.yes).must_ask("delete all items of that age", Some("leaving out --apply"))?;
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let scope = Scope::Project(&project);
     let look = CleanupParams {
         older_than_days: arguments.older_than,

@@ -10,4 +10,5 @@ mod filters;
 pub(crate) mod items;
 pub(crate) mod legacy;
 pub(crate) mod life;
+mod project;
 pub(crate) mod search;

@@ -9,6 +9,7 @@ use ccod_protocol::api::{
 };
 
 use super::filters::{FilterArgs, parse_moment};
+use super::project::ProjectArg;
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Output, Style};
 use crate::cli::text::text_or_stdin;
@@ -82,9 +83,8 @@ pub(crate) struct SimilarArgs {
     /// At most this many hits
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     limit: u32,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `embed`.
@@ -234,7 +234,7 @@ pub(crate) fn search_summary(found: &SearchResult, asked: SearchMode, project: O
 
 /// `ccoctl similar`.
 pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = SimilarParams {
         id: arguments.id,
         limit: arguments.limit,
