@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use ccod_protocol::api::{self, Method};
+use ccod_protocol::api::{self, METHODS, Method, MethodInfo};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
 use ccod_protocol::error::{ErrorKind, WireError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::{Context, launch, output, raw};
 use ccod::program::exit::{self, CliError, CliResult, Exit};
+
+/// Member of an error's `data` that has the name which was probably meant.
+const NEAREST: &str = "nearest";
 
 /// Which project a call is about.
 #[derive(Clone, Copy, Debug)]
@@ -173,6 +176,18 @@ pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
                 format!("the daemon that is running does not know `{method}`: it is older than this ccoctl");
             wire_error(&error)
         }
+        // The daemon compares whole names. People leave the group out, as the commands do.
+        ClientError::Rpc(error)
+            if error.kind() == ErrorKind::MethodNotFound && !error.data.extra.contains_key(NEAREST) =>
+        {
+            let mut error = error.clone();
+            if let Some(name) = with_its_group(method) {
+                let named = WireError::method_not_found(method, Some(name));
+                error.message = named.message;
+                error.data.extra.extend(named.data.extra);
+            }
+            wire_error(&error)
+        }
         // No answer says nothing of the outcome, but a method that writes nothing has none.
         ClientError::Closed | ClientError::Timeout { .. } => {
             let writes = api::method_info(method).is_none_or(|row| row.writes);
@@ -186,6 +201,25 @@ pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
         }
         other => client_error(other),
     }
+}
+
+/// The whole name of a method that was named without its group: `knowledge.search` for `search`. For a slip of the
+/// keyboard only if the method changes nothing, for what is suggested may be called.
+fn with_its_group(name: &str) -> Option<&'static str> {
+    /// Shorter words are too much like each other.
+    const LEAST: usize = 5;
+    let lower = name.to_lowercase().replace('-', "_");
+    let own = |row: &MethodInfo| row.name.rsplit('.').next().unwrap_or_default();
+    let meant = METHODS.iter().find(|row| own(row) == lower);
+    let slip = || {
+        let harmless = |row: &&MethodInfo| !row.writes && row.name != api::method::ADMIN_SHUTDOWN;
+        // Most names are far from every method in length alone, and the measure is quadratic in it.
+        METHODS.iter().filter(harmless).find(|row| {
+            let own = own(row);
+            own.len() >= LEAST && own.len().abs_diff(lower.len()) <= 1 && strsim::damerau_levenshtein(own, &lower) == 1
+        })
+    };
+    meant.or_else(slip).map(|row| row.name)
 }
 
 /// What to say about an error of the client, and the exit code.
@@ -335,6 +369,31 @@ mod tests {
             "{mistaken}"
         );
         assert_eq!(mistaken.fix, None);
+    }
+
+    #[test]
+    fn a_method_without_its_group_is_told_its_whole_name() {
+        let told = |method: &str| call_error(method, &ClientError::Rpc(WireError::method_not_found(method, None)));
+        for (given, meant) in [
+            ("search", "knowledge.search"),
+            ("Search", "knowledge.search"),
+            ("serch", "knowledge.search"),
+            ("store-batch", "knowledge.store_batch"),
+            ("delete", "knowledge.delete"),
+            ("embed", "embedding.embed"),
+            ("healht", "admin.health"),
+            ("discover", "rpc.discover"),
+        ] {
+            let error = told(given);
+            assert_eq!(error.exit, Exit::Usage);
+            assert!(error.message.contains(&format!("did you mean `{meant}`?")), "{error}");
+            assert_eq!(error.rpc.expect("kept for --json")["data"]["nearest"], meant);
+        }
+        // What changes something is not suggested for what is only like it, and nothing for what is like nothing.
+        for given in ["delet", "shutdwon", "lst", "find", "sql.search", ""] {
+            let error = told(given);
+            assert!(error.message.contains("`rpc.discover` lists the methods"), "{error}");
+        }
     }
 
     #[test]
