@@ -203,17 +203,15 @@ fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> 
         ("agent", Align::Left),
         ("id", Align::Left),
         ("text", Align::Left),
-    ]);
-    let longest_id = items.iter().map(|item| item.id.chars().count()).max().unwrap_or(0);
-    // Age, type and agent take about 44 columns with the gaps; the text has what is left of the line.
-    let room = output.rest_of_line(longest_id + 44);
+    ])
+    .cut_last();
     for item in items {
         table.row([
             when::age(item.timestamp, now),
             item.knowledge_type.to_string(),
             item.agent.clone().unwrap_or_else(|| "-".to_owned()),
             item.id.clone(),
-            output::one_line(&item.text, room),
+            item.text.clone(),
         ]);
     }
     table.render(output)

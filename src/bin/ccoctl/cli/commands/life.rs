@@ -207,9 +207,8 @@ fn render_revisions(output: &Output, revisions: &[Revision], now: chrono::DateTi
         ("type", Align::Left),
         ("agent", Align::Left),
         ("text", Align::Left),
-    ]);
-    // All but the text take about 72 columns with the gaps.
-    let room = output.rest_of_line(72);
+    ])
+    .cut_last();
     for revision in revisions {
         table.row([
             revision.revision.to_string(),
@@ -220,7 +219,7 @@ fn render_revisions(output: &Output, revisions: &[Revision], now: chrono::DateTi
                 .map_or_else(|| "now".to_owned(), |version| version.to_string()),
             revision.knowledge_type.to_string(),
             revision.agent.clone().unwrap_or_else(|| "-".to_owned()),
-            output::one_line(&revision.text, room),
+            revision.text.clone(),
         ]);
     }
     table.render(output)
