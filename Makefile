@@ -35,7 +35,8 @@ quick: ## Builds and tests the command line and the wire alone
 	cargo test --locked --profile quick -p ccod-words -p ccod-protocol
 	cargo test --locked --profile quick $(CLI) --lib --bins
 
-lint: deps ## Formatting and clippy, as the CI does
+lint: deps ## Words, formatting and clippy, as the CI does
+	scripts/check-words.sh
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	cargo clippy --locked $(CLI) --lib --bins --tests -- -D warnings
