@@ -8,7 +8,7 @@ use super::exit::CliError;
 
 /// Prints a message to standard error.
 pub fn message(text: impl Display) {
-    // Nobody may be listening there, and there is no other place to say so.
+    // Standard error may be closed, and there is no other place for a message.
     writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
 }
 
@@ -21,8 +21,8 @@ pub fn report(program: &str, error: &CliError, json: bool) {
     }
 }
 
-/// Has the process tell where it panics, and neither what is said there, which may quote a text, nor where it was built.
-/// For a program without a log.
+/// Makes the process report the place of a panic, without its message, which may quote a text, and without the
+/// directories of the machine that built it. For a program without a log.
 pub fn tell_place_of_panics() {
     std::panic::set_hook(Box::new(|panic: &PanicHookInfo<'_>| {
         let place = panic.location().map_or_else(

@@ -33,7 +33,7 @@ impl Format {
             .find(|format| format.as_str() == name)
     }
 
-    /// The format that a file's name tells, if it tells one.
+    /// The format that a file's name stands for, if it does.
     pub(crate) fn of_path(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "md" | "markdown" => Some(Self::Markdown),
@@ -42,7 +42,7 @@ impl Format {
         }
     }
 
-    /// The format that the beginning of a file tells, if it tells one.
+    /// The format that the beginning of a file shows, if it does.
     pub(crate) fn of_content(beginning: &[u8]) -> Option<Self> {
         let beginning = beginning.strip_prefix(BYTE_ORDER_MARK).unwrap_or(beginning);
         let beginning = beginning.trim_ascii_start();
@@ -73,7 +73,7 @@ impl Format {
     }
 }
 
-/// One item of a file, or why it is none.
+/// One item of a file, or the reason why it cannot be read.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Entry {
     /// Where it begins, in lines from 1.
@@ -88,7 +88,7 @@ pub(crate) enum Entries<R> {
 }
 
 impl<R: BufRead> Entries<R> {
-    /// Whether what was read so far has line endings that an editor or version control has made CRLF.
+    /// Whether the part that was read has line endings that an editor or version control has made CRLF.
     pub(crate) fn converted(&self) -> bool {
         match self {
             // Its texts have their newlines in escapes.
@@ -97,7 +97,7 @@ impl<R: BufRead> Entries<R> {
         }
     }
 
-    /// Reads with what [`Entries::converted`] said at the end of the whole file.
+    /// Reads with the answer of [`Entries::converted`] at the end of the whole file.
     pub(crate) fn assume_converted(mut self, converted: bool) -> Self {
         if let Self::Markdown(entries) = &mut self {
             entries.assume_converted(converted);
@@ -127,7 +127,7 @@ mod tests {
 
     const MAX_BYTES: usize = 1 << 20;
 
-    /// What the formats themselves use, and what editors and other systems do to texts.
+    /// Texts with the marks of the formats, and with the traces of editors and other systems.
     fn hostile_text() -> impl Strategy<Value = String> {
         let pieces = prop_oneof![
             Just("---"),
@@ -259,8 +259,8 @@ mod tests {
             mark in any::<bool>(),
         ) {
             let bytes = written(Format::Markdown, &items);
-            // All lines, one part of the file, or some of them; not a single one around the texts is no conversion
-            // that could be told.
+            // All lines, one part of the file, or some of them. A conversion that left every line around the texts
+            // alone could not be recognised.
             let some = || lines.iter().cycle().copied();
             let some_framed = std::iter::once(true).chain(some());
             let whole: Vec<u8> = converted(&bytes, std::iter::repeat(true));

@@ -1,4 +1,4 @@
-//! JSON Lines: an item as `knowledge.get` shows it on each line.
+//! JSON Lines: on each line an item as `knowledge.get` shows it.
 
 use std::io::{self, BufRead};
 
@@ -9,13 +9,13 @@ use super::format::Entry;
 use super::lines::{Line, Lines, shortened};
 
 pub(super) fn write(item: &Item, out: &mut Vec<u8>) -> io::Result<()> {
-    // A newline inside of a text is written as an escape.
+    // A newline in a text is written as an escape.
     serde_json::to_writer(&mut *out, item)?;
     out.push(b'\n');
     Ok(())
 }
 
-/// The items of a file. Blank lines are passed over.
+/// The items of a file. Blank lines are skipped.
 pub(crate) struct Entries<R> {
     lines: Lines<R>,
 }

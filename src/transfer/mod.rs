@@ -1,8 +1,7 @@
-//! Items as text: the formats of `admin.export` and `admin.import`. What is written is read back identically,
-//! byte for byte when it is written again.
+//! Items as text: the formats of `admin.export` and `admin.import`. A written item is read back identically, and is the
+//! same byte for byte when it is written again.
 //!
-//! Reading is one item at a time, in bounded memory, and what cannot be read is told with its line and passed
-//! over.
+//! Items are read one at a time, in bounded memory. One that cannot be read is reported with its line, and skipped.
 
 mod format;
 mod jsonl;

@@ -34,8 +34,8 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
-// The flags that every command takes, before or after its name; [`grammar`] adds them to each. No comment for the
-// documentation: it would become the description of the commands.
+// The flags that every command takes, before or after its name; [`grammar`] adds them to each. This is not a
+// doc comment, which would become the description of the commands.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct GlobalArgs {
     /// Directory of everything the daemon keeps [default: ~/.cco]

@@ -1,5 +1,5 @@
-//! From a command to the daemon and back: finds the socket, starts the daemon if none runs, calls a method, and
-//! turns what went wrong into an exit code and advice.
+//! From a command to the daemon and back: finds the socket, starts the daemon if none runs, calls a method, and turns
+//! errors into an exit code and advice.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -78,7 +78,7 @@ impl Daemon {
             }
             Err(NoConnection::Absent) => {
                 let launched = launch::launch(context, &[]).await?;
-                // Once, to a person: a process that stays behind should not be a surprise. Scripts know.
+                // Said once, to a person, who should not be surprised by a process that stays. Scripts know.
                 if launched.spawned && io::stderr().is_terminal() {
                     output::message("started the daemon; `ccoctl daemon stop` ends it");
                 }
@@ -105,8 +105,8 @@ impl Daemon {
             .map_err(|error| call_error(M::NAME, &error))
     }
 
-    /// Calls the method `M`, which may take long: shows its progress on a terminal, and has the daemon cancel it
-    /// on Ctrl-C. What the daemon then answers is the result; a second Ctrl-C does not wait for it.
+    /// Calls the method `M`, which may take long: shows its progress on a terminal, and has the daemon cancel it on
+    /// Ctrl-C. The daemon's answer to that is the result; a second Ctrl-C does not wait for it.
     pub(crate) async fn call_long<M: Method>(&self, scope: Scope<'_>, parameters: &M::Params) -> CliResult<M::Result> {
         let line = Progress::detect(self.json);
         let mut interrupts =
@@ -129,8 +129,8 @@ impl Daemon {
             biased;
             answer = call => answer.map_err(|error| call_error(M::NAME, &error)),
             () = impatient => Err(
-                CliError::new(Exit::Retry, "left before the daemon said what became of it")
-                    .fix("the daemon ends what it was doing; look at the result before you try again"),
+                CliError::new(Exit::Retry, "stopped waiting before the daemon answered")
+                    .fix("the daemon cancels the call; see what was done before you try again"),
             ),
         }
     }
@@ -166,7 +166,7 @@ impl Daemon {
 /// What to say about an error of a call of `method`, and the exit code.
 pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
     match error {
-        // This command line knows the method, so what it does not know is the daemon.
+        // This command line knows the method, so the daemon is the older one.
         ClientError::Rpc(error) if error.kind() == ErrorKind::MethodNotFound && api::method_info(method).is_some() => {
             let mut error = error.clone().with_fix(
                 "run `ccoctl daemon stop`, then the command again, which starts the new daemon; one that systemd or \
@@ -188,7 +188,7 @@ pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
             }
             wire_error(&error)
         }
-        // No answer says nothing of the outcome, but a method that writes nothing has none.
+        // Without an answer the outcome is unknown, but a method that writes nothing has none.
         ClientError::Closed | ClientError::Timeout { .. } => {
             let writes = api::method_info(method).is_none_or(|row| row.writes);
             let mut unanswered = client_error(error);
@@ -224,7 +224,7 @@ fn with_its_group(name: &str) -> Option<&'static str> {
 
 /// What to say about an error of the client, and the exit code.
 pub(crate) fn client_error(error: &ClientError) -> CliError {
-    // The client's own messages say what to do as well, so only some need an addition.
+    // The client's own messages say what to do as well, so only a few need advice.
     match error {
         ClientError::Rpc(error) => wire_error(error),
         ClientError::Connect { path, source } if exit::lacks_descriptors(source) => {
@@ -238,9 +238,9 @@ pub(crate) fn client_error(error: &ClientError) -> CliError {
         ClientError::Closed | ClientError::Lagged { .. } => {
             CliError::new(Exit::Retry, error.to_string()).fix("run `ccoctl daemon status`, then try again")
         }
-        // Who asks it again how it is gets no answer either.
+        // `ccoctl status` would get no answer either, so it is not suggested.
         ClientError::Timeout { .. } => CliError::new(Exit::Retry, error.to_string()).fix(
-            "try again, or give more time with --timeout; if the daemon's log tells of file descriptors, close programs \
+            "try again, or give more time with --timeout; if the daemon's log reports a lack of file descriptors, close programs \
              that are connected to it, or raise its limit (LimitNOFILE of the systemd unit, SoftResourceLimits of the \
              launchd agent, or ulimit -n) and start it again",
         ),

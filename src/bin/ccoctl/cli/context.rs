@@ -24,18 +24,18 @@ impl Context {
     /// The project of a command: the one named, else that of the current directory.
     ///
     /// # Errors
-    /// When it cannot be told which repository has which project.
+    /// When it is not known which repository has which project.
     pub(super) fn project(&self, named: Option<&str>) -> CliResult<String> {
         match (named, std::env::current_dir()) {
             (Some(name), _) => Ok(name.to_owned()),
             (None, Ok(directory)) => project::detect(&self.loaded.config.home, &directory),
-            // A directory that was removed underneath belongs to no repository.
+            // A directory that was removed meanwhile belongs to no repository.
             (None, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(ccod_protocol::api::DEFAULT_PROJECT.to_owned())
             }
             (None, Err(error)) => Err(CliError::new(
                 Exit::Config,
-                format!("it cannot be told which project this is: the current directory cannot be read ({error})"),
+                format!("the project cannot be determined: the current directory cannot be read ({error})"),
             )
             .fix("name the project with --project")),
         }

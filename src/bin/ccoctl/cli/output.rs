@@ -2,8 +2,8 @@
 //!
 //! Data goes to standard output, messages to standard error, so that a pipe gets data only. A terminal gets
 //! colour and lines cut to its width; a pipe gets the same text without either, stable enough to grep; `--json`
-//! gets the daemon's result, one line of JSON. A reader that closes its end early (`| head`) ends the output,
-//! quietly; only what has been changed is told on standard error then.
+//! gets the daemon's result, one line of JSON. A reader that closes its end early (`| head`) ends the output quietly;
+//! only the result of a change then goes to standard error.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
@@ -58,7 +58,7 @@ impl Style {
     }
 }
 
-/// Whether the terminal takes no escape sequences, as far as is known: it says so, or does not say what it is.
+/// Whether the terminal takes no escape sequences: `TERM` says so, or says nothing.
 pub(crate) fn is_dumb_terminal() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
@@ -118,7 +118,7 @@ impl Output {
     pub(crate) fn print(&self, text: &str) -> CliResult<()> {
         match write_line(text) {
             Ok(()) => Ok(()),
-            // The reader has what it wanted.
+            // The reader has all that it wanted.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(CliError::io("write to standard output", &error)),
         }
@@ -146,14 +146,14 @@ impl Output {
         Ok(())
     }
 
-    /// Prints `result` of what has been changed: as JSON, or as `text` (which may be empty) and a message. Where
-    /// standard output takes it no more, the error carries the result.
+    /// Prints the `result` of a change: as JSON, or as `text` (which may be empty) and a message. If standard output
+    /// does not take it, the error carries the result.
     pub(crate) fn print_done(&self, result: &impl Serialize, text: &str, message: impl Display) -> CliResult<()> {
         if self.json {
             return self.print_text_done(result, &json_line(result)?);
         }
         let printed = self.print_text_done(result, text);
-        // Whatever became of the text: it says how to undo what was done.
+        // Also if the text could not be printed: the message says how to undo the change.
         let message = message.to_string();
         if !message.is_empty() {
             self::message(message);
@@ -161,7 +161,7 @@ impl Output {
         printed
     }
 
-    /// As [`Output::print_done`], without a message and with the same text for all.
+    /// As [`Output::print_done`], without a message, and with the same text for people and programs.
     pub(crate) fn print_text_done(&self, result: &impl Serialize, text: &str) -> CliResult<()> {
         if text.is_empty() {
             return Ok(());
@@ -216,15 +216,15 @@ mod no_stdout {
     static LOOK: extern "C" fn() = look;
 }
 
-/// A line for the end of a message: why an answer may be less than was stored, if so.
+/// A line for the end of a message: why the answer may lack something that is stored, if it may.
 pub(crate) fn degraded(reason: &Option<String>) -> String {
     let reason = reason.as_deref().map(|reason| one_line(reason, 4096));
     reason.map_or_else(String::new, |reason| format!("\nnote: {reason}"))
 }
 
-/// A message that says which projects a result over several is without, a line each; empty where there are none.
+/// A message that names the projects which a result over several could not include, a line each; empty without any.
 pub(crate) fn project_errors(errors: &[ProjectError]) -> String {
-    let told: Vec<String> = errors
+    let lines: Vec<String> = errors
         .iter()
         .map(|error| {
             let (project, message) = (one_line(&error.project_id, 100), one_line(&error.message, 4096));
@@ -233,7 +233,7 @@ pub(crate) fn project_errors(errors: &[ProjectError]) -> String {
             format!("warning: {named}{message}")
         })
         .collect();
-    told.join("\n")
+    lines.join("\n")
 }
 
 /// `text` with runs of white space as one space and control characters removed, at most `limit` columns wide.
@@ -274,8 +274,8 @@ fn columns_of(character: char) -> usize {
     character.width().unwrap_or(0).max(1)
 }
 
-/// Whether a character does something to the terminal instead of standing there: a control character, or one that
-/// turns the direction of what follows, so that a line reads otherwise than it is.
+/// Whether a character acts on the terminal instead of being shown: a control character, or one that changes the
+/// direction of the text after it, so that a line reads differently from what is stored.
 fn is_control(character: char) -> bool {
     character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn whole_texts_keep_their_lines() {
         assert_eq!(printable("a\n\tb\u{1b}[0m"), "a\n\tb\u{fffd}[0m");
-        // What turns the direction shows another text than the one that is there. Hebrew needs none of it.
+        // A change of direction shows another text than the stored one. Hebrew does not need these characters.
         for character in ['\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}'] {
             assert_eq!(printable(&format!("a{character}b")), "a\u{fffd}b");
             assert_eq!(one_line(&format!("a{character}b"), 10), "a b");
@@ -494,7 +494,7 @@ mod tests {
                 "{width}: {text}"
             );
         }
-        // What has no room at all is still there.
+        // A terminal that is too narrow for any text still gets its beginning.
         assert!(rendered(Some(3)).contains("issue-1  日本語"));
         assert!(rendered(None).lines().all(|line| line.width() <= 9 + PLAIN_EXCERPT));
     }

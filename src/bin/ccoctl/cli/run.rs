@@ -17,8 +17,8 @@ use ccod::program::{self, report};
 
 /// Runs the command line `arguments` (the first is the name of the program).
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    // First of all: whatever this process or a daemon it starts creates, LanceDB's files included, is for its
-    // user alone.
+    // Before anything else: every file that this process or its daemon creates, LanceDB's included, is for this user
+    // alone.
     umask(Mode::from_bits_truncate(0o077));
     program::tell_place_of_panics();
     let arguments = by_program_name(arguments);
@@ -46,7 +46,7 @@ fn print_by_clap(error: &clap::Error) -> Exit {
     match error.print() {
         _ if error.use_stderr() => Exit::Usage,
         Ok(()) => Exit::Ok,
-        // `ccoctl --help | head` closes the pipe early; there is nobody left to tell.
+        // `ccoctl --help | head` closes the pipe early: nobody is left to read it.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Ok,
         Err(error) => {
             report("ccoctl", &CliError::io("write to standard output", &error), false);
@@ -205,7 +205,7 @@ mod tests {
             &["ccoctl", "update", "id", "--text", "-"],
             &["ccoctl", "update", "id", "--text", "- a list item"],
             &["ccoctl", "delete", "a", "b"],
-            // What it is about is checked later: neither and both are errors with advice.
+            // Ids and filters are checked later: neither and both are errors with advice.
             &["ccoctl", "delete"],
             &[
                 "ccoctl", "delete", "--type", "issue", "--agent", "a", "--until", "7d", "--yes",

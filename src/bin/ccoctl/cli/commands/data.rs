@@ -1,4 +1,4 @@
-//! The data as a whole: `backup`, `restore`, `export`, `import`, `verify` and `optimize`.
+//! All stored data: `backup`, `restore`, `export`, `import`, `verify` and `optimize`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::cli::confirm::{self, Consent};
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Output, Style};
 
-/// Commands about all that is stored.
+/// Commands about all stored data.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
     /// Write a consistent copy of all projects
@@ -100,7 +100,8 @@ pub(crate) struct ProjectsArgs {
     project: Option<String>,
 }
 
-/// `path` as the daemon needs it: whole, for its current directory is another, and text, for JSON has no bytes.
+/// `path` as the daemon needs it: absolute, for the daemon has another current directory, and text, for JSON has no
+/// bytes.
 fn absolute(path: &Path) -> CliResult<String> {
     if path.as_os_str() == "-" {
         return Err(CliError::new(
@@ -146,7 +147,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
         warnings(&[written.warnings.as_slice(), &written.lost].concat())
     );
     context.output.print_done(&written, &written.path, summary)?;
-    // Each of them is a project that is not in it: a script that keeps one backup must not take it for whole.
+    // Each warning is about a project that is not in the backup: a script that keeps one must not take it for complete.
     Ok(if written.warnings.is_empty() {
         Exit::Ok
     } else {
@@ -154,7 +155,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
     })
 }
 
-/// What a person has to know or do beside the result, as further lines of a message.
+/// The warnings for a person beside the result, as further lines of a message.
 fn warnings(warnings: &[String]) -> String {
     warnings
         .iter()
@@ -226,7 +227,7 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
         output::degraded(&written.degraded)
     );
     context.output.print_done(&written, &written.path, summary)?;
-    // A script that keeps the file must not take it for whole.
+    // A script that keeps the file must not take it for complete.
     Ok(if written.degraded.is_none() {
         Exit::Ok
     } else {
@@ -245,7 +246,7 @@ pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResul
     let imported = daemon
         .call_long::<api::Import>(Scope::Project(&project), &parameters)
         .await?;
-    // Whoever does not look at the counts has to learn that something was left out.
+    // A script that ignores the counts has to learn that something was left out.
     let exit = if imported.skipped.is_empty() {
         Exit::Ok
     } else {
@@ -463,11 +464,11 @@ mod tests {
         let mut problem = ImportProblem {
             line: 7,
             id: None,
-            message: "it is no JSON object".to_owned(),
+            message: "it is not a JSON object".to_owned(),
         };
-        assert_eq!(problem_line(&problem), "line 7: it is no JSON object");
+        assert_eq!(problem_line(&problem), "line 7: it is not a JSON object");
         problem.id = Some("issue-1".to_owned());
-        assert_eq!(problem_line(&problem), "line 7 (issue-1): it is no JSON object");
+        assert_eq!(problem_line(&problem), "line 7 (issue-1): it is not a JSON object");
     }
 
     #[test]

@@ -312,7 +312,7 @@ fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> 
         let words: Vec<String> = sorted
             .into_iter()
             .map(|(name, count)| match output::one_line(name, 60).as_str() {
-                // Items that name no agent.
+                // Items without an agent.
                 "" => format!("(none) {count}"),
                 name => format!("{name} {count}"),
             })

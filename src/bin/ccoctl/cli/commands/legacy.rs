@@ -19,13 +19,13 @@ use crate::cli::Context;
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::text::check_not_blank;
 
-/// Agent of items that name none, as the old tool had it.
+/// Agent of items without one, as in the old tool.
 const DEFAULT_AGENT: &str = "cli";
 
-/// Hits of a search that names no limit.
+/// Hits of a search without a limit.
 const DEFAULT_LIMIT: u32 = 10;
 
-/// Most hits that the daemon gives at once; the old tool had no limit, so more is cut down and not refused.
+/// Most hits that the daemon gives at once; the old tool had no limit, so a larger number is lowered and not refused.
 const MAX_HITS: u32 = 100;
 
 /// Commands of `knowledge-manager`.
@@ -58,8 +58,8 @@ pub(crate) enum LegacyCommand {
     Test,
 }
 
-// Scripts pass the words by position, `store "$TEXT" "$TYPE" "$AGENT"`: an empty one is one that was not given, as
-// it was for the old tool.
+// Scripts pass the words by position, `store "$TEXT" "$TYPE" "$AGENT"`: an empty word counts as absent, as the old tool
+// took it.
 
 fn parse_type(text: &str) -> Result<KnowledgeType, String> {
     match text.trim() {
@@ -137,7 +137,7 @@ impl Stats {
     }
 }
 
-/// What `test` found out.
+/// The result of `test`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TestReport {
