@@ -50,9 +50,9 @@ impl<R: BufRead> Lines<R> {
             any = true;
             let end = available.iter().position(|byte| *byte == b'\n');
             let part = &available[..end.map_or(available.len(), |end| end + 1)];
-            let room = self.max_bytes.saturating_sub(line.bytes.len());
-            line.too_long |= part.len() > room;
-            line.bytes.extend_from_slice(&part[..part.len().min(room)]);
+            let space = self.max_bytes.saturating_sub(line.bytes.len());
+            line.too_long |= part.len() > space;
+            line.bytes.extend_from_slice(&part[..part.len().min(space)]);
             let length = part.len();
             self.reader.consume(length);
             if end.is_some() {

@@ -243,7 +243,7 @@ async fn test(context: &Context) -> CliResult {
         return Ok(Exit::Ok);
     }
     Err(CliError::new(Exit::Failed, "the daemon does not work as it should")
-        .fix("`reasons` say what is wrong; `ccoctl status` tells more"))
+        .fix("`reasons` say what is wrong; `ccoctl status` shows more"))
 }
 
 #[cfg(test)]
