@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Finds words that this project has given up, in code and documents: a name that was replaced by one which says what
-# the thing is, and turns of phrase that are not plain English. Prints file:line, the word, what to write instead, and
-# the line; fails if there is any.
+# Finds words that this project no longer uses, in code and documents: names that were replaced by clearer ones, and
+# phrases that are not plain English. Prints file:line, the word, its replacement and the line; fails if it finds any.
 # usage: check-words.sh [PATH...]     of the repository; all of it by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,7 +41,7 @@ check "$rust" 'mod km|(commands|cli|super)::km' legacy
 # English.
 check "$text" 'anew' 'again, or rebuild, reopen, reread'
 check "$text" 'the dear(est)? (part|parts|step|steps|work)' 'the expensive ...'
-# "There is no file" is right; what is said of a thing is not.
+# "There is no file" is right; "this is no file" is not.
 check "$text" 'is no (JSON|UTF-8|number|object|file|directory|repository|key|time|item|request|error)' 'is not a ...' \
     '(^|[^a-z])([Tt]here|[Ww]here|if|nor) is no '
 

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_file_descriptors_is_told_how_to_get_more() {
+    fn a_lack_of_file_descriptors_says_how_to_get_more() {
         for errno in [Errno::EMFILE, Errno::ENFILE] {
             let error = CliError::io("open x", &std::io::Error::from_raw_os_error(errno as i32));
             assert_eq!(error.exit, Exit::Retry);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_is_told_where_its_result_could_not_be_printed() {
+    fn a_result_that_could_not_be_printed_is_in_the_error() {
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = CliError::unwritten(&full, &serde_json::json!({"undo_token": "5f"}));
         assert_eq!(error.exit, Exit::Failed);

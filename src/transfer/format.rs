@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_item_must_not_hold_is_told() {
+    fn a_record_that_is_not_an_item_is_refused_with_the_reason() {
         let read =
             |value: serde_json::Value| serde_json::from_value::<Record>(value).map_err(|error| error.to_string());
         assert!(read(json!({"text": "a", "project_id": "p", "passages": 3})).is_ok());

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_a_doubled_key_is_no_item() {
+    fn metadata_with_a_doubled_key_is_refused() {
         let found = entries(b"{\"text\":\"a\",\"metadata\":{\"k\":1,\"k\":2}}\n{\"text\":\"b\",\"metadata\":null}\n");
         assert!(
             found[0]
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_an_integer_that_would_be_rounded_is_no_item() {
+    fn metadata_with_an_integer_that_would_be_rounded_is_refused() {
         let found = entries(b"{\"text\":\"a\",\"metadata\":{\"k\":18446744073709551616}}\n{\"text\":\"b\"}\n");
         let reason = found[0].record.clone().unwrap_err();
         assert!(reason.contains("`metadata.k`"), "{reason}");

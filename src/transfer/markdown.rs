@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_a_doubled_key_is_no_item() {
+    fn metadata_with_a_doubled_key_is_refused() {
         let found = entries("---\nmetadata: {\"a\":1,\"a\":2}\n---\n\nOne\n---\n---\n\nTwo");
         let reason = found[0].record.clone().unwrap_err();
         assert!(reason.contains("`metadata` in which a key stands twice"), "{reason}");
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_an_integer_that_would_be_rounded_is_no_item() {
+    fn metadata_with_an_integer_that_would_be_rounded_is_refused() {
         let found = entries(
             "---\nagent: 18446744073709551616\nmetadata: {\"a\":18446744073709551616}\n---\n\nOne\n---\n---\n\nTwo",
         );

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_told_by_what_the_method_may_have_done() {
+    fn a_missing_answer_says_what_the_method_may_have_done() {
         for error in [
             ClientError::Closed,
             ClientError::Timeout {
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_file_descriptors_is_told_how_to_get_more() {
+    fn a_lack_of_file_descriptors_says_how_to_get_more() {
         let error = client_error(&ClientError::Connect {
             path: PathBuf::from("/run/x.sock"),
             source: io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32),
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_without_its_group_is_told_its_whole_name() {
+    fn a_method_without_its_group_gets_its_whole_name_suggested() {
         let told = |method: &str| call_error(method, &ClientError::Rpc(WireError::method_not_found(method, None)));
         for (given, meant) in [
             ("search", "knowledge.search"),

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_flag_is_no_text() {
+    fn a_mistyped_flag_is_not_a_text() {
         for line in [
             "ccoctl store --agnet",
             "ccoctl search --limt=3",

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_follows_what_it_is_told() {
+    fn a_line_follows_the_notifications() {
         let line = Progress::hidden();
         line.show(&progress(3, None, "reading\u{1b}[2J"));
         assert_eq!((line.bar.position(), line.bar.length()), (3, None));

@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_cannot_be_recorded_is_no_claim() {
+    fn a_claim_that_cannot_be_recorded_is_not_a_claim() {
         let root = tempfile::tempdir().expect("tempdir");
         let [known, new] = ["a/web", "b/web"].map(|name| root.path().join(name));
         for path in [&known, &new] {

@@ -384,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hyphen_is_no_file() {
+    fn a_hyphen_is_not_a_file() {
         assert_eq!(absolute(Path::new("-")).expect_err("refused").exit, Exit::Usage);
         assert!(absolute(Path::new("./-")).expect("a file").ends_with("/-"));
     }

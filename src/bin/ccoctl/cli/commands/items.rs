@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn redactions_are_told() {
+    fn redactions_are_reported() {
         let stored = StoreResult {
             id: "x".to_owned(),
             project_id: "web".to_owned(),
