@@ -1,7 +1,7 @@
 # make demo     builds, starts a daemon on an empty home, stores items and searches them
 # make test     runs every test
 # make quick    builds and tests the command line and the wire alone: no LanceDB, a minute and a half from nothing
-# Both use cargo's dev profile, so the heavy dependencies compile once.
+# demo and test use cargo's dev profile, so the heavy dependencies compile once.
 
 # Kept outside the checkout, so that a fresh clone finds what an earlier one compiled. Never required.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ccod/target
@@ -35,7 +35,8 @@ quick: ## Builds and tests the command line and the wire alone
 	cargo test --locked --profile quick -p ccod-words -p ccod-protocol
 	cargo test --locked --profile quick $(CLI) --lib --bins
 
-lint: deps ## Formatting and clippy, as the CI does
+lint: deps ## Words, formatting and clippy, as the CI does
+	scripts/check-words.sh
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	cargo clippy --locked $(CLI) --lib --bins --tests -- -D warnings
@@ -47,7 +48,7 @@ fmt: ## Formats the code
 bench: deps ## Runs the benchmarks (shipped profile); they print their numbers
 	cargo bench --locked --profile dist
 
-dist: deps ## Builds what is shipped: two programs, and both in one file
+dist: deps ## Builds the shipped programs: two, and both in one file
 	scripts/dist.sh
 
 install: deps ## Installs the two programs and a link below PREFIX (default ~/.local)
@@ -55,5 +56,5 @@ install: deps ## Installs the two programs and a link below PREFIX (default ~/.l
 	cargo build --locked --profile dist $(CLI) --bin ccoctl
 	@packaging/install.sh "$(CARGO_TARGET_DIR)/dist" "$(PREFIX)"
 
-clean: ## Removes what was compiled
+clean: ## Removes compiled files
 	cargo clean

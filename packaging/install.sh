@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs `ccoctl` and `ccod`, and the link `knowledge-manager` to the former.
 # usage: install.sh DIRECTORY_OF_THE_PROGRAMS [PREFIX]        PREFIX defaults to ~/.local; DESTDIR is honoured
-# Also installs shell completions and what a service manager needs (systemd user units or a launchd agent), without
-# enabling it.
+# Also installs shell completions and the files of a service manager (systemd user units or a launchd agent), without
+# enabling the service.
 set -euo pipefail
 
 programs=${1:?usage: install.sh DIRECTORY_OF_THE_PROGRAMS [PREFIX]}

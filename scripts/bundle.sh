@@ -5,8 +5,8 @@
 #   OUT            where the one file goes
 #   CARGO_PROFILE  of the command line, dist by default
 #   ZSTD_LEVEL     19 by default; 1 is quick
-# The command line learns of its engine by three variables at compile time: the compressed file, and the hash and the
-# length of what is in it.
+# Three variables at compile time describe the engine to the command line: the compressed file, and the hash and the
+# length of the program in it.
 set -euo pipefail
 
 engine=${1:?usage: bundle.sh ENGINE OUT [CARGO_PROFILE] [ZSTD_LEVEL]}
@@ -34,5 +34,5 @@ fi
 cargo build --locked --profile "$profile" -p ccod --no-default-features --features bundle --bin ccoctl
 directory=$profile
 [ "$profile" = dev ] && directory=debug
-# Over a file that is there, `cp` would keep its mode.
+# Over an existing file, `cp` would keep the mode of that file.
 install -m 0755 "$target/$directory/ccoctl" "$out"

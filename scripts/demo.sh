@@ -104,4 +104,4 @@ if [ "$failures" -gt 0 ]; then
     printf '\n%s checks FAILED\n' "$failures"
     exit 1
 fi
-printf '\nAll searches found what they should. The two commands to go on with: `make test` and `make install`.\n'
+printf '\nEvery search found its item. The next two commands: `make test` and `make install`.\n'

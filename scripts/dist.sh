@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds what is shipped, with cargo's profile `dist`, into $CARGO_TARGET_DIR/ship:
-#   two/ccod, two/ccoctl   two programs, as packages have them
-#   ccoctl                 the same in one file: it unpacks `ccod` at the first start
+# Builds the shipped programs, with cargo's profile `dist`, into $CARGO_TARGET_DIR/ship:
+#   two/ccod, two/ccoctl   two programs, for packages
+#   ccoctl                 both in one file, which unpacks `ccod` at the first start
 # and prints their sizes.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs what the build and the demo need besides cargo, make and a C compiler, and nothing that is there:
+# Installs the programs that the build and the demo need besides cargo, make and a C compiler, if they are missing:
 #   protoc with its standard .proto files   LanceDB's build scripts run it
 #   socat                                   the demo and the socket tests talk through it
 #   strace (Linux)                          the power cut test records system calls with it
 #   zstd                                    `make dist` compresses the engine with it
-# Says what it installs. Does nothing, quickly, when all is there.
+# Prints what it installs. Ends at once when nothing is missing.
 set -euo pipefail
 
 say() { printf 'install-deps: %s\n' "$*" >&2; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tries a `ccoctl` that carries its engine, alone in an empty directory: it starts, stores, finds, starts again without
-# unpacking, and says what to do where it cannot unpack. Fails if anything of that does not hold.
+# unpacking, and says what to do where it cannot unpack. Fails if any of these steps fails.
 # usage: try-bundle.sh PATH_TO_CCOCTL
 set -euo pipefail
 
@@ -36,6 +36,6 @@ mkdir -m 700 "$CCO_HOME"
 : >"$CCO_HOME/engine"
 status=0
 told=$("$ccoctl" daemon start 2>&1) || status=$?
-[ "$status" -ne 0 ] || fail 'it started without a place for its engine'
-case $told in *'cannot unpack the daemon'*'fix:'*) ;; *) fail "not told: $told" ;; esac
+[ "$status" -ne 0 ] || fail 'it started without a directory for its engine'
+case $told in *'cannot unpack the daemon'*'fix:'*) ;; *) fail "no advice: $told" ;; esac
 echo 'try-bundle: ok'

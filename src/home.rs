@@ -1,6 +1,6 @@
-//! The directories that the daemon keeps its things in: made closed, and used only if nobody else can change what
-//! lies in them. What is there already keeps its mode, with one exception: `knowledge/` is closed to others once
-//! the store is locked, if it is a real directory of ours.
+//! The directories of the daemon. They are made closed to others, and used only if nobody else can change the files in
+//! them. A directory that exists keeps its mode, with one exception: `knowledge/` is closed to others once the store is
+//! locked, if it is a real directory of ours.
 
 use std::fs::{DirBuilder, File, Metadata};
 use std::io;
@@ -17,7 +17,7 @@ const DIRECTORY_MODE: u32 = 0o700;
 /// Bits that let others write into a directory.
 const WRITABLE: u32 = 0o022;
 
-/// Why a directory is not used. Each says what to do.
+/// Why a directory is not used. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
     /// It belongs to somebody else.
@@ -99,9 +99,9 @@ fn check_found(path: &Path, found: &Metadata) -> Result<(), HomeError> {
     Ok(())
 }
 
-/// Makes a directory for its owner alone, with its parents, or checks the one that is there. Afterwards its name is
-/// on disk: what is acknowledged must not vanish with the directory that it lies in. The name is synced even if the
-/// directory was there, for whoever made it may not have done that.
+/// Makes a directory for its owner alone, with its parents, or checks the one that exists. Afterwards its name is on
+/// disk: an acknowledged write must not vanish with its directory. The name is synced even if the directory existed, for
+/// the process that made it may not have synced it.
 ///
 /// # Errors
 /// As [`check`], and when it cannot be made.
@@ -178,7 +178,7 @@ mod tests {
         let file = root.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert!(matches!(prepare(&file), Err(HomeError::NoDirectory(_))));
-        // `/` is root's; who runs the tests as root has to give a directory away.
+        // `/` is root's; a test that runs as root has to give a directory away.
         let foreign = if geteuid().is_root() {
             let given = root.path().join("given");
             std::fs::create_dir(&given).unwrap();

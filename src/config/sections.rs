@@ -100,7 +100,7 @@ pub struct StoreConfig {
     #[schemars(range(min = 0, max = 36_500))]
     pub retention_days: u32,
     /// Bytes of the file system that stay free: stores are refused (`read_only`) below it, so that upkeep and
-    /// deleting still have room. `0` lets the disk fill up.
+    /// deletions still have space. `0` lets the disk fill up.
     #[schemars(range(min = 0, max = 1_u64 << 50))]
     pub min_free_bytes: u64,
 }
@@ -135,7 +135,7 @@ impl AccessConfig {
     /// The user ids of `allowed_uids`.
     ///
     /// # Errors
-    /// The part that is no number.
+    /// The part that is not a number.
     pub fn uids(&self) -> Result<Vec<u32>, String> {
         self.allowed_uids
             .split(',')

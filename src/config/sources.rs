@@ -123,7 +123,7 @@ pub enum ConfigError {
         origin: Origin,
         /// The key as written.
         key: String,
-        /// The nearest key, as the end of a sentence; empty where none is near.
+        /// The nearest key, as the end of a sentence; empty if no key is near.
         hint: String,
     },
     /// A value of the wrong type or out of range, or two that contradict each other.
@@ -241,8 +241,8 @@ impl Provider for Setting {
 /// A text from the environment or a flag, read as the type that the key has.
 fn setting_from_text(schema: &Schema, key: &str, text: String, origin: Origin) -> Setting {
     let value = match schema.defaults.get(key) {
-        // A number or bool that does not parse stays text, so that the error quotes it. What has no default
-        // is a number as well, but for the paths.
+        // A number or bool that does not parse stays text, so that the error quotes it. A key without a default
+        // is a number as well, except for the paths.
         Some(serde_json::Value::Number(_) | serde_json::Value::Null) if !["socket", "log.file"].contains(&key) => text
             .replace('_', "")
             .parse::<u64>()
@@ -362,7 +362,8 @@ fn flag_settings(schema: &Schema, flags: Overrides) -> Result<Vec<Setting>, Conf
     Ok(settings)
 }
 
-/// Whether there is no file, also as what should be its directory is none: whoever needs that says so.
+/// Whether the file does not exist, also because its parent is not a directory: the code that needs the home reports
+/// that.
 fn is_absent(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory)
@@ -459,7 +460,7 @@ fn collect_table(
     Ok(())
 }
 
-/// The value as figment's, where it is one that a key can have.
+/// The value as figment's, if a key can have such a value.
 fn scalar(value: &toml_edit::Value) -> Option<Value> {
     match value {
         toml_edit::Value::String(text) => Some(Value::from(text.value().clone())),
@@ -495,7 +496,7 @@ fn absolute(path: &Path, user_home: Option<&Path>) -> Result<PathBuf, ConfigErro
     })
 }
 
-/// `$HOME`, else what the user database says (a service may run without the variable).
+/// `$HOME`, else the home in the user database (a service may run without the variable).
 fn user_home() -> Option<PathBuf> {
     if let Some(home) = std::env::var_os("HOME").filter(|home| !home.is_empty()) {
         return Some(PathBuf::from(home));

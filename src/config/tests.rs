@@ -234,7 +234,7 @@ fn the_file_cannot_name_the_home_it_lies_in() {
 }
 
 #[test]
-fn what_is_no_toml_is_refused_with_its_line() {
+fn a_file_that_is_not_toml_is_refused_with_its_line() {
     let home = home_with("[readers]\nqueue = \n");
     let error = load(home.path(), Overrides::default(), &[])
         .expect_err("refused")

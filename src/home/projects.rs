@@ -8,11 +8,11 @@ use nix::unistd::geteuid;
 
 use super::{DIRECTORY_MODE, HomeError, check, failed, make};
 
-/// Bits of everybody but the owner.
+/// Permission bits of everybody but the owner.
 const OTHERS: u32 = 0o077;
 
-/// As [`super::prepare`], for the directory of the projects in a home that was prepared: a real directory of ours may be open
-/// to others, for it is closed next ([`close`]).
+/// As [`super::prepare`], for the directory of the projects in a prepared home. A real directory of ours may be open to
+/// others, for it is closed next ([`close`]).
 ///
 /// # Errors
 /// As [`super::prepare`].
@@ -24,8 +24,8 @@ pub(crate) fn prepare(path: &Path) -> Result<(), HomeError> {
     make(path)
 }
 
-/// Closes the directory of the projects to others, if it is a real one; what a link leads to is somebody's choice
-/// and is left as it is. The caller holds the lock of the store.
+/// Closes the directory of the projects to others, if it is a real one; the target of a link is somebody's choice and
+/// stays as it is. The caller holds the lock of the store.
 ///
 /// # Errors
 /// When it cannot be closed.
@@ -38,7 +38,7 @@ pub(crate) fn close(path: &Path) -> Result<(), HomeError> {
     Ok(())
 }
 
-/// Tells once, in the log, that others can look into the home.
+/// Writes into the log, once, that others can look into the home.
 pub(crate) fn advise(path: &Path) {
     if let Ok(found) = std::fs::metadata(path)
         && found.mode() & 0o055 & !0o010 != 0

@@ -13,12 +13,12 @@ use crate::access::AccessError;
 use crate::config::ConfigError;
 use crate::home::HomeError;
 
-/// What became of a command.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done.
     Ok = 0,
-    /// Failed, or what was asked for does not exist.
+    /// Failed, or the item or project does not exist.
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -80,11 +80,11 @@ pub struct CliError {
     pub exit: Exit,
     /// What happened, in one sentence.
     pub message: String,
-    /// What to do, where that is known.
+    /// What to do, if that is known.
     pub fix: Option<String>,
     /// The daemon's error object, shown with `--json`.
     pub rpc: Option<Box<serde_json::Value>>,
-    /// What was done before the failure: the daemon's result, which could not be printed where it belongs.
+    /// The daemon's result of a change that was made before the failure, and that standard output did not take.
     pub done: Option<Box<serde_json::Value>>,
 }
 
@@ -103,8 +103,8 @@ impl CliError {
         }
     }
 
-    /// An error of standard output, to which `result` could not be written: what a command has changed is told all
-    /// the same, an undo token above all.
+    /// An error of standard output, which did not take `result`: the error carries the result of a change, an undo token
+    /// above all.
     pub fn unwritten(error: &std::io::Error, result: &impl serde::Serialize) -> Self {
         Self {
             done: serde_json::to_value(result).ok().map(Box::new),
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_file_descriptors_is_told_how_to_get_more() {
+    fn a_lack_of_file_descriptors_says_how_to_get_more() {
         for errno in [Errno::EMFILE, Errno::ENFILE] {
             let error = CliError::io("open x", &std::io::Error::from_raw_os_error(errno as i32));
             assert_eq!(error.exit, Exit::Retry);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_is_told_where_its_result_could_not_be_printed() {
+    fn a_result_that_could_not_be_printed_is_in_the_error() {
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = CliError::unwritten(&full, &serde_json::json!({"undo_token": "5f"}));
         assert_eq!(error.exit, Exit::Failed);

@@ -1,20 +1,21 @@
-//! JSON Lines: an item as `knowledge.get` shows it on each line.
+//! JSON Lines: on each line an item as `knowledge.get` shows it.
 
 use std::io::{self, BufRead};
 
 use ccod_protocol::api::{Item, Record, rounded_integer};
 use serde_json::error::Category;
 
-use super::{Entry, Line, Lines, shortened};
+use super::format::Entry;
+use super::lines::{Line, Lines, shortened};
 
 pub(super) fn write(item: &Item, out: &mut Vec<u8>) -> io::Result<()> {
-    // A newline inside of a text is written as an escape.
+    // A newline in a text is written as an escape.
     serde_json::to_writer(&mut *out, item)?;
     out.push(b'\n');
     Ok(())
 }
 
-/// The items of a file. Blank lines are passed over.
+/// The items of a file. Blank lines are skipped.
 pub(crate) struct Entries<R> {
     lines: Lines<R>,
 }
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_a_doubled_key_is_no_item() {
+    fn metadata_with_a_doubled_key_is_refused() {
         let found = entries(b"{\"text\":\"a\",\"metadata\":{\"k\":1,\"k\":2}}\n{\"text\":\"b\",\"metadata\":null}\n");
         assert!(
             found[0]
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_an_integer_that_would_be_rounded_is_no_item() {
+    fn metadata_with_an_integer_that_would_be_rounded_is_refused() {
         let found = entries(b"{\"text\":\"a\",\"metadata\":{\"k\":18446744073709551616}}\n{\"text\":\"b\"}\n");
         let reason = found[0].record.clone().unwrap_err();
         assert!(reason.contains("`metadata.k`"), "{reason}");

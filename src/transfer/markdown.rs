@@ -14,17 +14,17 @@
 //! id: ...
 //! ```
 //!
-//! A line of a text that would read as `---` is written with a backslash before it, which Markdown shows as the
-//! same; a line that begins so already gets one more. The blank line after the fields, the newline after the
+//! A line of a text that would read as `---` is written with a backslash before it, which Markdown shows in the same
+//! way; a line that begins so already gets one more. The blank line after the fields, the newline after the
 //! text and the blank line before the next item are not part of the text, nor are further blank lines at the end of
 //! the file, where editors leave some; everything else is. A text that ends in a newline itself is written as JSON in
 //! the field `text`. Values are JSON, which is YAML too; a plain word needs no quotes when it is written by hand.
 //!
-//! Editors and version control change line endings, so none that counts stands in the text as it is. A text whose
+//! Editors and version control change line endings, so the text itself never holds one that matters. A text whose
 //! lines all end in CRLF is written with LF and `newline: crlf`; one with other carriage returns as JSON in the
 //! field `text`. Where a line around the texts (`---`, a field) has come to end in CRLF, the file was converted, and
-//! the CRLF of its texts are LF. In a file without any such line a CRLF of a text is its own: so it was written
-//! before there was `newline`.
+//! the CRLF of its texts are LF. In a file without any such line a CRLF belongs to its text: files from before `newline`
+//! have it so.
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, Write};
@@ -32,14 +32,15 @@ use std::io::{self, BufRead, Write};
 use ccod_protocol::api::{Item, Record, UniqueKeys, format_time, rounded_integer};
 use serde_json::{Map, Value};
 
-use super::{BYTE_ORDER_MARK, Entry, Line, Lines, shortened};
+use super::format::Entry;
+use super::lines::{BYTE_ORDER_MARK, Line, Lines, shortened};
 
 /// The field that says how the lines of the text end: `lf` or `crlf`.
 const NEWLINE: &str = "newline";
 /// The field that has the text itself, in place of what stands below the fields.
 const TEXT: &str = "text";
 
-/// Fields whose values are texts; they may stand without quotes.
+/// Fields whose values are texts; quotes are optional.
 const TEXT_FIELDS: [&str; 10] = [
     NEWLINE,
     TEXT,
@@ -144,7 +145,7 @@ pub(crate) struct Entries<R> {
     converted: bool,
 }
 
-/// What a file begins with, and on which line.
+/// The beginning of a file, and its line.
 enum First {
     Item(u64),
     Stray(u64),
@@ -180,7 +181,7 @@ impl<R: BufRead> Entries<R> {
             Some(line) => line,
             None => match self.find_first()? {
                 Some(First::Item(line)) => line,
-                Some(First::Stray(line)) => return Ok(Some(no_item(line))),
+                Some(First::Stray(line)) => return Ok(Some(not_an_item(line))),
                 None => return Ok(None),
             },
         };
@@ -195,7 +196,7 @@ impl<R: BufRead> Entries<R> {
         Ok(Some(Entry { line, record }))
     }
 
-    /// Finds the first `---`; what stands before it is no item.
+    /// Finds the first `---`; lines before it do not belong to an item.
     fn find_first(&mut self) -> io::Result<Option<First>> {
         let mut stray = None;
         while let Some(line) = self.lines.next()? {
@@ -214,7 +215,7 @@ impl<R: BufRead> Entries<R> {
         Ok(stray.map(First::Stray))
     }
 
-    /// Reads the fields up to and including the `---` that closes them. The file is read on behind them
+    /// Reads the fields up to and including the `---` that closes them. Reading goes on after them
     /// whatever they hold.
     fn fields(&mut self) -> io::Result<Result<Map<String, Value>, String>> {
         let mut fields = Map::new();
@@ -281,7 +282,7 @@ impl<R: BufRead> Entries<R> {
 }
 
 /// The text of an item, from the `body` below its fields or from its fields. `converted` says that line endings were
-/// converted to CRLF, `ended` that another item follows. Takes out of the fields what is about the text alone.
+/// converted to CRLF, `ended` that another item follows. Removes the fields that are about the text alone.
 fn text(fields: &mut Map<String, Value>, body: Vec<u8>, converted: bool, ended: bool) -> Result<String, String> {
     let body = String::from_utf8(body).map_err(|_| "the text is not UTF-8".to_owned())?;
     let newline = fields.remove(NEWLINE).unwrap_or_default();
@@ -327,7 +328,7 @@ impl<R: BufRead> Iterator for Entries<R> {
     }
 }
 
-fn no_item(line: u64) -> Entry {
+fn not_an_item(line: u64) -> Entry {
     Entry {
         line,
         record: Err("an item begins with a line of `---`, its fields, and another such line".to_owned()),
@@ -343,7 +344,7 @@ fn field(line: &[u8]) -> Result<Option<(String, Value)>, String> {
     let (name, value) = line
         .split_once(':')
         .map(|(name, value)| (name.trim_end(), value.trim_start()))
-        .ok_or_else(|| "is no `name: value`".to_owned())?;
+        .ok_or_else(|| "is not of the form `name: value`".to_owned())?;
     let json = || match serde_json::from_str(value) {
         Ok(_) if rounded_integer(value).is_some() => Err(format!(
             "has a `{name}` with an integer that needs more than 64 bits; make it a string"
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_a_doubled_key_is_no_item() {
+    fn metadata_with_a_doubled_key_is_refused() {
         let found = entries("---\nmetadata: {\"a\":1,\"a\":2}\n---\n\nOne\n---\n---\n\nTwo");
         let reason = found[0].record.clone().unwrap_err();
         assert!(reason.contains("`metadata` in which a key stands twice"), "{reason}");
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_with_an_integer_that_would_be_rounded_is_no_item() {
+    fn metadata_with_an_integer_that_would_be_rounded_is_refused() {
         let found = entries(
             "---\nagent: 18446744073709551616\nmetadata: {\"a\":18446744073709551616}\n---\n\nOne\n---\n---\n\nTwo",
         );

@@ -1,4 +1,4 @@
-//! Questions before something that many items, or items for good, go by.
+//! Questions before a command removes many items, or removes items for good.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -16,8 +16,8 @@ pub(crate) enum Consent {
 }
 
 impl Consent {
-    /// What `--yes` and the terminal allow. Both ends must be a terminal: a question that nobody sees is none,
-    /// and what comes out of a pipe is no answer.
+    /// What `--yes` and the terminal allow. Both ends must be a terminal: nobody sees a question elsewhere, and a pipe
+    /// does not answer one.
     pub(crate) fn detect(yes: bool) -> Self {
         if yes {
             Self::Given
@@ -28,8 +28,8 @@ impl Consent {
         }
     }
 
-    /// Whether there is a question to be asked; refuses where there is nobody to ask. `action` says what would
-    /// be done, such as "delete items by filter"; `look` is what shows it beforehand, if something does.
+    /// Whether the command must ask; an error where nobody can answer. `action` says what the command would do, such as
+    /// "delete items by filter"; `look` is the flag that shows it beforehand, if there is one.
     pub(crate) fn must_ask(self, action: &str, look: Option<&str>) -> CliResult<bool> {
         match self {
             Self::Given => Ok(false),
@@ -48,7 +48,8 @@ impl Consent {
     }
 }
 
-/// Asks `question` on standard error and reads the answer from standard input. Anything but yes is no.
+/// Asks `question` on standard error and reads the answer from standard input. Only yes means yes; what is neither yes
+/// nor no is asked again.
 pub(crate) fn ask(question: &str) -> CliResult<bool> {
     ask_on(question, &mut io::stdin().lock(), &mut io::stderr().lock())
 }
@@ -73,7 +74,7 @@ fn ask_on(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> 
     }
 }
 
-/// The end of a command whose question was answered with no.
+/// The error of a command after the answer no.
 pub(crate) fn declined() -> CliError {
     CliError::new(Exit::Failed, "nothing was changed")
 }

@@ -1,5 +1,5 @@
-//! From a command to the daemon and back: finds the socket, starts the daemon if none runs, calls a method, and
-//! turns what went wrong into an exit code and advice.
+//! From a command to the daemon and back: finds the socket, starts the daemon if none runs, calls a method, and turns
+//! errors into an exit code and advice.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use ccod_protocol::api::{self, Method};
+use ccod_protocol::api::{self, METHODS, Method, MethodInfo};
 use ccod_protocol::client::{CallOptions, Client, ClientError};
 use ccod_protocol::error::{ErrorKind, WireError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::{Context, launch, output, raw};
 use ccod::program::exit::{self, CliError, CliResult, Exit};
+
+/// Member of an error's `data` that has the name which was probably meant.
+const NEAREST: &str = "nearest";
 
 /// Which project a call is about.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +78,7 @@ impl Daemon {
             }
             Err(NoConnection::Absent) => {
                 let launched = launch::launch(context, &[]).await?;
-                // Once, to a person: a process that stays behind should not be a surprise. Scripts know.
+                // Said once, to a person, who should not be surprised by a process that stays. Scripts know.
                 if launched.spawned && io::stderr().is_terminal() {
                     output::message("started the daemon; `ccoctl daemon stop` ends it");
                 }
@@ -102,8 +105,8 @@ impl Daemon {
             .map_err(|error| call_error(M::NAME, &error))
     }
 
-    /// Calls the method `M`, which may take long: shows its progress on a terminal, and has the daemon cancel it
-    /// on Ctrl-C. What the daemon then answers is the result; a second Ctrl-C does not wait for it.
+    /// Calls the method `M`, which may take long: shows its progress on a terminal, and has the daemon cancel it on
+    /// Ctrl-C. The daemon's answer to that is the result; a second Ctrl-C does not wait for it.
     pub(crate) async fn call_long<M: Method>(&self, scope: Scope<'_>, parameters: &M::Params) -> CliResult<M::Result> {
         let line = Progress::detect(self.json);
         let mut interrupts =
@@ -126,8 +129,8 @@ impl Daemon {
             biased;
             answer = call => answer.map_err(|error| call_error(M::NAME, &error)),
             () = impatient => Err(
-                CliError::new(Exit::Retry, "left before the daemon said what became of it")
-                    .fix("the daemon ends what it was doing; look at the result before you try again"),
+                CliError::new(Exit::Retry, "stopped waiting before the daemon answered")
+                    .fix("the daemon cancels the call; see what was done before you try again"),
             ),
         }
     }
@@ -163,7 +166,7 @@ impl Daemon {
 /// What to say about an error of a call of `method`, and the exit code.
 pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
     match error {
-        // This command line knows the method, so what it does not know is the daemon.
+        // This command line knows the method, so the daemon is the older one.
         ClientError::Rpc(error) if error.kind() == ErrorKind::MethodNotFound && api::method_info(method).is_some() => {
             let mut error = error.clone().with_fix(
                 "run `ccoctl daemon stop`, then the command again, which starts the new daemon; one that systemd or \
@@ -173,7 +176,19 @@ pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
                 format!("the daemon that is running does not know `{method}`: it is older than this ccoctl");
             wire_error(&error)
         }
-        // No answer says nothing of the outcome, but a method that writes nothing has none.
+        // The daemon compares whole names. People leave the group out, as the commands do.
+        ClientError::Rpc(error)
+            if error.kind() == ErrorKind::MethodNotFound && !error.data.extra.contains_key(NEAREST) =>
+        {
+            let mut error = error.clone();
+            if let Some(name) = with_its_group(method) {
+                let named = WireError::method_not_found(method, Some(name));
+                error.message = named.message;
+                error.data.extra.extend(named.data.extra);
+            }
+            wire_error(&error)
+        }
+        // Without an answer the outcome is unknown, but a method that writes nothing has none.
         ClientError::Closed | ClientError::Timeout { .. } => {
             let writes = api::method_info(method).is_none_or(|row| row.writes);
             let mut unanswered = client_error(error);
@@ -188,9 +203,28 @@ pub(crate) fn call_error(method: &str, error: &ClientError) -> CliError {
     }
 }
 
+/// The whole name of a method that was named without its group: `knowledge.search` for `search`. For a slip of the
+/// keyboard only if the method changes nothing, for what is suggested may be called.
+fn with_its_group(name: &str) -> Option<&'static str> {
+    /// Shorter words are too much like each other.
+    const LEAST: usize = 5;
+    let lower = name.to_lowercase().replace('-', "_");
+    let own = |row: &MethodInfo| row.name.rsplit('.').next().unwrap_or_default();
+    let meant = METHODS.iter().find(|row| own(row) == lower);
+    let slip = || {
+        let harmless = |row: &&MethodInfo| !row.writes && row.name != api::method::ADMIN_SHUTDOWN;
+        // Most names are far from every method in length alone, and the measure is quadratic in it.
+        METHODS.iter().filter(harmless).find(|row| {
+            let own = own(row);
+            own.len() >= LEAST && own.len().abs_diff(lower.len()) <= 1 && strsim::damerau_levenshtein(own, &lower) == 1
+        })
+    };
+    meant.or_else(slip).map(|row| row.name)
+}
+
 /// What to say about an error of the client, and the exit code.
 pub(crate) fn client_error(error: &ClientError) -> CliError {
-    // The client's own messages say what to do as well, so only some need an addition.
+    // The client's own messages say what to do as well, so only a few need advice.
     match error {
         ClientError::Rpc(error) => wire_error(error),
         ClientError::Connect { path, source } if exit::lacks_descriptors(source) => {
@@ -204,9 +238,9 @@ pub(crate) fn client_error(error: &ClientError) -> CliError {
         ClientError::Closed | ClientError::Lagged { .. } => {
             CliError::new(Exit::Retry, error.to_string()).fix("run `ccoctl daemon status`, then try again")
         }
-        // Who asks it again how it is gets no answer either.
+        // `ccoctl status` would get no answer either, so it is not suggested.
         ClientError::Timeout { .. } => CliError::new(Exit::Retry, error.to_string()).fix(
-            "try again, or give more time with --timeout; if the daemon's log tells of file descriptors, close programs \
+            "try again, or give more time with --timeout; if the daemon's log reports a lack of file descriptors, close programs \
              that are connected to it, or raise its limit (LimitNOFILE of the systemd unit, SoftResourceLimits of the \
              launchd agent, or ulimit -n) and start it again",
         ),
@@ -272,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_told_by_what_the_method_may_have_done() {
+    fn a_missing_answer_says_what_the_method_may_have_done() {
         for error in [
             ClientError::Closed,
             ClientError::Timeout {
@@ -297,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_file_descriptors_is_told_how_to_get_more() {
+    fn a_lack_of_file_descriptors_says_how_to_get_more() {
         let error = client_error(&ClientError::Connect {
             path: PathBuf::from("/run/x.sock"),
             source: io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32),
@@ -335,6 +369,31 @@ mod tests {
             "{mistaken}"
         );
         assert_eq!(mistaken.fix, None);
+    }
+
+    #[test]
+    fn a_method_without_its_group_gets_its_whole_name_suggested() {
+        let told = |method: &str| call_error(method, &ClientError::Rpc(WireError::method_not_found(method, None)));
+        for (given, meant) in [
+            ("search", "knowledge.search"),
+            ("Search", "knowledge.search"),
+            ("serch", "knowledge.search"),
+            ("store-batch", "knowledge.store_batch"),
+            ("delete", "knowledge.delete"),
+            ("embed", "embedding.embed"),
+            ("healht", "admin.health"),
+            ("discover", "rpc.discover"),
+        ] {
+            let error = told(given);
+            assert_eq!(error.exit, Exit::Usage);
+            assert!(error.message.contains(&format!("did you mean `{meant}`?")), "{error}");
+            assert_eq!(error.rpc.expect("kept for --json")["data"]["nearest"], meant);
+        }
+        // What changes something is not suggested for what is only like it, and nothing for what is like nothing.
+        for given in ["delet", "shutdwon", "lst", "find", "sql.search", ""] {
+            let error = told(given);
+            assert!(error.message.contains("`rpc.discover` lists the methods"), "{error}");
+        }
     }
 
     #[test]

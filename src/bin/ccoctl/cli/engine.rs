@@ -26,7 +26,7 @@ const PLACES: [&str; 2] = [".", "../libexec/ccod"];
 #[derive(Debug)]
 pub(crate) struct Engine {
     path: PathBuf,
-    /// What `path` leads to, for an engine that lies in memory.
+    /// The memory that `path` leads to, for an engine that is not in a file.
     memory: Option<OwnedFd>,
 }
 
@@ -55,7 +55,7 @@ impl Engine {
             .iter()
             .map(|place| directory.join(place).join(NAME))
             .find(|path| {
-                // A link of this name to `ccoctl` is a way to call `ccoctl`, and no engine.
+                // A link of this name to `ccoctl` is a way to call `ccoctl`, not an engine.
                 path.is_file() && !same_file(path, executable)
             });
         match found {
@@ -89,7 +89,7 @@ impl Engine {
         command
     }
 
-    /// Why it does not run.
+    /// The error for an engine that does not run.
     pub(crate) fn cannot_run(&self, error: &io::Error) -> CliError {
         let path = self.path.display();
         let failed = CliError::io(format_args!("run {path}"), error);
@@ -113,7 +113,7 @@ fn same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// This executable, or the one that an upgrade put in its place.
+/// This executable, or the one that replaced it in an upgrade.
 #[cfg_attr(feature = "bundle", allow(dead_code))]
 fn own_executable() -> CliResult<PathBuf> {
     let path = std::env::current_exe().map_err(|error| CliError::io("find this executable", &error))?;
@@ -123,7 +123,7 @@ fn own_executable() -> CliResult<PathBuf> {
         .and_then(|path| path.strip_suffix(" (deleted)"))
         .map(PathBuf::from);
     let path = replaced.filter(|replaced| replaced.exists()).unwrap_or(path);
-    // Elsewhere it may be the link that this program was called by.
+    // On other systems it may be the link by which this program was called.
     Ok(path.canonicalize().unwrap_or(path))
 }
 

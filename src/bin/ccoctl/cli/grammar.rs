@@ -1,11 +1,11 @@
-//! From arguments to a [`Cli`]: what the derived grammar leaves open.
+//! Reads arguments into a [`Cli`], and adds the rules that the derived grammar does not have.
 //!
-//! - The global flags stand at every level, and are given once in all.
-//! - A switch may be repeated, an option with one value may not: which of two was meant is not guessed.
-//! - An empty value is none: it comes from a variable that a script has not set, and means neither "all" nor
+//! - The global flags may stand at every level, and each is given once at most.
+//! - A switch may be repeated, an option with one value may not: nobody can know which of two values was meant.
+//! - An empty value is refused: it comes from a variable that a script has not set, and means neither "all" nor
 //!   "nothing".
-//! - A word such as `--agnet` in the place of a text is a mistyped flag, not a text; behind `--` it is one.
-//! - With `--json` a wrong command line is told as JSON.
+//! - A word such as `--agnet` in the place of a text is a mistyped flag, not a text; behind `--` it is a text.
+//! - With `--json` the error of a wrong command line is JSON.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -14,7 +14,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Id};
 
-use super::{Cli, GlobalArgs};
+use super::arguments::{Cli, GlobalArgs};
 use ccod::program::exit::{CliError, Exit};
 
 /// Arguments that may be empty: texts, which the daemon judges, and the positional arguments of
@@ -75,7 +75,7 @@ fn looks_like_a_flag(argument: &OsStr) -> bool {
     })
 }
 
-/// What is checked over all levels of a command line.
+/// The checks that concern all levels of a command line.
 struct Check {
     /// Arguments that look like a flag.
     like_flags: HashSet<OsString>,
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_flag_is_no_text() {
+    fn a_mistyped_flag_is_not_a_text() {
         for line in [
             "ccoctl store --agnet",
             "ccoctl search --limt=3",

@@ -1,8 +1,7 @@
-//! Starting the daemon: what every command does that finds none, and `daemon start`.
+//! Starts the daemon: for `daemon start`, and for every command that finds no daemon.
 //!
-//! Nothing here decides which daemon may run: the daemon itself takes the lock, and of several that start at
-//! once all but one find it taken and end. Whoever started them waits for the socket, whichever of them it is
-//! that answers.
+//! Nothing here decides which daemon may run: the daemon itself takes the lock, and of several that start at once, all
+//! but one find it taken and end. The command that started one waits for the socket, whichever daemon answers there.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -26,7 +25,7 @@ use ccod_protocol::error::ErrorKind;
 use crate::cli::Context;
 use crate::cli::connect::{self, NoConnection};
 use crate::cli::engine::Engine;
-use crate::cli::output::{self};
+use crate::cli::output;
 
 /// How long a start may take if `--timeout` does not say.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,11 +33,11 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// First wait between two looks at the socket; it doubles up to [`MAX_POLL`].
 pub(super) const MIN_POLL: Duration = Duration::from_millis(2);
 
-/// Longest wait between two looks: more would be felt, less would be busy for nothing.
+/// Longest wait between two looks: people would notice a longer one, and a shorter one would only cost time.
 pub(super) const MAX_POLL: Duration = Duration::from_millis(50);
 
-/// Daemons that one start may spawn: the first may lose to one that is just ending, and another start may have
-/// probed the lock in the wrong moment.
+/// Daemons that one start may spawn: the first may find the lock held by one that is just ending, or by another start
+/// that probes it.
 const MAX_SPAWNS: u32 = 3;
 
 /// Lines of the log that a failed start shows.
@@ -65,7 +64,7 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
         match look_at(&config.socket_path(), deadline).await {
             // One that is stopping takes no work: wait for its end, then start the next.
             Presence::Stopping => {}
-            // It runs, and another one could not.
+            // It runs, so another one could not start.
             Presence::Silent(why) => reason = Some(why),
             Presence::Serving(client) => {
                 return Ok(Launched {
@@ -74,7 +73,7 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
                 });
             }
             Presence::Unusable(error) => return Err(error),
-            // What it was connected to ended. Whether it is still there, its lock tells.
+            // The connection was closed. The lock says whether the daemon is still there.
             Presence::Left if child.is_none() && a_lock_is_held(config) => {}
             Presence::Absent | Presence::Left if serves_elsewhere(config, deadline).await => {
                 return Err(listens_elsewhere(config));
@@ -98,7 +97,7 @@ pub(crate) async fn launch(context: &Context, arguments: &[String]) -> CliResult
             if let Some(why) = reason {
                 return Err(runs_silently(&config.socket_path(), &why));
             }
-            // What this process has spawned is gone, so the lock is another one's.
+            // The daemon that this process spawned is gone, so another one holds the lock.
             if let Some(daemon) = &mut child
                 && matches!(daemon.child.try_wait(), Ok(Some(_)))
                 && a_lock_is_held(config)
@@ -130,15 +129,15 @@ enum Presence {
     Serving(Client),
     /// A daemon that is about to end.
     Stopping,
-    /// A daemon that takes no requests now: what it says, or that it says nothing.
+    /// A daemon that takes no requests now, with its error or the fact that it did not answer.
     Silent(String),
-    /// Somebody who ended the connection without a word.
+    /// A process that closed the connection without an answer.
     Left,
     /// Something that can never be used from here.
     Unusable(CliError),
 }
 
-/// Asks who is behind `socket`. Whoever answers is there, whatever the answer is.
+/// Asks who is behind `socket`. Any answer proves that a daemon is there.
 async fn look_at(socket: &Path, deadline: Instant) -> Presence {
     let client = match connect::connect(socket).await {
         Ok(client) => client,
@@ -153,7 +152,7 @@ async fn look_at(socket: &Path, deadline: Instant) -> Presence {
         Err(ClientError::Closed) => Presence::Left,
         Err(ClientError::Rpc(error)) if error.kind() == ErrorKind::ShuttingDown => Presence::Stopping,
         Err(error) if is_for_now(&error) => Presence::Silent(error.to_string()),
-        // It refuses this user, or is no daemon of this version, and will go on so.
+        // It refuses this user, or is not a daemon of this version; waiting changes neither.
         Err(error) => Presence::Unusable(connect::client_error(&error)),
     }
 }
@@ -167,7 +166,7 @@ fn is_for_now(error: &ClientError) -> bool {
     }
 }
 
-/// A daemon runs, and that is all that can be said.
+/// The error for a daemon that runs and does not answer.
 pub(super) fn runs_silently(socket: &Path, why: &str) -> CliError {
     CliError::new(
         Exit::Retry,
@@ -176,17 +175,17 @@ pub(super) fn runs_silently(socket: &Path, why: &str) -> CliError {
     .fix("try again, or give more time with --timeout; SIGTERM ends the process")
 }
 
-/// What becomes of a call of [`ask`].
+/// The outcome of [`ask`].
 pub(super) enum Asked<R> {
     Answered(R),
     /// Nobody is there.
     Absent,
-    /// A daemon is there, and this is all that it answers.
+    /// A daemon is there, and answers with nothing but this error.
     Silent(ClientError),
 }
 
-/// Calls `M` on the daemon behind `socket`. Where everything is in use there, also what is kept for this, it tries on
-/// until `deadline`: those places are free again soon.
+/// Calls `M` on the daemon behind `socket`. Where all its places are in use, also those for operators, it tries again
+/// until `deadline`: operators' places are free again soon.
 pub(super) async fn ask<M: Method>(
     socket: &Path,
     params: &M::Params,
@@ -268,14 +267,14 @@ impl SpawnedDaemon {
 
 fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
     let config = &context.loaded.config;
-    // What the daemon would refuse is not touched here either.
+    // A home that the daemon would refuse is not touched here either.
     ccod::home::check(&config.home).map_err(|error| CliError::from(&error))?;
     let options = ccod::access::bind_options(&config.access).map_err(|error| CliError::from(&error))?;
     endpoint::prepare_run_dir(&config.run_dir(), &options).map_err(|error| CliError::from(&error))?;
     let engine = Engine::find(&config.home)?;
     let log_path = config.log_path();
     if !a_lock_is_held(config) {
-        // One that cannot be set aside grows; that is no reason not to start.
+        // A log that cannot be set aside grows; the daemon starts all the same.
         log_file::set_aside_if_large(&log_path).unwrap_or_default();
     }
     let log =
@@ -287,7 +286,7 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
 
     let mut command = engine.command();
     command.args(["--detached", "--home"]).arg(&config.home);
-    // The daemon's current directory is another, so a path that was relative to this one is passed on whole.
+    // The daemon has another current directory, so a path that was relative to this one is passed on as a whole.
     let socket_origin = context.loaded.origins.get("socket");
     if let Some(socket) = &config.socket
         && matches!(socket_origin, Some(Origin::Flag { .. } | Origin::Environment { .. }))
@@ -301,7 +300,7 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
         .stderr(error_log)
         // A daemon must not keep a directory from being unmounted or removed.
         .current_dir("/");
-    // What a service manager has told this process is not for the daemon.
+    // A service manager set these for this process, not for the daemon.
     for name in [
         "LISTEN_FDS",
         "LISTEN_PID",
@@ -328,7 +327,7 @@ fn spawn(context: &Context, arguments: &[String]) -> CliResult<SpawnedDaemon> {
 fn log_tail(path: &Path, start: u64) -> String {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|mut log| {
-        // Set aside meanwhile, it is a new one.
+        // A log that was set aside meanwhile begins again.
         let start = if log.metadata()?.len() < start { 0 } else { start };
         log.seek(SeekFrom::Start(start))?;
         log.take(MAX_LOG_BYTES).read_to_end(&mut bytes)
@@ -351,7 +350,7 @@ pub(super) fn a_lock_is_held(config: &Config) -> bool {
     lock_is_held(&config.lock_path()) || lock_is_held(&config.store_lock_path())
 }
 
-/// Whether a daemon holds the lock. Looking takes it for a moment, so look only when there is a reason to.
+/// Whether a daemon holds the lock. The look takes the lock for a very short time, so it needs a reason.
 pub(super) fn lock_is_held(path: &Path) -> bool {
     let Ok(file) = OpenOptions::new().write(true).open(path) else {
         return false;
@@ -362,7 +361,7 @@ pub(super) fn lock_is_held(path: &Path) -> bool {
     )
 }
 
-/// A daemon has the home, and does not answer where it is looked for.
+/// The error for a daemon that has the home and does not listen on its socket.
 pub(super) fn holds_and_does_not_listen(config: &Config) -> CliError {
     if let Some(error) = of_another_home(config) {
         return error;
@@ -384,7 +383,8 @@ pub(super) fn holds_and_does_not_listen(config: &Config) -> CliError {
     .fix("it may be starting or stopping: try again; or it was started with another --socket")
 }
 
-/// Says who holds the store's lock, if it is the daemon of another home whose knowledge directory is the same.
+/// The error that names the holder of the store's lock, if that is the daemon of another home with the same knowledge
+/// directory.
 pub(super) fn of_another_home(config: &Config) -> Option<CliError> {
     let lock = config.store_lock_path();
     if lock_is_held(&config.lock_path()) || !lock_is_held(&lock) {
@@ -414,8 +414,8 @@ pub(super) fn process(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
-/// Who holds a lock, as the holder has written it into the lock file: its process, and in that of the store the
-/// knowledge directory by its own name for it.
+/// Who holds a lock, as the holder wrote it into the lock file: its process, and in the store's lock file also the
+/// knowledge directory by the holder's name for it.
 #[derive(Debug, Default)]
 pub(super) struct Holder {
     pid: Option<u32>,
@@ -440,7 +440,7 @@ impl Holder {
     }
 }
 
-/// Whether the daemon of the home listens where it does by default, and not where the configuration says.
+/// Whether the daemon of the home listens on the default socket, and not on the configured one.
 pub(super) async fn serves_elsewhere(config: &Config, deadline: Instant) -> bool {
     let usual = config.default_socket_path();
     usual != config.socket_path()

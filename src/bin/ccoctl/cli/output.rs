@@ -2,20 +2,24 @@
 //!
 //! Data goes to standard output, messages to standard error, so that a pipe gets data only. A terminal gets
 //! colour and lines cut to its width; a pipe gets the same text without either, stable enough to grep; `--json`
-//! gets the daemon's result, one line of JSON. A reader that closes its end early (`| head`) ends the output,
-//! quietly; only what has been changed is told on standard error then.
+//! gets the daemon's result, one line of JSON. A reader that closes its end early (`| head`) ends the output quietly;
+//! only the result of a change then goes to standard error.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 
 use ccod_protocol::api::ProjectError;
 use serde::Serialize;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use ccod::program::exit::{CliError, CliResult, Exit};
 pub(crate) use ccod::program::message;
 
-/// Characters of an excerpt where the width of the terminal is not known.
-const PLAIN_EXCERPT_CHARS: usize = 240;
+/// Columns of an excerpt where the width of the terminal is not known.
+const PLAIN_EXCERPT: usize = 240;
+
+/// Columns that a text gets on the narrowest terminal: less says nothing, and the terminal breaks the line anyway.
+const LEAST_COLUMNS: usize = 10;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +58,7 @@ impl Style {
     }
 }
 
-/// Whether the terminal takes no escape sequences, as far as is known: it says so, or does not say what it is.
+/// Whether the terminal takes no escape sequences: `TERM` says so, or says nothing.
 pub(crate) fn is_dumb_terminal() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
@@ -95,16 +99,14 @@ impl Output {
 
     /// `text` on one line, cut where two lines of the terminal end.
     pub(crate) fn excerpt(&self, text: &str, indent: usize) -> String {
-        let limit = self
-            .width
-            .map_or(PLAIN_EXCERPT_CHARS, |width| (width.saturating_sub(indent)).max(20) * 2);
-        one_line(text, limit)
+        let lines = if self.width.is_some() { 2 } else { 1 };
+        one_line(text, self.columns_beside(indent) * lines)
     }
 
-    /// Characters that are left on one line beside `taken` others.
-    pub(crate) fn rest_of_line(&self, taken: usize) -> usize {
+    /// Columns that are left of one line beside `taken` others.
+    fn columns_beside(&self, taken: usize) -> usize {
         self.width
-            .map_or(PLAIN_EXCERPT_CHARS, |width| width.saturating_sub(taken).max(20))
+            .map_or(PLAIN_EXCERPT, |width| width.saturating_sub(taken).max(LEAST_COLUMNS))
     }
 
     /// Prints `value` as one line of JSON.
@@ -116,7 +118,7 @@ impl Output {
     pub(crate) fn print(&self, text: &str) -> CliResult<()> {
         match write_line(text) {
             Ok(()) => Ok(()),
-            // The reader has what it wanted.
+            // The reader has all that it wanted.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(CliError::io("write to standard output", &error)),
         }
@@ -144,14 +146,14 @@ impl Output {
         Ok(())
     }
 
-    /// Prints `result` of what has been changed: as JSON, or as `text` (which may be empty) and a message. Where
-    /// standard output takes it no more, the error carries the result.
+    /// Prints the `result` of a change: as JSON, or as `text` (which may be empty) and a message. If standard output
+    /// does not take it, the error carries the result.
     pub(crate) fn print_done(&self, result: &impl Serialize, text: &str, message: impl Display) -> CliResult<()> {
         if self.json {
             return self.print_text_done(result, &json_line(result)?);
         }
         let printed = self.print_text_done(result, text);
-        // Whatever became of the text: it says how to undo what was done.
+        // Also if the text could not be printed: the message says how to undo the change.
         let message = message.to_string();
         if !message.is_empty() {
             self::message(message);
@@ -159,7 +161,7 @@ impl Output {
         printed
     }
 
-    /// As [`Output::print_done`], without a message and with the same text for all.
+    /// As [`Output::print_done`], without a message, and with the same text for people and programs.
     pub(crate) fn print_text_done(&self, result: &impl Serialize, text: &str) -> CliResult<()> {
         if text.is_empty() {
             return Ok(());
@@ -214,15 +216,15 @@ mod no_stdout {
     static LOOK: extern "C" fn() = look;
 }
 
-/// A line for the end of a message: why an answer may be less than was stored, if so.
+/// A line for the end of a message: why the answer may lack something that is stored, if it may.
 pub(crate) fn degraded(reason: &Option<String>) -> String {
     let reason = reason.as_deref().map(|reason| one_line(reason, 4096));
     reason.map_or_else(String::new, |reason| format!("\nnote: {reason}"))
 }
 
-/// A message that says which projects a result over several is without, a line each; empty where there are none.
+/// A message that names the projects which a result over several could not include, a line each; empty without any.
 pub(crate) fn project_errors(errors: &[ProjectError]) -> String {
-    let told: Vec<String> = errors
+    let lines: Vec<String> = errors
         .iter()
         .map(|error| {
             let (project, message) = (one_line(&error.project_id, 100), one_line(&error.message, 4096));
@@ -231,39 +233,49 @@ pub(crate) fn project_errors(errors: &[ProjectError]) -> String {
             format!("warning: {named}{message}")
         })
         .collect();
-    told.join("\n")
+    lines.join("\n")
 }
 
-/// `text` with runs of white space as one space and control characters removed, at most `limit` characters.
+/// `text` with runs of white space as one space and control characters removed, at most `limit` columns wide.
 ///
 /// Stored text is data from elsewhere: an escape sequence in it must not reach the terminal.
 pub(crate) fn one_line(text: &str, limit: usize) -> String {
     let mut line = String::new();
-    let mut length = 0;
+    let mut columns = 0;
     for word in text.split(|character: char| character.is_whitespace() || is_control(character)) {
         if word.is_empty() {
             continue;
         }
-        if length > 0 {
+        if columns > 0 {
             line.push(' ');
-            length += 1;
+            columns += 1;
         }
         for character in word.chars() {
-            if length + 1 > limit.max(1) {
-                // Room for the mark: the last character makes place for it.
-                line.pop();
+            if columns + columns_of(character) > limit.max(1) {
+                // The mark takes the place of the last characters.
+                while columns >= limit.max(1)
+                    && let Some(last) = line.pop()
+                {
+                    columns -= columns_of(last);
+                }
                 line.push('…');
                 return line;
             }
             line.push(character);
-            length += 1;
+            columns += columns_of(character);
         }
     }
     line
 }
 
-/// Whether a character does something to the terminal instead of standing there: a control character, or one that
-/// turns the direction of what follows, so that a line reads otherwise than it is.
+/// Columns of a character on a terminal: two for most of East Asia. One that is drawn over the character before it
+/// counts as well, so that a line of them ends somewhere.
+fn columns_of(character: char) -> usize {
+    character.width().unwrap_or(0).max(1)
+}
+
+/// Whether a character acts on the terminal instead of being shown: a control character, or one that changes the
+/// direction of the text after it, so that a line reads differently from what is stored.
 fn is_control(character: char) -> bool {
     character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -313,6 +325,7 @@ pub(crate) enum Align {
 pub(crate) struct Table {
     columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
+    cut_last: bool,
 }
 
 impl Table {
@@ -324,7 +337,15 @@ impl Table {
                 .map(|(name, align)| ((*name).to_owned(), *align))
                 .collect(),
             rows: Vec::new(),
+            cut_last: false,
         }
+    }
+
+    /// Cuts the last column where the line of the terminal ends. For texts; what somebody may want to copy stays whole.
+    #[must_use]
+    pub(crate) fn cut_last(mut self) -> Self {
+        self.cut_last = true;
+        self
     }
 
     /// Adds a row; each cell is made one line.
@@ -334,33 +355,39 @@ impl Table {
     }
 
     /// The table as text: a header, then the rows, columns two spaces apart.
-    pub(crate) fn render(&self, output: &Output) -> String {
-        let widths: Vec<usize> = self
+    pub(crate) fn render(mut self, output: &Output) -> String {
+        const GAP: &str = "  ";
+        let widest = |index: usize, name: &str| {
+            let cells = self.rows.iter().filter_map(|row| row.get(index));
+            cells.map(|cell| cell.width()).max().unwrap_or(0).max(name.width())
+        };
+        let mut widths: Vec<usize> = self
             .columns
             .iter()
             .enumerate()
-            .map(|(index, (name, _))| {
-                self.rows
-                    .iter()
-                    .filter_map(|row| row.get(index))
-                    .map(|cell| cell.chars().count())
-                    .chain([name.chars().count()])
-                    .max()
-                    .unwrap_or(0)
-            })
+            .map(|(index, (name, _))| widest(index, name))
             .collect();
+        if self.cut_last
+            && let Some((last, others)) = widths.split_last_mut()
+        {
+            let limit = output.columns_beside(others.iter().map(|width| width + GAP.len()).sum());
+            *last = limit.min(*last);
+            for cell in self.rows.iter_mut().filter_map(|row| row.last_mut()) {
+                *cell = one_line(cell, limit);
+            }
+        }
         let mut text = String::new();
         let header: Vec<String> = self.columns.iter().map(|(name, _)| name.clone()).collect();
         for (index, cells) in std::iter::once(&header).chain(&self.rows).enumerate() {
             let mut line = String::new();
             for ((cell, width), (_, align)) in cells.iter().zip(&widths).zip(&self.columns) {
                 if !line.is_empty() {
-                    line.push_str("  ");
+                    line.push_str(GAP);
                 }
-                let padding = " ".repeat(width - cell.chars().count());
+                let padding = " ".repeat(width.saturating_sub(cell.width()));
                 match align {
-                    Align::Left => line.push_str(&format!("{cell}{padding}")),
-                    Align::Right => line.push_str(&format!("{padding}{cell}")),
+                    Align::Left => line.extend([cell, padding.as_str()]),
+                    Align::Right => line.extend([padding.as_str(), cell]),
                 }
             }
             let line = line.trim_end();
@@ -394,15 +421,30 @@ mod tests {
         assert_eq!(one_line("a\n  b\tc", 80), "a b c");
         assert_eq!(one_line("\u{1b}[31mred\u{7}", 80), "[31mred");
         assert_eq!(one_line("abcdef", 4), "abc…");
-        assert_eq!(one_line("日本語テキスト", 4), "日本語…");
         assert_eq!(one_line("abcd", 4), "abcd");
+        assert_eq!(one_line("abcd e", 4), "abc…");
         assert_eq!(one_line("", 4), "");
+    }
+
+    #[test]
+    fn a_line_is_cut_by_the_columns_that_it_takes() {
+        for (limit, cut) in [
+            (14, "日本語テキスト"),
+            (13, "日本語テキス…"),
+            (5, "日本…"),
+            (4, "日…"),
+            (1, "…"),
+        ] {
+            assert_eq!(one_line("日本語テキスト", limit), cut);
+        }
+        let accents = "e\u{301}".repeat(1_000);
+        assert!(one_line(&accents, 80).chars().count() <= 80);
     }
 
     #[test]
     fn whole_texts_keep_their_lines() {
         assert_eq!(printable("a\n\tb\u{1b}[0m"), "a\n\tb\u{fffd}[0m");
-        // What turns the direction shows another text than the one that is there. Hebrew needs none of it.
+        // A change of direction shows another text than the stored one. Hebrew does not need these characters.
         for character in ['\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}'] {
             assert_eq!(printable(&format!("a{character}b")), "a\u{fffd}b");
             assert_eq!(one_line(&format!("a{character}b"), 10), "a b");
@@ -419,6 +461,42 @@ mod tests {
             table.render(&Output::plain()),
             "project    items\nstatushub      7\nweb         1200\n"
         );
+    }
+
+    #[test]
+    fn columns_of_wide_characters_line_up() {
+        let mut table = Table::new(&[("agent", Align::Left), ("items", Align::Right)]);
+        table.row(["計画者".to_owned(), "7".to_owned()]);
+        table.row(["planner".to_owned(), "12".to_owned()]);
+        assert_eq!(
+            table.render(&Output::plain()),
+            "agent    items\n計画者       7\nplanner     12\n"
+        );
+    }
+
+    #[test]
+    fn the_last_column_ends_with_the_line_of_the_terminal() {
+        let rendered = |width: Option<usize>| {
+            let output = Output {
+                json: false,
+                colour: false,
+                width,
+            };
+            let mut table = Table::new(&[("id", Align::Left), ("text", Align::Left)]).cut_last();
+            table.row(["issue-1".to_owned(), "日本語 and ".repeat(40)]);
+            table.render(&output)
+        };
+        for width in [20, 40, 80] {
+            let text = rendered(Some(width));
+            assert!(text.lines().all(|line| line.width() <= width), "{width}: {text}");
+            assert!(
+                text.contains("issue-1  日本語") && text.ends_with("…\n"),
+                "{width}: {text}"
+            );
+        }
+        // A terminal that is too narrow for any text still gets its beginning.
+        assert!(rendered(Some(3)).contains("issue-1  日本語"));
+        assert!(rendered(None).lines().all(|line| line.width() <= 9 + PLAIN_EXCERPT));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! How far a long call is, on one line of the terminal.
+//! The progress of a long call, on one line of the terminal.
 //!
-//! Drawn on standard error, and only where that is a terminal: a log full of half-drawn lines helps nobody, and
+//! It is drawn on standard error, and only if that is a terminal: a log full of half-drawn lines helps nobody, and
 //! scripts have the result.
 
 use std::cell::RefCell;
@@ -12,10 +12,10 @@ use ccod_protocol::api::ProgressNotification;
 
 use super::output;
 
-/// With a known total: a bar, the numbers, the time that is left, what is being done.
+/// With a known total: a bar, the numbers, the remaining time, the present step.
 const KNOWN: &str = "[{bar:24}] {human_pos}/{human_len}  {eta}  {wide_msg}";
 
-/// Without one: the number and what is being done.
+/// Without one: the number and the present step.
 const UNKNOWN: &str = "{spinner} {human_pos}  {wide_msg}";
 
 /// Longest message that is shown; the line is cut to the terminal anyway.
@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// Shows how far the call is.
+    /// Shows the progress of the call.
     pub(crate) fn show(&self, progress: &ProgressNotification) {
         let stretch = (progress.total, output::one_line(&progress.message, MESSAGE_CHARS));
         let mut last = self.stretch.borrow_mut();
@@ -62,7 +62,7 @@ impl Progress {
                     Some(total) => self.bar.set_length(total),
                     None => self.bar.unset_length(),
                 }
-                // The speed so far was that of other work.
+                // The speed so far belongs to another kind of work.
                 self.bar.reset_eta();
             }
             self.bar.set_message(stretch.1.clone());
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_follows_what_it_is_told() {
+    fn a_line_follows_the_notifications() {
         let line = Progress::hidden();
         line.show(&progress(3, None, "reading\u{1b}[2J"));
         assert_eq!((line.bar.position(), line.bar.length()), (3, None));

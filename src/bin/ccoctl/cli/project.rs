@@ -1,9 +1,9 @@
-//! Which project a command belongs to, when `--project` does not say.
+//! The project of a command without `--project`.
 //!
-//! A project is a repository: all worktrees of one share its git common directory and so its project. The name
-//! is the repository's base name, because people type it; the first repository to use a name keeps it, and
-//! another one of the same name gets a suffix made from its path, so two checkouts called `api` never mix their
-//! knowledge. Claims are kept in `$CCO_HOME/projects.json`; if they cannot be read, no project is guessed.
+//! A project is a repository: all worktrees of one share its git common directory and so its project. The name is the
+//! repository's base name, because people type it. The first repository to use a name keeps it, and another one of the
+//! same name gets a suffix made from its path, so two checkouts called `api` never mix their knowledge. Claims are kept
+//! in `$CCO_HOME/projects.json`; if they cannot be read, no project is guessed.
 //!
 //! Git's files are read directly: spawning `git` would cost more than the whole request.
 
@@ -28,15 +28,12 @@ const SUFFIX_DIGITS: usize = 6;
 /// The project of the directory `start`, claiming its name in `home`.
 ///
 /// # Errors
-/// 78 when it cannot be told whose the project is: a guess could be the name of another repository.
+/// 78 when the project is not known: a guess could be the name of another repository.
 pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
     let repository = git_common_dir(start).map_err(|problem| {
         CliError::new(
             Exit::Config,
-            format!(
-                "it cannot be told which repository {} belongs to: {problem}",
-                start.display()
-            ),
+            format!("the repository of {} cannot be determined: {problem}", start.display()),
         )
         .fix("name the project with --project, or mend the repository (`git status` says what git thinks of it)")
     })?;
@@ -60,7 +57,7 @@ pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
         (Ok(claimed), _) => claimed,
         // A home that cannot be written to (a sandbox): the name is known, only the file is not mended.
         (Err(_), Some(name)) => Ok(name.to_owned()),
-        // Not recorded, the name would be the next one's as well.
+        // Unless it is recorded, the next repository would get the name as well.
         (Err(error), None) => Err(CliError::new(
             Exit::Config,
             format!(
@@ -76,13 +73,13 @@ pub(crate) fn detect(home: &Path, start: &Path) -> CliResult<String> {
     }
 }
 
-/// `path` and what the system says of it.
+/// `path`, with the system's error.
 fn unreadable(path: &Path, error: &io::Error) -> String {
     format!("{} cannot be read: {error}", path.display())
 }
 
-/// What is at `path`, links followed; nothing is no error, but a link to nothing is one, for what it leads to may be on
-/// a disk that is not there now.
+/// The file at `path`, links followed. A path without a file is not an error; a link that leads nowhere is, for its
+/// target may be on a disk that is not mounted now.
 fn look(path: &Path) -> Result<Option<std::fs::Metadata>, String> {
     match path.metadata() {
         Ok(metadata) => Ok(Some(metadata)),
@@ -107,7 +104,7 @@ fn is_absence(error: &io::Error) -> bool {
 fn git_common_dir(start: &Path) -> Result<Option<PathBuf>, String> {
     let start = match start.canonicalize() {
         Ok(start) => start,
-        // A directory that was removed underneath belongs to no repository.
+        // A directory that was removed meanwhile belongs to no repository.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(start, &error)),
     };
@@ -135,7 +132,7 @@ fn git_common_dir(start: &Path) -> Result<Option<PathBuf>, String> {
     Ok(None)
 }
 
-/// Where a worktree's git directory points for what it shares with the others.
+/// The directory that a worktree shares with the others of its repository.
 fn common_dir_of(git_dir: &Path) -> Result<PathBuf, String> {
     let shared = git_dir.join("commondir");
     let common = match std::fs::read_to_string(&shared) {
@@ -146,7 +143,7 @@ fn common_dir_of(git_dir: &Path) -> Result<PathBuf, String> {
     common.canonicalize().map_err(|error| unreadable(&common, &error))
 }
 
-/// What git itself asks of a repository's directory.
+/// Whether a directory has what git itself expects of a repository.
 fn is_git_dir(directory: &Path) -> Result<bool, String> {
     let head = directory.join("HEAD");
     match head.symlink_metadata() {
@@ -176,7 +173,7 @@ fn base_name(common_dir: &Path) -> String {
     sanitise(&base)
 }
 
-/// `name` with what a project's name cannot hold replaced; empty where nothing is left.
+/// `name` with the characters replaced that a project's name cannot have; empty if nothing is left.
 fn sanitise(name: &str) -> String {
     let replaced: String = name
         .chars()
@@ -232,7 +229,7 @@ impl Claims {
             let kept = base.len().min(PROJECT_NAME_MAX - digits - 1);
             format!("{}-{}", &base[..kept], &digest[..digits])
         };
-        // A repository may be called like another one with its digits.
+        // A repository may have the very name that another one gets with its digits.
         (SUFFIX_DIGITS..=digest.len())
             .map(with_digits)
             .find(|name| self.holder(name).is_none())
@@ -243,7 +240,7 @@ impl Claims {
 /// The claims as found.
 struct FoundClaims {
     claims: Claims,
-    /// What happened, if they are not what the file says, but its copy.
+    /// Why the claims come from the copy, if they do.
     mended: Option<String>,
 }
 
@@ -485,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_cannot_be_recorded_is_no_claim() {
+    fn a_claim_that_cannot_be_recorded_is_not_a_claim() {
         let root = tempfile::tempdir().expect("tempdir");
         let [known, new] = ["a/web", "b/web"].map(|name| root.path().join(name));
         for path in [&known, &new] {
@@ -603,7 +600,7 @@ mod tests {
     fn outside_a_repository_it_is_the_default_and_nothing_is_written() {
         let root = tempfile::tempdir().expect("tempdir");
         let home = root.path().join("home");
-        // A `.git` that is no repository does not count.
+        // A `.git` that is not a repository does not count.
         std::fs::create_dir_all(root.path().join("plain/.git")).expect("directory");
         assert_eq!(detect(&home, &root.path().join("plain")), "default");
         assert!(!home.exists());

@@ -1,5 +1,5 @@
-//! Parameters as somebody has written them. They are sent as they are: what is read and written again has lost the keys
-//! that stood there twice, and digits of long numbers.
+//! Parameters as their author wrote them. They are sent unchanged: reading and writing them would lose keys that stand
+//! there twice, and digits of long numbers.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 /// Name of the parameter that is the deadline.
 const TIMEOUT: &str = "timeout_ms";
 
-/// The parameters of `method` with a deadline, unless they have one. What the daemon would refuse stays as it is, so
-/// that it is refused.
+/// The parameters of `method` with a deadline, unless they have one. Parameters that the daemon would refuse stay as
+/// they are, so that it does.
 pub(super) fn with_timeout(method: &str, parameters: Box<RawValue>, timeout: Duration) -> Box<RawValue> {
     let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
     let json = parameters.get();
@@ -37,11 +37,11 @@ fn has_timeout(json: &str) -> bool {
     fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
         Deserialize::deserialize(deserializer).map(Some)
     }
-    // One that stands there twice is an error, and for the daemon to refuse.
+    // The daemon refuses one that stands there twice.
     serde_json::from_str::<Peek<'_>>(json).map_or(true, |peek| peek.timeout_ms.is_some())
 }
 
-/// The members of an object, for an array whose places can be told apart: only by name can a deadline be added.
+/// The members of an object, for an array whose parameters are known by their position: a deadline has a name only.
 fn by_name(method: &str, json: &str) -> Option<String> {
     let values: Vec<&RawValue> = serde_json::from_str(json).ok()?;
     let names = api::method_info(method)?.positional;
@@ -89,7 +89,7 @@ mod tests {
         ] {
             assert_eq!(sent("knowledge.search", json), expected);
         }
-        // It cannot be told what these mean.
+        // The meaning of these is not known.
         assert_eq!(sent("knowledge.history", r#"["a","b"]"#), r#"["a","b"]"#);
         assert_eq!(sent("no.such", r#"["a"]"#), r#"["a"]"#);
     }

@@ -1,5 +1,5 @@
-//! A small file of state that the command line keeps: replaced whole, on disk when the call returns, with a second
-//! copy of the same content beside it for the day on which the first cannot be read.
+//! A small file of state that the command line keeps. It is replaced as a whole, is on disk when the call returns, and
+//! has a copy beside it for the day on which the file cannot be read.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Longest file that is read. One that is longer is not ours.
+/// Longest file that is read. A longer one is not ours.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// A file of state at its place.
@@ -19,16 +19,16 @@ pub(crate) struct StateFile {
     path: PathBuf,
 }
 
-/// What was found.
+/// What is on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found<T> {
     /// Neither the file nor its copy exists.
     Nothing,
     /// The file is sound.
     Sound(T),
-    /// The file is missing or cannot be understood, for this reason; this is its copy.
+    /// The copy, because the file is missing or cannot be understood, for this reason.
     Copy(T, String),
-    /// Nothing of it can be understood, for this reason.
+    /// Neither the file nor its copy can be understood, for this reason.
     Damaged(String),
 }
 
@@ -58,7 +58,7 @@ impl StateFile {
     /// Reads it. Needs no lock: it is always whole.
     ///
     /// # Errors
-    /// When the system refuses; what is damaged is no error here.
+    /// When the system refuses; damage is a result, not an error.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> io::Result<Found<T>> {
         let reason = match parse(&self.path)? {
             Parsed::Sound(value) => return Ok(Found::Sound(value)),
@@ -73,7 +73,7 @@ impl StateFile {
         })
     }
 
-    /// Waits for the right to write it, which ends with the result. Others may read meanwhile.
+    /// Waits for the right to write it, which lasts as long as the result lives. Others may read meanwhile.
     ///
     /// # Errors
     /// When the lock file beside it cannot be made or locked.
@@ -92,13 +92,13 @@ impl StateFile {
     /// Replaces it and its copy; both are on disk then. The caller holds the lock.
     ///
     /// # Errors
-    /// When one of them cannot be written; each is as before or as after, never anything else.
+    /// When one of them cannot be written; each is then either the old or the new one.
     pub(crate) fn write(&self, value: &impl Serialize) -> io::Result<()> {
         let mut bytes = serde_json::to_vec_pretty(value)?;
         bytes.push(b'\n');
         for path in [self.copy_path(), self.path.clone()] {
             let draft = self.beside("tmp");
-            // What a crash has left of another one is overwritten.
+            // The rest that a crash left is overwritten.
             let mut file = OpenOptions::new()
                 .create(true)
                 .truncate(true)
@@ -112,7 +112,7 @@ impl StateFile {
                 .and_then(|()| file.sync_all())
                 .and_then(|()| std::fs::rename(&draft, &path));
             if let Err(error) = written {
-                // A part of it is of no use to anybody. Where it cannot be removed, the next one overwrites it.
+                // A part of the file is of no use. If it cannot be removed, the next write overwrites it.
                 std::fs::remove_file(&draft).unwrap_or_default();
                 return Err(named(&path, &error));
             }
@@ -136,7 +136,7 @@ enum Parsed<T> {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path) -> io::Result<Parsed<T>> {
-    // A pipe in its place must not be waited for.
+    // A pipe in its place must not block.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
@@ -145,7 +145,7 @@ fn parse<T: DeserializeOwned>(path: &Path) -> io::Result<Parsed<T>> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(match path.symlink_metadata() {
-                // The disk that it leads to may come back.
+                // Its target may be on a disk that comes back.
                 Ok(_) => Parsed::Damaged("is a link to nothing".to_owned()),
                 Err(_) => Parsed::Missing,
             });

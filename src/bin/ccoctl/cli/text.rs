@@ -20,7 +20,7 @@ pub(crate) fn text_or_stdin(text: String) -> CliResult<String> {
     Ok(without_last_newline(&input).to_owned())
 }
 
-/// What was said by a pipe: the newline that ends its last line, in either form, is not part of it.
+/// The text that came from a pipe: the newline at the end of its last line, in either form, is not part of it.
 fn without_last_newline(input: &str) -> &str {
     match input.strip_suffix('\n') {
         Some(line) => line.strip_suffix('\r').unwrap_or(line),
@@ -28,7 +28,7 @@ fn without_last_newline(input: &str) -> &str {
     }
 }
 
-/// Refuses a text that says nothing, before a daemon is started for it.
+/// Refuses a blank text before a daemon is started for it.
 pub(crate) fn check_not_blank(text: &str) -> CliResult<()> {
     if text.trim().is_empty() {
         return Err(
@@ -54,7 +54,7 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
         CliError::new(Exit::BadData, format!("--metadata {what}")).fix("write it like '{\"file\":\"src/auth.rs\"}'")
     };
     if !text.trim_start().starts_with('{') {
-        return Err(refused("is no JSON object".to_owned()));
+        return Err(refused("is not a JSON object".to_owned()));
     }
     if let Some(place) = rounded_integer(text) {
         return Err(CliError::new(
@@ -63,7 +63,7 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
         ));
     }
     let members: MetadataFilter =
-        serde_json::from_str(text).map_err(|error| refused(format!("is no JSON object: {error}")))?;
+        serde_json::from_str(text).map_err(|error| refused(format!("is not a JSON object: {error}")))?;
     let mut metadata = Metadata::new();
     for (key, value) in members {
         if metadata.contains_key(&key) {
@@ -74,7 +74,7 @@ pub(crate) fn parse_metadata(text: Option<&str>) -> CliResult<Metadata> {
     Ok(metadata)
 }
 
-/// What is wrong with an integer that stands at `place`: to read it here would make it another one.
+/// The message about an integer at `place` that would be rounded here.
 pub(crate) fn too_large(place: &str) -> String {
     format!("has an integer under `{place}` that needs more than 64 bits; give it as a string, in double quotes")
 }

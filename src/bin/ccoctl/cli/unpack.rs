@@ -1,9 +1,9 @@
 //! Unpacks the engine that this executable carries (feature `bundle`) into `$CCO_HOME/engine/<hash>/ccod`.
 //!
-//! The order is what makes it safe: one process at a time, under the lock of `engine/`; into a temporary file, whose
-//! hash is compared while it is written; synced; and only then given its name. So what has the name is whole, and
-//! later starts only look whether it is there. Engines of other versions are removed then, unless a daemon runs them:
-//! it holds a shared lock on its file.
+//! The order makes it safe: one process at a time, under the lock of `engine/`; into a temporary file, whose hash is
+//! compared while it is written; synced; and only then given its name. So a file with that name is whole, and later
+//! starts only check that it is there. Engines of other versions are then removed, unless a daemon runs them, which
+//! holds a shared lock on its file.
 //!
 //! Where the home's file system runs no programs (`noexec`), the engine is unpacked into memory on Linux.
 
@@ -25,7 +25,7 @@ use super::engine::Engine;
 const FILE: &str = "ccod";
 /// Beginning of the name of a file that is being unpacked.
 const PARTIAL: &str = ".unpacking-";
-/// The lock of those that unpack.
+/// The lock under which a process unpacks.
 const LOCK: &str = ".lock";
 /// Bytes that are unpacked at a time.
 const CHUNK: usize = 1 << 18;
@@ -136,7 +136,7 @@ fn unpack_to(archive: &Archive<'_>, engines: &Path, directory: &Path) -> io::Res
         return Ok(()); // Another process was quicker.
     }
     private_directory(directory)?;
-    // What a crash has left.
+    // Files that a crash left.
     for entry in std::fs::read_dir(directory)?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
             std::fs::remove_file(entry.path())?;
@@ -159,7 +159,7 @@ fn unpack_to(archive: &Archive<'_>, engines: &Path, directory: &Path) -> io::Res
     Ok(())
 }
 
-/// A file that goes unless it was renamed.
+/// A file that is removed unless it was renamed.
 struct Partial(PathBuf);
 
 impl Drop for Partial {
@@ -175,7 +175,7 @@ fn write_checked(archive: &Archive<'_>, out: &mut impl Write) -> io::Result<()> 
     let mut hash = Sha256::new();
     let mut buffer = vec![0; CHUNK];
     loop {
-        // Whatever the decoder complains of is about the archive.
+        // Every error of the decoder is about the archive.
         let read = decoder.read(&mut buffer).map_err(|error| damaged(&error))?;
         if read == 0 {
             break;
@@ -191,7 +191,7 @@ fn write_checked(archive: &Archive<'_>, out: &mut impl Write) -> io::Result<()> 
     }
 }
 
-/// Removes the engines of other versions that no daemon runs. What cannot be removed costs only room.
+/// Removes the engines of other versions that no daemon runs. One that cannot be removed only costs space.
 fn remove_others(engines: &Path, keep: &Path) {
     for entry in std::fs::read_dir(engines).into_iter().flatten().flatten() {
         let directory = entry.path();
@@ -222,7 +222,7 @@ fn in_memory(archive: &Archive<'_>, path: &Path) -> CliResult<Engine> {
         let memory = memfd_create(c"ccod", MFdFlags::empty())?;
         let mut file = File::from(memory);
         write_checked(archive, &mut file)?;
-        // Opened again for reading: what is open for writing cannot be run.
+        // Opened again for reading: a file that is open for writing cannot be run.
         let readable = OpenOptions::new()
             .read(true)
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;

@@ -4,27 +4,27 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Duration, NaiveDate, SubsecRound, Utc};
 
-/// The present moment, whatever the clock says: `Utc::now` panics before 1970.
+/// The present time, whatever the clock says: `Utc::now` panics before 1970.
 pub(crate) fn now() -> DateTime<Utc> {
     DateTime::from(SystemTime::now())
 }
 
-/// The moment that `text` means: RFC 3339, a date (its start, UTC), or an age such as `7d`, `12h`, `30m`, `45s` or `2w`
+/// The time that `text` means: RFC 3339, a date (its start, UTC), or an age such as `7d`, `12h`, `30m`, `45s` or `2w`
 /// before `now`.
 pub(crate) fn parse(text: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
     let trimmed = text.trim();
-    let moment = parse_age(trimmed)
+    let time = parse_age(trimmed)
         .and_then(|age| now.checked_sub_signed(age))
         .or_else(|| parse_date(trimmed))
         .or_else(|| {
             DateTime::parse_from_rfc3339(trimmed)
                 .ok()
-                .map(|moment| moment.with_timezone(&Utc))
+                .map(|time| time.with_timezone(&Utc))
         });
-    // What is stored has milliseconds.
-    moment.map(|moment| moment.trunc_subsecs(3)).ok_or_else(|| {
+    // Stored times have milliseconds.
+    time.map(|time| time.trunc_subsecs(3)).ok_or_else(|| {
         format!(
-            "`{text}` is no time; write an age (7d, 12h, 30m), a date (2025-01-31) or RFC 3339 \
+            "`{text}` is not a time; write an age (7d, 12h, 30m), a date (2025-01-31) or RFC 3339 \
              (2025-01-31T12:00:00Z)"
         )
     })
@@ -48,9 +48,9 @@ fn parse_date(text: &str) -> Option<DateTime<Utc>> {
     Some(date.and_hms_opt(0, 0, 0)?.and_utc())
 }
 
-/// How long ago `moment` was, in the largest whole unit.
-pub(crate) fn age(moment: DateTime<Utc>, now: DateTime<Utc>) -> String {
-    let seconds = now.signed_duration_since(moment).num_seconds();
+/// How long ago `time` was, in the largest whole unit.
+pub(crate) fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let seconds = now.signed_duration_since(time).num_seconds();
     match seconds {
         // Clocks differ a little between machines that share a home.
         ..=4 => "now".to_owned(),
@@ -96,8 +96,8 @@ mod tests {
             ("2025-01-31", "2025-01-31T00:00:00.000Z"),
             ("2025-01-31T10:00:00+02:00", "2025-01-31T08:00:00.000Z"),
         ];
-        for (text, moment) in cases {
-            assert_eq!(parse(text, now()).map(format_time).as_deref(), Ok(moment), "{text}");
+        for (text, time) in cases {
+            assert_eq!(parse(text, now()).map(format_time).as_deref(), Ok(time), "{text}");
         }
         for text in [
             "",

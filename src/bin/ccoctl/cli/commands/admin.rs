@@ -195,7 +195,7 @@ pub(crate) async fn metrics(context: &Context) -> CliResult {
     Ok(Exit::Ok)
 }
 
-/// `ccoctl health`: 0 if the daemon works or is on its way up, 1 if not.
+/// `ccoctl health`: 0 if the daemon works or is starting, 1 if not.
 pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResult {
     let daemon = Daemon::open(context).await?;
     let parameters = HealthParams { deep: arguments.deep };
@@ -214,9 +214,9 @@ pub(crate) async fn health(context: &Context, arguments: &HealthArgs) -> CliResu
 /// `ccoctl rpc`.
 pub(crate) async fn rpc(context: &Context, arguments: RpcArgs) -> CliResult {
     let text = text_or_stdin(arguments.parameters.unwrap_or_else(|| "{}".to_owned()))?;
-    // As it is: a key that stands there twice is for the daemon to judge.
+    // Unchanged: the daemon judges a key that stands there twice.
     let parameters: Box<RawValue> = serde_json::from_str(&text).map_err(|error| {
-        CliError::new(Exit::BadData, format!("the parameters are no JSON: {error}"))
+        CliError::new(Exit::BadData, format!("the parameters are not JSON: {error}"))
             .fix("write an object such as '{\"query\":\"auth\"}', or - to read it from standard input")
     })?;
     if !parameters.get().starts_with(['{', '[']) {
@@ -227,7 +227,7 @@ pub(crate) async fn rpc(context: &Context, arguments: RpcArgs) -> CliResult {
     }
     let daemon = Daemon::open(context).await?;
     let result = daemon.call_raw(&arguments.method, parameters).await?;
-    // It may have been a method that changes something.
+    // The method may have changed something.
     context.output.print_text_done(&result, &output::json_line(&result)?)?;
     Ok(Exit::Ok)
 }
@@ -261,7 +261,7 @@ pub(crate) fn config(context: &Context, command: &ConfigCommand) -> CliResult {
     let mut table = Table::new(&[("key", Align::Left), ("value", Align::Left), ("from", Align::Left)]);
     for (key, value) in &values {
         let shown = match value {
-            // No socket is set, so it is the one in the home.
+            // Without a value it is the socket in the home.
             Value::Null if key == "socket" => loaded.config.socket_path().display().to_string(),
             Value::Null => "-".to_owned(),
             Value::String(text) if text.is_empty() => "\"\"".to_owned(),

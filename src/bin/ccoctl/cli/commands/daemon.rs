@@ -24,7 +24,7 @@ use crate::cli::{Context, when};
 /// How long `daemon stop` waits for the socket of a daemon that has the lock before it looks elsewhere for it.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
 
-/// What the end of the process may take beyond the daemon's grace.
+/// How long the end of the process may take beyond the daemon's grace.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Commands of `daemon`.
@@ -43,7 +43,7 @@ pub(crate) enum DaemonCommand {
 /// `ccoctl daemon run`: this process becomes the daemon.
 pub(crate) fn run(arguments: &RunArgs, overrides: Overrides, json: bool) -> CliResult {
     let (home, socket) = (overrides.home.clone(), overrides.socket.clone());
-    // For its errors, and for the home.
+    // Loaded for its errors and for the home.
     let loaded = Config::load(overrides)?;
     let engine = Engine::find(&loaded.config.home)?;
     let mut command = engine.command();
@@ -74,9 +74,9 @@ async fn start(context: &Context, arguments: &RunArgs) -> CliResult {
     let launched = launch(context, &arguments.to_arguments()).await?;
     let spawned = launched.spawned;
     let socket = launched.client.path().to_owned();
-    // Its place may be the one that the next connection needs.
+    // Closed first: the next connection may need its place.
     drop(launched.client);
-    // It has said that it serves; who it is does not matter more than that.
+    // It has said that it serves; its process id is only for people.
     let pid = match ask::<api::Status>(&socket, &StatusParams {}, deadline).await? {
         Asked::Answered(status) => Some(status.pid),
         Asked::Absent | Asked::Silent(_) => None,
@@ -119,14 +119,14 @@ async fn stop(context: &Context) -> CliResult {
         let socket = config.socket_path();
         match ask::<api::Shutdown>(&socket, &ShutdownParams {}, answer_by).await? {
             Asked::Answered(stopping) => break stopping.grace_ms,
-            // Somebody else has asked for it.
+            // Somebody else has asked for the end.
             Asked::Silent(ClientError::Rpc(error)) if error.kind() == ErrorKind::ShuttingDown => break 0,
             Asked::Silent(error) => return Err(runs_silently(&socket, &error.to_string())),
-            // It has ended in between: the lock tells.
+            // It has ended in between: the lock says so.
             Asked::Absent => {}
         }
     };
-    // Its own word for it: it may run with another configuration than this command reads.
+    // The daemon's own value, for it may run with another configuration than this command reads.
     let grace_ms = match grace_ms {
         0 => config.shutdown.grace_ms,
         told => told,
@@ -148,19 +148,19 @@ async fn stop(context: &Context) -> CliResult {
     Ok(Exit::Ok)
 }
 
-/// What there is to be stopped.
+/// The daemon that `daemon stop` finds.
 enum ToStop {
-    /// A daemon that can be asked to.
+    /// A daemon that can be asked to stop.
     Listens,
-    /// Nothing any more: a daemon has ended meanwhile.
+    /// A daemon that has ended meanwhile.
     Ended,
-    /// Nothing.
+    /// None.
     None,
 }
 
-/// Looks for the daemon that is to be stopped. One that has a lock and does not listen is starting, makes a run
-/// directory again that was removed, or is about to end, since somebody else has stopped it: it is waited for, for as
-/// long as that may take.
+/// Looks for the daemon that is to be stopped. A daemon that has a lock and does not listen is starting, makes a removed
+/// run directory again, or is about to end because somebody else has stopped it. So this waits for it, as long as that
+/// may take.
 async fn connect_to_stop(context: &Context) -> CliResult<ToStop> {
     let config = &context.loaded.config;
     let socket = config.socket_path();
@@ -212,7 +212,7 @@ async fn status(context: &Context) -> CliResult {
             )?;
             return Ok(Exit::Unavailable);
         }
-        // It runs, and cannot say more of itself.
+        // It runs, and its error is all that is known.
         Asked::Silent(error) => {
             if context.output.json {
                 context.output.print_json(&serde_json::json!({

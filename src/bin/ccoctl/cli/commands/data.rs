@@ -1,4 +1,4 @@
-//! The data as a whole: `backup`, `restore`, `export`, `import`, `verify` and `optimize`.
+//! All stored data: `backup`, `restore`, `export`, `import`, `verify` and `optimize`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,13 @@ use ccod_protocol::api::{
     RestoreParams, RestoreResult, VerifyParams, VerifyResult,
 };
 
+use super::project::ProjectArg;
 use crate::cli::Context;
 use crate::cli::confirm::{self, Consent};
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Output, Style};
 
-/// Commands about all that is stored.
+/// Commands about all stored data.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
     /// Write a consistent copy of all projects
@@ -50,9 +51,8 @@ pub(crate) async fn run(context: &Context, command: DataCommand) -> CliResult {
 pub(crate) struct BackupArgs {
     /// Where to
     path: PathBuf,
-    /// Only this project; all if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    projects: ProjectsArgs,
 }
 
 /// Arguments of `restore`.
@@ -76,9 +76,8 @@ pub(crate) struct ExportArgs {
     /// jsonl (one item a line) or markdown (to read) [default: by the name of the file, else jsonl]
     #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "markdown"])]
     format: Option<String>,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `import`.
@@ -89,12 +88,11 @@ pub(crate) struct ImportArgs {
     /// Count; import nothing
     #[arg(long)]
     dry_run: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
-/// Arguments of `verify` and `optimize`.
+/// Arguments of `verify` and `optimize`, and one of `backup`.
 #[derive(Debug, Args)]
 pub(crate) struct ProjectsArgs {
     /// Only this project; all if absent
@@ -102,7 +100,8 @@ pub(crate) struct ProjectsArgs {
     project: Option<String>,
 }
 
-/// `path` as the daemon needs it: whole, for its current directory is another, and text, for JSON has no bytes.
+/// `path` as the daemon needs it: absolute, for the daemon has another current directory, and text, for JSON has no
+/// bytes.
 fn absolute(path: &Path) -> CliResult<String> {
     if path.as_os_str() == "-" {
         return Err(CliError::new(
@@ -138,7 +137,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
     };
     let daemon = Daemon::open(context).await?;
     let written = daemon
-        .call_long::<api::Backup>(Scope::of(arguments.project.as_deref()), &parameters)
+        .call_long::<api::Backup>(Scope::of(arguments.projects.project.as_deref()), &parameters)
         .await?;
     let summary = format!(
         "backed up {} of {} ({}){}",
@@ -148,7 +147,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
         warnings(&[written.warnings.as_slice(), &written.lost].concat())
     );
     context.output.print_done(&written, &written.path, summary)?;
-    // Each of them is a project that is not in it: a script that keeps one backup must not take it for whole.
+    // Each warning is about a project that is not in the backup: a script that keeps one must not take it for complete.
     Ok(if written.warnings.is_empty() {
         Exit::Ok
     } else {
@@ -156,7 +155,7 @@ pub(crate) async fn backup(context: &Context, arguments: BackupArgs) -> CliResul
     })
 }
 
-/// What a person has to know or do beside the result, as further lines of a message.
+/// The warnings for a person beside the result, as further lines of a message.
 fn warnings(warnings: &[String]) -> String {
     warnings
         .iter()
@@ -212,7 +211,7 @@ fn restore_summary(restored: &RestoreResult) -> String {
 
 /// `ccoctl export`.
 pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = ExportParams {
         path: absolute(&arguments.path)?,
         format: arguments.format,
@@ -228,7 +227,7 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
         output::degraded(&written.degraded)
     );
     context.output.print_done(&written, &written.path, summary)?;
-    // A script that keeps the file must not take it for whole.
+    // A script that keeps the file must not take it for complete.
     Ok(if written.degraded.is_none() {
         Exit::Ok
     } else {
@@ -238,7 +237,7 @@ pub(crate) async fn export(context: &Context, arguments: ExportArgs) -> CliResul
 
 /// `ccoctl import`.
 pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = ImportParams {
         path: absolute(&arguments.path)?,
         dry_run: arguments.dry_run,
@@ -247,7 +246,7 @@ pub(crate) async fn import(context: &Context, arguments: ImportArgs) -> CliResul
     let imported = daemon
         .call_long::<api::Import>(Scope::Project(&project), &parameters)
         .await?;
-    // Whoever does not look at the counts has to learn that something was left out.
+    // A script that ignores the counts has to learn that something was left out.
     let exit = if imported.skipped.is_empty() {
         Exit::Ok
     } else {
@@ -385,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hyphen_is_no_file() {
+    fn a_hyphen_is_not_a_file() {
         assert_eq!(absolute(Path::new("-")).expect_err("refused").exit, Exit::Usage);
         assert!(absolute(Path::new("./-")).expect("a file").ends_with("/-"));
     }
@@ -465,11 +464,11 @@ mod tests {
         let mut problem = ImportProblem {
             line: 7,
             id: None,
-            message: "it is no JSON object".to_owned(),
+            message: "it is not a JSON object".to_owned(),
         };
-        assert_eq!(problem_line(&problem), "line 7: it is no JSON object");
+        assert_eq!(problem_line(&problem), "line 7: it is not a JSON object");
         problem.id = Some("issue-1".to_owned());
-        assert_eq!(problem_line(&problem), "line 7 (issue-1): it is no JSON object");
+        assert_eq!(problem_line(&problem), "line 7 (issue-1): it is not a JSON object");
     }
 
     #[test]

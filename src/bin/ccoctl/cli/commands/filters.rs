@@ -1,4 +1,4 @@
-//! The conditions that `search`, `list`, `delete` and `cleanup` share.
+//! The filters that `search`, `list`, `delete` and `cleanup` share.
 
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -9,7 +9,7 @@ use ccod_protocol::api::{Filter, KnowledgeType, MetadataFilter, OneOrMany, round
 use crate::cli::text::too_large;
 use crate::cli::when;
 
-/// Conditions that `search`, `list`, `delete` and `cleanup` share.
+/// Filters that `search`, `list`, `delete` and `cleanup` share.
 #[derive(Debug, Default, Args)]
 pub(crate) struct FilterArgs {
     /// Only items of this type; may be repeated
@@ -22,10 +22,10 @@ pub(crate) struct FilterArgs {
     #[arg(long, value_name = "S")]
     session: Vec<String>,
     /// Only items created at this time or later: 7d, 12h, a date, or RFC 3339
-    #[arg(long, value_name = "D", value_parser = parse_moment)]
+    #[arg(long, value_name = "D", value_parser = parse_time)]
     since: Option<DateTime<Utc>>,
     /// Only items created before this time
-    #[arg(long, value_name = "D", value_parser = parse_moment)]
+    #[arg(long, value_name = "D", value_parser = parse_time)]
     until: Option<DateTime<Utc>>,
     /// Only items whose metadata has this value under this key, or all of a JSON object; may be repeated
     #[arg(long = "meta", alias = "metadata", value_name = "KEY=VALUE", value_parser = parse_conditions)]
@@ -45,7 +45,7 @@ impl FilterArgs {
     }
 }
 
-pub(super) fn parse_moment(text: &str) -> Result<DateTime<Utc>, String> {
+pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     when::parse(text, when::now())
 }
 
@@ -57,8 +57,8 @@ fn parse_conditions(text: &str) -> Result<MetadataFilter, String> {
             return Err(too_large(&place));
         }
         let conditions: MetadataFilter =
-            serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
-        // What was computed and came out as nothing must not mean all items.
+            serde_json::from_str(text).map_err(|error| format!("is not a JSON object: {error}"))?;
+        // A script that computed an empty object must not get all items.
         if conditions.is_empty() {
             return Err("is an empty object, which does not mean all; leave it out".to_owned());
         }
@@ -100,7 +100,7 @@ mod tests {
         for refused in ["", "a", "{a}", "{}", "=x", " =x", "="] {
             assert!(conditions(refused).is_err(), "{refused:?}");
         }
-        // Rounded, it would be another one; as text it is what it is.
+        // Rounded, it would be another number; a text keeps it.
         for refused in ["a=18446744073709551616", r#"{"a":18446744073709551616}"#] {
             assert!(
                 conditions(refused).is_err_and(|reason| reason.contains("`a`")),

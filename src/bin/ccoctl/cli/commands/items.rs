@@ -13,6 +13,7 @@ use ccod_protocol::api::{
 };
 
 use super::filters::FilterArgs;
+use super::project::ProjectArg;
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Align, Output, Style, Table};
 use crate::cli::text::{parse_metadata, text_to_store};
@@ -77,9 +78,8 @@ pub(crate) struct StoreArgs {
     /// What to do when the same content is there: return its id, or store it again
     #[arg(long, value_name = "WHAT", default_value = "return")]
     on_duplicate: OnDuplicate,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `list`.
@@ -96,9 +96,8 @@ pub(crate) struct ListArgs {
     /// Go on where a page ended
     #[arg(long, value_name = "CURSOR")]
     cursor: Option<String>,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `get`.
@@ -107,9 +106,8 @@ pub(crate) struct GetArgs {
     /// Ids of items
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `stats`.
@@ -125,7 +123,7 @@ pub(crate) struct StatsArgs {
 
 /// `ccoctl store`.
 pub(crate) async fn store(context: &Context, arguments: StoreArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = StoreParams {
         metadata: parse_metadata(arguments.metadata.as_deref())?,
         text: text_to_store(arguments.text)?,
@@ -170,7 +168,7 @@ fn store_summary(stored: &StoreResult) -> String {
 
 /// `ccoctl list`.
 pub(crate) async fn list(context: &Context, arguments: ListArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = ListParams {
         filters: arguments.filters.into_filters(),
         order: arguments.order,
@@ -205,17 +203,15 @@ fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> 
         ("agent", Align::Left),
         ("id", Align::Left),
         ("text", Align::Left),
-    ]);
-    let longest_id = items.iter().map(|item| item.id.chars().count()).max().unwrap_or(0);
-    // Age, type and agent take about 44 columns with the gaps; the text has what is left of the line.
-    let room = output.rest_of_line(longest_id + 44);
+    ])
+    .cut_last();
     for item in items {
         table.row([
             when::age(item.timestamp, now),
             item.knowledge_type.to_string(),
             item.agent.clone().unwrap_or_else(|| "-".to_owned()),
             item.id.clone(),
-            output::one_line(&item.text, room),
+            item.text.clone(),
         ]);
     }
     table.render(output)
@@ -223,7 +219,7 @@ fn render_items(output: &Output, items: &[Item], now: chrono::DateTime<Utc>) -> 
 
 /// `ccoctl get`.
 pub(crate) async fn get(context: &Context, arguments: GetArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let mut ids = arguments.ids;
     let parameters = if ids.len() == 1 {
         GetParams {
@@ -316,7 +312,7 @@ fn render_stats(output: &Output, stats: &StatsResult, project: Option<&str>) -> 
         let words: Vec<String> = sorted
             .into_iter()
             .map(|(name, count)| match output::one_line(name, 60).as_str() {
-                // Items that name no agent.
+                // Items without an agent.
                 "" => format!("(none) {count}"),
                 name => format!("{name} {count}"),
             })
@@ -404,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn redactions_are_told() {
+    fn redactions_are_reported() {
         let stored = StoreResult {
             id: "x".to_owned(),
             project_id: "web".to_owned(),

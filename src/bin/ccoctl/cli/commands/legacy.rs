@@ -19,13 +19,13 @@ use crate::cli::Context;
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::text::check_not_blank;
 
-/// Agent of items that name none, as the old tool had it.
+/// Agent of items without one, as in the old tool.
 const DEFAULT_AGENT: &str = "cli";
 
-/// Hits of a search that names no limit.
+/// Hits of a search without a limit.
 const DEFAULT_LIMIT: u32 = 10;
 
-/// Most hits that the daemon gives at once; the old tool had no limit, so more is cut down and not refused.
+/// Most hits that the daemon gives at once; the old tool had no limit, so a larger number is lowered and not refused.
 const MAX_HITS: u32 = 100;
 
 /// Commands of `knowledge-manager`.
@@ -58,8 +58,8 @@ pub(crate) enum LegacyCommand {
     Test,
 }
 
-// Scripts pass the words by position, `store "$TEXT" "$TYPE" "$AGENT"`: an empty one is one that was not given, as
-// it was for the old tool.
+// Scripts pass the words by position, `store "$TEXT" "$TYPE" "$AGENT"`: an empty word counts as absent, as the old tool
+// took it.
 
 fn parse_type(text: &str) -> Result<KnowledgeType, String> {
     match text.trim() {
@@ -96,29 +96,16 @@ struct Hit {
 
 impl From<SearchHit> for Hit {
     fn from(hit: SearchHit) -> Self {
-        let SearchHit {
-            id,
-            text,
-            knowledge_type,
-            project_id,
-            session_id,
-            agent,
-            timestamp,
-            metadata,
-            score,
-            ..
-        } = hit;
-        let timestamp = format_time(timestamp);
         Self {
-            id,
-            text,
-            knowledge_type,
-            project_id,
-            session_id,
-            agent,
-            timestamp,
-            metadata,
-            score,
+            id: hit.id,
+            text: hit.text,
+            knowledge_type: hit.knowledge_type,
+            project_id: hit.project_id,
+            session_id: hit.session_id,
+            agent: hit.agent,
+            timestamp: format_time(hit.timestamp),
+            metadata: hit.metadata,
+            score: hit.score,
         }
     }
 }
@@ -150,7 +137,7 @@ impl Stats {
     }
 }
 
-/// What `test` found out.
+/// The result of `test`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TestReport {
@@ -256,7 +243,7 @@ async fn test(context: &Context) -> CliResult {
         return Ok(Exit::Ok);
     }
     Err(CliError::new(Exit::Failed, "the daemon does not work as it should")
-        .fix("`reasons` say what is wrong; `ccoctl status` tells more"))
+        .fix("`reasons` say what is wrong; `ccoctl status` shows more"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What happens to an item after it was stored: `update`, `history`, `delete`, `undelete`, `purge` and `cleanup`.
+//! The life of an item after it was stored: `update`, `history`, `delete`, `undelete`, `purge` and `cleanup`.
 
 use chrono::Utc;
 use clap::{Args, Subcommand};
@@ -10,6 +10,7 @@ use ccod_protocol::api::{
 };
 
 use super::filters::FilterArgs;
+use super::project::ProjectArg;
 use crate::cli::confirm::{self, Consent};
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Align, Output, Table};
@@ -55,9 +56,8 @@ pub(crate) struct UpdateArgs {
     id: String,
     #[command(flatten)]
     changes: Changes,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// What an update changes: at least one of these.
@@ -86,9 +86,8 @@ struct Changes {
 pub(crate) struct HistoryArgs {
     /// Id of the item
     id: String,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `delete`.
@@ -105,9 +104,8 @@ pub(crate) struct DeleteArgs {
     /// Do not ask before deleting by filter
     #[arg(long)]
     yes: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `undelete`.
@@ -133,9 +131,8 @@ pub(crate) struct PurgeArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `cleanup`.
@@ -152,14 +149,13 @@ pub(crate) struct CleanupArgs {
     /// Do not ask before deleting
     #[arg(long)]
     yes: bool,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// `ccoctl update`.
 pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let changes = arguments.changes;
     let parameters = UpdateParams {
         id: arguments.id,
@@ -183,7 +179,7 @@ pub(crate) async fn update(context: &Context, arguments: UpdateArgs) -> CliResul
 
 /// `ccoctl history`.
 pub(crate) async fn history(context: &Context, arguments: HistoryArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = HistoryParams { id: arguments.id };
     let daemon = Daemon::open(context).await?;
     let history = daemon
@@ -211,9 +207,8 @@ fn render_revisions(output: &Output, revisions: &[Revision], now: chrono::DateTi
         ("type", Align::Left),
         ("agent", Align::Left),
         ("text", Align::Left),
-    ]);
-    // All but the text take about 72 columns with the gaps.
-    let room = output.rest_of_line(72);
+    ])
+    .cut_last();
     for revision in revisions {
         table.row([
             revision.revision.to_string(),
@@ -224,13 +219,13 @@ fn render_revisions(output: &Output, revisions: &[Revision], now: chrono::DateTi
                 .map_or_else(|| "now".to_owned(), |version| version.to_string()),
             revision.knowledge_type.to_string(),
             revision.agent.clone().unwrap_or_else(|| "-".to_owned()),
-            output::one_line(&revision.text, room),
+            revision.text.clone(),
         ]);
     }
     table.render(output)
 }
 
-/// What a deletion is about: ids or filters, one of them.
+/// The parameters of a deletion: ids or filters, one of them.
 fn deletion(ids: Vec<String>, filters: Filter, dry_run: bool) -> CliResult<DeleteParams> {
     match (ids.is_empty(), filters.is_empty()) {
         (true, true) => Err(
@@ -252,14 +247,14 @@ fn deletion(ids: Vec<String>, filters: Filter, dry_run: bool) -> CliResult<Delet
 pub(crate) async fn delete(context: &Context, arguments: DeleteArgs) -> CliResult {
     let parameters = deletion(arguments.ids, arguments.filters.into_filters(), arguments.dry_run)?;
     let by_filter = parameters.ids.is_none();
-    // Before the daemon is asked for the count: whether a script may do this does not depend on what is stored.
+    // Before the daemon counts the items: whether a script may do this does not depend on them.
     let must_ask = by_filter
         && !arguments.dry_run
         && Consent::detect(arguments.yes).must_ask("delete all items that meet the filter", Some("--dry-run"))?;
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let scope = Scope::Project(&project);
     let daemon = Daemon::open(context).await?;
-    let mut announced = None;
+    let mut counted = None;
     if must_ask {
         let look = DeleteParams {
             dry_run: true,
@@ -274,20 +269,20 @@ pub(crate) async fn delete(context: &Context, arguments: DeleteArgs) -> CliResul
         if !confirm::ask(&format!("Delete {items} from project {project}?"))? {
             return Err(confirm::declined());
         }
-        announced = Some(would.deleted);
+        counted = Some(would.deleted);
     }
     let deleted = daemon.call::<api::Delete>(scope, &parameters).await?;
-    report_deletion(context, &parameters, &deleted, announced, &project)
+    report_deletion(context, &parameters, &deleted, counted, &project)
 }
 
 fn report_deletion(
     context: &Context,
     asked: &DeleteParams,
     deleted: &DeleteResult,
-    announced: Option<u64>,
+    counted: Option<u64>,
     project: &str,
 ) -> CliResult {
-    let summary = delete_summary(asked, deleted, announced, project);
+    let summary = delete_summary(asked, deleted, counted, project);
     if !asked.dry_run {
         let token = deleted.undo_token.as_deref().unwrap_or_default();
         context.output.print_done(deleted, token, summary)?;
@@ -297,7 +292,7 @@ fn report_deletion(
     Ok(Exit::Ok)
 }
 
-/// Ids, one a line, without what could drive a terminal.
+/// Ids, one a line, without characters that act on a terminal.
 fn lines(ids: &[String]) -> String {
     ids.iter()
         .map(|id| output::one_line(id, 256))
@@ -337,15 +332,15 @@ fn undo_command(token: &str) -> String {
     format!("ccoctl undelete --undo {token}")
 }
 
-fn delete_summary(asked: &DeleteParams, deleted: &DeleteResult, announced: Option<u64>, project: &str) -> String {
+fn delete_summary(asked: &DeleteParams, deleted: &DeleteResult, counted: Option<u64>, project: &str) -> String {
     let items = output::counted(deleted.deleted, "item", "items");
     let mut summary = match (asked.dry_run, deleted.deleted) {
         (true, _) => format!("would delete {items} from project {project}; nothing was deleted"),
         (false, 0) => format!("nothing to delete in project {project}"),
         (false, _) => format!("deleted {items} from project {project}"),
     };
-    if let Some(announced) = announced.filter(|announced| *announced != deleted.deleted) {
-        summary.push_str(&format!(" ({announced} when you were asked)"));
+    if let Some(counted) = counted.filter(|counted| *counted != deleted.deleted) {
+        summary.push_str(&format!(" ({counted} when you were asked)"));
     }
     if let Some(ids) = &asked.ids {
         let missing = not_among(ids, &deleted.ids);
@@ -375,7 +370,7 @@ pub(crate) async fn undelete(context: &Context, arguments: UndeleteArgs) -> CliR
     let undeleted = daemon
         .call::<api::Undelete>(Scope::of(project.as_deref()), &parameters)
         .await?;
-    // Of a token, what was purged since or stored anew is no failure: the rest is back, which is what undo means.
+    // An undo may meet items that were purged or stored again since. That is not a failure: the others are back.
     let missing = if by_ids { undeleted.missing.as_slice() } else { &[] };
     context
         .output
@@ -400,7 +395,7 @@ fn undelete_summary(undeleted: &UndeleteResult) -> String {
 
 /// `ccoctl purge`.
 pub(crate) async fn purge(context: &Context, arguments: PurgeArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let ids = arguments.ids;
     if Consent::detect(arguments.yes).must_ask("remove items for good", None)? {
         output::message(shown_ids(&ids, ids.len() as u64));
@@ -423,7 +418,7 @@ pub(crate) async fn purge(context: &Context, arguments: PurgeArgs) -> CliResult 
     context
         .output
         .print_done(&purged, &lines(&purged.ids), purge_summary(&purged, &missing, &project))?;
-    // Whoever purges wants to know that it is gone: a mistyped id must not look like it.
+    // A person who purges wants to know that the item is gone: a mistyped id must not look like success.
     Ok(if missing.is_empty() { Exit::Ok } else { Exit::Failed })
 }
 
@@ -434,7 +429,7 @@ fn purge_summary(purged: &PurgeResult, missing: &[&str], project: &str) -> Strin
         summary.push_str(&format!("\nnot there: {}", missing.join(", ")));
     }
     if !purged.backups.is_empty() {
-        summary.push_str("\nthese backups may still hold what was purged; remove them, or make them anew:");
+        summary.push_str("\nthese backups may still hold what was purged; remove them, or make them again:");
         for path in &purged.backups {
             summary.push_str(&format!("\n  {}", output::one_line(path, 4096)));
         }
@@ -446,7 +441,7 @@ fn purge_summary(purged: &PurgeResult, missing: &[&str], project: &str) -> Strin
 pub(crate) async fn cleanup(context: &Context, arguments: CleanupArgs) -> CliResult {
     let must_ask = arguments.apply
         && Consent::detect(arguments.yes).must_ask("delete all items of that age", Some("leaving out --apply"))?;
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let scope = Scope::Project(&project);
     let look = CleanupParams {
         older_than_days: arguments.older_than,
@@ -461,7 +456,7 @@ pub(crate) async fn cleanup(context: &Context, arguments: CleanupArgs) -> CliRes
     if must_ask {
         let would = daemon.call_long::<api::Cleanup>(scope, &look).await?;
         if would.deleted == 0 {
-            // Nothing to ask about, and so nothing more to do.
+            // Without items there is nothing to ask, and nothing more to do.
             let nothing = CleanupResult {
                 dry_run: false,
                 ..would
@@ -671,7 +666,7 @@ mod tests {
         assert_eq!(
             purge_summary(&purged, &["x"], "web"),
             "purged 1 item from project web\nnot there: x\n\
-             these backups may still hold what was purged; remove them, or make them anew:\n  /backups/monday"
+             these backups may still hold what was purged; remove them, or make them again:\n  /backups/monday"
         );
     }
 

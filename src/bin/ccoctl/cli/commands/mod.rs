@@ -1,5 +1,5 @@
-//! The commands, in groups that are named as those of the methods: one file each, which declares the arguments, builds
-//! the parameters of a method from them and shows its result.
+//! The commands, in the groups of the methods: one file for each group. It declares the arguments, builds the
+//! parameters of a method from them and shows its result.
 //!
 //! A new command is a variant of its group's enum, the struct of its arguments, and a function.
 
@@ -10,4 +10,5 @@ mod filters;
 pub(crate) mod items;
 pub(crate) mod legacy;
 pub(crate) mod life;
+mod project;
 pub(crate) mod search;

@@ -8,7 +8,8 @@ use ccod_protocol::api::{
     self, AsOf, EmbedParams, OneOrMany, SearchHit, SearchMode, SearchParams, SearchResult, SimilarParams,
 };
 
-use super::filters::{FilterArgs, parse_moment};
+use super::filters::{FilterArgs, parse_time};
+use super::project::ProjectArg;
 use crate::cli::connect::{Daemon, Scope};
 use crate::cli::output::{self, Output, Style};
 use crate::cli::text::text_or_stdin;
@@ -82,9 +83,8 @@ pub(crate) struct SimilarArgs {
     /// At most this many hits
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     limit: u32,
-    /// The project; that of the current repository if absent
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
+    #[command(flatten)]
+    project: ProjectArg,
 }
 
 /// Arguments of `embed`.
@@ -95,7 +95,7 @@ pub(crate) struct EmbedArgs {
     text: String,
 }
 
-/// What is no number (`nan`) has no place in JSON, and would be sent as no threshold.
+/// Refuses `nan` too: JSON cannot hold it, so it would be sent as an absent threshold.
 fn parse_threshold(text: &str) -> Result<f32, String> {
     let threshold: f32 = text.parse().map_err(|_| "takes a number from 0 to 1".to_owned())?;
     if (0.0..=1.0).contains(&threshold) {
@@ -109,7 +109,7 @@ fn parse_threshold(text: &str) -> Result<f32, String> {
 fn parse_as_of(text: &str) -> Result<AsOf, String> {
     match text.trim().parse() {
         Ok(version) => Ok(AsOf::Version(version)),
-        Err(_) => parse_moment(text).map(AsOf::Time),
+        Err(_) => parse_time(text).map(AsOf::Time),
     }
 }
 
@@ -234,7 +234,7 @@ pub(crate) fn search_summary(found: &SearchResult, asked: SearchMode, project: O
 
 /// `ccoctl similar`.
 pub(crate) async fn similar(context: &Context, arguments: SimilarArgs) -> CliResult {
-    let project = context.project(arguments.project.as_deref())?;
+    let project = arguments.project.find(context)?;
     let parameters = SimilarParams {
         id: arguments.id,
         limit: arguments.limit,
@@ -289,7 +289,7 @@ mod tests {
             text: text.to_owned(),
             knowledge_type: KnowledgeType::Issue,
             project_id: "web".to_owned(),
-            timestamp: parse_moment("2025-03-07T12:00:00Z").expect("a time"),
+            timestamp: parse_time("2025-03-07T12:00:00Z").expect("a time"),
             ..Item::default()
         };
         let passage = Passage {
@@ -362,12 +362,12 @@ mod tests {
     #[test]
     fn the_past_is_a_version_or_a_time() {
         assert_eq!(parse_as_of("12"), Ok(AsOf::Version(12)));
-        let moment = parse_as_of("2025-01-31").expect("a time");
+        let time = parse_as_of("2025-01-31").expect("a time");
         assert_eq!(
-            serde_json::to_value(moment).expect("serialises"),
+            serde_json::to_value(time).expect("serialises"),
             "2025-01-31T00:00:00.000Z"
         );
-        assert!(parse_as_of("7d").is_ok_and(|moment| matches!(moment, AsOf::Time(_))));
+        assert!(parse_as_of("7d").is_ok_and(|as_of| matches!(as_of, AsOf::Time(_))));
         assert!(parse_as_of("-1").is_err() && parse_as_of("once").is_err());
     }
 }
