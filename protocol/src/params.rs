@@ -14,7 +14,10 @@ mod common;
 mod empty;
 mod entries;
 mod near;
+mod ranges;
 mod refusal;
+#[cfg(test)]
+mod samples;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +36,7 @@ use refusal::{twice, unknown, wrong};
 pub use bounds::Bounds;
 pub use common::{COMMON, TIMEOUT_MS_MAX, TRACE_ID_MAX, peek_timeout, peek_trace_id};
 pub(crate) use near::nearest_method;
+pub use ranges::Ranges;
 pub(crate) use refusal::not_structured;
 
 /// The parameters of one call.
@@ -78,7 +82,7 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
         Some(_) => return Err(not_structured()),
     };
     // Lengths first: what follows looks at every element.
-    bounds.check(&entries)?;
+    bounds.check(&entries, M::ranges())?;
     // Before `null` becomes "absent": whoever misspells a filter whose value came out as `null` has named nothing that
     // would be left out.
     known_alone(&entries, M::POSITIONAL, M::ALIASES, COMMON)?;
@@ -89,7 +93,7 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
     let timeout_ms = take(&mut entries, "timeout_ms", timeout)?;
     let trace_id = take(&mut entries, "trace_id", trace)?;
     let _bounds_of_the_items = bounds.enter();
-    let params = fields::<M::Params>(entries, M::POSITIONAL, M::ALIASES)?;
+    let params = fields::<M>(entries)?;
     params.check()?;
     Ok(Decoded {
         params,
@@ -113,11 +117,11 @@ pub(crate) fn decode_item(raw: &RawValue) -> Result<StoreParams, WireError> {
         ));
     }
     let mut entries = named(raw.get())?;
-    Bounds::present().check(&entries)?;
+    Bounds::present().check(&entries, Store::ranges())?;
     known_alone(&entries, Store::POSITIONAL, Store::ALIASES, &[])?;
     unrounded(&entries)?;
     entries.retain(|(_, value)| value.get() != "null");
-    let item = fields::<StoreParams>(entries, Store::POSITIONAL, Store::ALIASES)?;
+    let item = fields::<Store>(entries)?;
     item.check()?;
     Ok(item)
 }
@@ -159,14 +163,10 @@ fn unrounded(entries: &[Entry<'_>]) -> Result<(), WireError> {
     }
 }
 
-/// Decodes the fields of a parameter type, all of whose names are in `known`, or aliases of those.
-fn fields<P: Params>(
-    mut entries: Vec<Entry<'_>>,
-    known: &[&'static str],
-    aliases: &[(&str, &'static str)],
-) -> Result<P, WireError> {
+/// Decodes the parameters of `M`, all of whose names are known, and checks their ranges.
+fn fields<M: Method>(mut entries: Vec<Entry<'_>>) -> Result<M::Params, WireError> {
     for (name, _) in &mut entries {
-        if let Some(target) = alias_of(name, known, aliases) {
+        if let Some(target) = alias_of(name, M::POSITIONAL, M::ALIASES) {
             *name = Cow::Borrowed(target);
         }
     }
@@ -179,46 +179,18 @@ fn fields<P: Params>(
     let pairs = entries.iter().map(|(name, value)| (name.as_ref(), *value));
     let mut track = serde_path_to_error::Track::new();
     let map = MapDeserializer::<_, serde_json::Error>::new(pairs);
-    let result = P::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
-    result.map_err(|error: serde_json::Error| {
+    let result = M::Params::deserialize(serde_path_to_error::Deserializer::new(map, &mut track));
+    let params = result.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
         if path != "." && !path.is_empty() {
-            let what = wrong(&path, &error);
-            return match range_of::<P>(&entries, &path) {
-                Some(mut range) => {
-                    let kind = if what.message.contains("an integer") {
-                        "an integer"
-                    } else {
-                        "a number"
-                    };
-                    range.message = range.message.replacen("must be ", &format!("must be {kind}, "), 1);
-                    range
-                }
-                None => what,
-            };
+            // The same range, whichever way a value is wrong.
+            return M::ranges().not_a_number(&path).unwrap_or_else(|| wrong(&path, &error));
         }
         // Inside a flattened struct the path is lost: find the filter that is wrong on its own.
         filter_at_fault(&entries).unwrap_or_else(|| wrong("", &error))
-    })
-}
-
-/// What the parameter type itself says of its number `name`: the same range, whichever way a value is wrong. None where
-/// it is no number, or has no range.
-fn range_of<P: Params>(entries: &[Entry<'_>], name: &str) -> Option<WireError> {
-    if !entries.iter().any(|(other, _)| other == name) {
-        return None;
-    }
-    ["0", "-1"].into_iter().find_map(|number| {
-        let number: &RawValue = serde_json::from_str(number).ok()?;
-        let pairs = entries
-            .iter()
-            .map(|(other, value)| (other.as_ref(), if other == name { number } else { *value }));
-        let params = P::deserialize(MapDeserializer::<_, serde_json::Error>::new(pairs)).ok()?;
-        params
-            .check()
-            .err()
-            .filter(|error| error.data.parameter.as_deref() == Some(name))
-    })
+    })?;
+    M::ranges().check(&entries)?;
+    Ok(params)
 }
 
 fn filter_at_fault(entries: &[Entry<'_>]) -> Option<WireError> {

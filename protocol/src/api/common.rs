@@ -31,14 +31,6 @@ pub(crate) fn yes() -> bool {
     true
 }
 
-pub(super) fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
-    if (1..=max).contains(&limit) {
-        Ok(())
-    } else {
-        Err(out_of_range("limit", format!("from 1 to {max}")))
-    }
-}
-
 pub(super) fn check_keys<const N: usize>(keys: [(&str, &Option<String>); N]) -> Result<(), WireError> {
     for (parameter, key) in keys {
         if let Some(key) = key {
@@ -60,7 +52,6 @@ pub(super) fn one_of_id_or_ids(id: Option<&String>, ids: Option<&Vec<String>>) -
     match (id, ids) {
         (None, None) => Err(WireError::invalid_params("id", "give `id` or `ids`")),
         (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `id` or `ids`, not both")),
-        (_, Some(ids)) if ids.is_empty() => Err(out_of_range("ids", "a list of at least one id")),
         _ => Ok(()),
     }
 }

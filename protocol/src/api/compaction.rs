@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::*;
 use super::search::default_search_limit;
 use super::*;
-use crate::error::WireError;
 
 /// A conversation: a text, or its parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -75,8 +73,10 @@ pub struct PreCompactionResult {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PostCompactionParams {
     /// What the agent is doing.
+    #[schemars(length(min = 1))]
     pub current_task: String,
     /// At most this many hits, 1 to 100.
+    #[schemars(range(min = 1, max = SEARCH_LIMIT_MAX))]
     #[serde(default = "default_search_limit")]
     pub limit: u32,
     /// At most this many tokens of text in all.
@@ -84,12 +84,7 @@ pub struct PostCompactionParams {
     pub budget_tokens: Option<u32>,
 }
 
-impl Params for PostCompactionParams {
-    fn check(&self) -> Result<(), WireError> {
-        check_text("current_task", &self.current_task)?;
-        check_limit(self.limit, SEARCH_LIMIT_MAX)
-    }
-}
+impl Params for PostCompactionParams {}
 
 /// A project at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

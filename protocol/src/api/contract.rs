@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Filter;
 use crate::error::WireError;
-use crate::params::TIMEOUT_MS_MAX;
+use crate::params::{Ranges, TIMEOUT_MS_MAX};
 
 /// One method of the wire: its name, types and the facts that the service needs before it runs.
 pub trait Method: Send + Sync + 'static {
@@ -37,6 +37,9 @@ pub trait Method: Send + Sync + 'static {
     const FREE_ID: bool;
     /// One sentence for `rpc.discover` and the command line.
     const SUMMARY: &'static str;
+
+    /// The ranges of the parameters, as the schema of [`Self::Params`] has them.
+    fn ranges() -> &'static Ranges;
 }
 
 /// What `project_id` means to a method.
@@ -75,9 +78,10 @@ impl ProjectScope {
 /// filters come on top.
 const TARGETS: &[&str] = &["ids", "undo_token", "projects", "subscription", "older_than_days"];
 
-/// What a parameter type offers besides its fields: a check of ranges that types cannot express.
+/// What a parameter type offers besides its fields: a check of rules that its schema cannot express.
 pub trait Params: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static {
-    /// Refuses values out of range, naming the parameter and the range.
+    /// Refuses values that break a rule, naming the parameter and the rule. The ranges that attributes on the fields
+    /// give are [`Method::ranges`], and are checked before this.
     ///
     /// # Errors
     /// -32602 with the parameter's name.

@@ -11,7 +11,7 @@ use super::common::*;
 use super::*;
 use crate::error::WireError;
 
-/// The most items that one page of a listing holds.
+/// The most items that one page of a listing holds, and that one call names by their ids.
 pub const LIST_LIMIT_MAX: u32 = 1_000;
 
 impl Params for StoreParams {
@@ -119,18 +119,11 @@ impl JsonSchema for BatchItem {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct StoreBatchParams {
     /// The items, each as in `knowledge.store`; at most 1,000 unless configured otherwise.
+    #[schemars(length(min = 1))]
     pub items: Vec<BatchItem>,
 }
 
-impl Params for StoreBatchParams {
-    fn check(&self) -> Result<(), WireError> {
-        if self.items.is_empty() {
-            Err(out_of_range("items", "a list of at least one item"))
-        } else {
-            Ok(())
-        }
-    }
-}
+impl Params for StoreBatchParams {}
 
 /// Why one item of a batch was not stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -173,6 +166,7 @@ pub struct ListParams {
     #[serde(default)]
     pub order: Order,
     /// At most this many items, 1 to 1,000.
+    #[schemars(range(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(default = "default_list_limit")]
     pub limit: u32,
     /// Goes on where a page ended: its `next_cursor`.
@@ -197,7 +191,6 @@ impl Default for ListParams {
 
 impl Params for ListParams {
     fn check(&self) -> Result<(), WireError> {
-        check_limit(self.limit, LIST_LIMIT_MAX)?;
         Ok(self.filters.check()?)
     }
 }
@@ -223,7 +216,8 @@ pub struct GetParams {
     /// One item.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Several items.
+    /// Several items, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
 }

@@ -7,6 +7,9 @@ use super::common::*;
 use super::*;
 use crate::error::WireError;
 
+/// The most days that a cleanup looks back: a hundred years.
+pub const OLDER_THAN_DAYS_MAX: u32 = 36_500;
+
 impl Params for UpdateParams {
     fn check(&self) -> Result<(), WireError> {
         if self.is_empty() {
@@ -60,7 +63,8 @@ pub struct DeleteParams {
     /// One item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Several items.
+    /// Several items, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
     /// All items that meet these conditions.
@@ -116,7 +120,8 @@ pub struct UndeleteParams {
     /// What a deletion answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undo_token: Option<String>,
-    /// Which items.
+    /// The items to bring back, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
 }
@@ -157,7 +162,8 @@ pub struct PurgeParams {
     /// One item.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Several items.
+    /// Several items, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
     /// Every item in which a secret is found.
@@ -209,7 +215,8 @@ pub struct PurgeResult {
 /// Parameters of `knowledge.cleanup`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CleanupParams {
-    /// Items created longer ago than this many days.
+    /// Items created longer ago than this many days, at most 36,500.
+    #[schemars(range(min = 0, max = OLDER_THAN_DAYS_MAX))]
     #[serde(default = "default_older_than_days")]
     pub older_than_days: u32,
     /// Conditions that items must meet as well.

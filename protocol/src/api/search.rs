@@ -14,28 +14,35 @@ use crate::error::WireError;
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
 /// The most hits that one search gives.
 pub const SEARCH_LIMIT_MAX: u32 = 100;
+/// The most hits that may be skipped, by offset or cursor: each is found and ranked again for every page.
+pub const OFFSET_MAX: u32 = 10_000;
 
 /// Parameters of `knowledge.search`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchParams {
-    /// What to look for, in words.
+    /// What to look for, in words; at most 16 KB.
+    #[schemars(length(min = 1, max = QUERY_BYTES_MAX))]
     pub query: String,
     /// At most this many hits, 1 to 100.
+    #[schemars(range(min = 1, max = SEARCH_LIMIT_MAX))]
     #[serde(default = "default_search_limit")]
     pub limit: u32,
-    /// Hits to leave out at the start.
+    /// Hits to leave out at the start, at most 10,000: narrow the search by filters instead of going deeper.
+    #[schemars(range(min = 0, max = OFFSET_MAX))]
     #[serde(default)]
     pub offset: u32,
     /// Which evidence to use.
     #[serde(default)]
     pub mode: SearchMode,
     /// Leaves out hits whose fused score is below this, 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f32>,
     /// Conditions that hits must meet.
     #[serde(flatten)]
     pub filters: Filter,
     /// At most this many tokens of text in all; always at least one hit.
+    #[schemars(range(min = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_tokens: Option<u32>,
     /// Searches these projects instead of one; `"*"` means all.
@@ -76,30 +83,6 @@ impl Default for SearchParams {
 
 impl Params for SearchParams {
     fn check(&self) -> Result<(), WireError> {
-        check_text("query", &self.query)?;
-        if self.query.len() > QUERY_BYTES_MAX {
-            return Err(out_of_range(
-                "query",
-                format!("at most {QUERY_BYTES_MAX} bytes, this one has {}", self.query.len()),
-            ));
-        }
-        let projects = self.projects.as_ref().map_or(0, |projects| projects.as_slice().len());
-        if projects > FILTER_VALUES_MAX {
-            return Err(out_of_range(
-                "projects",
-                format!("at most {FILTER_VALUES_MAX} projects, or \"*\""),
-            ));
-        }
-        check_limit(self.limit, SEARCH_LIMIT_MAX)?;
-        if self
-            .threshold
-            .is_some_and(|threshold| !(0.0..=1.0).contains(&threshold))
-        {
-            return Err(out_of_range("threshold", "from 0 to 1"));
-        }
-        if self.budget_tokens == Some(0) {
-            return Err(out_of_range("budget_tokens", "1 or more"));
-        }
         if self.cursor.is_some() && self.offset > 0 {
             return Err(WireError::invalid_params(
                 "offset",
@@ -149,32 +132,22 @@ pub struct SimilarParams {
     /// The item to compare with.
     pub id: String,
     /// At most this many hits, 1 to 100.
+    #[schemars(range(min = 1, max = SEARCH_LIMIT_MAX))]
     #[serde(default = "default_search_limit")]
     pub limit: u32,
 }
 
-impl Params for SimilarParams {
-    fn check(&self) -> Result<(), WireError> {
-        check_limit(self.limit, SEARCH_LIMIT_MAX)
-    }
-}
+impl Params for SimilarParams {}
 
 /// Parameters of `embedding.embed`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbedParams {
     /// What to embed. Empty texts have an embedding too.
+    #[schemars(length(min = 1))]
     pub texts: Vec<String>,
 }
 
-impl Params for EmbedParams {
-    fn check(&self) -> Result<(), WireError> {
-        if self.texts.is_empty() {
-            Err(out_of_range("texts", "a list of at least one text"))
-        } else {
-            Ok(())
-        }
-    }
-}
+impl Params for EmbedParams {}
 
 /// Result of `embedding.embed`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -1,9 +1,11 @@
 //! The table of the methods.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::contract::{LONG, READ, WRITE};
 use super::*;
+use crate::params::Ranges;
 
 /// The deadline of a method that no row of the table names (milliseconds): that of a read.
 pub const UNKNOWN_METHOD_TIMEOUT_MS: u64 = READ;
@@ -62,6 +64,11 @@ macro_rules! methods {
                 const FILTERED: bool = methods!(@filtered $(filters $after)?);
                 const FREE_ID: bool = methods!(@free_id $($flag)*);
                 const SUMMARY: &'static str = $summary;
+
+                fn ranges() -> &'static Ranges {
+                    static RANGES: LazyLock<Ranges> = LazyLock::new(Ranges::of::<$type>);
+                    &RANGES
+                }
             }
         )*
         /// Every method of the contract, in its order. Whether one is served is the server's affair.

@@ -72,13 +72,13 @@ fn the_range_of_a_number_is_the_same_whichever_way_it_is_wrong() {
     let error = refused::<api::Search>(r#"{"query":"q","threshold":"x"}"#);
     assert!(error.message.contains("from 0 to 1"), "{}", error.message);
     // Of one without a range of its own its type is all there is to say.
-    let error = refused::<api::Search>(r#"{"query":"q","offset":"x"}"#);
+    let error = refused::<api::PostCompaction>(r#"{"current_task":"q","budget_tokens":"x"}"#);
     assert!(
         error.message.contains("an integer from 0 to 4294967295"),
         "{}",
         error.message
     );
-    let error = refused::<api::Search>(r#"{"query":"q","offset":1000000000000000000000000}"#);
+    let error = refused::<api::PostCompaction>(r#"{"current_task":"q","budget_tokens":1000000000000000000000000}"#);
     assert!(error.message.contains("out of range"), "{}", error.message);
     assert!(!error.message.contains("fraction"), "{}", error.message);
 }

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::time::rfc3339;
-use crate::{KnowledgeType, Metadata, OnDuplicate, unique_metadata, unique_metadata_if_any};
+use crate::{KEY_BYTES_MAX, KnowledgeType, Metadata, OnDuplicate, unique_metadata, unique_metadata_if_any};
 
 /// What an item says, as its caller gave it: all that an update can change, and a revision keeps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,14 +28,17 @@ pub struct Content {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoreParams {
     /// What to keep; at most 1 MB unless configured otherwise, never blank.
+    #[schemars(length(min = 1))]
     pub text: String,
     /// What kind of knowledge it is.
     #[serde(default, rename = "type", alias = "knowledge_type")]
     pub knowledge_type: KnowledgeType,
     /// Who learned it.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     /// In which session.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
     /// Facts about it; at most 64 KB as JSON unless configured otherwise. No key may stand in an object twice.
@@ -46,9 +49,11 @@ pub struct StoreParams {
     )]
     pub metadata: Metadata,
     /// The id to use; unique in its project. Made up if absent.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Repeating a store with the same key stores once.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// What to do when the same content is there.
@@ -76,6 +81,7 @@ pub struct UpdateParams {
     /// Which item.
     pub id: String,
     /// The new text; it is embedded again.
+    #[schemars(length(min = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The new type.
@@ -87,9 +93,11 @@ pub struct UpdateParams {
     )]
     pub knowledge_type: Option<KnowledgeType>,
     /// The new agent.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     /// The new session.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
     /// The new metadata; replaces the old as a whole.

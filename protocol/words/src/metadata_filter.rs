@@ -8,7 +8,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::{Metadata, UniqueKeys};
+use crate::{METADATA_FILTERS_MAX, Metadata, UniqueKeys};
 
 /// Conditions on metadata, all of which must hold: under each key stands the value, alone or in a list.
 ///
@@ -147,10 +147,16 @@ impl JsonSchema for MetadataFilter {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "description": "Conditions on metadata, all of which must hold: under each key stands the value, alone \
-                or in a list. An object, or a list of objects where one key has several values.",
+                or in a list. An object, or a list of objects where one key has several values; at most 32 conditions \
+                in all.",
             "anyOf": [
-                { "type": "object" },
-                { "type": "array", "items": { "type": "object", "minProperties": 1 }, "minItems": 1 },
+                { "type": "object", "minProperties": 1, "maxProperties": METADATA_FILTERS_MAX },
+                {
+                    "type": "array",
+                    "items": { "type": "object", "minProperties": 1 },
+                    "minItems": 1,
+                    "maxItems": METADATA_FILTERS_MAX,
+                },
             ],
         })
     }
