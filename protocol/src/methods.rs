@@ -54,15 +54,8 @@ impl Methods {
         F: Future<Output = Result<M::Result, E>> + Send + 'static,
         E: Into<WireError>,
     {
-        let handler = Arc::new(handler);
-        self.register::<M>(move |params, context, sizes| {
-            let handler = Arc::clone(&handler);
-            let call = async move {
-                let decoded = decode::<M>(params, sizes)?;
-                let result = handler(decoded, context).await.map_err(Into::into)?;
-                Reply::new(&result, None, sizes)
-            };
-            call.boxed()
+        self.register::<M, _, _>(move |call, context| {
+            handler(call, context).map(|ended| ended.map(|result| (result, None)))
         });
     }
 
@@ -79,15 +72,8 @@ impl Methods {
         F: Future<Output = Result<(M::Result, oneshot::Sender<()>), E>> + Send + 'static,
         E: Into<WireError>,
     {
-        let handler = Arc::new(handler);
-        self.register::<M>(move |params, context, sizes| {
-            let handler = Arc::clone(&handler);
-            let call = async move {
-                let decoded = decode::<M>(params, sizes)?;
-                let (result, queued) = handler(decoded, context).await.map_err(Into::into)?;
-                Reply::new(&result, Some(queued), sizes)
-            };
-            call.boxed()
+        self.register::<M, _, _>(move |call, context| {
+            handler(call, context).map(|ended| ended.map(|(result, queued)| (result, Some(queued))))
         });
     }
 
@@ -133,14 +119,23 @@ impl Methods {
         self.entries.get(name)
     }
 
-    fn register<M: Method>(
-        &mut self,
-        handler: impl Fn(Option<Box<str>>, CallContext, Sizes) -> BoxFuture<'static, Result<Reply, WireError>>
-        + Send
-        + Sync
-        + 'static,
-    ) {
-        let handler: Handler = Arc::new(handler);
+    /// Registers `M`. With the result its handler may give what is told once the answer has its place.
+    fn register<M, F, E>(&mut self, handler: impl Fn(Decoded<M::Params>, CallContext) -> F + Send + Sync + 'static)
+    where
+        M: Method,
+        F: Future<Output = Result<(M::Result, Option<oneshot::Sender<()>>), E>> + Send + 'static,
+        E: Into<WireError>,
+    {
+        let handler = Arc::new(handler);
+        let handler: Handler = Arc::new(move |params, context, sizes: Sizes| {
+            let handler = Arc::clone(&handler);
+            let call = async move {
+                let decoded = decode_within::<M>(params.as_deref(), sizes.bounds)?;
+                let (result, queued) = handler(decoded, context).await.map_err(Into::into)?;
+                Reply::new(&result, queued, sizes)
+            };
+            call.boxed()
+        });
         for name in std::iter::once(&M::NAME).chain(M::OTHER_NAMES) {
             self.insert(name, Some(MethodInfo::of::<M>()), Arc::clone(&handler));
         }
@@ -215,10 +210,6 @@ struct Sizes {
     limit: usize,
     /// Whether the result is written whatever its size.
     writes: bool,
-}
-
-fn decode<M: Method>(params: Option<Box<str>>, sizes: Sizes) -> Result<Decoded<M::Params>, WireError> {
-    decode_within::<M>(params.as_deref(), sizes.bounds)
 }
 
 /// What is around a result in a line whose id is one digit.
