@@ -2,7 +2,7 @@
 
 use ccod_protocol::api::{self, Change, ChangeOp, ChangedNotification, Method, SubscribeResult};
 use ccod_protocol::context::CallContext;
-use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
+use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointLock};
 use ccod_protocol::error::{Executed, WireError};
 use ccod_protocol::limits::{Limits, ServerStats};
 use ccod_protocol::methods::Methods;
@@ -289,6 +289,47 @@ pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
     table
 }
 
+/// A service of the test methods, without a socket.
+pub(super) struct Bare {
+    pub(super) rig: Arc<Rig>,
+    pub(super) stats: Arc<ServerStats>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) service: Arc<Service>,
+}
+
+impl Bare {
+    pub(super) fn start() -> Self {
+        Self::with(quick())
+    }
+
+    pub(super) fn with(limits: Limits) -> Self {
+        let rig = Rig::new();
+        let stats = Arc::new(ServerStats::default());
+        let shutdown = CancellationToken::new();
+        let service = Service::new(methods(&rig))
+            .with_limits(limits)
+            .with_stats(Arc::clone(&stats))
+            .with_shutdown(shutdown.clone());
+        Self {
+            rig,
+            stats,
+            shutdown,
+            service: Arc::new(service),
+        }
+    }
+}
+
+/// A socket in a run directory of its own, and its path.
+pub(super) fn bound(directory: &Path) -> (PathBuf, BoundSocket) {
+    let run = directory.join("run");
+    let path = run.join("ccod.sock");
+    let options = BindOptions::default();
+    endpoint::prepare_run_dir(&run, &options).unwrap();
+    let lock = EndpointLock::acquire(&run.join("ccod.lock")).unwrap();
+    let socket = endpoint::bind(&path, &lock, &options).unwrap();
+    (path, socket)
+}
+
 /// A server on a socket of its own.
 pub(super) struct Daemon {
     pub(super) directory: TempDir,
@@ -319,20 +360,14 @@ impl Daemon {
 
     pub(super) fn serving(limits: Limits, policy: Option<PeerPolicy>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let run = directory.path().join("run");
-        let path = run.join("ccod.sock");
-        let options = BindOptions::default();
-        endpoint::prepare_run_dir(&run, &options).unwrap();
-        let lock = EndpointLock::acquire(&run.join("ccod.lock")).unwrap();
-        let socket = endpoint::bind(&path, &lock, &options).unwrap();
-        let rig = Rig::new();
-        let stats = Arc::new(ServerStats::default());
-        let shutdown = CancellationToken::new();
-        let service = Service::new(methods(&rig))
-            .with_limits(limits)
-            .with_stats(Arc::clone(&stats))
-            .with_shutdown(shutdown.clone());
-        let mut server = Server::over(Arc::new(service));
+        let (path, socket) = bound(directory.path());
+        let Bare {
+            rig,
+            stats,
+            shutdown,
+            service,
+        } = Bare::with(limits);
+        let mut server = Server::over(service);
         if let Some(policy) = policy {
             server = server.policy(policy);
         }
