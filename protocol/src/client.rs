@@ -63,7 +63,7 @@ pub use feed::{Notification, Subscription};
 /// What the client adds to a call's deadline before it gives up by itself: the daemon answers at the
 /// deadline, and its answer says more than ours.
 const MARGIN: Duration = Duration::from_secs(2);
-/// Notifications that wait for a reader before the oldest are lost (and the reader is told).
+/// Notifications that wait for a reader before the oldest are lost, which the reader is told.
 const NOTIFICATIONS: usize = 1024;
 /// The most characters of a message that jsonrpsee logs (at level trace).
 const LOGGED_CHARS: u32 = 1024;

@@ -10,8 +10,8 @@
 //! - A batch has one line, so its calls give their slots back when they finish. The batch itself has a place, of which
 //!   there are a few, until its line is written.
 //! - End of input ends reading, not the calls: they finish, their lines are written, then the socket is
-//!   closed. A client that is gone altogether (the kernel tells, also while input is not read) takes its
-//!   calls with it, and so does one that does not read for the write timeout.
+//!   closed. When a client is gone altogether (the kernel reports it, even while input is not read), its calls end,
+//!   and so do those of a client that does not read for the write timeout.
 //! - When the daemon stops, what was started is answered; what waits and what is read after that is refused with
 //!   `shutting_down`.
 //! - A connection beyond the limit has one of a few spare places, which are for what an operator needs: anything else
@@ -53,13 +53,14 @@ use queue::{Queue, Running};
 pub(crate) use output::refuse;
 pub(crate) use queue::BatchPlace;
 
-/// How much is read at once. Small, for every idle connection holds it; large requests take many reads,
-/// each far cheaper than what is done with the request.
+/// How much is read at once. It is small, because every idle connection holds such a buffer; a large request takes
+/// many reads, each of which is far cheaper than handling the request.
 const READ_BYTES: usize = 16 << 10;
-/// Batches of one connection whose answers are not written yet. A batch is as good as all of its requests, so few
-/// keep a connection busy.
+/// Batches of one connection whose answers are not written yet. A batch holds many requests, so a few batches keep a
+/// connection busy.
 const BATCHES: usize = 4;
-/// Connections that are given time to read why they are cut off; further ones are closed as soon as they were told.
+/// Connections that are given time to read why they are cut off; further ones are closed as soon as they have been
+/// told.
 pub(crate) const LINGERING: usize = 64;
 
 /// What all connections of a socket share.
@@ -156,7 +157,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: UnixStream, peer: PeerIde
     }
 }
 
-/// The connection is gone, or given up: nothing more can be said on it.
+/// The connection is gone, or given up: nothing more can be sent on it.
 struct Gone;
 
 /// Whether to read on.
@@ -171,13 +172,13 @@ enum Reading {
 enum Ended {
     /// The client has sent everything.
     ByClient,
-    /// There is no point in reading on, or no time.
+    /// The daemon: reading on is pointless, or there is no time for it.
     ByUs,
 }
 
 struct Connection {
     shared: Arc<Shared>,
-    /// Who is at the other end, for each call of theirs.
+    /// The client, as each of its calls knows it.
     caller: Caller,
     place: Place,
     framer: Framer,

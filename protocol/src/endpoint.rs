@@ -56,7 +56,7 @@ impl BindOptions {
 /// The group of this name.
 ///
 /// # Errors
-/// When there is none, or the system cannot tell.
+/// If there is no such group, or the system cannot look it up.
 pub fn group_id(name: &str) -> Result<u32, EndpointError> {
     let path = Path::new("/etc/group");
     match nix::unistd::Group::from_name(name) {

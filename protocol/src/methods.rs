@@ -32,7 +32,7 @@ use crate::params::{Bounds, Decoded, decode_within};
 /// The methods by name.
 #[derive(Default)]
 pub struct Methods {
-    /// Under each of their names.
+    /// Each method under each of its names.
     entries: BTreeMap<&'static str, Arc<Entry>>,
     names: Vec<&'static str>,
 }
@@ -59,8 +59,8 @@ impl Methods {
         });
     }
 
-    /// Serves `M`, whose notifications come after its answer. With the result the handler gives back a sender, which
-    /// is told once the answer has its place among what the caller is sent, and dropped where it gets none.
+    /// Serves `M`, whose notifications come after its answer. With the result the handler returns a sender: it is sent
+    /// to once the answer is queued for the caller, and dropped if the answer is never queued.
     ///
     /// # Panics
     /// As [`Self::serve`].
@@ -78,7 +78,7 @@ impl Methods {
     }
 
     /// Serves a method that has no type, or with another result than its type's: the handler gets the parameters as
-    /// JSON. For tests of what is around a method.
+    /// JSON. For tests of what surrounds a method.
     ///
     /// # Panics
     /// If the name is served already.
@@ -119,7 +119,7 @@ impl Methods {
         self.entries.get(name)
     }
 
-    /// Registers `M`. With the result its handler may give what is told once the answer has its place.
+    /// Registers `M`. With the result its handler may return a sender, as for [`Self::serve_notifying`].
     fn register<M, F, E>(&mut self, handler: impl Fn(Decoded<M::Params>, CallContext) -> F + Send + Sync + 'static)
     where
         M: Method,
@@ -163,7 +163,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// How long a call with this many bytes of parameters may take that names no `timeout_ms`.
+    /// How long a call without `timeout_ms` may take that has this many bytes of parameters.
     pub(crate) fn default_timeout(&self, params_bytes: usize) -> Duration {
         match &self.info {
             Some(info) => info.default_timeout(params_bytes),
@@ -220,7 +220,7 @@ const ENVELOPE_BYTES: usize = r#"{"jsonrpc":"2.0","id":0,"result":}"#.len();
 pub(crate) struct Reply {
     /// The result, on one line.
     pub(crate) json: Bytes,
-    /// Told once the answer has its place among what the caller is sent.
+    /// Sent to once the answer is queued for the caller.
     pub(crate) queued: Option<oneshot::Sender<()>>,
 }
 
@@ -233,7 +233,7 @@ impl Reply {
         let mut json = UpTo { json: Vec::new(), most };
         match serde_json::to_writer(&mut json, result) {
             Ok(()) => {
-                // Held until it is sent, so not with the spare room of a buffer that grew.
+                // It is held until it is sent, so the spare capacity of the buffer is freed.
                 json.json.shrink_to_fit();
                 let json = single_line(json.json);
                 Ok(Self { json, queued })

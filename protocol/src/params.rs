@@ -83,8 +83,7 @@ pub fn decode_within<M: Method>(json: Option<&str>, bounds: Bounds) -> Result<De
     };
     // Lengths first: what follows looks at every element.
     bounds.check(&entries, M::ranges())?;
-    // Before `null` becomes "absent": whoever misspells a filter whose value came out as `null` has named nothing that
-    // would be left out.
+    // Before `null` becomes "absent": a misspelled filter whose value is `null` is refused, not left out.
     known_alone(&entries, M::POSITIONAL, M::ALIASES, COMMON)?;
     empty::refuse(&MethodInfo::of::<M>(), &entries)?;
     unrounded(&entries)?;

@@ -7,14 +7,14 @@ use std::fmt;
 use crate::error::WireError;
 use ccod_words::check_key;
 
-/// A project that a call over several projects could not read or work on; the others were.
+/// A project that a call over several projects could not read or change. The call succeeded for the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProjectError {
-    /// The project.
+    /// The name of the project.
     pub project_id: String,
     /// The code of the error that a call for this project alone would have got.
     pub code: i32,
-    /// Its message.
+    /// The message of that error.
     pub message: String,
 }
 

@@ -33,7 +33,8 @@ pub trait Method: Send + Sync + 'static {
     const OPERATOR: bool;
     /// Whether it takes the filters of [`Filter`].
     const FILTERED: bool;
-    /// Whether `id` is no item that is there: that of a store is of one to come, that of `rpc.cancel` a request's.
+    /// Whether `id` does not name an item that exists: a store takes the id of a new item, `rpc.cancel` the id of a
+    /// request.
     const FREE_ID: bool;
     /// One sentence for `rpc.discover` and the command line.
     const SUMMARY: &'static str;
@@ -67,9 +68,9 @@ impl ProjectScope {
     pub const fn summary(self) -> &'static str {
         match self {
             Self::One => "By name only. Absent means `default`.",
-            Self::OneOrEvery => "By name only. Absent means `default`, `*` every project.",
+            Self::OneOrEvery => "By name only. Absent means `default`; `*` means every project.",
             Self::AllUnlessNamed => "By name only. Absent means all projects.",
-            Self::Nothing => "By name only. Without effect here.",
+            Self::Nothing => "By name only. Has no effect here.",
         }
     }
 }

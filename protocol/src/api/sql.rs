@@ -29,7 +29,7 @@ impl Params for SqlParams {}
 /// Result of `sql.query`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SqlResult {
-    /// The columns' names.
+    /// The names of the columns.
     pub columns: Vec<String>,
     /// The rows, each with one value per column.
     pub rows: Vec<Vec<serde_json::Value>>,

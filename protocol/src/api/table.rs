@@ -71,7 +71,7 @@ macro_rules! methods {
                 }
             }
         )*
-        /// Every method of the contract, in its order. Whether one is served is the server's affair.
+        /// Every method of the contract, in its order. The server decides which of them it serves.
         pub static METHODS: &[MethodInfo] = &[$(MethodInfo::of::<$type>()),*];
     };
     (@writes read) => { false };
@@ -93,8 +93,8 @@ macro_rules! methods {
 
 // The table. Columns: type and constant = name, parameters => result, access and default deadline with flags,
 // positional order (`filters` stands for type, agent, session_id, since, until, metadata), summary.
-// Flags: what `project_id` means (`any_project`, `all_projects`, `no_project`; else one, or `default`), `operator`
-// (served when everything is in use), `free_id` (`id` names no item that is there).
+// Flags: what `project_id` means (`any_project`, `all_projects`, `no_project`; else one project, or `default`),
+// `operator` (served when everything is in use), `free_id` (`id` does not name an item that exists).
 #[rustfmt::skip]
 methods! {
     Store KNOWLEDGE_STORE = "knowledge.store", StoreParams => StoreResult, write WRITE free_id,
@@ -120,7 +120,7 @@ methods! {
     Purge KNOWLEDGE_PURGE = "knowledge.purge", PurgeParams => PurgeResult, write LONG,
         ["id", "ids", "secrets", "confirm"], "Removes items from every revision and version on disk.";
     Cleanup KNOWLEDGE_CLEANUP = "knowledge.cleanup", CleanupParams => CleanupResult, write LONG,
-        ["older_than_days"] filters ["dry_run"], "Deletes items older than a number of days; a dry run unless told otherwise.";
+        ["older_than_days"] filters ["dry_run"], "Deletes items older than a number of days; a dry run unless `dry_run` is false.";
     Similar KNOWLEDGE_SIMILAR = "knowledge.similar", SimilarParams => SearchResult, read READ,
         ["id", "limit"], "Finds items that resemble a given one.";
     Stats KNOWLEDGE_STATS = "knowledge.stats", StatsParams => StatsResult, read READ all_projects,
@@ -130,7 +130,7 @@ methods! {
     PreCompaction KNOWLEDGE_PRE_COMPACTION = "knowledge.pre_compaction", PreCompactionParams => PreCompactionResult, write LONG,
         ["conversation", "session_id"], "Stores what is worth keeping of a conversation before it is compacted.";
     PostCompaction KNOWLEDGE_POST_COMPACTION = "knowledge.post_compaction", PostCompactionParams => PostCompactionResult, read READ,
-        ["current_task", "limit", "budget_tokens"], "Gives back what matters for a task after a compaction.";
+        ["current_task", "limit", "budget_tokens"], "Returns what matters for a task after a compaction.";
     Subscribe KNOWLEDGE_SUBSCRIBE = "knowledge.subscribe", SubscribeParams => SubscribeResult, read READ any_project,
         ["cursor", "with_text"], "Starts the change feed on this connection.";
     Unsubscribe KNOWLEDGE_UNSUBSCRIBE = "knowledge.unsubscribe", UnsubscribeParams => bool, read READ no_project,
@@ -140,11 +140,11 @@ methods! {
     SqlQuery SQL_QUERY = "sql.query", SqlParams => SqlResult, read READ,
         ["sql", "limit"], "Runs one read-only SELECT over the project's live items.";
     Health ADMIN_HEALTH = "admin.health", HealthParams => HealthResult, read READ no_project operator,
-        ["deep"], "Says whether the daemon works; deep proves it by a write, a search and a delete.";
+        ["deep"], "Reports whether the daemon works; `deep` also tests a write, a search and a delete.";
     Status ADMIN_STATUS = "admin.status", StatusParams => StatusResult, read READ all_projects operator,
         [], "Describes the daemon, its parts and its projects.";
     Metrics ADMIN_METRICS = "admin.metrics", MetricsParams => MetricsResult, read READ all_projects operator,
-        [], "Gives the metrics as Prometheus text.";
+        [], "Returns the metrics as Prometheus text.";
     Optimize ADMIN_OPTIMIZE = "admin.optimize", OptimizeParams => OptimizeResult, write LONG all_projects,
         [], "Runs the maintenance that is due.";
     Reembed ADMIN_REEMBED = "admin.reembed", ReembedParams => ReembedResult, write LONG all_projects,
@@ -152,7 +152,7 @@ methods! {
     Backup ADMIN_BACKUP = "admin.backup", BackupParams => BackupResult, read LONG all_projects,
         ["path"], "Writes a consistent copy to an absolute path.";
     Restore ADMIN_RESTORE = "admin.restore", RestoreParams => RestoreResult, write LONG all_projects,
-        ["path"], "Replaces projects by those of a backup and keeps the old ones aside.";
+        ["path"], "Replaces projects with those of a backup and sets the old ones aside.";
     Verify ADMIN_VERIFY = "admin.verify", VerifyParams => VerifyResult, read LONG all_projects,
         [], "Checks the stored data and reports what is wrong.";
     Import ADMIN_IMPORT = "admin.import", ImportParams => ImportResult, write LONG,
@@ -164,7 +164,7 @@ methods! {
     Discover RPC_DISCOVER = "rpc.discover", DiscoverParams => serde_json::Value, read READ no_project,
         [], "Describes every method as an OpenRPC document.";
     Version RPC_VERSION = "rpc.version", VersionParams => VersionResult, read READ no_project operator,
-        [], "Names the version, the capabilities and the limits.";
+        [], "Reports the version, the capabilities and the limits.";
     Cancel RPC_CANCEL = "rpc.cancel", CancelParams => CancelResult, read READ no_project operator free_id,
         ["id"], "Cancels a request in flight on this connection.";
 }

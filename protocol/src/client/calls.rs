@@ -165,8 +165,8 @@ tokio::task_local! {
 /// What a request passes on its way to the transport.
 pub(super) type Service = RpcLogger<NoteId<RpcService>>;
 
-/// Notes the id that jsonrpsee gave to a request where [`REQUEST_ID`] asks for it: jsonrpsee itself tells it
-/// to nobody.
+/// Notes the id that jsonrpsee gave to a request where [`REQUEST_ID`] asks for it: jsonrpsee itself does not expose
+/// it.
 #[derive(Clone, Debug)]
 pub(super) struct NoteId<S>(pub(super) S);
 

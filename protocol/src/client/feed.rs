@@ -82,8 +82,8 @@ pub(super) async fn next_notification(
     }
 }
 
-/// A change feed: a stream of changes. Dropping it stops listening; [`Client::unsubscribe`] tells the
-/// daemon as well.
+/// A change feed: a stream of changes. Dropping it stops listening; [`Client::unsubscribe`] ends it at the daemon as
+/// well.
 pub struct Subscription {
     /// Its name on the connection.
     pub id: String,

@@ -103,7 +103,7 @@ impl TransportReceiverT for Receiver {
         }
         loop {
             let line = self.next_line().await?;
-            // A response to a request of ours, by far the most frequent: nothing in it is looked at here.
+            // A response to a request of this client, by far the most frequent line: it is passed on unread.
             const RESPONSE: &[u8] = br#"{"jsonrpc":"2.0","id":"#;
             if line
                 .strip_prefix(RESPONSE)

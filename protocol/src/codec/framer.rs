@@ -119,7 +119,7 @@ impl Framer {
         }
     }
 
-    /// Leaves everything up to the next newline, that included. False if there is none yet.
+    /// Drops everything up to and including the next newline. False if there is none yet.
     fn drop_line(&mut self) -> bool {
         match self.buffer.iter().position(|byte| *byte == b'\n') {
             Some(end) => {

@@ -16,13 +16,13 @@ use crate::envelope;
 use crate::error::{Executed, WireError};
 use crate::oversized::SMALL_ERROR_BYTES;
 
-/// The requests of a batch; of more than `most` none is kept.
+/// The requests of a batch; none is kept if there are more than `most`.
 pub(super) enum Entries<'a> {
     Some(Vec<&'a RawValue>),
     TooMany,
 }
 
-/// Reads the requests of a batch, and stops to keep them when there are more than `most`.
+/// Reads the requests of a batch, and keeps none if there are more than `most`.
 pub(super) fn entries(json: &str, most: usize) -> Result<Entries<'_>, serde_json::Error> {
     struct UpTo(usize);
 
@@ -121,7 +121,7 @@ impl Connection {
             self.calls.spawn(assembled);
             return Ok(());
         }
-        // Nothing bounds how many of these there are but the room for their lines.
+        // Only the space for their lines bounds how many of these there are.
         tokio::select! {
             biased;
             () = self.gone.cancelled() => Err(Gone),

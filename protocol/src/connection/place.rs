@@ -9,7 +9,8 @@ use crate::limits::add;
 use crate::places::{Place, SparePlace};
 
 impl Connection {
-    /// Takes a full place where this connection has a spare one. None: it has a full one now.
+    /// Takes a full place if this connection has a spare one. Returns the refusal if there is no full place; none means
+    /// that the connection has one now.
     pub(super) fn grow(&mut self) -> Option<WireError> {
         let Place::Spare { reason, may_grow, .. } = &self.place else {
             return None;
@@ -38,7 +39,8 @@ impl Connection {
         }
     }
 
-    /// Hands the spare place over to who waits for it. Why this connection ends by that; none if it does not.
+    /// Hands the spare place over to a connection that waits for it. Returns why this connection ends then; none if it
+    /// goes on.
     pub(super) fn leave(&mut self) -> Option<WireError> {
         let Place::Spare { place, .. } = &mut self.place else {
             return None;

@@ -34,7 +34,7 @@ impl Connection {
             if !self.calls.is_empty() {
                 self.quiet_since = TokioInstant::now();
             }
-            let reads = over.is_none() && self.waiting.has_room();
+            let reads = over.is_none() && self.waiting.has_space();
             let spare = over.is_none() && self.calls.is_empty() && matches!(self.place, Place::Spare { .. });
             let place = self.place_for_the_next();
             let wanted = self.spare_place_wanted();
@@ -68,7 +68,7 @@ impl Connection {
                 }
                 () = tokio::time::sleep(patience), if reads && self.framer.is_partial() => {
                     let seconds = patience.as_secs();
-                    let error = WireError::parse_error(format!("the request was not completed within {seconds} seconds; send it anew"));
+                    let error = WireError::parse_error(format!("the request was not completed within {seconds} seconds; send it again"));
                     self.say(None, error).await?;
                     tracing::info!(connection = %self.caller.connection, "an incomplete request was given up");
                     over = Some(Ended::ByUs);
@@ -145,7 +145,7 @@ impl Connection {
         self.account().await
     }
 
-    /// Counts no more what has left the framer: it is counted with its call from now on.
+    /// Stops counting what has left the framer: from now on it is counted with its call.
     fn uncount(&mut self) {
         let held = self.framer.buffered();
         if held < self.buffered {

@@ -30,7 +30,7 @@ pub struct BoundSocket {
 #[derive(Debug)]
 struct Name {
     path: PathBuf,
-    /// Device and inode, by which it is known again.
+    /// Device and inode, by which the socket is recognised.
     identity: (u64, u64),
     lock: EndpointLock,
     options: BindOptions,
@@ -76,7 +76,7 @@ fn clear_stale(path: &Path) -> Result<(), EndpointError> {
         return Err(EndpointError::NotASocket(path.to_owned()));
     }
     let name = path.to_fs_name::<GenericFilePath>().map_err(failed("use", path))?;
-    // Without waiting: a daemon that hangs with a full queue is still one.
+    // Without waiting: a daemon that hangs with a full queue is still a daemon.
     let probe = ConnectOptions::new().name(name).wait_mode(ConnectWaitMode::Deferred);
     match Stream::from_options(&probe) {
         Ok(_) => return Err(EndpointError::Occupied(path.to_owned())),
@@ -110,8 +110,8 @@ fn listen(path: &Path) -> Result<Listener, EndpointError> {
     };
     match options(Some(MODE)) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            // Systems that cannot give a socket its mode before its name. The directory is closed, so the
-            // moment in between is nobody's.
+            // Systems that cannot give a socket its mode before its name. The directory is closed, so nobody can come
+            // in between.
             let listener = options(None).map_err(failed("bind", path))?;
             fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(failed("close to others", path))?;
             Ok(listener)

@@ -23,7 +23,7 @@ pub struct EndpointLock {
 #[derive(Debug)]
 struct HeldLock {
     path: PathBuf,
-    /// The locked file; another one once the lock was taken anew.
+    /// The locked file; another one once the lock was taken again.
     file: Mutex<Flock<File>>,
 }
 
@@ -55,7 +55,7 @@ impl EndpointLock {
         names(&self.held.path, &file)
     }
 
-    /// Takes the lock anew if its file was removed or replaced, with the directory that holds it. True if it had to.
+    /// Takes the lock again if its file was removed or replaced, with the directory that holds it. True if it had to.
     ///
     /// # Errors
     /// [`EndpointError::Locked`] if another process has taken it since: that one is the daemon now. Otherwise what
@@ -106,7 +106,7 @@ fn lock_file(path: &Path) -> Result<Flock<File>, EndpointError> {
         if !names(path, &file) {
             continue;
         }
-        // For people who wonder who holds it. Nothing is decided by it.
+        // For people who want to know the holder. Nothing is decided by it.
         let noted = file
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))

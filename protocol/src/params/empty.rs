@@ -1,9 +1,8 @@
-//! Nothing is not all.
+//! Refuses empty filters and targets: nothing does not mean all.
 //!
-//! A filter or a target that is `null`, `""`, `[]` or `{}` is what remains when somebody has computed it and got
-//! nothing. Taken as absent it would mean every item of the project, so it is refused, for all methods in this
-//! one place: [`MethodInfo::selects`] says which parameters are meant. It is looked for in the raw JSON, before
-//! `null` becomes "absent".
+//! A filter or a target that is `null`, `""`, `[]` or `{}` is mostly the result of a computation that found nothing.
+//! Taken as absent it would mean every item of the project, so it is refused, for all methods in this one place:
+//! [`MethodInfo::selects`] says which parameters select. The check reads the raw JSON, before `null` becomes "absent".
 
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -61,8 +60,8 @@ fn nothing(raw: &RawValue) -> Option<&'static str> {
     }
 }
 
-/// What an empty element is: of a list any, of an object (the `metadata` filter, or one of its list) only `null`, for
-/// an empty text is a value that can be stored.
+/// What an empty element is. In a list it is any empty value; in an object (the `metadata` filter, or one of its list)
+/// only `null`, because an empty text is a value that can be stored.
 fn nothing_within(raw: &RawValue) -> Option<&'static str> {
     struct Elements;
 
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_and_a_place_of_an_array_are_no_way_around_it() {
+    fn an_alias_or_a_place_in_an_array_does_not_get_around_it() {
         for (method, json, name) in [
             ("knowledge.delete", r#"{"agent":"a","knowledge_type":[]}"#, "type"),
             ("knowledge.delete", r#"{"agent":"a","knowledge_type":null}"#, "type"),

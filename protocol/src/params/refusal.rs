@@ -86,7 +86,7 @@ pub(super) fn wrong(path: &str, error: &serde_json::Error) -> WireError {
     {
         format!("`{name}` must be {}", plain(expected))
     } else if text.contains("surrogate") || text.contains("hex escape") {
-        format!("`{name}` holds a lone surrogate escape, which is no character; remove it or give the pair")
+        format!("`{name}` holds a lone surrogate escape, which is not a character; remove it or give the pair")
     } else if text.contains("number out of range") {
         format!("`{name}` holds a number that is out of range")
     } else if let Some(expected) = text.strip_prefix("expected ") {

@@ -219,7 +219,7 @@ async fn notifications_reach_the_caller_that_asked() {
         (&progress["method"], &progress["params"]["request_id"]),
         (&json!("rpc.progress"), &json!("job"))
     );
-    // Without an id none is told, and nobody else hears of it.
+    // Without an id no progress is sent, and no other caller gets it.
     bare.call_as("test.progress", json!({}), caller).await.unwrap();
     assert!(futures::FutureExt::now_or_never(notifications.next()).is_none());
     assert!(futures::FutureExt::now_or_never(other.next()).is_none());

@@ -1,4 +1,4 @@
-//! Which items a search, a listing or a deletion concerns. What the wire decodes is what the store matches with.
+//! The filters of searches, listings and deletions. The store matches with what the wire decodes.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -111,7 +111,7 @@ impl Filter {
     /// The names that [`Filter`] adds to a method's parameters, in positional order.
     pub const NAMES: &'static [&'static str] = &["type", "agent", "session_id", "since", "until", "metadata"];
 
-    /// Whether nothing is asked for.
+    /// Whether there is no condition.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self {
@@ -130,19 +130,19 @@ impl Filter {
             && metadata.is_empty()
     }
 
-    /// The types asked for; empty means any.
+    /// The types that are asked for; empty means any.
     #[must_use]
     pub fn types(&self) -> &[KnowledgeType] {
         self.knowledge_type.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
-    /// The agents asked for; empty means any.
+    /// The agents that are asked for; empty means any.
     #[must_use]
     pub fn agents(&self) -> &[String] {
         self.agent.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
-    /// The sessions asked for; empty means any.
+    /// The sessions that are asked for; empty means any.
     #[must_use]
     pub fn session_ids(&self) -> &[String] {
         self.session_id.as_ref().map_or(&[], OneOrMany::as_slice)

@@ -75,7 +75,7 @@ impl Serialize for MetadataFilter {
     }
 }
 
-/// The members of one object. A key that stands there twice is two conditions: none is dropped.
+/// The members of one object. A key that occurs twice is two conditions: neither is dropped.
 struct Members(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -123,13 +123,13 @@ impl<'de> Deserialize<'de> for MetadataFilter {
                 while let Some(Members(members)) = list.next_element()? {
                     if members.is_empty() {
                         return Err(de::Error::custom(
-                            "an empty object in the list says nothing; leave it out",
+                            "an empty object in the list is not a condition; leave it out",
                         ));
                     }
                     conditions.extend(members);
                 }
                 if conditions.is_empty() {
-                    return Err(de::Error::custom("an empty list is no condition; leave it out"));
+                    return Err(de::Error::custom("an empty list is not a condition; leave it out"));
                 }
                 Ok(conditions.into_iter().collect())
             }
