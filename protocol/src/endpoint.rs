@@ -6,10 +6,10 @@
 //! socket's path, and removes it only if it is a socket on which nobody answers ([`bind`]). The new socket
 //! has its mode before it has its name. On closing, the name is removed only if it is still ours.
 
-mod bind;
 mod error;
 mod lock;
 mod run_dir;
+mod socket;
 
 use nix::sys::stat::{Mode, umask};
 use std::io;
@@ -19,11 +19,11 @@ use crate::peer::PeerPolicy;
 
 use error::failed;
 
-pub(crate) use bind::EndpointName;
-pub use bind::{BoundSocket, bind};
 pub use error::EndpointError;
 pub use lock::EndpointLock;
 pub use run_dir::{check_reachable, check_socket_path, prepare_run_dir};
+pub(crate) use socket::EndpointName;
+pub use socket::{BoundSocket, bind};
 
 /// The longest socket path in bytes: what `sun_path` holds, less the terminator.
 pub const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
