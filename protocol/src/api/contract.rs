@@ -46,7 +46,7 @@ pub trait Method: Send + Sync + 'static {
 /// What `project_id` means to a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProjectScope {
-    /// The project; absent means [`DEFAULT_PROJECT`].
+    /// The project; absent means [`DEFAULT_PROJECT`](super::DEFAULT_PROJECT).
     One,
     /// As [`ProjectScope::One`], or `"*"` for every project.
     OneOrEvery,
