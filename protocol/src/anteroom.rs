@@ -1,9 +1,9 @@
-//! Where connections beyond the limit wait until they say what they want.
+//! Where connections beyond the limit wait until they have sent a request.
 //!
-//! A few of them are served, if an operator is at the other end, who asks at once. Nobody can tell beforehand: of a
-//! burst of connections, most say nothing for a while, or only a part. So who has sent no whole request takes none of
-//! the places for operators. It waits here for a second at most, and where many wait, the newest is let in and the
-//! oldest is refused.
+//! A few places are for operators, who ask at once. Nobody knows beforehand which connection is an operator's: of a
+//! burst of connections, most send nothing for a while, or only a part of a request. So a connection that has not sent
+//! a whole request takes none of the places for operators. It waits here for a second at most, and where many wait,
+//! the newest is let in and the oldest is refused.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,11 +20,11 @@ use crate::connection::Shared;
 use crate::error::WireError;
 use crate::places::{Place, SPARE_PATIENCE};
 
-/// The longest request that is taken for an operator's: theirs are short. Who sends a longer one waits like who says
-/// nothing.
+/// The longest request that counts as an operator's: theirs are short. A connection that sends a longer one waits like
+/// one that sends nothing.
 const OPERATORS_REQUEST: usize = 16 << 10;
 
-/// Those who wait, the oldest first.
+/// The connections that wait, the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Anteroom {
     waiting: VecDeque<Weak<CancellationToken>>,
@@ -39,7 +39,7 @@ pub(crate) struct Waiting(Arc<CancellationToken>);
 pub(crate) enum Admission {
     /// It is served.
     To(Place),
-    /// It is told why not.
+    /// It is refused, and told why.
     Refused {
         error: WireError,
         /// Whether it is given time to read that.
@@ -48,7 +48,7 @@ pub(crate) enum Admission {
 }
 
 impl Anteroom {
-    /// Those who may wait. Each holds a file descriptor.
+    /// How many may wait. Each holds a file descriptor.
     pub(crate) const MOST: usize = 64;
 
     /// Lets one more in.
@@ -75,7 +75,7 @@ impl Anteroom {
 
 impl Waiting {
     /// Waits until the connection asks something and there is a place for it. `reason` says why there was no full
-    /// place; there will not be one for who has come in on a `scarce` descriptor.
+    /// place; a connection on a `scarce` descriptor never gets one.
     pub(crate) async fn admit(self, shared: &Shared, stream: &UnixStream, reason: &str, scarce: bool) -> Admission {
         let busy = |lingers| Admission::Refused {
             error: WireError::busy(reason, shared.service.limits.busy_retry_after_ms),
@@ -117,7 +117,7 @@ impl Waiting {
 /// Waits until a whole request has arrived, or the end. It stays to be read.
 async fn asks(stream: &UnixStream, max_depth: usize) {
     while stream.readable().await.is_ok() {
-        // That it can be read may be a mistake, or mean a part of a request: this then waits for more.
+        // Being readable may be a mistake, or mean a part of a request: then this waits for more.
         match stream.try_io(Interest::READABLE, || peek(stream, max_depth)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             _ => return,
@@ -145,18 +145,18 @@ mod tests {
 
     #[test]
     fn the_oldest_makes_room_for_the_newest() {
-        let mut room = Anteroom::default();
-        let mut waiting: VecDeque<Waiting> = (0..Anteroom::MOST).map(|_| room.enter()).collect();
+        let mut anteroom = Anteroom::default();
+        let mut waiting: VecDeque<Waiting> = (0..Anteroom::MOST).map(|_| anteroom.enter()).collect();
         assert!(waiting.iter().all(|one| !one.0.is_cancelled()));
-        let newest = room.enter();
+        let newest = anteroom.enter();
         let gone: Vec<bool> = waiting.iter().map(|one| one.0.is_cancelled()).collect();
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
         assert!(gone[0]);
-        // Who has left by itself makes room as well.
+        // A connection that has left by itself makes room as well.
         waiting.drain(..2);
-        let next = room.enter();
+        let next = anteroom.enter();
         assert!(waiting.iter().chain([&newest, &next]).all(|one| !one.0.is_cancelled()));
-        room.send_one_away();
+        anteroom.send_one_away();
         assert!(waiting[0].0.is_cancelled() && !waiting[1].0.is_cancelled());
     }
 }

@@ -1,9 +1,10 @@
 //! The memory of answers that wait to be written.
 //!
-//! A client that asks and does not read leaves its answers with the daemon. What a connection may leave there is
-//! bounded, and so is what all of them may together: beyond that an answer that is large is replaced by `busy`, for
-//! whoever reads makes room, and who does not is given up by the write timeout. Small ones always pass, so that a
-//! few large ones lock nobody out; and what a write answers is never replaced, because it says what was done.
+//! A client that asks and does not read leaves its answers with the daemon. The memory for the answers of a connection
+//! is bounded, and so is the memory for those of all connections together. Beyond a bound a large answer is replaced
+//! by `busy`: a client that reads frees memory, and one that does not is given up by the write timeout. Small answers
+//! always pass, so that a few large ones lock nobody out. The answer of a write is never replaced, because it says
+//! what was done.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +23,7 @@ pub(crate) struct Share {
     used: AtomicUsize,
     /// Woken when `used` has become less.
     freed: Notify,
-    /// From here on no further call of the connection is started: its client makes room by reading.
+    /// From this many bytes on no further call of the connection is started, until its client has read some.
     full: usize,
     /// For this connection.
     max: usize,
@@ -53,7 +54,7 @@ impl Share {
         })
     }
 
-    /// Counts `bytes`, whether there is room or not.
+    /// Counts `bytes`, even beyond the bounds.
     pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Held {
         self.used.fetch_add(bytes, Ordering::Relaxed);
         self.stats.bytes_queued.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -63,7 +64,7 @@ impl Share {
         }
     }
 
-    /// Whether so much waits to be written that nothing further shall be started.
+    /// Whether so much waits to be written that no further call may be started.
     pub(crate) fn is_full(&self) -> bool {
         self.used.load(Ordering::Relaxed) >= self.full
     }
@@ -79,7 +80,7 @@ impl Share {
         }
     }
 
-    /// Counts `bytes` if there is room.
+    /// Counts `bytes` if they are within the bounds.
     pub(crate) fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         let held = self.hold(bytes);
         let all = self.stats.bytes_queued.load(Ordering::Relaxed);
@@ -87,7 +88,7 @@ impl Share {
         fits.then_some(held)
     }
 
-    /// Counts an answer of `bytes`, if it is small or there is room.
+    /// Counts an answer of `bytes`, if it is small or within the bounds.
     ///
     /// # Errors
     /// `busy`.
@@ -97,7 +98,7 @@ impl Share {
         }
         self.try_hold(bytes).ok_or_else(|| {
             WireError::busy(
-                "the answers that wait to be read take all the memory there is for them",
+                "the answers that wait to be read use all the memory that they may use",
                 self.retry_after_ms,
             )
         })
@@ -135,7 +136,7 @@ impl RequestBytes {
             return Ok(counted);
         }
         Err(WireError::busy(
-            "large requests of other calls take all the memory there is for them",
+            "the large requests of other calls use all the memory that they may use",
             limits.busy_retry_after_ms,
         ))
     }

@@ -22,7 +22,7 @@ pub struct Caller {
     pub who: PeerIdentity,
     /// The connection, or whatever stands for one; fairness counts by this.
     pub connection: ConnectionId,
-    /// The call's id as raw JSON, which its progress names; without one none is told.
+    /// The call's id as raw JSON, which its progress names; without an id no progress is sent.
     pub request_id: Option<Arc<str>>,
     /// Cancelling it ends the calls that are made with it.
     pub cancelled: CancellationToken,
@@ -69,7 +69,7 @@ impl Notification {
 }
 
 impl Service {
-    /// A caller that cannot be notified: no feed can be opened for it, and progress is not told.
+    /// A caller that cannot be notified: no feed can be opened for it, and no progress is sent.
     #[must_use]
     pub fn caller(&self, who: PeerIdentity) -> Caller {
         let share = Share::new(&self.limits, Arc::clone(&self.stats));

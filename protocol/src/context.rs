@@ -19,7 +19,7 @@ use crate::error::WireError;
 use crate::limits::{Limits, ServerStats};
 use crate::peer::PeerIdentity;
 
-/// Numbers the connections of a daemon's life, from 1.
+/// The number of a connection, from 1 on since the daemon's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
@@ -34,7 +34,7 @@ impl fmt::Display for ConnectionId {
 pub struct CallContext {
     /// Who made it.
     pub peer: PeerIdentity,
-    /// On which connection; also what fairness counts by.
+    /// The connection that it came on; fairness counts by it.
     pub connection: ConnectionId,
     /// The request's id as raw JSON; none for a notification.
     pub request_id: Option<Arc<str>>,
@@ -192,7 +192,7 @@ impl Notifier {
             .ok_or_else(|| refused(NotifyError::Full))?;
         place.send(Line {
             parts: vec![single_line(text)],
-            guards: vec![Guard::Room(held), Guard::Bytes(counted)],
+            guards: vec![Guard::Space(held), Guard::Bytes(counted)],
         });
         self.stats.notifications_sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -205,21 +205,20 @@ impl Notifier {
     }
 }
 
-/// One line on its way out, in parts so that a large result need not be copied. The newline is the
-/// writer's to add.
+/// One line on its way out, in parts so that a large result need not be copied. The writer adds the newline.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) parts: Vec<Bytes>,
-    /// What it keeps until it is written or dropped: a client that does not read cannot start more.
+    /// What the line holds until it is written or dropped, so that a client that does not read cannot start more.
     pub(crate) guards: Vec<Guard>,
 }
 
-/// What a line keeps.
+/// What a line holds.
 #[derive(Debug)]
 #[allow(dead_code, reason = "held for their Drop")]
 pub(crate) enum Guard {
     /// Its share of the bytes that may wait in the connection's queue.
-    Room(OwnedSemaphorePermit),
+    Space(OwnedSemaphorePermit),
     /// Its share of the memory for answers.
     Bytes(Held),
     /// The call's place among those in flight.
@@ -300,13 +299,13 @@ impl Outbox {
         self.stats.responses.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Queues a line once there is room. False if the writer is gone.
+    /// Queues a line once there is space. False if the writer is gone.
     pub(crate) async fn send(&self, mut line: Line) -> bool {
         let weight = weight(line.length(), self.max_line_bytes);
         let Ok(held) = Arc::clone(&self.bytes).acquire_many_owned(weight).await else {
             return false;
         };
-        line.guards.push(Guard::Room(held));
+        line.guards.push(Guard::Space(held));
         self.lines.send(line).await.is_ok()
     }
 }
@@ -316,7 +315,7 @@ impl Outbox {
 pub struct Subscriptions {
     open: Arc<Mutex<HashMap<String, CancellationToken>>>,
     next: Arc<AtomicU64>,
-    /// Of the connection; none if it cannot be notified.
+    /// The connection's token; none if it cannot be notified.
     connection: Option<CancellationToken>,
     max: usize,
 }
@@ -331,7 +330,7 @@ impl Subscriptions {
         }
     }
 
-    /// Those of a caller that cannot be notified: there are none.
+    /// The feeds of a caller that cannot be notified: none can be opened.
     pub(crate) fn refused() -> Self {
         Self {
             open: Arc::default(),

@@ -1,7 +1,7 @@
 //! What to do when the process has no file descriptors left.
 //!
-//! A connection cannot even be refused then, because accepting it takes a descriptor. So a few are kept for the case:
-//! one is given up, the connection takes its place, and whoever came can ask how the daemon is, or stop it.
+//! A connection cannot even be refused then, because accepting it takes a descriptor. So a few are kept in reserve:
+//! one is closed, the connection takes its place, and its client can ask for the daemon's state, or stop it.
 
 use nix::errno::Errno;
 use std::fs::File;
@@ -34,7 +34,7 @@ impl Reserve {
         }
     }
 
-    /// Gives one up. False if there is none.
+    /// Closes one. False if none is left.
     pub(crate) fn release(&mut self) -> bool {
         self.kept.pop().is_some()
     }

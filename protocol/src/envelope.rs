@@ -1,6 +1,7 @@
 //! The envelope of JSON-RPC 2.0, read by hand.
 //!
-//! An id may be a number that fits no type, so it is kept as the raw JSON that came in and echoed byte for byte. What makes a call, a notification or neither is decided here.
+//! An id may be a number that fits no type, so it is kept as raw JSON and echoed byte for byte. What is a call, a
+//! notification or neither is decided here.
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -19,7 +20,7 @@ pub(crate) struct Request<'a> {
     pub(crate) params: Option<&'a str>,
 }
 
-/// A value that is no request, or one that cannot be called.
+/// A value that is not a request, or a request that cannot be called.
 #[derive(Debug)]
 pub(crate) struct Refusal<'a> {
     /// The raw id to answer with; none means null.
@@ -105,7 +106,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
 /// Reads a JSON object as a request.
 ///
 /// # Errors
-/// -32600 for what is no request, -32602 for parameters that are neither object nor array.
+/// -32600 for what is not a request, -32602 for parameters that are neither object nor array.
 pub(crate) fn read(json: &str) -> Result<Request<'_>, Refusal<'_>> {
     let refuse = |id, message: &str| Refusal {
         id,

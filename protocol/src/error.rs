@@ -57,7 +57,7 @@ macro_rules! kinds {
 kinds! {
     /// What came in is not JSON.
     ParseError = "parse_error", -32_700, false;
-    /// It is JSON, but no request.
+    /// It is JSON, but not a request.
     InvalidRequest = "invalid_request", -32_600, false;
     /// No such method.
     MethodNotFound = "method_not_found", -32_601, false;
@@ -69,7 +69,7 @@ kinds! {
     RequestTooLarge = "request_too_large", -32_007, false;
     /// The response is over the size limit.
     ResponseTooLarge = "response_too_large", -32_008, false;
-    /// Too much is going on.
+    /// There is too much load.
     Busy = "busy", -32_009, true;
     /// The batch has too many requests.
     BatchTooLarge = "batch_too_large", -32_010, false;
@@ -117,7 +117,7 @@ pub struct ErrorData {
     /// Whether the same request may succeed later.
     #[serde(default)]
     pub retryable: bool,
-    /// What to do about it, where the message has no room for it.
+    /// What to do about it, where the message does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
     /// The parameter that is wrong, as a path (`items[3].text`).
@@ -150,7 +150,7 @@ pub struct WireError {
 }
 
 impl WireError {
-    /// An error of `kind` with a message of one's own.
+    /// An error of `kind` with this message.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
@@ -212,7 +212,7 @@ impl WireError {
         self
     }
 
-    /// Adds a fact of one's own.
+    /// Adds a further fact.
     #[must_use]
     pub fn with_extra(mut self, key: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
         self.data.extra.insert(key.into(), value.into());
@@ -225,7 +225,7 @@ impl WireError {
         Self::new(ErrorKind::ParseError, message)
     }
 
-    /// -32600: JSON, but no request.
+    /// -32600: JSON, but not a request.
     #[must_use]
     pub fn invalid_request(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidRequest, message)
@@ -285,7 +285,7 @@ impl WireError {
         .with_extra("limit", limit)
     }
 
-    /// -32009: too much is going on (`what`, a clause such as "the queue is full"); nothing was done.
+    /// -32009: there is too much load (`what`, a clause such as "the queue is full"); nothing was done.
     #[must_use]
     pub fn busy(what: impl fmt::Display, retry_after_ms: u64) -> Self {
         Self::new(ErrorKind::Busy, message::busy(what, retry_after_ms))

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::error::ErrorKind;
 
-/// What the socket bears. Every number can be configured; `rpc.version` shows them.
+/// The limits of the socket. Every number can be configured; `rpc.version` shows them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -186,7 +186,7 @@ impl Limits {
     }
 }
 
-/// What the socket has seen, counted while it runs. Shared: the server counts, `admin.status` reads.
+/// Counters of the socket, which the server counts and `admin.status` reads.
 #[derive(Debug, Default)]
 pub struct ServerStats {
     pub(crate) connections_open: AtomicU64,
@@ -203,7 +203,7 @@ pub struct ServerStats {
     pub(crate) bytes_buffered: AtomicU64,
     pub(crate) bytes_in_flight: AtomicU64,
     pub(crate) bytes_queued: AtomicU64,
-    /// Connections that could not be accepted for want of a file descriptor, and when that was last.
+    /// Connections that could not be accepted because no file descriptor was left, and when that was last.
     pub(crate) descriptors_lacking: AtomicU64,
     pub(crate) descriptors_lacked_at: Mutex<Option<Instant>>,
     pub(crate) notifications_sent: AtomicU64,
@@ -265,7 +265,7 @@ pub struct ServerSnapshot {
     pub bytes_in_flight: u64,
     /// Bytes of answers and notifications that wait to be written.
     pub bytes_queued: u64,
-    /// Times that a connection could not be accepted for want of a file descriptor.
+    /// Times that a connection could not be accepted because no file descriptor was left.
     pub descriptors_lacking: u64,
     /// Notifications that were queued for writing.
     pub notifications_sent: u64,
@@ -278,13 +278,13 @@ pub struct ServerSnapshot {
 }
 
 impl ServerStats {
-    /// Notes that a connection could not be accepted for want of a file descriptor.
+    /// Notes that a connection could not be accepted because no file descriptor was left.
     pub(crate) fn lacks_descriptors(&self) {
         self.descriptors_lacking.fetch_add(1, Ordering::Relaxed);
         *self.descriptors_lacked_at.lock() = Some(Instant::now());
     }
 
-    /// When a connection last could not be accepted for want of a file descriptor.
+    /// When a connection last could not be accepted because no file descriptor was left.
     #[must_use]
     pub fn descriptors_lacked_at(&self) -> Option<Instant> {
         *self.descriptors_lacked_at.lock()

@@ -32,7 +32,7 @@ use crate::params::{Bounds, Decoded, decode_within};
 /// The methods by name.
 #[derive(Default)]
 pub struct Methods {
-    /// Under each of their names.
+    /// Each method under each of its names.
     entries: BTreeMap<&'static str, Arc<Entry>>,
     names: Vec<&'static str>,
 }
@@ -54,20 +54,13 @@ impl Methods {
         F: Future<Output = Result<M::Result, E>> + Send + 'static,
         E: Into<WireError>,
     {
-        let handler = Arc::new(handler);
-        self.register::<M>(move |params, context, sizes| {
-            let handler = Arc::clone(&handler);
-            let call = async move {
-                let decoded = decode::<M>(params, sizes)?;
-                let result = handler(decoded, context).await.map_err(Into::into)?;
-                Reply::new(&result, None, sizes)
-            };
-            call.boxed()
+        self.register::<M, _, _>(move |call, context| {
+            handler(call, context).map(|ended| ended.map(|result| (result, None)))
         });
     }
 
-    /// Serves `M`, whose notifications come after its answer. With the result the handler gives back a sender, which
-    /// is told once the answer has its place among what the caller is sent, and dropped where it gets none.
+    /// Serves `M`, whose notifications come after its answer. With the result the handler returns a sender: it is sent
+    /// to once the answer is queued for the caller, and dropped if the answer is never queued.
     ///
     /// # Panics
     /// As [`Self::serve`].
@@ -79,20 +72,13 @@ impl Methods {
         F: Future<Output = Result<(M::Result, oneshot::Sender<()>), E>> + Send + 'static,
         E: Into<WireError>,
     {
-        let handler = Arc::new(handler);
-        self.register::<M>(move |params, context, sizes| {
-            let handler = Arc::clone(&handler);
-            let call = async move {
-                let decoded = decode::<M>(params, sizes)?;
-                let (result, queued) = handler(decoded, context).await.map_err(Into::into)?;
-                Reply::new(&result, Some(queued), sizes)
-            };
-            call.boxed()
+        self.register::<M, _, _>(move |call, context| {
+            handler(call, context).map(|ended| ended.map(|(result, queued)| (result, Some(queued))))
         });
     }
 
     /// Serves a method that has no type, or with another result than its type's: the handler gets the parameters as
-    /// JSON. For tests of what is around a method.
+    /// JSON. For tests of what surrounds a method.
     ///
     /// # Panics
     /// If the name is served already.
@@ -133,14 +119,23 @@ impl Methods {
         self.entries.get(name)
     }
 
-    fn register<M: Method>(
-        &mut self,
-        handler: impl Fn(Option<Box<str>>, CallContext, Sizes) -> BoxFuture<'static, Result<Reply, WireError>>
-        + Send
-        + Sync
-        + 'static,
-    ) {
-        let handler: Handler = Arc::new(handler);
+    /// Registers `M`. With the result its handler may return a sender, as for [`Self::serve_notifying`].
+    fn register<M, F, E>(&mut self, handler: impl Fn(Decoded<M::Params>, CallContext) -> F + Send + Sync + 'static)
+    where
+        M: Method,
+        F: Future<Output = Result<(M::Result, Option<oneshot::Sender<()>>), E>> + Send + 'static,
+        E: Into<WireError>,
+    {
+        let handler = Arc::new(handler);
+        let handler: Handler = Arc::new(move |params, context, sizes: Sizes| {
+            let handler = Arc::clone(&handler);
+            let call = async move {
+                let decoded = decode_within::<M>(params.as_deref(), sizes.bounds)?;
+                let (result, queued) = handler(decoded, context).await.map_err(Into::into)?;
+                Reply::new(&result, queued, sizes)
+            };
+            call.boxed()
+        });
         for name in std::iter::once(&M::NAME).chain(M::OTHER_NAMES) {
             self.insert(name, Some(MethodInfo::of::<M>()), Arc::clone(&handler));
         }
@@ -168,7 +163,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// How long a call with this many bytes of parameters may take that names no `timeout_ms`.
+    /// How long a call without `timeout_ms` may take that has this many bytes of parameters.
     pub(crate) fn default_timeout(&self, params_bytes: usize) -> Duration {
         match &self.info {
             Some(info) => info.default_timeout(params_bytes),
@@ -217,10 +212,6 @@ struct Sizes {
     writes: bool,
 }
 
-fn decode<M: Method>(params: Option<Box<str>>, sizes: Sizes) -> Result<Decoded<M::Params>, WireError> {
-    decode_within::<M>(params.as_deref(), sizes.bounds)
-}
-
 /// What is around a result in a line whose id is one digit.
 const ENVELOPE_BYTES: usize = r#"{"jsonrpc":"2.0","id":0,"result":}"#.len();
 
@@ -229,7 +220,7 @@ const ENVELOPE_BYTES: usize = r#"{"jsonrpc":"2.0","id":0,"result":}"#.len();
 pub(crate) struct Reply {
     /// The result, on one line.
     pub(crate) json: Bytes,
-    /// Told once the answer has its place among what the caller is sent.
+    /// Sent to once the answer is queued for the caller.
     pub(crate) queued: Option<oneshot::Sender<()>>,
 }
 
@@ -242,7 +233,7 @@ impl Reply {
         let mut json = UpTo { json: Vec::new(), most };
         match serde_json::to_writer(&mut json, result) {
             Ok(()) => {
-                // Held until it is sent, so not with the spare room of a buffer that grew.
+                // It is held until it is sent, so the spare capacity of the buffer is freed.
                 json.json.shrink_to_fit();
                 let json = single_line(json.json);
                 Ok(Self { json, queued })

@@ -68,12 +68,12 @@ fn describe(row: &MethodInfo, generator: &mut SchemaGenerator) -> Value {
     }));
     params.push(json!({
         "name": "trace_id", "required": false,
-        "summary": "By name only. The caller's own name for the call: it stands in its error, its log lines and what `explain` tells.",
+        "summary": "By name only. The caller's own name for the call; the call's error, its log lines and the answer to `explain` show it.",
         "schema": { "type": "string", "maxLength": TRACE_ID_MAX },
     }));
     params.push(json!({
         "name": "timeout_ms", "required": false,
-        "summary": "By name only. The default of a single write grows by half a millisecond for each byte of its parameters.",
+        "summary": "By name only. Milliseconds until the deadline. The default of a single write grows by half a millisecond for each byte of its parameters.",
         "schema": { "type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": row.default_timeout_ms },
     }));
     let aliases: Value = row

@@ -1,7 +1,8 @@
 //! Answers that are larger than a response may be.
 //!
-//! The call has been carried out by then. Where it changed something, an error that only said to ask for less would
-//! hide that, and lose what undoes it: so the error says so, and keeps the small parts of the answer.
+//! The call has been carried out by then. Where it changed something, an error that only asked for a smaller request
+//! would hide the change and lose the token that undoes it. So the error says that the call was carried out, and keeps
+//! the small parts of the answer.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

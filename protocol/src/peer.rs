@@ -1,4 +1,4 @@
-//! Who is at the other end, by the kernel's word, and whether it may be.
+//! Which process is at the other end, as the kernel reports it, and whether it may use the socket.
 //!
 //! The socket's directory and mode already keep other users out. The check here holds where they do not:
 //! a directory opened by mistake, a shared daemon, a descriptor passed on. Nothing is taken from what the
@@ -18,7 +18,7 @@ pub struct PeerIdentity {
     pub uid: u32,
     /// Its effective group.
     pub gid: u32,
-    /// Its process, where the system tells. For logs and fairness only: numbers are used again.
+    /// Its process, where the system reports it. For logs and fairness only: numbers are reused.
     pub pid: Option<i32>,
 }
 
@@ -26,7 +26,7 @@ impl PeerIdentity {
     /// Asks the kernel.
     ///
     /// # Errors
-    /// When it does not tell, for example because the peer lives in another process namespace. Such a
+    /// When the kernel does not say, for example because the peer lives in another process namespace. Such a
     /// peer must be refused.
     pub fn of(stream: &Stream) -> io::Result<Self> {
         let credentials = stream.peer_creds()?;
@@ -68,10 +68,10 @@ impl PeerPolicy {
         }
     }
 
-    /// Whether `peer` may be here.
+    /// Checks whether `peer` may use the socket.
     ///
     /// # Errors
-    /// -32026 that says how to be let in.
+    /// -32026, which says how to be let in.
     pub fn check(&self, peer: &PeerIdentity) -> Result<(), WireError> {
         if self.allowed_uids.contains(&peer.uid) {
             Ok(())

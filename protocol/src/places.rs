@@ -1,4 +1,4 @@
-//! The places that connections have: many for everybody, and a few beyond, for what an operator needs.
+//! The places of connections: many for everybody, and a few more for what an operator needs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
-/// How long a connection on a spare place may be without a call, and how long one waits for such a place. Enough for a
-/// program that has connected to ask.
+/// How long a connection on a spare place may be without a call, and how long one waits for such a place. That is
+/// enough for a program to ask after it has connected.
 pub(crate) const SPARE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection's place among all of them.
@@ -27,14 +27,14 @@ pub(crate) enum Place {
     },
 }
 
-/// All spare places. Who waits for one gets it in the order of arrival.
+/// All spare places. Connections that wait for one get it in the order of arrival.
 ///
 /// A place is lent for a call, not for as long as the connection lasts: a connection that has been answered hands its
 /// place over as soon as somebody else waits. Otherwise those who ask once and stay would keep the next operator out.
 #[derive(Debug)]
 pub(crate) struct SparePlaces {
     state: Mutex<State>,
-    /// Tells those who have a place that somebody waits.
+    /// Notifies the connections that have a place that another one waits.
     wanted: Notify,
 }
 
@@ -104,7 +104,7 @@ impl SparePlace {
         let places = Arc::clone(&self.0);
         async move {
             loop {
-                // Before the look: what is told after it has begun is not missed.
+                // Registered before the queue is looked at, so that no notification is missed.
                 let told = places.wanted.notified();
                 if places.state.lock().queue.iter().any(|one| !one.is_closed()) {
                     return;
@@ -139,7 +139,7 @@ impl Drop for SparePlace {
             next
         };
         if let Some(next) = next {
-            // Who has given up meanwhile drops it, and that brings it here again.
+            // A connection that has given up meanwhile drops the place, which brings it here again.
             drop(next.send(Self(Arc::clone(&self.0))));
         }
     }

@@ -1,4 +1,4 @@
-//! Accepts connections until told to stop, and then sees everything through that was accepted.
+//! Accepts connections until it is stopped, and then finishes everything that was accepted.
 
 use interprocess::local_socket::traits::tokio::Listener as _;
 use interprocess::os::unix::uds_local_socket::tokio::{Listener, Stream};
@@ -47,7 +47,7 @@ pub struct ServeReport {
 }
 
 impl ServeReport {
-    /// Whether everything that was accepted was seen through.
+    /// Whether everything that was accepted was finished.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.cut_off == 0 && self.error.is_none()
@@ -113,7 +113,7 @@ struct Door {
     policy: PeerPolicy,
     /// Descriptors for connections beyond the limit when there are no others.
     reserve: Reserve,
-    /// Where those wait that are beyond the limit and have not said yet what they want.
+    /// Where the connections wait that are beyond the limit and have not sent a request yet.
     anteroom: Anteroom,
     /// Everything that holds a descriptor: those that are served, that wait in the anteroom, and that are ending.
     connections: JoinSet<()>,
@@ -169,7 +169,7 @@ impl Door {
                     Err(error) => {
                         if lacks_descriptors(&error) {
                             self.shared.service.stats.lacks_descriptors();
-                            // Who says nothing makes room for who may have something to say.
+                            // A connection that sends nothing makes room for one that may send a request.
                             self.anteroom.send_one_away();
                         }
                         tracing::warn!(%error, wait_ms = backoff.as_millis(), "a connection could not be accepted");
@@ -264,7 +264,7 @@ impl Door {
         }
     }
 
-    /// Waits for connections and notifications until `deadline`. How many are left.
+    /// Waits for connections and notifications until `deadline`. Returns how many are left.
     async fn ended_by(&mut self, deadline: Instant) -> usize {
         while !self.connections.is_empty() {
             if tokio::time::timeout_at(deadline, self.connections.join_next())

@@ -36,7 +36,7 @@ use crate::oversized::too_large;
 use crate::params::{TIMEOUT_MS_MAX, nearest_method, peek_timeout, peek_trace_id};
 use crate::rate::RateLimiter;
 
-/// How long a method that the end of the daemon has cancelled may take to say what became of it.
+/// How long a method that the end of the daemon has cancelled may take to report its outcome.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// The methods with their limits, shared by all transports.
@@ -315,7 +315,7 @@ impl Service {
         };
         let finished = match finished {
             Some(reply) => Some(reply),
-            // The method knows it as well, and may say more than is known here.
+            // The method knows of it as well, and may say more than is known here.
             None if self.over.is_cancelled() => tokio::time::timeout(grace.min(LAST_WORDS), &mut call).await.ok(),
             None => tokio::time::timeout(grace, &mut call).await.ok(),
         };
@@ -340,7 +340,7 @@ impl Service {
         }
     }
 
-    /// What becomes of what the method said.
+    /// Makes the outcome of what the method returned.
     fn reply(&self, reply: Result<Reply, WireError>, writes: bool) -> Result<Reply, WireError> {
         let most = self.limits.max_response_bytes;
         match reply {

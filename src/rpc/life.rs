@@ -12,9 +12,6 @@ use chrono::TimeDelta;
 
 use super::{App, Call, Failure, convert};
 
-/// Oldest age that a cleanup takes: a hundred years.
-const OLDER_THAN_DAYS_MAX: u32 = 36_500;
-
 /// Changes an item.
 pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, Failure> {
     let (project, asked) = (call.project(), call.asked());
@@ -121,13 +118,6 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
 pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<api::CleanupResult, Failure> {
     let project = call.project();
     let mut filter = call.params.filters.clone();
-    if call.params.older_than_days > OLDER_THAN_DAYS_MAX {
-        return Err(WireError::invalid_params(
-            "older_than_days",
-            format!("`older_than_days` must be at most {OLDER_THAN_DAYS_MAX}"),
-        )
-        .into());
-    }
     let cutoff = now_ms() - TimeDelta::days(i64::from(call.params.older_than_days));
     filter.until = Some(filter.until.map_or(cutoff, |until| until.min(cutoff)));
     if call.params.dry_run {

@@ -16,8 +16,6 @@ use serde_json::json;
 use super::page::{self, SearchCursor};
 use super::{App, Call, Failure, convert};
 
-/// Results that may be skipped, by offset or cursor: each is found and ranked again for every page.
-const OFFSET_MAX: u32 = 10_000;
 /// Bytes of text for one token of `budget_tokens`: the rule of thumb for English text in common language
 /// models. The budget is theirs, not our model's.
 const BYTES_PER_TOKEN: usize = 4;
@@ -34,12 +32,13 @@ pub(crate) async fn search(app: Arc<App>, call: Call<api::Search>) -> Result<api
         None => None,
     };
     let offset = cursor.as_ref().map_or(call.params.offset, |cursor| cursor.offset);
-    if offset > OFFSET_MAX {
-        let parameter = if cursor.is_some() { "cursor" } else { "offset" };
+    // That of the parameter was checked when it was decoded.
+    if offset > api::OFFSET_MAX {
         return Err(WireError::invalid_params(
-            parameter,
+            "cursor",
             format!(
-                "{parameter} lies past the {OFFSET_MAX} results that a search goes deep; narrow it by filters instead"
+                "cursor lies past the {} results that a search goes deep; narrow it by filters instead",
+                api::OFFSET_MAX
             ),
         )
         .into());

@@ -11,37 +11,37 @@ use super::{Durability, ModelIdentity, Params, ProjectError};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct HealthParams {
-    /// Proves it by a real write, search and delete in a project of its own.
+    /// Also tests a real write, search and delete, in a project of its own.
     #[serde(skip_serializing_if = "is_false")]
     pub deep: bool,
 }
 
 impl Params for HealthParams {}
 
-/// How the daemon is.
+/// The state of the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthStatus {
-    /// A part has not come up yet since the start, and is being tried again; `reasons` say which.
+    /// A part of the daemon has not started yet and is being retried; `reasons` names it.
     Starting,
     /// Everything works.
     #[default]
     Ok,
-    /// Something does not; `reasons` say what.
+    /// Something does not work; `reasons` says what.
     Degraded,
-    /// It is finishing what it accepted.
+    /// The daemon finishes what it accepted, and then ends.
     Stopping,
 }
 
 /// Result of `admin.health`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HealthResult {
-    /// How the daemon is.
+    /// The state of the daemon.
     pub status: HealthStatus,
-    /// Why it is not ok.
+    /// Why the status is not `ok`.
     #[serde(default)]
     pub reasons: Vec<String>,
-    /// Milliseconds since it started.
+    /// Milliseconds since the daemon started.
     pub uptime_ms: u64,
 }
 
@@ -55,19 +55,19 @@ impl Params for StatusParams {}
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ActorStatus {
-    /// What it does: running, restarting, degraded, idle, ...
+    /// The state of the actor: running, restarting, degraded, idle, ...
     pub state: String,
-    /// How often it was restarted.
+    /// How often the actor was restarted.
     pub restarts: u64,
     /// Requests that wait in its queues, by queue.
     pub queue_depth: BTreeMap<String, u64>,
     /// Batches it has run.
     pub batches: u64,
-    /// Why its batches were run, by cause.
+    /// How many of its batches were run, by cause.
     pub flush_causes: BTreeMap<String, u64>,
     /// Other numbers it counts.
     pub counters: BTreeMap<String, u64>,
-    /// Why it last failed.
+    /// Why the actor failed the last time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
@@ -76,14 +76,14 @@ pub struct ActorStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ModelStatus {
-    /// Which model.
+    /// The name, hash and dimensions of the model.
     #[serde(flatten)]
     pub identity: ModelIdentity,
-    /// What runs it.
+    /// The engine that runs it.
     pub engine: String,
-    /// Whether it is in memory.
+    /// Whether it is loaded into memory.
     pub loaded: bool,
-    /// How long loading took, in milliseconds; null before that.
+    /// How long loading took, in milliseconds; null until it is loaded.
     pub load_ms: Option<f64>,
     /// The most tokens of a passage.
     pub max_tokens: u32,
@@ -93,9 +93,9 @@ pub struct ModelStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct MemoryStatus {
-    /// In memory now.
+    /// Resident memory now.
     pub rss_bytes: u64,
-    /// The most it ever was.
+    /// The most resident memory since the start.
     pub peak_rss_bytes: u64,
 }
 
@@ -103,13 +103,13 @@ pub struct MemoryStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ProjectStatus {
-    /// Its name.
+    /// The name of the project.
     pub project_id: String,
     /// Live items.
     pub items: u64,
-    /// Rows, closed ones and further passages included.
+    /// Rows of its table, including closed ones and further passages.
     pub rows: u64,
-    /// Space on disk.
+    /// Bytes on disk.
     pub bytes_on_disk: u64,
     /// Fragments of its table.
     pub fragments: u64,
@@ -119,8 +119,8 @@ pub struct ProjectStatus {
     pub unindexed_rows: u64,
     /// Maintenance that is due, by kind.
     pub maintenance_debt: BTreeMap<String, u64>,
-    /// Why it cannot be used, if it cannot: `needs_migration`, `unreadable` (then only its bytes are counted), or
-    /// `damaged` (then what of it can be read is counted).
+    /// Why the project cannot be used, if so: `needs_migration`, `unreadable` (only its bytes are counted) or
+    /// `damaged` (only what can be read is counted).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -131,39 +131,39 @@ pub struct ProjectStatus {
 pub struct StatusResult {
     /// The daemon's version.
     pub version: String,
-    /// Its process.
+    /// The id of the daemon's process.
     pub pid: u32,
-    /// How it is.
+    /// The state of the daemon.
     pub status: HealthStatus,
-    /// Why it is not ok.
+    /// Why the status is not `ok`.
     pub reasons: Vec<String>,
-    /// Milliseconds since it started.
+    /// Milliseconds since the daemon started.
     pub uptime_ms: u64,
-    /// Its home directory.
+    /// The home directory of the daemon.
     pub home: String,
-    /// Its socket.
+    /// The path of the daemon's socket.
     pub socket: String,
-    /// What its acknowledgements promise.
+    /// What the acknowledgements of this daemon promise.
     pub durability: Durability,
-    /// Its actors, by name.
+    /// The actors, by name.
     pub actors: BTreeMap<String, ActorStatus>,
     /// The model.
     pub model: ModelStatus,
-    /// Its memory.
+    /// The memory of the process.
     pub memory: MemoryStatus,
     /// Its caches: bytes, entries, hits, by cache.
     pub caches: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Its limits, as configured.
+    /// The limits, as configured.
     pub limits: serde_json::Map<String, serde_json::Value>,
-    /// What the socket has seen: connections, requests, errors, bytes.
+    /// Counters of the socket: connections, requests, errors, bytes.
     pub server: serde_json::Map<String, serde_json::Value>,
-    /// Its projects.
+    /// The projects.
     pub projects: Vec<ProjectStatus>,
-    /// Why some of them could not be read, as a whole or in part: those whose `state` is `unreadable` or `damaged`, and
-    /// what is left aside in the data directory.
+    /// Why some projects could not be read, in whole or in part: those whose `state` is `unreadable` or `damaged`, and
+    /// what was set aside in the data directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
-    /// What it had to repair at its start, and what lies in its data directory and is not served.
+    /// What the daemon repaired when it started, and what its data directory holds that is not served.
     pub recovery: Vec<String>,
 }
 
@@ -184,7 +184,7 @@ pub struct MetricsResult {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ReembedParams {
-    /// The model to change to; the configured one if absent.
+    /// The model to change to; if absent, the configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
 }
@@ -195,9 +195,9 @@ impl Params for ReembedParams {}
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ReembedResult {
-    /// Items that have a new vector.
+    /// How many items have a new vector.
     pub reembedded: u64,
-    /// The model they have it from.
+    /// The model that made the new vectors.
     pub model: ModelIdentity,
 }
 
@@ -210,9 +210,9 @@ impl Params for ShutdownParams {}
 /// Result of `admin.shutdown`, sent before the daemon ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ShutdownResult {
-    /// Always true: it is stopping.
+    /// Always true: the daemon is stopping.
     pub stopping: bool,
-    /// Milliseconds within which it ends, whatever still runs. Zero from daemons that do not say.
+    /// Milliseconds within which the daemon ends, whatever still runs. Zero if the daemon does not report it.
     #[serde(default)]
     pub grace_ms: u64,
 }

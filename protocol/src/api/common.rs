@@ -7,14 +7,14 @@ use std::fmt;
 use crate::error::WireError;
 use ccod_words::check_key;
 
-/// A project that a call over several projects could not read or work on; the others were.
+/// A project that a call over several projects could not read or change. The call succeeded for the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProjectError {
-    /// The project.
+    /// The name of the project.
     pub project_id: String,
     /// The code of the error that a call for this project alone would have got.
     pub code: i32,
-    /// Its message.
+    /// The message of that error.
     pub message: String,
 }
 
@@ -29,14 +29,6 @@ pub(crate) fn is_false(flag: &bool) -> bool {
 
 pub(crate) fn yes() -> bool {
     true
-}
-
-pub(super) fn check_limit(limit: u32, max: u32) -> Result<(), WireError> {
-    if (1..=max).contains(&limit) {
-        Ok(())
-    } else {
-        Err(out_of_range("limit", format!("from 1 to {max}")))
-    }
 }
 
 pub(super) fn check_keys<const N: usize>(keys: [(&str, &Option<String>); N]) -> Result<(), WireError> {
@@ -60,7 +52,6 @@ pub(super) fn one_of_id_or_ids(id: Option<&String>, ids: Option<&Vec<String>>) -
     match (id, ids) {
         (None, None) => Err(WireError::invalid_params("id", "give `id` or `ids`")),
         (Some(_), Some(_)) => Err(WireError::invalid_params("ids", "give `id` or `ids`, not both")),
-        (_, Some(ids)) if ids.is_empty() => Err(out_of_range("ids", "a list of at least one id")),
         _ => Ok(()),
     }
 }

@@ -5,18 +5,16 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::*;
 use super::search::default_search_limit;
 use super::*;
-use crate::error::WireError;
 
 /// A conversation: a text, or its parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a text, or a list of texts or of {role, content}")]
 pub enum Conversation {
-    /// All in one.
+    /// The whole conversation as one text.
     Text(String),
-    /// Part by part.
+    /// The conversation in parts.
     Parts(Vec<ConversationPart>),
 }
 
@@ -39,9 +37,9 @@ pub enum ConversationPart {
 /// Parameters of `knowledge.pre_compaction`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PreCompactionParams {
-    /// What is about to be compacted.
+    /// The conversation that is about to be compacted.
     pub conversation: Conversation,
-    /// Its session.
+    /// The session of the conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
 }
@@ -51,9 +49,9 @@ impl Params for PreCompactionParams {}
 /// Parts of a conversation that were not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
-    /// Why: short, duplicate or noise.
+    /// The reason: short, duplicate or noise.
     pub reason: String,
-    /// How many.
+    /// How many parts were skipped for it.
     pub count: u64,
 }
 
@@ -64,9 +62,9 @@ pub struct PreCompactionResult {
     pub success: bool,
     /// How many items were stored.
     pub count: u64,
-    /// Which.
+    /// Ids of the stored items.
     pub ids: Vec<String>,
-    /// What was not kept.
+    /// How many parts were not kept, by reason.
     #[serde(default)]
     pub skipped: Vec<Skipped>,
 }
@@ -74,9 +72,11 @@ pub struct PreCompactionResult {
 /// Parameters of `knowledge.post_compaction`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PostCompactionParams {
-    /// What the agent is doing.
+    /// What the agent is working on.
+    #[schemars(length(min = 1))]
     pub current_task: String,
     /// At most this many hits, 1 to 100.
+    #[schemars(range(min = 1, max = SEARCH_LIMIT_MAX))]
     #[serde(default = "default_search_limit")]
     pub limit: u32,
     /// At most this many tokens of text in all.
@@ -84,12 +84,7 @@ pub struct PostCompactionParams {
     pub budget_tokens: Option<u32>,
 }
 
-impl Params for PostCompactionParams {
-    fn check(&self) -> Result<(), WireError> {
-        check_text("current_task", &self.current_task)?;
-        check_limit(self.limit, SEARCH_LIMIT_MAX)
-    }
-}
+impl Params for PostCompactionParams {}
 
 /// A project at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -102,16 +97,16 @@ pub struct CompactionSummary {
     pub by_agent: BTreeMap<String, u64>,
     /// The decisions that matter most.
     pub top_decisions: Vec<Item>,
-    /// What happened last.
+    /// The items that were changed last.
     pub recent_activity: Vec<Item>,
 }
 
 /// Result of `knowledge.post_compaction`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PostCompactionResult {
-    /// What matters for the task.
+    /// The items that matter for the task.
     pub search_results: Vec<SearchHit>,
-    /// What was learned last.
+    /// The newest items.
     pub recent_knowledge: Vec<Item>,
     /// The project at a glance.
     pub summary: CompactionSummary,

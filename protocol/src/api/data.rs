@@ -1,4 +1,4 @@
-//! What concerns all that is stored: `admin.backup`, `restore`, `import`, `export`, `verify` and `optimize`.
+//! The methods that concern all stored data: `admin.backup`, `restore`, `import`, `export`, `verify` and `optimize`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,8 +8,8 @@ use super::common::*;
 use super::*;
 use crate::error::WireError;
 
-/// What every `path` must be. Nobody names a file on purpose so that no line can show it, and a newline at the end of
-/// what a shell has put together would name another one.
+/// Refuses a `path` that is relative or holds a control character. Nobody puts one into a file name on purpose, and a
+/// newline that a shell left at the end would name another file.
 fn check_path(path: &str) -> Result<(), WireError> {
     if path.contains(char::is_control) {
         return Err(WireError::invalid_params(
@@ -38,9 +38,9 @@ impl Params for OptimizeParams {}
 pub struct OptimizeResult {
     /// The projects that were worked on.
     pub projects: Vec<String>,
-    /// Space that was freed.
+    /// Bytes that were freed.
     pub freed_bytes: u64,
-    /// What was done, by kind.
+    /// The steps that were done, by kind.
     pub steps: BTreeMap<String, u64>,
     /// Projects that could not be worked on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -50,7 +50,7 @@ pub struct OptimizeResult {
 /// Parameters of `admin.backup`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackupParams {
-    /// Where to, absolute.
+    /// The absolute path to write to.
     pub path: String,
 }
 
@@ -64,18 +64,18 @@ impl Params for BackupParams {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct BackupResult {
-    /// Where it is.
+    /// The path of the backup.
     pub path: String,
     /// The projects in it.
     pub projects: Vec<String>,
-    /// Items in it.
+    /// How many items it holds.
     pub items: u64,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
     /// Projects that are not in it, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// What of those that are in it was lost before, so that only an older backup holds it.
+    /// Data of these projects that was lost before, so that only an older backup holds it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
 }
@@ -83,7 +83,7 @@ pub struct BackupResult {
 /// Parameters of `admin.restore`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoreParams {
-    /// Where from, absolute.
+    /// The absolute path to read from.
     pub path: String,
 }
 
@@ -99,11 +99,11 @@ impl Params for RestoreParams {
 pub struct RestoreResult {
     /// The projects that were replaced or added.
     pub projects: Vec<String>,
-    /// Items in them.
+    /// How many items these projects hold.
     pub items: u64,
-    /// Where the old ones are kept.
+    /// The paths at which the replaced projects are kept.
     pub kept_aside: Vec<String>,
-    /// What has to be done before some of them can be used.
+    /// What to do before some of the projects can be used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -118,11 +118,11 @@ impl Params for VerifyParams {}
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Finding {
-    /// Where.
+    /// The project.
     pub project_id: String,
-    /// What is wrong.
+    /// What is wrong there.
     pub problem: String,
-    /// What to do about it.
+    /// How to repair it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
@@ -144,9 +144,9 @@ pub struct VerifyResult {
 /// Parameters of `admin.import`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportParams {
-    /// Where from, absolute.
+    /// The absolute path to read from.
     pub path: String,
-    /// Counts, but imports nothing.
+    /// Only counts; imports nothing.
     #[serde(default, skip_serializing_if = "is_false")]
     pub dry_run: bool,
 }
@@ -161,17 +161,17 @@ impl Params for ImportParams {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ImportResult {
-    /// Items that were imported, or would be.
+    /// How many items were imported, or would be in a dry run.
     pub imported: u64,
-    /// Items that were there already.
+    /// How many items were stored already.
     pub duplicates: u64,
-    /// Items that were left out, by reason: `unreadable`, or the `kind` of the error that `knowledge.store` would
+    /// How many items were left out, by reason: `unreadable`, or the `kind` of the error that `knowledge.store` would
     /// have answered (`invalid_params`, `already_exists`, ...).
     pub skipped: BTreeMap<String, u64>,
-    /// The first of those that were left out.
+    /// The first of the items that were left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ImportProblem>,
-    /// Whether it only counted.
+    /// Whether this was a dry run, which only counts.
     pub dry_run: bool,
 }
 
@@ -179,21 +179,21 @@ pub struct ImportResult {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ImportProblem {
-    /// Where it begins in the file, in lines from 1.
+    /// The line of the file on which the item begins, from 1.
     pub line: u64,
-    /// Its id, if it could be read.
+    /// The id of the item, if it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Why, and what to do.
+    /// Why it was left out, and what to do.
     pub message: String,
 }
 
 /// Parameters of `admin.export`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExportParams {
-    /// Where to, absolute.
+    /// The absolute path to write to.
     pub path: String,
-    /// In which format: `jsonl` or `markdown`. If absent, a path that ends in `.md` means `markdown`, any other
+    /// The format: `jsonl` or `markdown`. If absent, a path that ends in `.md` means `markdown`, any other
     /// `jsonl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -213,15 +213,15 @@ impl Params for ExportParams {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ExportResult {
-    /// Where it is.
+    /// The path of the file or directory.
     pub path: String,
-    /// In which format it is.
+    /// The format of the file.
     pub format: String,
-    /// Items in it.
+    /// How many items it holds.
     pub items: u64,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    /// Why the result may be incomplete, if so: a part of the project cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }

@@ -1,8 +1,7 @@
-//! Integers that JSON can hold and no type of ours.
+//! Integers that do not fit into 64 bits.
 //!
-//! serde_json takes an integer that has no place in 64 bits for a floating-point number, and rounds it without a word.
-//! Where what was written is kept or compared, such a number is refused: it is an identifier, mostly, and another one
-//! when it is rounded.
+//! serde_json reads such an integer as a floating-point number and rounds it silently. Where a value is kept or
+//! compared, such a number is refused: it is mostly an identifier, and rounding makes it another one.
 
 use std::fmt;
 
@@ -13,7 +12,7 @@ use serde_json::value::RawValue;
 /// is no such integer, or `json` is not JSON.
 #[must_use]
 pub fn rounded_integer(json: &str) -> Option<String> {
-    // The fewest digits that can be too many. Most JSON has no such row of them.
+    // The fewest digits that can be too many. Most JSON has no row of so many.
     const DIGITS: usize = 19;
     let mut row = 0;
     let suspicious = json.bytes().any(|byte| {

@@ -10,7 +10,7 @@ use crate::error::WireError;
 /// Parameters of `knowledge.subscribe`; `project_id` may be `"*"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SubscribeParams {
-    /// Goes on after this change; without it, from now.
+    /// Resumes after this change; if absent, the feed begins now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
     /// Whether changes carry the text.
@@ -29,7 +29,7 @@ impl Default for SubscribeParams {
 
 impl Params for SubscribeParams {
     fn check(&self) -> Result<(), WireError> {
-        // Whoever has lost a cursor does not ask for everything that there ever was.
+        // An empty cursor is a lost one: it must not mean all changes that there ever were.
         match self.cursor.as_deref() {
             Some("") => Err(out_of_range(
                 "cursor",
@@ -52,7 +52,7 @@ pub struct SubscribeResult {
 /// Parameters of `knowledge.unsubscribe`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UnsubscribeParams {
-    /// What `knowledge.subscribe` answered.
+    /// The `subscription` that `knowledge.subscribe` returned.
     pub subscription: String,
 }
 
@@ -62,17 +62,17 @@ impl Params for UnsubscribeParams {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeOp {
-    /// An item came to be.
+    /// An item was stored.
     Store,
     /// An item changed.
     Update,
     /// An item was deleted.
     Delete,
-    /// A deleted item is back.
+    /// A deleted item was restored.
     Undelete,
-    /// An item is gone for good.
+    /// An item was removed for good.
     Purge,
-    /// Changes were left out: resume from `cursor`, or read everything anew if `resync` says so.
+    /// Changes were left out: resume from `cursor`, or reread everything if `resync` is true.
     Lagged,
 }
 
@@ -83,10 +83,10 @@ pub struct Change {
     pub cursor: String,
     /// What happened.
     pub op: ChangeOp,
-    /// To which item; absent if the feed lagged.
+    /// The item's id; absent if the feed lagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// In which project.
+    /// The item's project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project_id: Option<String>,
     /// The item's type.
@@ -95,16 +95,16 @@ pub struct Change {
     /// The item's agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// The item's text, if asked for.
+    /// The item's text, if `with_text` is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The project's version that contains the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
-    /// When it happened.
+    /// When the change happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// The cursor was older than the retention: what is known must be read anew.
+    /// The cursor is older than the retention: everything must be reread.
     #[serde(default, skip_serializing_if = "is_false")]
     pub resync: bool,
 }

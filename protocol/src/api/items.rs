@@ -11,7 +11,7 @@ use super::common::*;
 use super::*;
 use crate::error::WireError;
 
-/// The most items that one page of a listing holds.
+/// The most items that one page of a listing holds, and that one call names by their ids.
 pub const LIST_LIMIT_MAX: u32 = 1_000;
 
 impl Params for StoreParams {
@@ -32,7 +32,7 @@ impl Params for StoreParams {
 pub enum StoreStatus {
     /// A new item.
     Stored,
-    /// The same identity and content was there; `id` is the first item's.
+    /// An item of the same identity and content was stored before; `id` is that item's.
     Duplicate,
 }
 
@@ -41,9 +41,9 @@ pub enum StoreStatus {
 pub struct Redaction {
     /// The detector that found it.
     pub detector: String,
-    /// Where: `text` or a path in the metadata.
+    /// The field: `text`, or a path in the metadata.
     pub field: String,
-    /// How many were replaced.
+    /// How many secrets were replaced.
     pub count: u64,
 }
 
@@ -52,30 +52,30 @@ pub struct Redaction {
 pub struct StoreResult {
     /// The item's id.
     pub id: String,
-    /// Its project.
+    /// The item's project.
     pub project_id: String,
-    /// Whether it is new.
+    /// Whether the item is new.
     pub status: StoreStatus,
-    /// When it was created.
+    /// When the item was created.
     pub timestamp: String,
-    /// Into how many passages its text was split.
+    /// How many passages its text was split into.
     pub passages: u32,
     /// Secrets that were replaced before storing.
     #[serde(default)]
     pub redactions: Vec<Redaction>,
-    /// The project's version that contains it.
+    /// The project's version that contains the item.
     pub version: u64,
     /// What this acknowledgement promises.
     pub durability: Durability,
 }
 
-/// One item of a batch: decoded, or the reason why it is not one. A bad item fails alone, so its error is
+/// One item of a batch: decoded, or the reason why it cannot be stored. A bad item fails alone, so its error is
 /// a value here and not the failure of the whole request.
 #[derive(Clone, Debug)]
 pub enum BatchItem {
     /// An item that can be stored.
     Valid(Box<StoreParams>),
-    /// An item that cannot; goes into the result's `errors`.
+    /// An item that cannot be stored; its error goes into the result's `errors`.
     Invalid(WireError),
 }
 
@@ -119,42 +119,35 @@ impl JsonSchema for BatchItem {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct StoreBatchParams {
     /// The items, each as in `knowledge.store`; at most 1,000 unless configured otherwise.
+    #[schemars(length(min = 1))]
     pub items: Vec<BatchItem>,
 }
 
-impl Params for StoreBatchParams {
-    fn check(&self) -> Result<(), WireError> {
-        if self.items.is_empty() {
-            Err(out_of_range("items", "a list of at least one item"))
-        } else {
-            Ok(())
-        }
-    }
-}
+impl Params for StoreBatchParams {}
 
 /// Why one item of a batch was not stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BatchItemError {
-    /// Its place in `items`, from 0.
+    /// The place of the item in `items`, from 0.
     pub index: usize,
-    /// The code it would have got alone.
+    /// The error code that a store of this item alone would have got.
     pub code: i32,
-    /// The message it would have got alone.
+    /// The message of that error.
     pub message: String,
 }
 
 /// Result of `knowledge.store_batch`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoreBatchResult {
-    /// One entry per item in their order; null where it failed.
+    /// One id per item, in their order; null for an item that failed.
     pub ids: Vec<Option<String>>,
-    /// How many are new.
+    /// How many items are new.
     pub stored: u64,
-    /// How many were there already.
+    /// How many items were stored before.
     pub duplicates: u64,
-    /// How many failed.
+    /// How many items failed.
     pub failed: u64,
-    /// Why they failed.
+    /// Why items failed.
     #[serde(default)]
     pub errors: Vec<BatchItemError>,
     /// The project's version that contains the items.
@@ -169,13 +162,14 @@ pub struct ListParams {
     /// Conditions that items must meet.
     #[serde(flatten)]
     pub filters: Filter,
-    /// Newest or oldest first.
+    /// Whether the newest or the oldest item comes first.
     #[serde(default)]
     pub order: Order,
     /// At most this many items, 1 to 1,000.
+    #[schemars(range(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(default = "default_list_limit")]
     pub limit: u32,
-    /// Goes on where a page ended: its `next_cursor`.
+    /// Continues after a page: the `next_cursor` of that page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -197,7 +191,6 @@ impl Default for ListParams {
 
 impl Params for ListParams {
     fn check(&self) -> Result<(), WireError> {
-        check_limit(self.limit, LIST_LIMIT_MAX)?;
         Ok(self.filters.check()?)
     }
 }
@@ -209,9 +202,9 @@ pub struct ListResult {
     pub results: Vec<Item>,
     /// How many items meet the filters in all.
     pub total: u64,
-    /// For the next page; null at the end.
+    /// Cursor of the next page; null on the last page.
     pub next_cursor: Option<String>,
-    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    /// Why the result may be incomplete, if so: a part of the project cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }
@@ -220,10 +213,11 @@ pub struct ListResult {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GetParams {
-    /// One item.
+    /// The id of one item.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Several items.
+    /// The ids of several items, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
 }
@@ -242,11 +236,11 @@ pub enum GetResult {
     One(Box<Item>),
     /// The items that were asked for.
     Many {
-        /// Those that exist, in the order asked.
+        /// The items that exist, in the order of `ids`.
         results: Vec<Item>,
-        /// The ids of those that do not.
+        /// The ids that no item has.
         missing: Vec<String>,
-        /// Why one may be missing that was stored, if so: a part of the project cannot be read.
+        /// Why an item that was stored may be missing, if so: a part of the project cannot be read.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         degraded: Option<String>,
     },
@@ -258,10 +252,10 @@ pub struct StatsParams {}
 
 impl Params for StatsParams {}
 
-/// Which model made the vectors.
+/// The model that made the vectors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelIdentity {
-    /// Its name.
+    /// The name of the model.
     pub name: String,
     /// Hash of its weights.
     pub hash: String,
@@ -280,17 +274,17 @@ pub struct StatsResult {
     pub by_agent: BTreeMap<String, u64>,
     /// Live items by project.
     pub by_project: BTreeMap<String, u64>,
-    /// When the oldest was created.
+    /// When the oldest live item was created.
     pub oldest: Option<String>,
-    /// When the newest was created.
+    /// When the newest live item was created.
     pub newest: Option<String>,
-    /// Space on disk.
+    /// Bytes on disk.
     pub bytes_on_disk: u64,
     /// Passages of live items.
     pub passages: u64,
     /// The model of the vectors.
     pub model: ModelIdentity,
-    /// Projects that could not be read; the numbers are without them.
+    /// Projects that could not be read; they are not counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
 }
@@ -304,16 +298,16 @@ impl Params for ProjectsParams {}
 /// One project.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProjectSummary {
-    /// Its name.
+    /// The name of the project.
     pub project_id: String,
     /// Live items.
     pub total: u64,
-    /// Space on disk.
+    /// Bytes on disk.
     pub bytes_on_disk: u64,
     /// When its newest item was created.
     pub newest: Option<String>,
-    /// Why it cannot be used, if it cannot: `needs_migration`, `unreadable` (then its items are not counted), or
-    /// `damaged` (then those that cannot be read are not).
+    /// Why the project cannot be used, if so: `needs_migration`, `unreadable` (its items are not counted) or `damaged`
+    /// (items that cannot be read are not counted).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -323,8 +317,8 @@ pub struct ProjectSummary {
 pub struct ProjectsResult {
     /// The projects, by name.
     pub projects: Vec<ProjectSummary>,
-    /// Why some of them could not be read, as a whole or in part: those whose `state` is `unreadable` or `damaged`, and
-    /// what is left aside in the data directory.
+    /// Why some projects could not be read, in whole or in part: those whose `state` is `unreadable` or `damaged`, and
+    /// what was set aside in the data directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
 }

@@ -1,4 +1,5 @@
-//! What happens to an item after it was stored: `knowledge.update`, `history`, `delete`, `undelete`, `purge`, `cleanup`.
+//! What happens to an item after it was stored: `knowledge.update`, `history`, `delete`, `undelete`, `purge` and
+//! `cleanup`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::common::*;
 use super::*;
 use crate::error::WireError;
+
+/// The most days that a cleanup looks back: a hundred years.
+pub const OLDER_THAN_DAYS_MAX: u32 = 36_500;
 
 impl Params for UpdateParams {
     fn check(&self) -> Result<(), WireError> {
@@ -29,7 +33,7 @@ pub struct UpdateResult {
     pub id: String,
     /// The project's version that contains the change.
     pub version: u64,
-    /// When it changed.
+    /// When the item changed.
     pub updated_at: String,
     /// What this acknowledgement promises.
     pub durability: Durability,
@@ -38,7 +42,7 @@ pub struct UpdateResult {
 /// Parameters of `knowledge.history`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryParams {
-    /// Which item.
+    /// The id of the item.
     pub id: String,
 }
 
@@ -49,7 +53,7 @@ impl Params for HistoryParams {}
 pub struct HistoryResult {
     /// The revisions, newest first.
     pub revisions: Vec<Revision>,
-    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    /// Why the result may be incomplete, if so: a part of the project cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }
@@ -57,16 +61,17 @@ pub struct HistoryResult {
 /// Parameters of `knowledge.delete`: `id`, `ids` or at least one filter.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteParams {
-    /// One item.
+    /// The id of one item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Several items.
+    /// The ids of several items, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
     /// All items that meet these conditions.
     #[serde(flatten)]
     pub filters: Filter,
-    /// Counts, but deletes nothing.
+    /// Only counts; deletes nothing.
     #[serde(default, skip_serializing_if = "is_false")]
     pub dry_run: bool,
 }
@@ -96,15 +101,15 @@ impl Params for DeleteParams {
 /// Result of `knowledge.delete`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteResult {
-    /// How many were deleted, or would be.
+    /// How many items were deleted, or would be in a dry run.
     pub deleted: u64,
-    /// Which.
+    /// Ids of the deleted items, or of those that would be.
     pub ids: Vec<String>,
-    /// Restores them with `knowledge.undelete`; null if nothing was deleted.
+    /// The token with which `knowledge.undelete` restores the items; null if nothing was deleted.
     pub undo_token: Option<String>,
-    /// The project's version without them.
+    /// The project's version without the items.
     pub version: u64,
-    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    /// Why the result may be incomplete, if so: a part of the project cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }
@@ -113,10 +118,11 @@ pub struct DeleteResult {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UndeleteParams {
-    /// What a deletion answered.
+    /// The `undo_token` that a deletion returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undo_token: Option<String>,
-    /// Which items.
+    /// The ids of the items to restore, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
 }
@@ -135,17 +141,17 @@ impl Params for UndeleteParams {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UndeleteResult {
-    /// How many items are back.
+    /// How many items were restored.
     pub restored: u64,
-    /// Which.
+    /// Ids of the restored items.
     pub ids: Vec<String>,
-    /// Those that are there already: never deleted, or brought back by the same call before.
+    /// Ids of items that exist already: never deleted, or restored by the same call before.
     pub present: Vec<String>,
-    /// Those that were asked for and are not there: never stored, no longer kept, or another item has the id by now.
+    /// Ids that cannot be restored: never stored, no longer kept, or used by another item now.
     pub missing: Vec<String>,
-    /// The project's version with them.
+    /// The project's version with the restored items.
     pub version: u64,
-    /// Why an item may be missing that could be brought back, if so: a part of the project cannot be read.
+    /// Why an item that could be restored may be missing, if so: a part of the project cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }
@@ -154,10 +160,11 @@ pub struct UndeleteResult {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PurgeParams {
-    /// One item.
+    /// The id of one item.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Several items.
+    /// The ids of several items, at most 1,000.
+    #[schemars(length(min = 1, max = LIST_LIMIT_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
     /// Every item in which a secret is found.
@@ -194,14 +201,14 @@ impl Params for PurgeParams {
 /// Result of `knowledge.purge`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PurgeResult {
-    /// How many items are gone for good.
+    /// How many items were removed for good.
     pub purged: u64,
-    /// Which.
+    /// Ids of the removed items.
     pub ids: Vec<String>,
-    /// Backups that may still hold them.
+    /// Backups that may still hold the removed items.
     #[serde(default)]
     pub backups: Vec<String>,
-    /// What else of the project may hold them, if something does: a part of it cannot be read, or was set aside.
+    /// What else of the project may still hold the items, if so: a part that cannot be read, or that was set aside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }
@@ -209,13 +216,14 @@ pub struct PurgeResult {
 /// Parameters of `knowledge.cleanup`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CleanupParams {
-    /// Items created longer ago than this many days.
+    /// Items created longer ago than this many days, at most 36,500.
+    #[schemars(range(min = 0, max = OLDER_THAN_DAYS_MAX))]
     #[serde(default = "default_older_than_days")]
     pub older_than_days: u32,
     /// Conditions that items must meet as well.
     #[serde(flatten)]
     pub filters: Filter,
-    /// Counts, but deletes nothing.
+    /// Only counts; deletes nothing.
     #[serde(default = "yes")]
     pub dry_run: bool,
 }
@@ -243,18 +251,18 @@ impl Params for CleanupParams {
 /// Result of `knowledge.cleanup`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CleanupResult {
-    /// How many were deleted, or would be.
+    /// How many items were deleted, or would be in a dry run.
     pub deleted: u64,
-    /// How much space that freed, or would.
+    /// Bytes that were freed, or would be in a dry run.
     pub freed_bytes: u64,
-    /// Whether it only counted.
+    /// Whether this was a dry run, which only counts.
     pub dry_run: bool,
-    /// Restores them with `knowledge.undelete`; null after a dry run.
+    /// The token with which `knowledge.undelete` restores the items; null after a dry run.
     pub undo_token: Option<String>,
-    /// What could not be done though the items are deleted, such as freeing their space.
+    /// What failed although the items are deleted, such as freeing their space.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Why it may be less than was stored, if so: a part of the project cannot be read.
+    /// Why the result may be incomplete, if so: a part of the project cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
 }

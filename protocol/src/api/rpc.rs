@@ -33,7 +33,7 @@ pub struct VersionResult {
     pub version: String,
     /// The version of the contract: [`API_VERSION`].
     pub api: String,
-    /// What this daemon can do beyond the contract's core, in words.
+    /// What this daemon can do: the names of the methods that it serves.
     #[serde(default)]
     pub capabilities: Vec<String>,
     /// The limits by name, as configured.
@@ -53,7 +53,7 @@ impl Params for CancelParams {}
 /// Result of `rpc.cancel`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CancelResult {
-    /// How many requests in flight had that id; 0 if it was answered already.
+    /// How many requests in flight had that id; 0 if the request was answered already.
     pub cancelled: u64,
 }
 
@@ -64,7 +64,7 @@ pub struct ProgressNotification {
     pub request_id: serde_json::Value,
     /// How much is done.
     pub done: u64,
-    /// Of how much; null if unknown.
+    /// How much there is to do; null if unknown.
     pub total: Option<u64>,
     /// What is being done.
     #[serde(default)]

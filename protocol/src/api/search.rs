@@ -9,45 +9,53 @@ use super::common::*;
 use super::*;
 use crate::error::WireError;
 
-/// The longest query in bytes. The model reads its first 256 tokens (about 1 KB); the rest are keywords, and
-/// each costs a look into the index.
+/// The longest query in bytes. The model reads its first 256 tokens (about 1 KB); the rest are keywords, each of which
+/// costs a lookup in the index.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
 /// The most hits that one search gives.
 pub const SEARCH_LIMIT_MAX: u32 = 100;
+/// The most hits that may be skipped, by offset or cursor: each is found and ranked again for every page.
+pub const OFFSET_MAX: u32 = 10_000;
 
 /// Parameters of `knowledge.search`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchParams {
-    /// What to look for, in words.
+    /// What to look for, in words, at most 16 KB.
+    #[schemars(length(min = 1, max = QUERY_BYTES_MAX))]
     pub query: String,
     /// At most this many hits, 1 to 100.
+    #[schemars(range(min = 1, max = SEARCH_LIMIT_MAX))]
     #[serde(default = "default_search_limit")]
     pub limit: u32,
-    /// Hits to leave out at the start.
+    /// Hits to leave out at the start, at most 10,000: narrow the search by filters instead of going deeper.
+    #[schemars(range(min = 0, max = OFFSET_MAX))]
     #[serde(default)]
     pub offset: u32,
-    /// Which evidence to use.
+    /// Whether to search by meaning, by keywords or by both.
     #[serde(default)]
     pub mode: SearchMode,
     /// Leaves out hits whose fused score is below this, 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f32>,
     /// Conditions that hits must meet.
     #[serde(flatten)]
     pub filters: Filter,
     /// At most this many tokens of text in all; always at least one hit.
+    #[schemars(range(min = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_tokens: Option<u32>,
     /// Searches these projects instead of one; `"*"` means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projects: Option<OneOrMany<String>>,
-    /// Searches the past.
+    /// Searches the project as it was at this version or time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub as_of: Option<AsOf>,
-    /// Adds to each hit how its score came about.
+    /// Adds to each hit how its score was computed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub explain: bool,
-    /// Goes on where a page ended: its `next_cursor`, with the same parameters but `limit`, and without `offset`.
+    /// Continues after a page: the `next_cursor` of that page. `offset` must be absent, and all other parameters but
+    /// `limit` the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -76,34 +84,10 @@ impl Default for SearchParams {
 
 impl Params for SearchParams {
     fn check(&self) -> Result<(), WireError> {
-        check_text("query", &self.query)?;
-        if self.query.len() > QUERY_BYTES_MAX {
-            return Err(out_of_range(
-                "query",
-                format!("at most {QUERY_BYTES_MAX} bytes, this one has {}", self.query.len()),
-            ));
-        }
-        let projects = self.projects.as_ref().map_or(0, |projects| projects.as_slice().len());
-        if projects > FILTER_VALUES_MAX {
-            return Err(out_of_range(
-                "projects",
-                format!("at most {FILTER_VALUES_MAX} projects, or \"*\""),
-            ));
-        }
-        check_limit(self.limit, SEARCH_LIMIT_MAX)?;
-        if self
-            .threshold
-            .is_some_and(|threshold| !(0.0..=1.0).contains(&threshold))
-        {
-            return Err(out_of_range("threshold", "from 0 to 1"));
-        }
-        if self.budget_tokens == Some(0) {
-            return Err(out_of_range("budget_tokens", "1 or more"));
-        }
         if self.cursor.is_some() && self.offset > 0 {
             return Err(WireError::invalid_params(
                 "offset",
-                "give `cursor` or `offset`, not both; a cursor knows where it goes on",
+                "give `cursor` or `offset`, not both; the cursor says where its page begins",
             ));
         }
         for name in self.projects.iter().flat_map(OneOrMany::as_slice) {
@@ -120,72 +104,62 @@ impl Params for SearchParams {
 pub struct SearchResult {
     /// The hits, best first.
     pub results: Vec<SearchHit>,
-    /// How many they are.
+    /// How many hits `results` holds.
     pub count: u64,
     /// Matches left out by `budget_tokens`.
     #[serde(default)]
     pub omitted: u64,
-    /// For the next page, which reads the same versions; null at the end.
+    /// Cursor of the next page, which reads the same versions; null on the last page.
     #[serde(default)]
     pub next_cursor: Option<String>,
-    /// The mode that was really used.
+    /// The mode that was used.
     pub mode: SearchMode,
-    /// Why the mode is less than was asked for.
+    /// Why the search did less than was asked for, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
-    /// The version that was searched (one project; 0 if it does not exist).
+    /// The version that was searched, if it was one project; 0 if the project does not exist.
     #[serde(default)]
     pub version: u64,
-    /// The versions that were searched, by project, where there are several.
+    /// The versions that were searched, by project, if there were several.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub versions: BTreeMap<String, u64>,
-    /// How long it took, in milliseconds.
+    /// How long the search took, in milliseconds.
     pub took_ms: f64,
 }
 
 /// Parameters of `knowledge.similar`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SimilarParams {
-    /// The item to compare with.
+    /// The id of the item to compare with.
     pub id: String,
     /// At most this many hits, 1 to 100.
+    #[schemars(range(min = 1, max = SEARCH_LIMIT_MAX))]
     #[serde(default = "default_search_limit")]
     pub limit: u32,
 }
 
-impl Params for SimilarParams {
-    fn check(&self) -> Result<(), WireError> {
-        check_limit(self.limit, SEARCH_LIMIT_MAX)
-    }
-}
+impl Params for SimilarParams {}
 
 /// Parameters of `embedding.embed`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbedParams {
     /// What to embed. Empty texts have an embedding too.
+    #[schemars(length(min = 1))]
     pub texts: Vec<String>,
 }
 
-impl Params for EmbedParams {
-    fn check(&self) -> Result<(), WireError> {
-        if self.texts.is_empty() {
-            Err(out_of_range("texts", "a list of at least one text"))
-        } else {
-            Ok(())
-        }
-    }
-}
+impl Params for EmbedParams {}
 
 /// Result of `embedding.embed`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbedResult {
     /// One vector per text, of unit length.
     pub embeddings: Vec<Vec<f32>>,
-    /// The model's name.
+    /// The name of the model.
     pub model: String,
-    /// The vectors' length.
+    /// The length of the vectors.
     pub dimensions: u32,
-    /// The texts longer than the model takes, of which only the beginning counts.
+    /// The places in `texts` of those that are longer than the model takes; only their beginning counts.
     #[serde(default)]
     pub truncated: Vec<usize>,
 }

@@ -1,5 +1,6 @@
 //! The framer against a decoder that sees all of the input at once, and against serde_json.
 
+use super::framer::HTTP_METHODS;
 use super::*;
 use proptest::prelude::*;
 

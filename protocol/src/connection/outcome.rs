@@ -18,7 +18,7 @@ pub(super) struct Outcome {
     key: &'static [u8],
     /// The result or the error.
     json: Bytes,
-    /// Told once the answer is in its place among the lines that go out.
+    /// Sent to once the answer is queued among the lines that go out.
     pub(super) queued: Option<oneshot::Sender<()>>,
     pub(super) success: bool,
     /// Whether the call may have changed what is stored.
@@ -122,7 +122,7 @@ pub(super) fn head(id: Option<&str>) -> Bytes {
     Bytes::from(format!(r#"{{"jsonrpc":"2.0","id":{},"#, id.unwrap_or("null")))
 }
 
-/// What a client is told whose connection is refused: a line.
+/// The line that a client gets whose connection is refused.
 pub(super) fn refusal(error: &WireError) -> Vec<u8> {
     [&head(None)[..], ERROR, &error_json(error), END, b"\n"].concat()
 }

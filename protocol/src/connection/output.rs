@@ -20,13 +20,13 @@ use crate::limits::{ServerStats, add};
 
 /// Lines up to this size together are written with one call.
 const WRITE_BYTES: usize = 64 << 10;
-/// How long a client with a feed may take nothing, if that is more than others may.
+/// How long a client with a feed may read nothing, if that is more than others may.
 const SUBSCRIBER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client that is cut off may take to notice.
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
 /// Lets a client that is still sending take note of why it is cut off: closed at once, its next write would
-/// fail before it reads. Not where many are given that time already: what they were told can be read all the same.
+/// fail before it reads. Not if many clients are given that time already: they can still read what they were told.
 pub(super) async fn linger(shared: &Shared, stream: &UnixStream) {
     let Ok(_permit) = shared.lingering.try_acquire() else {
         return;
@@ -61,8 +61,8 @@ pub(crate) async fn refuse(shared: &Shared, stream: UnixStream, error: WireError
 /// Notices that the client has closed its end altogether, which end of input alone does not say.
 ///
 /// The kernel reports it as a hang-up. It is watched on a descriptor of its own, so that clearing that
-/// one's readiness does not disturb the writer's, and only while nothing is read: otherwise reading tells
-/// soon enough.
+/// one's readiness does not disturb the writer's, and only while nothing is read: otherwise reading shows it soon
+/// enough.
 pub(super) struct Hangup {
     pub(super) descriptor: Option<OwnedFd>,
     pub(super) watched: Option<UnixStream>,
@@ -91,15 +91,15 @@ impl Hangup {
     }
 }
 
-/// How long a client may take nothing.
+/// How long a client may read nothing.
 pub(super) struct Patience {
     pub(super) usual: Duration,
     pub(super) subscriptions: Subscriptions,
 }
 
 impl Patience {
-    /// At present: longer while a feed is open, which tells who lags where to resume. Given up before, the client
-    /// would not learn it.
+    /// At present: longer while a feed is open. A feed that lags tells its client where to resume, and a client that
+    /// is given up before would not learn it.
     fn now(&self) -> Duration {
         match self.subscriptions.is_empty() {
             true => self.usual,

@@ -89,8 +89,8 @@ impl Queue {
         self.calls.is_empty()
     }
 
-    /// Whether there is room for what is read next.
-    pub(super) fn has_room(&self) -> bool {
+    /// Whether there is space for what is read next.
+    pub(super) fn has_space(&self) -> bool {
         self.calls.len() < WAITING_CALLS && self.bytes < WAITING_BYTES
     }
 

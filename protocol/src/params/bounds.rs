@@ -9,8 +9,7 @@ use serde_json::value::RawValue;
 use std::cell::Cell;
 use std::fmt;
 
-use super::Entry;
-use crate::api::{FILTER_VALUES_MAX, Filter, LIST_LIMIT_MAX};
+use super::{Entry, Ranges};
 use crate::error::WireError;
 use crate::limits::Limits;
 
@@ -65,13 +64,11 @@ impl Bounds {
         PRESENT.get().unwrap_or_default()
     }
 
-    fn of_list(self, name: &str) -> usize {
+    fn of_list(self, name: &str, ranges: &Ranges) -> usize {
         match name {
             "items" => self.items,
             "texts" => self.texts,
-            "ids" => LIST_LIMIT_MAX as usize,
-            name if name == "projects" || Filter::NAMES.contains(&name) => FILTER_VALUES_MAX,
-            _ => OTHER_LIST_MAX,
+            _ => ranges.most_elements(name).unwrap_or(OTHER_LIST_MAX),
         }
     }
 
@@ -79,9 +76,9 @@ impl Bounds {
     ///
     /// # Errors
     /// -32602 naming the parameter, its limit and what it has.
-    pub(super) fn check(self, entries: &[Entry<'_>]) -> Result<(), WireError> {
+    pub(super) fn check(self, entries: &[Entry<'_>], ranges: &Ranges) -> Result<(), WireError> {
         for (name, raw) in entries {
-            let most = self.of_list(name);
+            let most = self.of_list(name, ranges);
             // A list of n elements has at least 2 n + 1 bytes, so most lists need not be counted.
             if raw.get().starts_with('[') && raw.get().len() > 2 * most {
                 let count = list_length(raw);

@@ -1,9 +1,8 @@
-//! Nothing is not all.
+//! Refuses empty filters and targets: nothing does not mean all.
 //!
-//! A filter or a target that is `null`, `""`, `[]` or `{}` is what remains when somebody has computed it and got
-//! nothing. Taken as absent it would mean every item of the project, so it is refused, for all methods in this
-//! one place: [`MethodInfo::selects`] says which parameters are meant. It is looked for in the raw JSON, before
-//! `null` becomes "absent".
+//! A filter or a target that is `null`, `""`, `[]` or `{}` is mostly the result of a computation that found nothing.
+//! Taken as absent it would mean every item of the project, so it is refused, for all methods in this one place:
+//! [`MethodInfo::selects`] says which parameters select. The check reads the raw JSON, before `null` becomes "absent".
 
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -61,8 +60,8 @@ fn nothing(raw: &RawValue) -> Option<&'static str> {
     }
 }
 
-/// What an empty element is: of a list any, of an object (the `metadata` filter, or one of its list) only `null`, for
-/// an empty text is a value that can be stored.
+/// What an empty element is. In a list it is any empty value; in an object (the `metadata` filter, or one of its list)
+/// only `null`, because an empty text is a value that can be stored.
 fn nothing_within(raw: &RawValue) -> Option<&'static str> {
     struct Elements;
 
@@ -120,57 +119,9 @@ impl MethodInfo {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::api::{self, METHODS};
     use crate::params::decode_any;
-
-    /// A value that passes for `name` in whatever method.
-    fn some(method: &MethodInfo, name: &str) -> &'static str {
-        match name {
-            "id" | "text" | "query" | "undo_token" | "agent" | "session_id" | "subscription" | "sql" => "\"x\"",
-            "ids" | "texts" => "[\"x\"]",
-            "items" => "[{\"text\":\"x\"}]",
-            "path" => "\"/x\"",
-            "confirm" => "true",
-            "type" => "\"issue\"",
-            "project_id" => "\"p\"",
-            "projects" => "\"*\"",
-            "since" | "until" => "\"2026-01-01\"",
-            "metadata" => "{\"k\":1}",
-            "older_than_days" => "5",
-            "conversation" | "current_task" => "\"x\"",
-            other => panic!("{}: what is a value of `{other}`?", method.name),
-        }
-    }
-
-    /// The parameters without which a call is refused, in whatever method.
-    const NEEDED: &[&str] = &[
-        "text",
-        "query",
-        "items",
-        "texts",
-        "path",
-        "confirm",
-        "subscription",
-        "sql",
-        "conversation",
-        "current_task",
-    ];
-
-    fn call(method: &MethodInfo, given: &[(&str, &str)]) -> Result<(), WireError> {
-        let needed = method
-            .positional
-            .iter()
-            .filter(|name| NEEDED.contains(name) && given.iter().all(|(other, _)| other != *name))
-            .map(|name| (*name, some(method, name)));
-        let members: Vec<String> = given
-            .iter()
-            .copied()
-            .chain(needed)
-            .map(|(name, value)| format!("\"{name}\":{value}"))
-            .collect();
-        decode_any(method, &format!("{{{}}}", members.join(",")))
-    }
+    use crate::params::samples::call;
 
     #[test]
     fn nothing_is_never_a_filter_or_a_target_in_any_method() {
@@ -218,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_and_a_place_of_an_array_are_no_way_around_it() {
+    fn an_alias_or_a_place_in_an_array_does_not_get_around_it() {
         for (method, json, name) in [
             ("knowledge.delete", r#"{"agent":"a","knowledge_type":[]}"#, "type"),
             ("knowledge.delete", r#"{"agent":"a","knowledge_type":null}"#, "type"),

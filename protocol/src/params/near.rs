@@ -1,4 +1,4 @@
-//! What was meant by a name that does not exist.
+//! The name that was probably meant by one that does not exist.
 
 use crate::api::{method, method_info};
 
@@ -20,7 +20,8 @@ pub(super) fn nearest_parameter<'a>(name: &str, candidates: impl Iterator<Item =
         .map(|(candidate, _)| candidate)
 }
 
-/// The method that `name` is a slip of the keyboard for, if one is: what is suggested may be called.
+/// The method that `name` is a slip of the keyboard for, if there is one. The distance is small, because callers may
+/// call what is suggested.
 pub(crate) fn nearest_method<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if name.len() > LONGEST {
         return None;

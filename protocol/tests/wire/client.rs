@@ -59,7 +59,7 @@ async fn errors_keep_their_data() {
         (ErrorKind::InvalidParams, Some("limit"))
     );
     assert!(!error.is_retryable());
-    // The connection is none the worse.
+    // The connection goes on.
     let error = client.call_raw("no.such", json!({})).await.unwrap_err();
     assert_eq!(error.as_wire().unwrap().kind(), ErrorKind::MethodNotFound);
     let error = client
@@ -140,7 +140,7 @@ async fn notifications_of_calls_are_seen() {
     client.notify("test.echo", json!([1])).await.unwrap();
 }
 
-/// A call of `admin.backup`: its result, and the progress that it was told.
+/// A call of `admin.backup`: its result, and the progress that it got.
 async fn watched_backup(client: Arc<Client>, path: &str) -> (api::BackupResult, Vec<(u64, Option<u64>, String)>) {
     let params = api::BackupParams { path: path.to_owned() };
     let mut told = Vec::new();

@@ -195,7 +195,7 @@ fn a_lock_that_was_removed_is_taken_anew_unless_another_has_it() {
     let error = lock.renew(&options).unwrap_err();
     assert!(matches!(error, EndpointError::Locked { .. }), "{error}");
     assert!(other.still_ours());
-    // A directory that is not as it should be is no reason to give up.
+    // A directory that is not as it should be does not make the lock give up.
     drop(other);
     fs::set_permissions(&place.run, fs::Permissions::from_mode(0o777)).unwrap();
     fs::remove_file(&place.lock).unwrap();

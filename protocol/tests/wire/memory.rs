@@ -44,7 +44,7 @@ async fn answers_of_batches_that_are_not_read_do_not_pile_up() {
     settle(&daemon).await;
     assert_eq!(daemon.rig.large.load(Ordering::SeqCst), 8, "the others wait");
     assert!(daemon.stats.snapshot().bytes_queued <= 5 * MIB as u64);
-    // Who reads gets all of it.
+    // A client that reads gets all of it.
     wire.end_input().await;
     let lines = wire.rest().await;
     assert_eq!(lines.len(), 100);

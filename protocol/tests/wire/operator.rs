@@ -68,7 +68,7 @@ async fn places_for_operators_are_not_kept_by_who_says_nothing() {
     assert_eq!(daemon.connect().await.call(&health(1)).await["result"]["status"], "ok");
 }
 
-/// Also where all of them are kept open: each is told why it is refused, and closed.
+/// Even if all of them are kept open, each is told why it is refused, and closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn an_operator_is_served_right_behind_a_burst_of_connections() {
     const BURST: usize = 300;
@@ -94,14 +94,14 @@ async fn an_operator_is_served_right_behind_a_burst_of_connections() {
     assert_eq!(refused, 3 * BURST as u64);
 }
 
-/// Of those who say something, each is answered with its id, or refused as a whole.
+/// Each connection that sends a request is answered with its id, or refused as a whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn who_is_no_operator_is_told_so_in_a_burst_and_keeps_no_place() {
     let (daemon, _wire) = full().await;
     let mut burst = Vec::new();
     for id in 0..300 {
         let mut wire = daemon.connect().await;
-        // Who is refused already cannot be written to, and has its line all the same.
+        // A connection that is refused already cannot be written to, and has its line all the same.
         let request = format!("{}\n", echo(id, json!([])));
         tokio::io::AsyncWriteExt::write_all(&mut wire.stream, request.as_bytes())
             .await
@@ -118,7 +118,7 @@ async fn who_is_no_operator_is_told_so_in_a_burst_and_keeps_no_place() {
     }
 }
 
-/// Part of a request is no request: who has sent one waits like who says nothing.
+/// Part of a request is not a request: a connection that has sent one waits like one that sends nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn an_operator_is_served_behind_a_burst_of_half_requests() {
     let (daemon, _wire) = full().await;
@@ -141,7 +141,7 @@ async fn an_operator_is_served_behind_a_burst_of_half_requests() {
     }
 }
 
-/// What is whole only after the connection was let wait is served as well.
+/// A request that is completed while its connection waits is served as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn an_operator_may_send_a_request_in_two_parts() {
     let (daemon, _wire) = full().await;

@@ -3,23 +3,14 @@
 use super::support::*;
 use ccod_protocol::api::{self, Method};
 use ccod_protocol::caller::{Caller, Notifications};
-use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
 use ccod_protocol::error::{ErrorKind, Executed, WireError};
-use ccod_protocol::limits::{Limits, ServerStats};
+use ccod_protocol::limits::Limits;
 use ccod_protocol::peer::PeerIdentity;
 use ccod_protocol::server::Server;
 use ccod_protocol::service::{Answer, Service};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio_util::sync::CancellationToken;
-
-struct Bare {
-    rig: Arc<Rig>,
-    stats: Arc<ServerStats>,
-    shutdown: CancellationToken,
-    service: Arc<Service>,
-}
 
 fn who(pid: i32) -> PeerIdentity {
     PeerIdentity {
@@ -30,26 +21,6 @@ fn who(pid: i32) -> PeerIdentity {
 }
 
 impl Bare {
-    fn with(limits: Limits) -> Self {
-        let rig = Rig::new();
-        let stats = Arc::new(ServerStats::default());
-        let shutdown = CancellationToken::new();
-        let service = Service::new(methods(&rig))
-            .with_limits(limits)
-            .with_stats(Arc::clone(&stats))
-            .with_shutdown(shutdown.clone());
-        Self {
-            rig,
-            stats,
-            shutdown,
-            service: Arc::new(service),
-        }
-    }
-
-    fn start() -> Self {
-        Self::with(quick())
-    }
-
     async fn call(&self, method: &str, params: Value) -> Result<Value, WireError> {
         self.call_as(method, params, self.service.caller(who(1))).await
     }
@@ -248,7 +219,7 @@ async fn notifications_reach_the_caller_that_asked() {
         (&progress["method"], &progress["params"]["request_id"]),
         (&json!("rpc.progress"), &json!("job"))
     );
-    // Without an id none is told, and nobody else hears of it.
+    // Without an id no progress is sent, and no other caller gets it.
     bare.call_as("test.progress", json!({}), caller).await.unwrap();
     assert!(futures::FutureExt::now_or_never(notifications.next()).is_none());
     assert!(futures::FutureExt::now_or_never(other.next()).is_none());
@@ -365,12 +336,7 @@ async fn a_socket_and_other_callers_share_the_service() {
         ..quick()
     });
     let directory = tempfile::tempdir().unwrap();
-    let run = directory.path().join("run");
-    let options = BindOptions::default();
-    endpoint::prepare_run_dir(&run, &options).unwrap();
-    let lock = EndpointLock::acquire(&run.join("ccod.lock")).unwrap();
-    let path = run.join("ccod.sock");
-    let socket = endpoint::bind(&path, &lock, &options).unwrap();
+    let (path, socket) = bound(directory.path());
     let serving = tokio::spawn(Server::over(Arc::clone(&bare.service)).serve(socket));
     let caller = bare.service.caller(who(1));
     let mut wire = Wire::connect(&path).await;

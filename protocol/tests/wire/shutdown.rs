@@ -101,7 +101,7 @@ async fn what_does_not_finish_is_cut_off() {
     // The connection, and the notification that nobody waits for.
     assert_eq!(report.cut_off, 2);
     assert!(!report.is_clean());
-    // Each is told, so that it need not guess: what may have happened is unknown, what says that it did not, did not.
+    // Each call is answered: `executed` is unknown for a call that may have happened, and false for one that did not.
     let answers = wire.rest().await;
     assert_eq!(answers.len(), 3, "{answers:?}");
     let of = |id: u64| {

@@ -2,7 +2,7 @@
 
 use ccod_protocol::api::{self, Change, ChangeOp, ChangedNotification, Method, SubscribeResult};
 use ccod_protocol::context::CallContext;
-use ccod_protocol::endpoint::{self, BindOptions, EndpointLock};
+use ccod_protocol::endpoint::{self, BindOptions, BoundSocket, EndpointLock};
 use ccod_protocol::error::{Executed, WireError};
 use ccod_protocol::limits::{Limits, ServerStats};
 use ccod_protocol::methods::Methods;
@@ -152,7 +152,7 @@ pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
         let bytes = parsed(params)["bytes"].as_u64().unwrap();
         Answer::Ok(Value::String("x".repeat(usize::try_from(bytes).unwrap())))
     });
-    // A read by the table's word, whose answer has as many bytes as its id says.
+    // A read according to the table, whose answer has as many bytes as its id says.
     table.serve_raw(
         api::History::NAME,
         with(rig, |rig, params, _| async move {
@@ -165,7 +165,7 @@ pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
     table.serve_raw("test.forbidden", |_, _| async move {
         Answer::Err(WireError::forbidden(Some(7)))
     });
-    // What an operator needs, by the table's word.
+    // What an operator needs, according to the table.
     for name in [api::Health::NAME, api::Version::NAME] {
         table.serve_raw(name, |_, _| async move { Answer::Ok(json!({ "status": "ok" })) });
     }
@@ -201,7 +201,7 @@ pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
         context.progress(1, Some(2), "half");
         Answer::Ok(Value::Null)
     });
-    // Two that take long by the table's word: one tells of itself and ends, one ends when it is cancelled.
+    // Two that take long according to the table: one reports its progress and ends, one ends when it is cancelled.
     table.serve_raw(
         api::Backup::NAME,
         with(rig, |rig, params, context| async move {
@@ -231,7 +231,7 @@ pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
         };
         Answer::Ok(json!({ "sent": sent, "refused": refused }))
     });
-    // A read and a write by the table's word, to see what a missed deadline says of each.
+    // A read and a write according to the table, to see what a missed deadline says of each.
     for name in [api::Stats::NAME, api::Undelete::NAME] {
         table.serve_raw(
             name,
@@ -289,6 +289,47 @@ pub(super) fn methods(rig: &Arc<Rig>) -> Methods {
     table
 }
 
+/// A service of the test methods, without a socket.
+pub(super) struct Bare {
+    pub(super) rig: Arc<Rig>,
+    pub(super) stats: Arc<ServerStats>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) service: Arc<Service>,
+}
+
+impl Bare {
+    pub(super) fn start() -> Self {
+        Self::with(quick())
+    }
+
+    pub(super) fn with(limits: Limits) -> Self {
+        let rig = Rig::new();
+        let stats = Arc::new(ServerStats::default());
+        let shutdown = CancellationToken::new();
+        let service = Service::new(methods(&rig))
+            .with_limits(limits)
+            .with_stats(Arc::clone(&stats))
+            .with_shutdown(shutdown.clone());
+        Self {
+            rig,
+            stats,
+            shutdown,
+            service: Arc::new(service),
+        }
+    }
+}
+
+/// A socket in a run directory of its own, and its path.
+pub(super) fn bound(directory: &Path) -> (PathBuf, BoundSocket) {
+    let run = directory.join("run");
+    let path = run.join("ccod.sock");
+    let options = BindOptions::default();
+    endpoint::prepare_run_dir(&run, &options).unwrap();
+    let lock = EndpointLock::acquire(&run.join("ccod.lock")).unwrap();
+    let socket = endpoint::bind(&path, &lock, &options).unwrap();
+    (path, socket)
+}
+
 /// A server on a socket of its own.
 pub(super) struct Daemon {
     pub(super) directory: TempDir,
@@ -319,20 +360,14 @@ impl Daemon {
 
     pub(super) fn serving(limits: Limits, policy: Option<PeerPolicy>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let run = directory.path().join("run");
-        let path = run.join("ccod.sock");
-        let options = BindOptions::default();
-        endpoint::prepare_run_dir(&run, &options).unwrap();
-        let lock = EndpointLock::acquire(&run.join("ccod.lock")).unwrap();
-        let socket = endpoint::bind(&path, &lock, &options).unwrap();
-        let rig = Rig::new();
-        let stats = Arc::new(ServerStats::default());
-        let shutdown = CancellationToken::new();
-        let service = Service::new(methods(&rig))
-            .with_limits(limits)
-            .with_stats(Arc::clone(&stats))
-            .with_shutdown(shutdown.clone());
-        let mut server = Server::over(Arc::new(service));
+        let (path, socket) = bound(directory.path());
+        let Bare {
+            rig,
+            stats,
+            shutdown,
+            service,
+        } = Bare::with(limits);
+        let mut server = Server::over(service);
         if let Some(policy) = policy {
             server = server.policy(policy);
         }
@@ -351,7 +386,7 @@ impl Daemon {
         Wire::connect(&self.path).await
     }
 
-    /// Stops it and says how that went.
+    /// Stops it and returns how that went.
     pub(super) async fn stop(self) -> ServeReport {
         self.shutdown.cancel();
         within(self.serving).await.expect("the server panicked")
@@ -378,7 +413,7 @@ impl Wire {
             loop {
                 match UnixStream::connect(path).await {
                     Ok(stream) => return stream,
-                    // The queue of new connections is full for a moment.
+                    // The queue of new connections is full for now.
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
                     Err(error) => panic!("{error}"),
                 }

@@ -42,7 +42,7 @@ fn neither_the_store_nor_the_model_is_in_the_tree() {
 
 #[test]
 fn protocol_and_actors_do_not_know_each_other() {
-    // From the manifests: whoever builds the wire alone has none of the engine's crates.
+    // From the manifests: a build of the wire alone has none of the engine's crates.
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
         .args(["metadata", "--offline", "--no-deps", "--format-version", "1"])

@@ -1,4 +1,4 @@
-//! Refusals of what a caller has given.
+//! Refusals of what a caller sent.
 
 use thiserror::Error;
 
@@ -22,7 +22,7 @@ impl Invalid {
     }
 }
 
-/// A word that is none of an enum's values. The word itself is left out: it may be long or secret.
+/// A word that is not one of an enum's values. The word itself is left out: it may be long or secret.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("unknown {what}; use one of: {}", valid.join(", "))]
 pub struct UnknownWord {

@@ -1,5 +1,5 @@
-//! Items: what a caller gives, what stands in the store, and how it is shown. Whatever names the fields of an item is in
-//! this file, so that a new field is added here first and the compiler finds most of the rest.
+//! Items, as callers give them, as the store keeps them and as results show them. All types that name the fields of an
+//! item are in this file, so that a new field is added here first and the compiler finds most of the rest.
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -7,18 +7,18 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::time::rfc3339;
-use crate::{KnowledgeType, Metadata, OnDuplicate, unique_metadata, unique_metadata_if_any};
+use crate::{KEY_BYTES_MAX, KnowledgeType, Metadata, OnDuplicate, unique_metadata, unique_metadata_if_any};
 
-/// What an item says, as its caller gave it: all that an update can change, and a revision keeps.
+/// The content of an item, as its caller gave it: all that an update can change and a revision keeps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Content {
     /// The whole text; not blank.
     pub text: String,
     /// What kind of knowledge it is.
     pub knowledge_type: KnowledgeType,
-    /// Who learned it.
+    /// The agent that learned it.
     pub agent: Option<String>,
-    /// In which session.
+    /// The session in which it was learned.
     pub session_id: Option<String>,
     /// Facts about it.
     pub metadata: Metadata,
@@ -28,36 +28,41 @@ pub struct Content {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoreParams {
     /// What to keep; at most 1 MB unless configured otherwise, never blank.
+    #[schemars(length(min = 1))]
     pub text: String,
     /// What kind of knowledge it is.
     #[serde(default, rename = "type", alias = "knowledge_type")]
     pub knowledge_type: KnowledgeType,
-    /// Who learned it.
+    /// The agent that learned it.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// In which session.
+    /// The session in which it was learned.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
-    /// Facts about it; at most 64 KB as JSON unless configured otherwise. No key may stand in an object twice.
+    /// Facts about it; at most 64 KB as JSON unless configured otherwise. No object may hold a key twice.
     #[serde(
         default,
         skip_serializing_if = "Metadata::is_empty",
         deserialize_with = "unique_metadata"
     )]
     pub metadata: Metadata,
-    /// The id to use; unique in its project. Made up if absent.
+    /// The id to use, unique in its project; generated if absent.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Repeating a store with the same key stores once.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
-    /// What to do when the same content is there.
+    /// What to do if the same content is stored already.
     #[serde(default)]
     pub on_duplicate: OnDuplicate,
 }
 
 impl StoreParams {
-    /// What the item says.
+    /// The content of the item.
     #[must_use]
     pub fn into_content(self) -> Content {
         Content {
@@ -73,9 +78,10 @@ impl StoreParams {
 /// Parameters of `knowledge.update`. What is absent stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateParams {
-    /// Which item.
+    /// The id of the item.
     pub id: String,
     /// The new text; it is embedded again.
+    #[schemars(length(min = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The new type.
@@ -87,12 +93,14 @@ pub struct UpdateParams {
     )]
     pub knowledge_type: Option<KnowledgeType>,
     /// The new agent.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     /// The new session.
+    #[schemars(length(min = 1, max = KEY_BYTES_MAX))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
-    /// The new metadata; replaces the old as a whole.
+    /// The new metadata; it replaces the old as a whole.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -135,7 +143,7 @@ impl UpdateParams {
         change(&mut content.text, text.as_ref());
         change(&mut content.knowledge_type, knowledge_type.as_ref());
         change(&mut content.metadata, metadata.as_ref());
-        // These can be given, and not taken away.
+        // An update can set these, and cannot remove them.
         for (field, new) in [(&mut content.agent, agent), (&mut content.session_id, session_id)] {
             if new.is_some() {
                 field.clone_from(new);
@@ -149,35 +157,35 @@ impl UpdateParams {
 pub struct Item {
     /// The item's id.
     pub id: String,
-    /// Its text.
+    /// The item's text.
     pub text: String,
     /// What kind of knowledge it is.
     #[serde(rename = "type")]
     pub knowledge_type: KnowledgeType,
-    /// Its project.
+    /// The item's project.
     pub project_id: String,
-    /// In which session it was learned.
+    /// The session in which it was learned.
     pub session_id: Option<String>,
-    /// Who learned it.
+    /// The agent that learned it.
     pub agent: Option<String>,
-    /// When it was created.
+    /// When the item was created.
     #[serde(with = "rfc3339")]
     #[schemars(with = "String")]
     pub timestamp: DateTime<Utc>,
-    /// When it last changed.
+    /// When the item last changed.
     #[serde(with = "rfc3339")]
     #[schemars(with = "String")]
     pub updated_at: DateTime<Utc>,
     /// Facts about it.
     #[serde(default)]
     pub metadata: Metadata,
-    /// Into how many passages its text is split.
+    /// How many passages its text is split into.
     #[serde(default)]
     pub passages: u32,
 }
 
 impl Item {
-    /// What the item says.
+    /// The content of the item.
     #[must_use]
     pub fn content(&self) -> Content {
         Content {
@@ -229,7 +237,7 @@ impl Item {
 /// One revision of an item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Revision {
-    /// Its number, from 1.
+    /// The number of the revision, from 1.
     pub revision: u64,
     /// The text it had.
     pub text: String,
@@ -243,26 +251,26 @@ pub struct Revision {
     /// The metadata it had.
     #[serde(default)]
     pub metadata: Metadata,
-    /// When it was written.
+    /// When the revision was written.
     #[serde(with = "rfc3339")]
     #[schemars(with = "String")]
     pub updated_at: DateTime<Utc>,
     /// The version from which it was current.
     pub valid_from: u64,
-    /// The version from which it no longer was; null if it still is.
+    /// The version from which it was no longer current; null if it still is.
     pub valid_to: Option<u64>,
 }
 
 /// The part of an item that matched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Passage {
-    /// Its text.
+    /// The text of the passage.
     pub text: String,
-    /// Where it begins in the item's text, in bytes.
+    /// Where the passage begins in the item's text, in bytes.
     pub start: u64,
-    /// Where it ends, in bytes.
+    /// Where the passage ends in the item's text, in bytes.
     pub end: u64,
-    /// Which passage of the item it is, from 0.
+    /// The number of the passage in the item, from 0.
     pub index: u32,
 }
 
@@ -272,7 +280,7 @@ impl Passage {
     #[must_use]
     pub fn in_bytes_of(self, text: &str) -> Self {
         if text.is_ascii() {
-            return self; // One and the same.
+            return self; // Characters and bytes are the same.
         }
         let byte_of = |position: u64| {
             let nth = usize::try_from(position).unwrap_or(usize::MAX);
@@ -291,20 +299,20 @@ impl Passage {
 pub struct SearchHit {
     /// The item's id.
     pub id: String,
-    /// Its whole text.
+    /// The item's whole text.
     pub text: String,
     /// The passage that matched best.
     pub passage: Passage,
     /// What kind of knowledge it is.
     #[serde(rename = "type")]
     pub knowledge_type: KnowledgeType,
-    /// Its project.
+    /// The item's project.
     pub project_id: String,
-    /// In which session it was learned.
+    /// The session in which it was learned.
     pub session_id: Option<String>,
-    /// Who learned it.
+    /// The agent that learned it.
     pub agent: Option<String>,
-    /// When it was created.
+    /// When the item was created.
     #[serde(with = "rfc3339")]
     #[schemars(with = "String")]
     pub timestamp: DateTime<Utc>,
@@ -313,16 +321,16 @@ pub struct SearchHit {
     pub metadata: Metadata,
     /// The fused score, 0 to 1, higher is better.
     pub score: f32,
-    /// The cosine of query and passage; null where the vector leg did not see it.
+    /// The cosine similarity of query and passage; null if the search by meaning did not find it.
     pub similarity: Option<f32>,
-    /// The keyword score; null where the keyword leg did not see it.
+    /// The keyword score; null if the search by keywords did not find it.
     pub bm25: Option<f32>,
-    /// How the score came about, if asked for.
+    /// How the score was computed, if `explain` was true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<serde_json::Value>,
 }
 
-/// An item as a file says it. What is absent is made up as by `knowledge.store`.
+/// An item as a file holds it. Absent fields get the defaults of `knowledge.store`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
@@ -334,10 +342,10 @@ pub struct Record {
     /// What kind of knowledge it is.
     #[serde(default, rename = "type", alias = "knowledge_type")]
     pub knowledge_type: Option<KnowledgeType>,
-    /// In which session it was learned.
+    /// The session in which it was learned.
     #[serde(default)]
     pub session_id: Option<String>,
-    /// Who learned it.
+    /// The agent that learned it.
     #[serde(default)]
     pub agent: Option<String>,
     /// When it was created; read by the import, which names it when it is wrong.
@@ -349,10 +357,10 @@ pub struct Record {
     /// Facts about it.
     #[serde(default, deserialize_with = "unique_metadata_if_any")]
     pub metadata: Option<Metadata>,
-    /// Where it was; where it goes is the caller's choice.
+    /// Its old project; the caller chooses the new one.
     #[serde(default, rename = "project_id")]
     _project_id: IgnoredAny,
-    /// How it was split; the model that it goes to decides anew.
+    /// How many passages it had; its text is split again.
     #[serde(default, rename = "passages")]
     _passages: IgnoredAny,
 }

@@ -1,4 +1,4 @@
-//! Keys: ids, idempotency keys, agents and sessions. They name something, so they are no place for text.
+//! Keys: ids, idempotency keys, agents and sessions. They name something and must not hold free text.
 
 use crate::Invalid;
 

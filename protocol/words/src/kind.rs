@@ -55,7 +55,7 @@ pub enum KnowledgeType {
     Configuration,
     /// Where a credential is kept (never the credential).
     Credential,
-    /// A problem and what became of it.
+    /// A problem and how it was solved, if it was.
     Issue,
     /// Something that recurs.
     Pattern,
@@ -90,7 +90,7 @@ impl KnowledgeType {
     }
 }
 
-/// Which evidence a search uses.
+/// How a search finds items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SearchMode {
@@ -109,14 +109,14 @@ words!(
     [Hybrid = "hybrid", Vector = "vector", Text = "text"]
 );
 
-/// What a store does when the same content is there already.
+/// What a store does if the same content is stored already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDuplicate {
     /// Answers with the first item's id.
     #[default]
     Return,
-    /// Stores it again.
+    /// Stores the content again.
     Store,
 }
 
@@ -155,12 +155,12 @@ pub enum Executed {
     No,
     /// Certainly; only the answer is late.
     Yes,
-    /// It may have been.
+    /// Nobody knows: it may have been.
     Unknown,
 }
 
 impl Executed {
-    /// What can be said of a call that was started and never answered.
+    /// What is known of a call that was started and never answered.
     #[must_use]
     pub const fn unanswered(writes: bool) -> Self {
         if writes { Self::Unknown } else { Self::No }

@@ -1,9 +1,9 @@
-//! The words of ccod: the types that the wire says and the store keeps, and the rules that hold for them on both
+//! The vocabulary of ccod: the types that the wire and the store share, and the rules that hold for them on both
 //! sides.
 //!
 //! `ccod-protocol` and `ccod-actors` both use this crate and do not know each other. What is decoded from a request is
-//! what the store works with: nothing is translated, checked twice or worded twice. The crate stays light, since
-//! whatever talks to the daemon compiles it: no runtime, no JSON-RPC, no storage.
+//! what the store works with: nothing is translated, checked twice or worded twice. The crate stays light, because
+//! every program that talks to the daemon compiles it: no runtime, no JSON-RPC, no storage.
 
 mod filter;
 mod invalid;

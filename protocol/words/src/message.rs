@@ -1,5 +1,5 @@
-//! What errors say. The errors of the wire and those of the daemon's parts take their texts from here, so that the same
-//! thing is said in the same words, whoever says it.
+//! What errors say. The errors of the wire and those of the daemon's parts take their texts from here, so that the
+//! same error has the same words everywhere.
 //!
 //! Each is one sentence without a full stop: what happened, and what to do. None repeats an item's text or a secret;
 //! names that callers made up are shortened, and their control characters are escaped.
@@ -53,7 +53,7 @@ pub fn secret_rejected(detector: &str, place: &str) -> String {
 pub fn model_mismatch(project: &str, stored: &str, current: &str) -> String {
     format!(
         "the project `{project}` was embedded with {stored}, the daemon runs {current}; search it in `text` mode, or \
-         export it and import it into a project of another name, which embeds it anew"
+         export it and import it into a project of another name, which embeds it again"
     )
 }
 
@@ -66,7 +66,7 @@ pub fn read_only(reason: impl Display) -> String {
 /// `what` (the cursor, the undo token: with its article) is too old.
 #[must_use]
 pub fn expired(what: &str) -> String {
-    format!("{what} has expired; start anew without it")
+    format!("{what} has expired; start again without it")
 }
 
 /// A project's data has a shape that this version does not read: `detail`.
@@ -96,7 +96,7 @@ pub fn unavailable(part: impl Display, reason: impl Display) -> String {
     format!("{part} is unavailable: {reason}; retry")
 }
 
-/// Too much is going on: `what`, a clause such as "the queue is full".
+/// There is too much load: `what`, a clause such as "the queue is full".
 #[must_use]
 pub fn busy(what: impl Display, retry_after_ms: u64) -> String {
     format!("{what}; try again in {retry_after_ms} ms")

@@ -8,7 +8,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::{Metadata, UniqueKeys};
+use crate::{METADATA_FILTERS_MAX, Metadata, UniqueKeys};
 
 /// Conditions on metadata, all of which must hold: under each key stands the value, alone or in a list.
 ///
@@ -75,7 +75,7 @@ impl Serialize for MetadataFilter {
     }
 }
 
-/// The members of one object. A key that stands there twice is two conditions: none is dropped.
+/// The members of one object. A key that occurs twice is two conditions: neither is dropped.
 struct Members(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -123,13 +123,13 @@ impl<'de> Deserialize<'de> for MetadataFilter {
                 while let Some(Members(members)) = list.next_element()? {
                     if members.is_empty() {
                         return Err(de::Error::custom(
-                            "an empty object in the list says nothing; leave it out",
+                            "an empty object in the list is not a condition; leave it out",
                         ));
                     }
                     conditions.extend(members);
                 }
                 if conditions.is_empty() {
-                    return Err(de::Error::custom("an empty list is no condition; leave it out"));
+                    return Err(de::Error::custom("an empty list is not a condition; leave it out"));
                 }
                 Ok(conditions.into_iter().collect())
             }
@@ -147,10 +147,16 @@ impl JsonSchema for MetadataFilter {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "description": "Conditions on metadata, all of which must hold: under each key stands the value, alone \
-                or in a list. An object, or a list of objects where one key has several values.",
+                or in a list. An object, or a list of objects where one key has several values; at most 32 conditions \
+                in all.",
             "anyOf": [
-                { "type": "object" },
-                { "type": "array", "items": { "type": "object", "minProperties": 1 }, "minItems": 1 },
+                { "type": "object", "minProperties": 1, "maxProperties": METADATA_FILTERS_MAX },
+                {
+                    "type": "array",
+                    "items": { "type": "object", "minProperties": 1 },
+                    "minItems": 1,
+                    "maxItems": METADATA_FILTERS_MAX,
+                },
             ],
         })
     }

@@ -8,12 +8,12 @@ use crate::Invalid;
 pub const DEFAULT_PROJECT: &str = "default";
 /// Longest project name, in characters (all of them ASCII).
 pub const PROJECT_NAME_MAX: usize = 100;
-/// How the names of the projects of health probes begin. No caller can give such a name ([`ProjectName::parse`]), and
-/// a directory of it is none of a user's.
+/// How the names of the projects of health probes begin. No caller can give such a name ([`ProjectName::parse`]), so a
+/// directory of such a name is never a user's.
 pub const PROBE_PREFIX: &str = ".health-";
 
-/// A checked project name: `[A-Za-z0-9][A-Za-z0-9._-]{0,99}`. It becomes a directory, so nothing that could leave its
-/// place is one. The daemon's own projects have names that begin with a dot.
+/// A checked project name: `[A-Za-z0-9][A-Za-z0-9._-]{0,99}`. It becomes the name of a directory, so it cannot be a
+/// path to elsewhere. The daemon's own projects have names that begin with a dot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProjectName(String);
 

@@ -71,7 +71,7 @@ pub(crate) mod rfc3339 {
     }
 }
 
-/// As [`rfc3339`], where there may be none.
+/// As [`rfc3339`], for a time that may be absent.
 pub(crate) mod rfc3339_if_any {
     use serde::{Deserializer, Serializer};
 

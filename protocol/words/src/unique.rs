@@ -1,7 +1,7 @@
-//! JSON in which each key stands once.
+//! JSON without repeated keys.
 //!
-//! serde_json keeps the last of two equal keys and drops the other without a word. What was written twice was meant
-//! to say two things, so it is refused where its content is kept or compared.
+//! serde_json keeps the last of two equal keys and drops the other silently. Whoever wrote a key twice meant two
+//! things, so such an object is refused where its content is kept or compared.
 
 use std::fmt;
 
@@ -112,7 +112,7 @@ fn members<'de, A: MapAccess<'de>>(mut map: A) -> Result<Metadata, A::Error> {
 /// Metadata without doubled keys, for `#[serde(deserialize_with = ...)]`.
 ///
 /// # Errors
-/// When it is no object, or a key stands twice in it.
+/// When it is not an object, or has a key twice.
 pub fn unique_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metadata, D::Error> {
     UniqueObject::deserialize(deserializer).map(|UniqueObject(metadata)| metadata)
 }
