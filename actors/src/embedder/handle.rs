@@ -22,7 +22,8 @@ use ractor::ActorRef;
 use ractor::rpc::CallResult;
 use tokio::sync::Semaphore;
 
-use super::actor::{EmbedderConfig, EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
+use super::actor::{EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
+use super::config::EmbedderConfig;
 use super::engine::unavailable;
 use super::model::cell::ModelCell;
 use super::model::tokenize::{Passage, TextTokenizer, TokenizedText};

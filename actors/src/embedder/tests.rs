@@ -12,6 +12,7 @@ use ractor::{Actor, ActorRef, ActorStatus};
 use sha2::Digest;
 
 use super::actor::*;
+use super::config::EmbedderConfig;
 use super::handle::*;
 use super::model::bert::{BertConfig, BertModel};
 use super::model::cell::ModelCell;
