@@ -9,7 +9,6 @@ use ccod_actors::descriptors;
 use ccod_actors::domain::ProjectName;
 use ccod_actors::error::KnowledgeError;
 use ccod_actors::routes::{PartState, PartStatus};
-use ccod_actors::writer::ExclusiveTask;
 use ccod_protocol::api::{self, HealthStatus};
 use ccod_protocol::error::WireError;
 use serde_json::Value;
@@ -337,12 +336,9 @@ pub(crate) async fn reclaim(
 ) -> Result<(u64, BTreeMap<String, u64>), KnowledgeError> {
     let before = bytes_on_disk(app, project).await?;
     let routes = app.routes();
-    let outcome = routes
-        .writer()?
-        .exclusive(project.clone(), ExclusiveTask::Optimize, deadline)
-        .await?;
+    let steps = routes.writer()?.optimize(project.clone(), deadline).await?;
     let after = bytes_on_disk(app, project).await?;
-    Ok((before.saturating_sub(after), outcome.steps))
+    Ok((before.saturating_sub(after), steps))
 }
 
 async fn bytes_on_disk(app: &App, project: &ProjectName) -> Result<u64, KnowledgeError> {

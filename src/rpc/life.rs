@@ -8,7 +8,7 @@ use ccod_actors::embedder::Lane;
 use ccod_actors::error::{KnowledgeError, KnowledgeResult};
 use ccod_actors::reader::Within;
 use ccod_actors::store::transfer::known_backups;
-use ccod_actors::writer::{DeleteTarget, ExclusiveTask, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
+use ccod_actors::writer::{DeleteTarget, Deleted, PreparedUpdate, UndeleteTarget};
 use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use chrono::TimeDelta;
@@ -48,23 +48,17 @@ pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api
         change: params,
         passages,
     };
-    let change = async |update| {
-        let outcome = writer.change(project.clone(), WriteOp::Update(update), deadline).await;
-        outcome.map_err(Failure::from)
-    };
-    let (mut outcome, mut version) = change(update.clone()).await?;
-    if let (OpOutcome::NotEmbedded, Some(text)) = (&outcome, &update.change.text) {
+    let (mut updated, mut version) = writer.update(project.clone(), update.clone(), deadline).await?;
+    if let (None, Some(text)) = (&updated, &update.change.text) {
         // Somebody has changed the text meanwhile. With its own passages the update fits any.
         update.passages = Some(embed(text).await?);
-        (outcome, version) = change(update).await?;
+        (updated, version) = writer.update(project, update, deadline).await?;
     }
-    let OpOutcome::Updated { id, updated_at } = outcome else {
-        return Err(unexpected(&outcome));
-    };
+    let updated = updated.ok_or_else(|| KnowledgeError::internal("an update with its passages was not made"))?;
     Ok(api::UpdateResult {
-        id,
+        id: updated.id,
         version: convert::version(version),
-        updated_at: format_time(updated_at),
+        updated_at: format_time(updated.updated_at),
         durability: app.store.config().durability,
     })
 }
@@ -131,9 +125,9 @@ pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api
     }
     let done = delete_now(&app, project, target, &call).await?;
     Ok(api::DeleteResult {
-        deleted: done.ids.len() as u64,
-        ids: done.ids,
-        undo_token: done.deletion.map(|deletion| deletion.token()),
+        deleted: done.deleted.ids.len() as u64,
+        ids: done.deleted.ids,
+        undo_token: done.deleted.deletion.map(|deletion| deletion.token()),
         version: convert::version(done.version),
         degraded: done.degraded,
     })
@@ -158,8 +152,7 @@ async fn would_delete(app: &App, call: &Call<api::Delete>, target: DeleteTarget)
 /// What a delete has done.
 #[derive(Default)]
 struct Done {
-    ids: Vec<String>,
-    deletion: Option<Deletion>,
+    deleted: Deleted,
     version: i64,
     /// What of the project could not be read when it began, if something could not.
     degraded: Option<String>,
@@ -179,15 +172,11 @@ async fn delete_now<M: api::Method>(
     drop(view);
     let routes = app.routes();
     let writer = routes.writer()?;
-    let (outcome, version) = writer
+    let (deleted, version) = writer
         .delete(project, target, call.deadline(), &call.context.cancelled)
         .await?;
-    let OpOutcome::Deleted { ids, deletion } = outcome else {
-        return Err(unexpected(&outcome));
-    };
     Ok(Done {
-        ids,
-        deletion,
+        deleted,
         version,
         degraded,
     })
@@ -242,22 +231,12 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
     drop(view);
     let routes = app.routes();
     let writer = routes.writer()?;
-    let (outcome, version) = writer
-        .change(project, WriteOp::Undelete(target), call.deadline())
-        .await?;
-    let OpOutcome::Undeleted {
-        restored,
-        present,
-        missing,
-    } = outcome
-    else {
-        return Err(unexpected(&outcome));
-    };
+    let (items, version) = writer.undelete(project, target, call.deadline()).await?;
     Ok(api::UndeleteResult {
-        restored: restored.len() as u64,
-        ids: restored,
-        present,
-        missing,
+        restored: items.restored.len() as u64,
+        ids: items.restored,
+        present: items.present,
+        missing: items.missing,
         version: convert::version(version),
         degraded,
     })
@@ -303,7 +282,7 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
         Ok((freed_bytes, _)) => (freed_bytes, Vec::new()),
         Err(reason) => {
             tracing::warn!(%project, %reason, "a cleanup has deleted and could not free the space");
-            let what = if done.ids.is_empty() {
+            let what = if done.deleted.ids.is_empty() {
                 "there was nothing to delete, and space"
             } else {
                 "the items are deleted, but their space"
@@ -315,10 +294,10 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
         }
     };
     Ok(api::CleanupResult {
-        deleted: done.ids.len() as u64,
+        deleted: done.deleted.ids.len() as u64,
         freed_bytes,
         dry_run: false,
-        undo_token: done.deletion.map(|deletion| deletion.token()),
+        undo_token: done.deleted.deletion.map(|deletion| deletion.token()),
         warnings,
         degraded: done.degraded,
     })
@@ -345,10 +324,8 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
     drop(view);
     let routes = app.routes();
     let writer = routes.writer()?;
-    let outcome = writer
-        .exclusive(project.clone(), ExclusiveTask::Purge(ids), call.deadline())
-        .await?;
-    if outcome.purged.is_empty() {
+    let purged = writer.purge(project.clone(), ids, call.deadline()).await?;
+    if purged.is_empty() {
         let aside = app.store.set_aside(&project).await?;
         let aside = aside.map(|place| {
             format!(
@@ -361,13 +338,9 @@ pub(crate) async fn purge(app: Arc<App>, call: Call<api::Purge>) -> Result<api::
         degraded = (!told.is_empty()).then(|| told.join("; "));
     }
     Ok(api::PurgeResult {
-        purged: outcome.purged.len() as u64,
-        ids: outcome.purged,
+        purged: purged.len() as u64,
+        ids: purged,
         degraded,
         backups: known_backups(&app.config.home, project.as_str()),
     })
-}
-
-fn unexpected(outcome: &OpOutcome) -> Failure {
-    KnowledgeError::internal(format!("the writer answered {outcome:?}")).into()
 }

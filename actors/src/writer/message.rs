@@ -95,7 +95,7 @@ pub struct WriteReply<T> {
 
 /// Work on a project as a whole, which nothing else shares a turn with.
 #[derive(Clone, Debug)]
-pub enum ExclusiveTask {
+pub(super) enum ExclusiveTask {
     /// Remove every trace of these items.
     Purge(Vec<String>),
     /// All the upkeep there is to do.
@@ -104,14 +104,14 @@ pub enum ExclusiveTask {
 
 /// What came of an [`ExclusiveTask`].
 #[derive(Clone, Debug, Default)]
-pub struct ExclusiveOutcome {
+pub(super) struct ExclusiveOutcome {
     /// The items that were purged.
-    pub purged: Vec<String>,
+    pub(super) purged: Vec<String>,
     /// Steps of upkeep, by name.
-    pub steps: BTreeMap<String, u64>,
+    pub(super) steps: BTreeMap<String, u64>,
 }
 
-/// An [`ExclusiveTask`] and where its answer goes.
+/// Work on a project as a whole, and where its answer goes.
 pub struct ExclusiveRequest {
     pub(super) project: ProjectName,
     pub(super) task: ExclusiveTask,

@@ -23,9 +23,9 @@ mod undo;
 mod upkeep;
 
 pub use actor::{Writer, WriterArguments, WriterConfig, WriterState};
-pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp};
+pub use commit::{
+    DeleteTarget, Deleted, ItemOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, Undeleted, Updated, WriteOp,
+};
 pub use handle::WriterHandle;
 pub use incoming::IncomingStore;
-pub use message::{
-    ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone, WriteReply, WriteRequest, WriterMessage, WriterStats,
-};
+pub use message::{ExclusiveRequest, LaneDone, WriteReply, WriteRequest, WriterMessage, WriterStats};

@@ -16,4 +16,7 @@ mod revision;
 mod tests;
 
 pub use group::{GroupOutcome, PlannedGroup, plan_group};
-pub use ops::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp};
+pub use ops::{
+    DeleteTarget, Deleted, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, Undeleted, Updated,
+    WriteOp,
+};

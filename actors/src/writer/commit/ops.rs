@@ -77,29 +77,41 @@ pub enum OpOutcome {
     /// The item stands.
     Stored(ItemOutcome),
     /// The item is as asked.
-    Updated {
-        /// Its id.
-        id: String,
-        /// Its last change; before this write if that changed nothing.
-        updated_at: DateTime<Utc>,
-    },
+    Updated(Updated),
     /// Nothing was changed: the item's text is not the update's, and the update came without the passages of its
     /// text. With them it can be repeated.
     NotEmbedded,
     /// The items are gone.
-    Deleted {
-        /// Those that existed.
-        ids: Vec<String>,
-        /// Undoes it; none if nothing was deleted.
-        deletion: Option<Deletion>,
-    },
+    Deleted(Deleted),
     /// The items are back.
-    Undeleted {
-        /// Those that were deleted.
-        restored: Vec<String>,
-        /// Those that are there: never deleted, or brought back before.
-        present: Vec<String>,
-        /// Those that never were, are no longer kept, or whose id another item has by now.
-        missing: Vec<String>,
-    },
+    Undeleted(Undeleted),
+}
+
+/// An item after an update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Updated {
+    /// Its id.
+    pub id: String,
+    /// Its last change; before this write if that changed nothing.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What a delete has deleted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Deleted {
+    /// Those that existed.
+    pub ids: Vec<String>,
+    /// Undoes it; none if nothing was deleted.
+    pub deletion: Option<Deletion>,
+}
+
+/// The items of an undelete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Undeleted {
+    /// Those that were deleted.
+    pub restored: Vec<String>,
+    /// Those that are there: never deleted, or brought back before.
+    pub present: Vec<String>,
+    /// Those that never were, are no longer kept, or whose id another item has by now.
+    pub missing: Vec<String>,
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::concerned::Concerned;
 use super::identity::Taken;
-use super::ops::{DeleteTarget, OpOutcome, PreparedUpdate, UndeleteTarget, WriteOp};
+use super::ops::{DeleteTarget, Deleted, OpOutcome, PreparedUpdate, UndeleteTarget, Undeleted, Updated, WriteOp};
 use super::revision::OwnedRevision;
 use crate::domain::{Deletion, ProjectName};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
@@ -115,7 +115,7 @@ impl Plan {
                     self.close(revision, at);
                     deleted.push(id.clone());
                 }
-                Ok(OpOutcome::Deleted { ids: deleted, deletion })
+                Ok(OpOutcome::Deleted(Deleted { ids: deleted, deletion }))
             }
             WriteOp::Undelete(target) => {
                 let mut wanted: Vec<&String> = match target {
@@ -145,11 +145,11 @@ impl Plan {
                         _ => missing.push(id.clone()),
                     }
                 }
-                Ok(OpOutcome::Undeleted {
+                Ok(OpOutcome::Undeleted(Undeleted {
                     restored,
                     present,
                     missing,
-                })
+                }))
             }
         }
     }
@@ -169,17 +169,17 @@ impl Plan {
             return Ok(OpOutcome::NotEmbedded);
         };
         if next.is_like(current) {
-            return Ok(OpOutcome::Updated {
+            return Ok(OpOutcome::Updated(Updated {
                 id: id.to_owned(),
                 updated_at: current.stored.item.updated_at,
-            });
+            }));
         }
         self.close(current, at);
         self.opening.push(next);
-        Ok(OpOutcome::Updated {
+        Ok(OpOutcome::Updated(Updated {
             id: id.to_owned(),
             updated_at: at,
-        })
+        }))
     }
 
     fn close(&mut self, revision: &StoredRevision, at: DateTime<Utc>) {
