@@ -17,7 +17,7 @@ use super::ingest::{new_item, prepare};
 use super::{App, Call, Failure, convert, is_there, unwritten};
 
 /// Longest text whose store the writer may hold a group open for: some four passages.
-const ANNOUNCED_BYTES: usize = 4 * 1024;
+const EXPECTED_BYTES: usize = 4 * 1024;
 
 /// Stores one item.
 pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::StoreResult, Failure> {
@@ -28,12 +28,12 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
     let embedder = routes.embedder()?;
     // A single store rides the interactive lane: the writer's groups form of what is embedded together. A text
     // that takes long to embed is not waited for, and the embedder takes a large one as bulk work.
-    let announced = (item.content.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(&project));
+    let incoming = (item.content.text.len() <= EXPECTED_BYTES).then(|| writer.expect_store(&project));
     let prepared = prepare(embedder, item, Lane::Interactive, deadline, origin)
         .await
         .map_err(unwritten)?;
     let reply = writer
-        .store(project.clone(), vec![prepared], announced, deadline)
+        .store(project.clone(), vec![prepared], incoming, deadline)
         .await?;
     let version = convert::version(reply.version);
     let outcome = reply

@@ -28,7 +28,7 @@ use crate::store::upkeep::{Debt, Pace};
 const COMMITS_PER_UPKEEP: u32 = 16;
 /// Stores that make a group worth its commit without waiting for more: one version for 32 of them.
 const FULL_GROUP: usize = 32;
-/// How long a group waits for each store that is on its way (admitted, being embedded): about what one more
+/// How long a group waits for each incoming store (admitted, being embedded): about what one more
 /// commit would cost both.
 const HOLD_PER_STORE: Duration = Duration::from_millis(10);
 /// How long a group waits at most.
@@ -88,9 +88,9 @@ struct LaneState {
     dropped: bool,
 }
 
-/// A group that waits for stores that are on their way.
+/// A group that waits for incoming stores.
 struct Hold {
-    /// Stores that were on their way when it began; later ones are not waited for.
+    /// Stores that were incoming when it began; later ones are not waited for.
     expected: usize,
     /// Those that have come since.
     arrived: usize,
@@ -293,24 +293,24 @@ impl WriterState {
         self.start(myself, &project);
     }
 
-    /// Whether the waiting stores are held back a moment for those on their way. One client alone never waits:
-    /// its own store is no longer on its way.
+    /// Whether the waiting stores are held back a moment for incoming ones. One client alone never waits: its own
+    /// store is no longer incoming.
     fn hold(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName) -> bool {
-        let announced = self.incoming.of(project);
+        let incoming = self.incoming.of(project);
         let draining = self.draining;
         let Some(lane) = self.lanes.get_mut(project) else {
             return false;
         };
         let now = Instant::now();
         let waits_for_nothing =
-            lane.waiting.is_empty() || lane.urgent || draining || announced == 0 || lane.waiting.len() >= FULL_GROUP;
+            lane.waiting.is_empty() || lane.urgent || draining || incoming == 0 || lane.waiting.len() >= FULL_GROUP;
         let held = match &lane.hold {
             _ if waits_for_nothing => false,
             Some(hold) => now < hold.until && hold.arrived < hold.expected,
             None => {
-                let patience = HOLD_MAX.min(HOLD_PER_STORE * u32::try_from(announced).unwrap_or(u32::MAX));
+                let patience = HOLD_MAX.min(HOLD_PER_STORE * u32::try_from(incoming).unwrap_or(u32::MAX));
                 lane.hold = Some(Hold {
-                    expected: announced,
+                    expected: incoming,
                     arrived: 0,
                     until: now + patience,
                 });

@@ -60,9 +60,9 @@ impl WriterHandle {
         self.troubles.told(Instant::now())
     }
 
-    /// Says that a store of one item is on its way: it is being embedded now. While one is, the writer may hold
-    /// a group open for it. Give it to [`WriterHandle::store`], or drop it if the store does not come.
-    pub fn announce(&self, project: &ProjectName) -> IncomingStore {
+    /// Makes the writer expect a store of one item, which is being embedded now: it may hold a group open for it.
+    /// Give the result to [`WriterHandle::store`], or drop it if the store does not come.
+    pub fn expect_store(&self, project: &ProjectName) -> IncomingStore {
         IncomingStore::new(Arc::clone(&self.incoming), project.clone(), self.actor.clone())
     }
 
