@@ -22,8 +22,8 @@ pub struct EmbedderConfig {
     /// work: what would wait longer is better refused at once.
     pub interactive_queue_tokens: u32,
     /// Tokens of one request that may be interactive; a larger one is bulk, whatever method brought it. Some four
-    /// passages: what takes longer than a few queries must neither fill the lane nor hold them up. One text that
-    /// the model takes whole may always be.
+    /// passages: a request that takes longer than a few queries must neither fill the lane nor hold them up. One text
+    /// that the model takes whole may always be.
     pub interactive_request_tokens: u32,
     /// Tokens of bulk requests that may be queued or running; more waits at the door. Enough to keep the engine
     /// busy for minutes, and a few megabytes.

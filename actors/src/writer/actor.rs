@@ -28,8 +28,8 @@ use crate::store::upkeep::{Debt, Pace};
 const COMMITS_PER_UPKEEP: u32 = 16;
 /// Stores that make a group worth its commit without waiting for more: one version for 32 of them.
 const FULL_GROUP: usize = 32;
-/// How long a group waits for each incoming store (admitted, being embedded): about what one more
-/// commit would cost both.
+/// How long a group waits for each incoming store (admitted, being embedded): about what one more commit would cost
+/// both.
 const HOLD_PER_STORE: Duration = Duration::from_millis(10);
 /// How long a group waits at most.
 const HOLD_MAX: Duration = Duration::from_millis(250);
@@ -399,7 +399,7 @@ impl WriterState {
         if upkeep.is_some() {
             lane.commits_since_upkeep = 0;
         }
-        // Looked up anew each time: the project may have been dropped and made again.
+        // Looked up again each time: the project may have been dropped and made again.
         let Ok(known) = self.access.project(project) else {
             return;
         };
@@ -466,13 +466,13 @@ impl WriterState {
             Work::Upkeep => &mut lane.upkeep_setbacks,
         };
         let restart = setbacks.panicked(now);
-        // What it said is in the panic hook's hands: it may quote what was to be written.
+        // The payload of the panic is not logged: it may quote what was to be written.
         tracing::error!(
             %project,
             ?work,
             again_in_ms = restart.after.as_millis() as u64,
             degraded = restart.degraded,
-            "the work of a project panicked; its table is opened anew"
+            "the work of a project panicked; its table is reopened"
         );
         if restart.degraded {
             self.troubles.add(project, work, now + restart.after);

@@ -57,7 +57,7 @@ impl WriterHandle {
     /// Which projects take no writes now, or get no upkeep, though the writer works: a sentence each, for
     /// `admin.health`.
     pub fn troubles(&self) -> Vec<String> {
-        self.troubles.told(Instant::now())
+        self.troubles.sentences(Instant::now())
     }
 
     /// Makes the writer expect a store of one item, which is being embedded now: it may hold a group open for it.
@@ -172,7 +172,8 @@ impl WriterHandle {
         let total_bytes: usize = ops.iter().map(op_bytes).sum();
         let total_bytes = u32::try_from(total_bytes).unwrap_or(u32::MAX);
         let permits = if ops.len() > 1 {
-            // A bulk store has been embedded by now, which is the dear part: it waits for room, within its time.
+            // A bulk store has been embedded by now, which is the expensive part: it waits for space in the buffer, up
+            // to its deadline.
             [
                 self.requests.acquire(1, deadline).await?,
                 self.bytes.acquire(total_bytes, deadline).await?,

@@ -26,7 +26,7 @@ pub enum WriterMessage {
     Write(WriteRequest),
     /// Do something with the whole project, when it is its turn.
     Exclusive(ExclusiveRequest),
-    /// Look at a lane again: what it waited for has come, or does not come.
+    /// Look at a lane again: a store that it waited for has come, or will not come.
     Nudge(ProjectName),
     /// Look whether upkeep is due.
     Upkeep(ProjectName),
@@ -48,7 +48,7 @@ pub enum WriterMessage {
     LaneDone(LaneDone),
     /// Finish what was accepted, take nothing more, then answer.
     Drain(oneshot::Sender<()>),
-    /// Tell the numbers.
+    /// Report the numbers.
     Stats(oneshot::Sender<WriterStats>),
 }
 

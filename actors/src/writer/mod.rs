@@ -6,7 +6,7 @@
 //! is durable and published to the readers. Upkeep runs in the same lane, a step at a time, between commits.
 //!
 //! A task that panics costs its lane a pause and nobody else anything: its group is answered `OutcomeUnknown`, the
-//! table is forgotten and opened anew, and the other lanes do not notice (see [`setback`]). Business errors never
+//! table is forgotten and reopened, and the other lanes do not notice (see [`setback`]). Business errors never
 //! end anything.
 
 mod actor;

@@ -50,7 +50,7 @@ pub enum EmbedderMessage {
         origin: u64,
         /// After this the texts do not run any more.
         deadline: Deadline,
-        /// The room that the request takes in its lane's budget; held until it is answered.
+        /// The tokens that the request takes of its lane's budget; held until it is answered.
         permit: Permit,
         /// Where the vectors go.
         reply: EmbedReply,

@@ -185,7 +185,7 @@ impl EmbedderActorState {
     }
 
     /// Lets go of requests that nobody waits for or that are too late, with all their texts, so that neither
-    /// their room in the budget nor their memory is held until their turn comes.
+    /// their part of the budget nor their memory is held until their turn comes.
     fn forget_lost_requests(&mut self, now: Instant) {
         let lost: Vec<u64> = self
             .pending

@@ -1,4 +1,4 @@
-//! What an embedder tells of itself.
+//! What an embedder reports about itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

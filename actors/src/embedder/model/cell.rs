@@ -2,7 +2,7 @@
 //!
 //! The [`ModelCell`] outlives the embedder actor: the supervisor holds it and gives it to each new actor, so a
 //! restart takes milliseconds and reads no weights. Nothing is loaded before the first request that needs it;
-//! until then only the identity and the dimensions are known, which is all that opening a table takes.
+//! until then only the identity and the dimensions are known, and opening a table needs no more.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -245,7 +245,7 @@ fn bundled_manifest() -> Result<BundleManifest, EngineError> {
     serde_json::from_str(BUNDLED_MANIFEST).map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
 }
 
-/// The bundled tokenizer by itself, for programs that need no model.
+/// The bundled tokenizer alone, for programs that need no model.
 pub fn bundled_tokenizer() -> Result<TextTokenizer, EngineError> {
     TextTokenizer::from_json(BUNDLED_TOKENIZER, bundled_manifest()?.max_tokens)
 }

@@ -21,7 +21,7 @@ pub enum EngineError {
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
         match error {
-            // With RUST_BACKTRACE set; it is no part of what is told.
+            // With RUST_BACKTRACE set; callers do not get the backtrace.
             candle_core::Error::WithBacktrace { inner, .. } => (*inner).into(),
             error => Self::Compute(error.to_string()),
         }

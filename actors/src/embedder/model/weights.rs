@@ -1,7 +1,7 @@
 //! Reading the weights of a model: the bundled GGUF file from memory, or `model.safetensors` from a directory.
 //!
 //! Both end as float32 tensors. The bundled file keeps its matrices in Q8_0 (blocks of 32 values that share
-//! one f16 scale), which costs a quarter of the room; they are expanded once, at load. The word embeddings,
+//! one f16 scale), which costs a quarter of the space; they are expanded once, at load. The word embeddings,
 //! half of the model, are only ever looked up by row, so they stay in their stored form and the rows that a
 //! text needs are expanded as it is embedded ([`EmbeddingTable`]).
 

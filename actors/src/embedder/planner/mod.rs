@@ -4,7 +4,7 @@
 //! arrives during a forward pass can still join the next one, so requests coalesce by themselves and an idle
 //! engine starts at once. No timer is involved.
 //!
-//! * **Two lanes.** Interactive texts go first, earliest deadline first. A batch with room is topped up with
+//! * **Two lanes.** Interactive texts go first, earliest deadline first. A batch with space left is topped up with
 //!   bulk texts, up to the bulk quantum in all.
 //! * **Small bulk batches.** A forward pass cannot be interrupted, so a bulk batch is the delay that a query
 //!   meets; it is held to a quantum that costs about one idle query, unless nobody has asked anything for a

@@ -12,14 +12,14 @@ use crate::store::view::IdentityRow;
 pub(super) struct Holder {
     /// The content that it has now.
     pub(super) content_hash: String,
-    /// The content that it was first stored with, before any update; none where that is not known any more.
+    /// The content that it was first stored with, before any update; none where that is no longer known.
     pub(super) first_hash: Option<String>,
     pub(super) outcome: ItemOutcome,
 }
 
 impl Holder {
-    /// The answer to a store of this item, if it is a repetition: of the store that made the holder, whatever has
-    /// become of it since, or else of what it is now. That it is the same content makes it the same passages.
+    /// The answer to a store of this item, if it is a repetition: of the store that made the holder, however it
+    /// was changed since, or else of what it is now. That it is the same content makes it the same passages.
     fn answer(&self, prepared: &PreparedItem) -> Option<ItemOutcome> {
         let same = self.was_stored_with(prepared) || self.content_hash == prepared.content_hash;
         same.then(|| ItemOutcome {
@@ -46,8 +46,9 @@ pub(super) struct Taken {
     closed_revisions: HashMap<String, i64>,
 }
 
-/// The content that a live item was first stored with. Tables of before schema 1.1 do not say it of items that were
-/// updated; then it is that of the oldest revision from which updates alone lead to this one, if that is the first.
+/// The content that a live item was first stored with. Tables from before schema 1.1 do not have it for items that
+/// were updated; then it is that of the oldest revision from which updates alone lead to this one, if that is the
+/// first.
 fn first_hash(live: &IdentityRow, closed: &HashMap<(String, i64), IdentityRow>) -> Option<String> {
     let mut row = live;
     while row.key_hash.is_none() {
@@ -71,7 +72,7 @@ pub(super) enum Decision {
 impl Taken {
     pub(super) fn from_rows(mut rows: Vec<IdentityRow>) -> Self {
         let mut taken = Self::default();
-        // Oldest first: the first item with a content is the one that a duplicate is told of.
+        // Oldest first: a duplicate is answered with the first item of that content.
         rows.sort_by(|a, b| (a.valid_from, &a.id).cmp(&(b.valid_from, &b.id)));
         let closed: HashMap<(String, i64), IdentityRow> = rows
             .iter()
@@ -119,7 +120,7 @@ impl Taken {
         if let Some(key) = &item.idempotency_key
             && let Some(holders) = self.by_key.get(key)
         {
-            // The one that was made last: whoever asks again has asked a moment ago.
+            // The one that was made last: a retry follows soon after its first try.
             let stored_with = holders.iter().filter(|holder| holder.was_stored_with(prepared));
             let own = stored_with.max_by_key(|holder| holder.outcome.timestamp);
             let answer = own

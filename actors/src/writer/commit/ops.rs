@@ -35,8 +35,8 @@ pub struct ItemOutcome {
 pub struct PreparedUpdate {
     /// What changes, and in which item.
     pub change: UpdateParams,
-    /// The passages of its text. They may be left out where the item is believed to have that text already;
-    /// where it has another one when the update is committed, the outcome is [`OpOutcome::NotEmbedded`].
+    /// The passages of its text. They may be left out where the item is believed to have that text already; where it
+    /// has another text when the update is committed, the outcome is [`OpOutcome::NotEmbedded`].
     pub passages: Option<Vec<EmbeddedPassage>>,
 }
 
@@ -112,6 +112,6 @@ pub struct Undeleted {
     pub restored: Vec<String>,
     /// Those that are there: never deleted, or brought back before.
     pub present: Vec<String>,
-    /// Those that never were, are no longer kept, or whose id another item has by now.
+    /// Those that never existed, that are no longer kept, or whose id another item has by now.
     pub missing: Vec<String>,
 }

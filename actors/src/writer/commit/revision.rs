@@ -18,7 +18,7 @@ pub(super) struct OwnedRevision {
 }
 
 impl OwnedRevision {
-    /// A closed revision once more, as the one after `last`.
+    /// A closed revision again, as the one after `last`.
     pub(super) fn revived(closed: &StoredRevision, last: i64) -> Self {
         Self {
             id: closed.stored.item.id.clone(),
@@ -31,7 +31,7 @@ impl OwnedRevision {
     }
 
     /// The revision after `current`, with what the update changes. None where the text changes and the passages of
-    /// the new one are not there: those of another text would be found by what the item no longer says.
+    /// the new one are missing: with those of the old text, searches would find the item by what it no longer says.
     pub(super) fn patched(current: &StoredRevision, update: &PreparedUpdate) -> Option<Self> {
         let mut item = stored_as_new(current);
         update.change.apply_to(&mut item.content);
@@ -70,9 +70,9 @@ fn stored_as_new(revision: &StoredRevision) -> NewItem {
     }
 }
 
-/// Since when a stored item counts, for who asks how things were at a time. A new one counts from its creation,
-/// which is what its caller is told; its commit, at `at`, comes milliseconds later. What comes from elsewhere has a
-/// creation of its own, and was not here before its commit; neither was what takes the place of a deleted item.
+/// Since when a stored item counts, for a query as of a time. A new item counts from its creation, which its caller
+/// gets as the answer; its commit, at `at`, comes milliseconds later. An item from elsewhere has a creation time of
+/// its own, and was not here before its commit; the same holds for one that takes the place of a deleted item.
 pub(super) fn opened_at(item: &NewItem, revision: i64, at: DateTime<Utc>) -> DateTime<Utc> {
     if item.updated_at.is_some() || revision > 1 {
         at

@@ -24,7 +24,7 @@ pub(super) struct Attend<'a> {
     /// Bias of queries, keys and values, `[3 * hidden]`.
     pub(super) bias: &'a [f32],
     pub(super) heads: usize,
-    /// The first row to compute; as many as `out` has room for.
+    /// The first row to compute; as many are computed as `out` holds.
     pub(super) first_row: usize,
     /// `[rows, hidden]`.
     pub(super) out: &'a mut [f32],

@@ -105,7 +105,7 @@ proptest! {
     fn attention_agrees_with_the_general_operations(
         lengths in proptest::collection::vec(1usize..70, 1..5),
         heads in 1usize..4,
-        // Widths that are no multiple of a vector, too.
+        // Widths that are not a multiple of a vector, too.
         width in prop_oneof![Just(5usize), Just(8), Just(16), Just(32), Just(40)],
         seed in any::<u64>(),
     ) {
@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_that_are_no_multiple_of_a_vector_get_the_same_gelu(
+    fn rows_that_are_not_a_multiple_of_a_vector_get_the_same_gelu(
         rows in 1usize..5,
         width in 1usize..70,
         seed in any::<u64>(),
