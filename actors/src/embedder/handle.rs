@@ -110,7 +110,6 @@ impl QueryCache {
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, Entries>> {
-        // Its entries are whole at any moment, so a poisoned lock is taken all the same.
         self.entries.as_ref().map(|entries| entries.lock())
     }
 }
