@@ -188,7 +188,8 @@ impl<T> Planner<T> {
                 self.turns.pop_front();
                 continue;
             };
-            let Some(bucket) = queue.pick_bucket(longest_allowed) else {
+            let bucket = queue.pick_bucket(longest_allowed);
+            let Some((bucket, head)) = bucket.and_then(|bucket| Some((bucket, queue.head(bucket)?))) else {
                 self.turns.pop_front();
                 if queue.buckets.is_empty() {
                     self.bulk.remove(&origin);
@@ -197,10 +198,9 @@ impl<T> Planner<T> {
                 }
                 continue;
             };
-            let head = queue.head(bucket);
             let tokens = head.tokens;
             if let Some(reason) = gone(head) {
-                dropped.push((queue.pop(bucket).payload, reason));
+                dropped.extend(queue.pop(bucket).map(|item| (item.payload, reason)));
                 self.bulk_depth.remove(tokens);
                 continue;
             }
@@ -228,9 +228,10 @@ impl<T> Planner<T> {
             if padded && longest_allowed.is_none() {
                 longest_allowed = Some(bucket * self.config.bucket_tokens);
             }
-            let item = queue.pop(bucket);
-            self.bulk_depth.remove(tokens);
-            builder.push(item);
+            if let Some(item) = queue.pop(bucket) {
+                self.bulk_depth.remove(tokens);
+                builder.push(item);
+            }
         }
         for origin in passed_over.into_iter().rev() {
             self.turns.push_front(origin);

@@ -183,17 +183,15 @@ impl<T> OriginQueue<T> {
         }
     }
 
-    pub(super) fn head(&self, bucket: usize) -> &Item<T> {
-        &self.buckets[&bucket][0]
+    /// The oldest text of `bucket`, if there is such a bucket.
+    pub(super) fn head(&self, bucket: usize) -> Option<&Item<T>> {
+        self.buckets.get(&bucket)?.front()
     }
 
-    /// Takes the oldest text of `bucket`, which must have one.
-    pub(super) fn pop(&mut self, bucket: usize) -> Item<T> {
-        let items = self
-            .buckets
-            .get_mut(&bucket)
-            .expect("pick_bucket returned a bucket that exists");
-        let item = items.pop_front().expect("no bucket is kept once it is empty");
+    /// Takes the oldest text of `bucket`, if there is such a bucket.
+    pub(super) fn pop(&mut self, bucket: usize) -> Option<Item<T>> {
+        let items = self.buckets.get_mut(&bucket)?;
+        let item = items.pop_front();
         if items.is_empty() {
             self.buckets.remove(&bucket);
         }
