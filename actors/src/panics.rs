@@ -160,7 +160,7 @@ mod tests {
         assert!(!untold.contains("secret"), "{untold}");
         assert!(untold.ends_with("panicked (os error 5)"), "{untold}");
         assert_eq!(untold.matches(" panicked").count(), 2);
-        // Quoted once more, there is no telling where it ends.
+        // Where it is quoted again, its end cannot be known.
         assert_eq!(super::untold(r#"x panicked with message \"secret\" y"#), "x panicked");
         assert_eq!(super::untold("nothing of the kind"), "nothing of the kind");
     }

@@ -32,7 +32,7 @@ pub enum WriterMessage {
     Upkeep(ProjectName),
     /// A while has passed since the lane had made this many commits.
     Quiet(ProjectName, u64),
-    /// Look what upkeep the projects need that nobody writes to.
+    /// Look which upkeep is due in projects that nobody writes to.
     Survey,
     /// When rows of one of them are next to be forgotten.
     Surveyed(ProjectName, Option<DateTime<Utc>>),

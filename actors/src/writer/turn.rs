@@ -18,7 +18,7 @@ use crate::store::upkeep::{Debt, Pace};
 use crate::store::{Project, WriteAccess, WriteTable};
 
 /// What a purge has done where its erasing is not finished.
-const UNERASED: &str = "the items are removed and can be read no more, but not all of their bytes are erased yet \
+const UNERASED: &str = "the items are removed and can no longer be read, but not all of their bytes are erased yet \
                         (the next write and the next start go on with that, and so does asking again)";
 /// How long a purge waits for readers of older versions.
 pub(super) const PURGE_PATIENCE: Duration = Duration::from_secs(10);
@@ -256,7 +256,7 @@ impl LaneTurn {
         if erasing.map_err(unerased)? {
             finish_erasing(&mut guard).await.map_err(unerased)?;
         } else if purging {
-            // What recovery has set aside may hold what the table does not any more.
+            // What recovery has set aside may hold items that the table no longer has.
             guard.discard_set_aside().await.map_err(unerased)?;
         }
         if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {

@@ -16,7 +16,7 @@
 //! * **Cost.** An engine that pads pays `texts x longest`; then bulk is also kept in buckets of similar length,
 //!   a batch starts with the oldest text's bucket and extends to shorter ones only, and a top-up is never longer
 //!   than what is already there. An engine that packs pays for real tokens, and none of that is needed.
-//! * **Nothing for nobody.** Abandoned and expired texts are dropped when they are met, and never run.
+//! * **No wasted work.** Abandoned and expired texts are dropped when they are met, and never run.
 
 mod batch;
 mod queue;
