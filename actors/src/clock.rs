@@ -1,13 +1,13 @@
 //! The clock: what time it is, whether that can be, and how far it is believed when it says that something has expired.
 //!
-//! The clock of a machine may say anything. Whoever asks for the time asks [`now_ms`], which answers whatever it says;
-//! `chrono::Utc::now` and LanceDB panic before 1970, so whoever needs LanceDB asks [`check`] first.
+//! The clock of a machine may show any time. All code takes the time from [`now_ms`], which gives whatever the clock
+//! shows; `chrono::Utc::now` and LanceDB panic before 1970, so code that needs LanceDB calls [`check`] first.
 //!
 //! What has expired is forgotten for good, and a clock can be wrong: set by a mistyped date, or years ahead at the
 //! start of a machine whose battery is empty, until the network corrects it. So a time that runs ahead of what was
 //! seen to pass is believed only once it has stood for an hour; until then time goes on from where it was known to
-//! be. What was seen to pass is counted by a clock that nobody sets, from the start of the daemon; and before that,
-//! from the last commit of any project. A day more or less is believed at once: it costs a part of the retention, not
+//! be. Passing time is counted by a clock that nobody sets, from the start of the daemon; and before that, from the
+//! last commit of any project. A day more or less is believed at once: it costs a part of the retention, not
 //! all of it.
 //!
 //! A clock that is still wrong after an hour, or at the second start in a row with commits in between, cannot be told
@@ -39,7 +39,7 @@ pub fn now_ms() -> DateTime<Utc> {
     now
 }
 
-/// Begins anew, with what is known: the time of the last commit before this process. Without one the present time is
+/// Starts again from what is known: the time of the last commit before this process. Without one the present time is
 /// believed.
 pub fn begin(last_commit: Option<DateTime<Utc>>) {
     let clock = Clock::new(last_commit.unwrap_or_else(now_ms), Instant::now());

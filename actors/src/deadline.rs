@@ -1,4 +1,4 @@
-//! The moment by which a request must have been answered.
+//! The time by which a request must have been answered.
 //!
 //! Fixed once, when the request is parsed, and carried in every message: each hop checks it before it starts
 //! work, so what expires in a queue is never executed.

@@ -1,7 +1,8 @@
 //! When the process, or the system, has no file descriptors left.
 //!
-//! Every query and every commit opens files, so any of them may fail for it. It says nothing about the data and
-//! passes, so it is told as what it is ([`KnowledgeError::NoDescriptors`]) and `admin.health` shows it for a while.
+//! Every query and every commit opens files, so any of them may fail because of it. It says nothing about the data
+//! and passes, so it has an error of its own ([`KnowledgeError::NoDescriptors`]), and `admin.health` shows it for a
+//! while.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::error::KnowledgeError;
 
-/// How long `admin.health` tells of it.
+/// How long `admin.health` reports it.
 pub const SHOWN_FOR: Duration = Duration::from_secs(60);
 /// When a retry makes sense, in milliseconds: queries and commits give theirs back when they end.
 pub const RETRY_AFTER_MS: u64 = 1_000;
@@ -19,40 +20,40 @@ pub const RETRY_AFTER_MS: u64 = 1_000;
 pub const REMEDY: &str = "close connections that are not needed, or raise the limit (LimitNOFILE of the systemd unit, \
                           SoftResourceLimits of the launchd agent, or ulimit -n) and start the daemon again";
 
-/// When there was none left the last time. One for the process, as descriptors are.
+/// When none was left the last time. One for the process, as the descriptors are.
 static LACKED_AT: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// Whether an error number says that there is none left.
+/// Whether an error number says that none is left.
 pub(crate) fn is_lack(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE)
 }
 
 /// Whether a text quotes such an error of the system, as Rust writes it.
-pub(crate) fn tells_of_lack(text: &str) -> bool {
+pub(crate) fn reports_lack(text: &str) -> bool {
     [Errno::EMFILE, Errno::ENFILE]
         .into_iter()
         .any(|errno| text.contains(&format!("(os error {})", errno as i32)))
 }
 
-/// What [`KnowledgeError::NoDescriptors`] says: a clause, to which when to try again is added.
+/// What [`KnowledgeError::NoDescriptors`] says: a clause; the time to try again is added to it.
 #[must_use]
 pub fn lack_clause() -> String {
     format!("no file descriptors are left: {REMEDY}")
 }
 
-/// The error of who has found none left; takes note of it.
+/// The error where none is left; it also notes the time.
 pub(crate) fn lack() -> KnowledgeError {
     *LACKED_AT.lock() = Some(Instant::now());
     KnowledgeError::NoDescriptors
 }
 
-/// When a query or a commit has last found none left.
+/// When a query or a commit last found none left.
 #[must_use]
 pub fn lacked_at() -> Option<Instant> {
     *LACKED_AT.lock()
 }
 
-/// What `admin.health` says at `now`, if there was none left a short while ago.
+/// What `admin.health` says at `now`, if none was left a short while ago.
 #[must_use]
 pub fn trouble(lacked_at: Option<Instant>, now: Instant) -> Option<String> {
     let ago = now.saturating_duration_since(lacked_at?);
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn texts_of_the_system_are_recognised() {
         let text = std::io::Error::from_raw_os_error(Errno::EMFILE as i32).to_string();
-        assert!(tells_of_lack(&text), "{text}");
-        assert!(!tells_of_lack("(os error 2)") && !tells_of_lack("24"));
+        assert!(reports_lack(&text), "{text}");
+        assert!(!reports_lack("(os error 2)") && !reports_lack("24"));
     }
 }

@@ -173,7 +173,7 @@ pub struct StoredItem {
 }
 
 impl StoredItem {
-    /// Whether this is what a purge leaves: an id without anything else, so that feeds can tell of it.
+    /// Whether this is what a purge leaves: an id without anything else, so that feeds can report it.
     pub fn is_tombstone(&self) -> bool {
         self.item.passages == 0
     }

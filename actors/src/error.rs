@@ -1,4 +1,4 @@
-//! The one error type of this crate: everything that can become of a request. It is worded as the wire has it, by
+//! The one error type of this crate: all the ways in which a request can fail. Its texts are those of the wire, by
 //! [`ccod_words::message`].
 //!
 //! Closed on purpose: `src/rpc/errors.rs` of the executable maps each variant to one code of the wire, and a
@@ -11,7 +11,7 @@ use crate::{clock, descriptors, panics};
 
 pub use ccod_words::Executed;
 
-/// What can become of a request other than a result.
+/// Why a request has no result.
 #[derive(Clone, Debug, Error)]
 pub enum KnowledgeError {
     /// A parameter has a value that cannot be accepted.
@@ -97,7 +97,7 @@ pub enum KnowledgeError {
     /// The daemon is stopping.
     #[error("{}", message::SHUTTING_DOWN)]
     ShuttingDown,
-    /// The change was made, and what belongs to it and comes after has failed.
+    /// The change was made, and a later step that belongs to it has failed.
     #[error("{done}: {cause}")]
     Incomplete {
         /// What was done, and what becomes of the rest: a sentence without a full stop.
@@ -138,8 +138,7 @@ pub enum KnowledgeError {
         /// What happened.
         message: String,
     },
-    /// What is asked for cannot be reached as it lies on disk, and whoever looks after the machine can do something
-    /// about it.
+    /// What is asked for cannot be reached as it lies on disk. An operator of the machine can do something about it.
     #[error("{message}")]
     OutOfReach {
         /// What happened.
@@ -156,7 +155,7 @@ pub enum KnowledgeError {
 }
 
 /// Why a part of the daemon ends itself; shown by `admin.health`. The supervisor takes every other reason for a panic,
-/// of which it must not tell what was said.
+/// and must not repeat the text of a panic.
 #[derive(Clone, Debug, Error)]
 #[error("{0}")]
 pub(crate) struct PartFailure(String);
@@ -188,7 +187,7 @@ impl KnowledgeError {
 
     /// An [`KnowledgeError::InvalidParameter`] for `path`, by the rules of [`KnowledgeError::internal`].
     pub fn of_path(message: impl std::fmt::Display) -> Self {
-        Self::told_by(&message, |message| Self::invalid("path", message))
+        Self::worded(&message, |message| Self::invalid("path", message))
     }
 
     /// This error, after a change that was made: `done` says what was.
@@ -208,7 +207,7 @@ impl KnowledgeError {
         }
     }
 
-    /// This error, of a write of which is known whether it was `executed`, and what undoes it.
+    /// This error as that of a write, with what is known of its effect: whether it was `executed`, and what undoes it.
     #[must_use]
     pub fn of_write(self, executed: Executed, undo_token: Option<String>) -> Self {
         let cause = match self {
@@ -233,7 +232,7 @@ impl KnowledgeError {
         }
     }
 
-    /// Whether what the error ended took effect, as far as the error itself tells.
+    /// Whether the call that failed took effect, as far as the error itself says.
     pub fn effect(&self) -> Option<Executed> {
         match self {
             Self::WriteFailed { executed, .. } | Self::DeadlineExceeded { executed } => Some(*executed),
@@ -247,28 +246,28 @@ impl KnowledgeError {
         }
     }
 
-    /// Whether it says that the caller waits no longer, and nothing of what became of the work.
+    /// Whether it says only that the caller no longer waits, and nothing about the outcome of the work.
     pub(crate) fn is_of_the_caller(&self) -> bool {
         matches!(self, Self::Cancelled)
     }
 
-    /// An [`KnowledgeError::Internal`], unless the message, or the clock, tells of something that has a better name.
-    /// What a panic has said is taken out of it, and so is where the program was built.
+    /// An [`KnowledgeError::Internal`], unless the message, or the clock, shows something that has a better name.
+    /// The texts of panics are taken out of it, and so are the paths that the program was built in.
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::told_by(&message, |message| Self::Internal { message })
+        Self::worded(&message, |message| Self::Internal { message })
     }
 
     /// An [`KnowledgeError::Unreadable`], by the rules of [`KnowledgeError::internal`].
     pub fn unreadable(message: impl std::fmt::Display) -> Self {
-        Self::told_by(&message, |message| Self::Unreadable { message })
+        Self::worded(&message, |message| Self::Unreadable { message })
     }
 
-    fn told_by(message: &impl std::fmt::Display, otherwise: impl FnOnce(String) -> Self) -> Self {
+    fn worded(message: &impl std::fmt::Display, otherwise: impl FnOnce(String) -> Self) -> Self {
         let message = message.to_string();
-        if descriptors::tells_of_lack(&message) {
+        if descriptors::reports_lack(&message) {
             return descriptors::lack();
         }
-        // Then LanceDB panics, whatever it is asked for.
+        // With such a clock LanceDB panics on every call.
         if let Err(error) = clock::check() {
             return error;
         }

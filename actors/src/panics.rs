@@ -1,9 +1,9 @@
-//! What is told of a panic: where it happened, and that it was one; and what is told of the machine that built the
-//! program: nothing.
+//! What logs and answers say about a panic: that it was one, and where it happened. They say nothing about the machine
+//! that built the program.
 //!
 //! What a panic says (its payload) may quote the text that was worked on, so it goes neither to the log nor to a
-//! caller. The hook notes the place, [`catch`] gives it to whoever goes on after the panic, and [`untold`] takes what
-//! was said out of texts that others make of panics (a task that was joined, LanceDB).
+//! caller. The hook notes the place, [`catch`] gives it to the code that goes on after the panic, and [`untold`] takes
+//! the payload out of texts that other crates make of panics (of a task that was joined; LanceDB).
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
@@ -56,7 +56,7 @@ pub async fn catch<T>(future: impl Future<Output = T>) -> Result<T, Panic> {
         .map_err(|_said| Panic::last())
 }
 
-/// As [`catch`], for what is no future.
+/// As [`catch`], for a plain function.
 ///
 /// # Errors
 /// When it panicked.
@@ -122,8 +122,8 @@ pub fn without_build_paths(text: &str) -> Cow<'_, str> {
     Cow::Owned(told)
 }
 
-/// `text` without what panics have said: tokio tells it of a task that was joined, and others put that into their own
-/// errors.
+/// `text` without the payloads of panics: tokio puts that of a joined task into its error, and other crates quote that
+/// error in theirs.
 #[must_use]
 pub fn untold(text: &str) -> Cow<'_, str> {
     const MARK: &str = " panicked with message ";
@@ -160,7 +160,7 @@ mod tests {
         assert!(!untold.contains("secret"), "{untold}");
         assert!(untold.ends_with("panicked (os error 5)"), "{untold}");
         assert_eq!(untold.matches(" panicked").count(), 2);
-        // Quoted once more, there is no telling where it ends.
+        // Where it is quoted again, its end cannot be known.
         assert_eq!(super::untold(r#"x panicked with message \"secret\" y"#), "x panicked");
         assert_eq!(super::untold("nothing of the kind"), "nothing of the kind");
     }

@@ -18,7 +18,7 @@ use crate::writer::WriterHandle;
 pub enum PartState {
     /// At work.
     Running,
-    /// Failed a moment ago, soon back.
+    /// Failed a moment ago; it will soon be back.
     Restarting {
         /// The failure.
         reason: String,

@@ -15,10 +15,10 @@ use super::{App, Call, Failure, convert};
 /// Changes an item.
 pub(crate) async fn update(app: Arc<App>, call: Call<api::Update>) -> Result<api::UpdateResult, Failure> {
     let (project, asked) = (call.project(), call.asked());
-    let updated = app.knowledge.update(&project, call.params, &asked).await?;
+    let (updated, version) = app.knowledge.update(&project, call.params, &asked).await?;
     Ok(api::UpdateResult {
         id: updated.id,
-        version: convert::version(updated.version),
+        version: convert::version(version),
         updated_at: format_time(updated.updated_at),
         durability: app.store().config().durability,
     })
@@ -67,9 +67,9 @@ pub(crate) async fn delete(app: Arc<App>, call: Call<api::Delete>) -> Result<api
     }
     let done = app.knowledge.delete(&project, target, &call.asked()).await?;
     Ok(api::DeleteResult {
-        deleted: done.ids.len() as u64,
-        ids: done.ids,
-        undo_token: done.deletion.map(|deletion| deletion.token()),
+        deleted: done.items.ids.len() as u64,
+        ids: done.items.ids,
+        undo_token: done.items.deletion.map(|deletion| deletion.token()),
         version: convert::version(done.version),
         degraded: done.degraded,
     })
@@ -105,10 +105,10 @@ pub(crate) async fn undelete(app: Arc<App>, call: Call<api::Undelete>) -> Result
     };
     let done = app.knowledge.undelete(undelete, &call.asked()).await?;
     Ok(api::UndeleteResult {
-        restored: done.restored.len() as u64,
-        ids: done.restored,
-        present: done.present,
-        missing: done.missing,
+        restored: done.items.restored.len() as u64,
+        ids: done.items.restored,
+        present: done.items.present,
+        missing: done.items.missing,
         version: convert::version(done.version),
         degraded: done.degraded,
     })
@@ -138,10 +138,10 @@ pub(crate) async fn cleanup(app: Arc<App>, call: Call<api::Cleanup>) -> Result<a
     let done = app.knowledge.clean_up(&project, filter, &call.asked()).await?;
     let deleted = done.deleted;
     Ok(api::CleanupResult {
-        deleted: deleted.ids.len() as u64,
+        deleted: deleted.items.ids.len() as u64,
         freed_bytes: done.freed_bytes,
         dry_run: false,
-        undo_token: deleted.deletion.map(|deletion| deletion.token()),
+        undo_token: deleted.items.deletion.map(|deletion| deletion.token()),
         warnings: done.warning.into_iter().collect(),
         degraded: deleted.degraded,
     })

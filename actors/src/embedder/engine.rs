@@ -2,13 +2,13 @@
 //!
 //! A forward pass is milliseconds of pure computation, so it never runs on the async runtime. The actor hands
 //! one batch at a time to the [`EngineThread`] and gets one [`EngineReport`] back; in between it stays
-//! responsive. The thread owns the engine, and guarantees that every batch is reported, whatever the engine
-//! does:
+//! responsive. The thread owns the engine, and guarantees that every batch is reported, however the engine
+//! fails:
 //!
 //! * an error is narrowed down by bisection, so that only the text that causes it fails;
 //! * a panic fails the texts without a vector with a retryable error, and the engine is rebuilt from the cached
 //!   weights for the next batch;
-//! * an engine that can't be loaded fails the batch with the reason, and loading is tried again later.
+//! * an engine that cannot be loaded fails the batch with the reason, and loading is tried again later.
 
 use std::fmt;
 use std::sync::{Arc, mpsc};
@@ -70,7 +70,7 @@ pub struct EngineThread {
     jobs: mpsc::Sender<EngineJob>,
 }
 
-/// The engine thread is gone, which takes a panic outside the engine.
+/// The engine thread is gone; only a panic outside the engine can cause that.
 #[derive(Debug, Error)]
 #[error("the engine thread is gone")]
 pub struct EngineGone;
@@ -110,7 +110,7 @@ struct Worker {
     retry_load_after: Duration,
 }
 
-/// Outcomes of a batch as they come in; a slot stays empty until its text's fate is known.
+/// Outcomes of a batch as they come in; a slot stays empty until the outcome of its text is known.
 struct Progress {
     outcomes: Vec<Option<KnowledgeResult<Arc<[f32]>>>>,
     forward_passes: u64,
@@ -194,7 +194,7 @@ pub(super) fn unavailable(reason: impl fmt::Display) -> KnowledgeError {
     }
 }
 
-/// Embeds `texts`, the outcomes of which start at `offset`; when that fails, each half by itself, down to the
+/// Embeds `texts`, the outcomes of which start at `offset`; when that fails, each half alone, down to the
 /// single text that the error belongs to.
 fn embed_or_bisect(engine: &mut dyn EmbedEngine, texts: &[&TokenizedText], offset: usize, progress: &mut Progress) {
     progress.forward_passes += 1;

@@ -5,7 +5,7 @@
 //! full; bulk requests wait at the door, slice by slice, until their deadline, and of each connection at most
 //! one waits there.
 //!
-//! What is large is bulk, whatever method brings it: a request of more tokens than
+//! Large requests are bulk, whatever method brings them: a request of more tokens than
 //! [`EmbedderConfig::interactive_request_tokens`] would fill the interactive lane, and everybody else would be
 //! refused until it is done. As bulk it enters in slices and searches go between its passages.
 //!
@@ -22,7 +22,8 @@ use ractor::ActorRef;
 use ractor::rpc::CallResult;
 use tokio::sync::Semaphore;
 
-use super::actor::{EmbedderConfig, EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
+use super::actor::{EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
+use super::config::EmbedderConfig;
 use super::engine::unavailable;
 use super::model::cell::ModelCell;
 use super::model::tokenize::{Passage, TextTokenizer, TokenizedText};
@@ -40,7 +41,7 @@ const MAX_CACHED_BYTES: usize = 2 * 1024;
 const MAX_INLINE_BYTES: usize = 4 * 1024;
 
 /// Longest text that is tokenised as interactive work, in bytes: the longest query. A longer one takes the turn
-/// of bulk work, whoever sent it.
+/// of bulk work, whatever method brought it.
 const MAX_INTERACTIVE_BYTES: usize = 16 * 1024;
 
 /// Bytes that one job on the blocking pool tokenises of a list of texts, so that the lists of several callers
@@ -109,7 +110,6 @@ impl QueryCache {
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, Entries>> {
-        // Its entries are whole at any moment, so a poisoned lock is taken all the same.
         self.entries.as_ref().map(|entries| entries.lock())
     }
 }
@@ -290,7 +290,7 @@ impl EmbedderHandle {
     }
 
     /// The unit vector of a query, from the cache if it is there. What is over the model's token limit is not
-    /// read. Errors: busy (the lane is full), deadline, unavailable, or internal when this text can't be
+    /// read. Errors: busy (the lane is full), deadline, unavailable, or internal when this text cannot be
     /// embedded.
     pub async fn embed_query(&self, text: &str, deadline: Deadline, origin: u64) -> KnowledgeResult<Arc<[f32]>> {
         if let Some(vector) = self.shared.inner.cache.get(text) {
@@ -307,8 +307,8 @@ impl EmbedderHandle {
     }
 
     /// The unit vectors of texts, in order; all of them or an error. In the interactive lane a full queue is
-    /// refused at once; in the bulk lane the request waits for room, in slices, until its deadline. A request of
-    /// more than [`EmbedderConfig::interactive_request_tokens`] is bulk, whatever `lane` says. `origin` is a
+    /// refused at once; in the bulk lane the request waits for free tokens, in slices, until its deadline. A request of
+    /// more than [`EmbedderConfig::interactive_request_tokens`] is bulk, even where `lane` is interactive. `origin` is a
     /// number per connection: origins share the bulk lane fairly.
     pub async fn embed_passages(
         &self,
@@ -340,7 +340,7 @@ impl EmbedderHandle {
         inner.config.interactive_request_tokens.max(longest_text)
     }
 
-    /// Waits for room in the bulk lane, after the others of this origin.
+    /// Waits for free tokens in the bulk lane, after the others of this origin.
     async fn enter_bulk(&self, tokens: u32, deadline: Deadline, origin: u64) -> KnowledgeResult<Permit> {
         let inner = &self.shared.inner;
         let turn = inner.bulk_turns.wait(origin);

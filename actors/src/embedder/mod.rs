@@ -17,6 +17,7 @@
 //! a retryable error.
 
 mod actor;
+mod config;
 pub mod engine;
 pub mod handle;
 pub mod model;
@@ -27,9 +28,9 @@ mod turns;
 mod tests;
 
 pub use actor::{
-    EmbedReply, Embedder, EmbedderActorState, EmbedderArgs, EmbedderConfig, EmbedderMessage, EmbedderState,
-    EmbedderStats,
+    EmbedReply, Embedder, EmbedderActorState, EmbedderArgs, EmbedderMessage, EmbedderState, EmbedderStats,
 };
+pub use config::EmbedderConfig;
 pub use handle::{EmbedderHandle, EmbedderShared, QueryCache};
 pub use model::cell::ModelCell;
 pub use model::tokenize::{Passage, TokenizedText};

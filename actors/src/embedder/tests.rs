@@ -12,6 +12,7 @@ use ractor::{Actor, ActorRef, ActorStatus};
 use sha2::Digest;
 
 use super::actor::*;
+use super::config::EmbedderConfig;
 use super::handle::*;
 use super::model::bert::{BertConfig, BertModel};
 use super::model::cell::ModelCell;
@@ -663,7 +664,7 @@ async fn a_bulk_request_larger_than_the_whole_budget_enters_in_slices() {
         );
         assert_eq!(vectors.len(), 200);
     }
-    // One that waits for room for ever fails at its deadline.
+    // One that waits for free tokens for ever fails at its deadline.
     *script.permits.lock().unwrap() = 0;
     let blocking: Vec<_> = (0..2).map(|_| rig.embed(texts.clone(), Lane::Bulk, soon())).collect();
     rig.until(|_| rig.handle.shared().tokens_in_use().1 == 40).await;
@@ -774,7 +775,7 @@ async fn a_large_request_is_bulk_and_keeps_nobody_out() {
     let rig = Rig::fake(&script).await;
     let passage = rig.handle.encode(&"word ".repeat(300)).await.unwrap();
     assert_eq!(passage.len(), 256);
-    // More than the whole interactive lane takes: as interactive work it would leave no room for anybody.
+    // More than the whole interactive lane takes: as interactive work it would leave no tokens for anybody.
     let text = vec![passage; 100];
     let in_all: u32 = text.iter().map(|passage| passage.len() as u32).sum();
     let config = rig.handle.shared().config();

@@ -6,7 +6,7 @@ use super::delete::Deleted;
 use super::{Asked, Knowledge};
 use crate::domain::{Filter, ProjectName};
 use crate::error::KnowledgeResult;
-use crate::writer::{DeleteTarget, ExclusiveTask};
+use crate::writer::DeleteTarget;
 
 /// What a cleanup has done.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Knowledge {
             Ok(reclaimed) => (reclaimed.freed_bytes, None),
             Err(reason) => {
                 tracing::warn!(%project, %reason, "a cleanup has deleted and could not free the space");
-                let what = if deleted.ids.is_empty() {
+                let what = if deleted.items.ids.is_empty() {
                     "there was nothing to delete, and space"
                 } else {
                     "the items are deleted, but their space"
@@ -71,14 +71,11 @@ impl Knowledge {
     pub async fn reclaim(&self, project: &ProjectName, asked: &Asked) -> KnowledgeResult<Reclaimed> {
         let before = self.bytes_on_disk(project).await?;
         let routes = self.routes();
-        let outcome = routes
-            .writer()?
-            .exclusive(project.clone(), ExclusiveTask::Optimize, asked.deadline)
-            .await?;
+        let steps = routes.writer()?.optimize(project.clone(), asked.deadline).await?;
         let after = self.bytes_on_disk(project).await?;
         Ok(Reclaimed {
             freed_bytes: before.saturating_sub(after),
-            steps: outcome.steps,
+            steps,
         })
     }
 

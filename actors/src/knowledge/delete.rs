@@ -5,15 +5,13 @@ use crate::clock::believed_now;
 use crate::domain::{Deletion, ProjectName};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::ProjectView;
-use crate::writer::{DeleteTarget, ExclusiveTask, OpOutcome, UndeleteTarget, WriteOp};
+use crate::writer::{self, DeleteTarget, UndeleteTarget};
 
 /// What a delete has done.
 #[derive(Debug, Default)]
 pub struct Deleted {
-    /// The items.
-    pub ids: Vec<String>,
-    /// Brings them back; none if there were none.
-    pub deletion: Option<Deletion>,
+    /// The items, and what brings them back.
+    pub items: writer::Deleted,
     /// The commit; 0 where nothing was ever stored.
     pub version: i64,
     /// What of the project could not be read when it began, if something could not.
@@ -42,12 +40,8 @@ pub enum Undelete {
 /// What was brought back.
 #[derive(Debug, Default)]
 pub struct Undeleted {
-    /// Items that are live again.
-    pub restored: Vec<String>,
-    /// Items that were live already.
-    pub present: Vec<String>,
-    /// Items of which nothing is kept.
-    pub missing: Vec<String>,
+    /// The items.
+    pub items: writer::Undeleted,
     /// The commit; 0 where nothing was ever stored.
     pub version: i64,
     /// What of the project could not be read when it began, if something could not.
@@ -77,18 +71,14 @@ impl Knowledge {
         drop(view);
         let routes = self.routes();
         let writer = routes.writer()?;
-        let (outcome, version) = writer
+        let (items, version) = writer
             .delete(project.clone(), target, asked.deadline, &asked.cancelled)
             .await?;
-        match outcome {
-            OpOutcome::Deleted { ids, deletion } => Ok(Deleted {
-                ids,
-                deletion,
-                version,
-                degraded,
-            }),
-            other => Err(KnowledgeError::internal(format!("a delete became {other:?}"))),
-        }
+        Ok(Deleted {
+            items,
+            version,
+            degraded,
+        })
     }
 
     /// Brings deleted items back.
@@ -126,23 +116,12 @@ impl Knowledge {
         drop(view);
         let routes = self.routes();
         let writer = routes.writer()?;
-        let (outcome, version) = writer
-            .change(project, WriteOp::Undelete(target), asked.deadline)
-            .await?;
-        match outcome {
-            OpOutcome::Undeleted {
-                restored,
-                present,
-                missing,
-            } => Ok(Undeleted {
-                restored,
-                present,
-                missing,
-                version,
-                degraded,
-            }),
-            other => Err(KnowledgeError::internal(format!("an undelete became {other:?}"))),
-        }
+        let (items, version) = writer.undelete(project, target, asked.deadline).await?;
+        Ok(Undeleted {
+            items,
+            version,
+            degraded,
+        })
     }
 
     /// Refuses a deletion of which nothing is kept.
@@ -171,10 +150,8 @@ impl Knowledge {
         drop(view);
         let routes = self.routes();
         let writer = routes.writer()?;
-        let outcome = writer
-            .exclusive(project.clone(), ExclusiveTask::Purge(ids), asked.deadline)
-            .await?;
-        if outcome.purged.is_empty()
+        let purged = writer.purge(project.clone(), ids, asked.deadline).await?;
+        if purged.is_empty()
             && let Some(place) = self.store.set_aside(project).await?
         {
             let aside = format!(
@@ -187,10 +164,7 @@ impl Knowledge {
                 None => aside,
             });
         }
-        Ok(Purged {
-            ids: outcome.purged,
-            degraded,
-        })
+        Ok(Purged { ids: purged, degraded })
     }
 
     /// The view before a write; none where nothing was ever stored.

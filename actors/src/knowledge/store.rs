@@ -11,7 +11,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::writer::ItemOutcome;
 
 /// Longest text whose store the writer may hold a group open for: some four passages.
-const ANNOUNCED_BYTES: usize = 4 * 1024;
+const EXPECTED_BYTES: usize = 4 * 1024;
 
 /// What became of the items of a batch.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Knowledge {
         let embedder = routes.embedder()?;
         // A single store rides the interactive lane: the writer's groups form of what is embedded together. A text
         // that takes long to embed is not waited for, and the embedder takes a large one as bulk work.
-        let incoming = (item.content.text.len() <= ANNOUNCED_BYTES).then(|| writer.announce(project));
+        let incoming = (item.content.text.len() <= EXPECTED_BYTES).then(|| writer.expect_store(project));
         let prepared = prepare(embedder, item, Lane::Interactive, asked)
             .await
             .map_err(KnowledgeError::unwritten)?;

@@ -174,10 +174,10 @@ async fn what_is_stored_is_found_changed_deleted_and_brought_back() {
 
     let target = DeleteTarget::Ids(vec![pool.clone()]);
     let deleted = knowledge.delete(project, target, &asked()).await.unwrap();
-    assert_eq!(deleted.ids, [pool.clone()]);
+    assert_eq!(deleted.items.ids, [pool.clone()]);
     let (found, _, _) = running.search("messages in the queue", SearchMode::Text).await;
     assert_eq!(found, Vec::<String>::new());
-    let token = deleted.deletion.unwrap().token();
+    let token = deleted.items.deletion.unwrap().token();
     let of_another = Undelete::Token {
         token: token.clone(),
         project: Some(ProjectName::parse("another", "project_id").unwrap()),
@@ -186,12 +186,12 @@ async fn what_is_stored_is_found_changed_deleted_and_brought_back() {
     assert!(matches!(error, KnowledgeError::InvalidParameter { .. }), "{error:?}");
     let undo = Undelete::Token { token, project: None };
     let undone = knowledge.undelete(undo, &asked()).await.unwrap();
-    assert_eq!(undone.restored, [pool.clone()]);
+    assert_eq!(undone.items.restored, [pool.clone()]);
 
     let purged = knowledge.purge(project, vec![pool.clone()], &asked()).await.unwrap();
     assert_eq!(purged.ids, [pool]);
     let cleaned = knowledge.clean_up(project, Filter::default(), &asked()).await.unwrap();
-    assert_eq!((cleaned.deleted.ids.len(), cleaned.warning), (1, None));
+    assert_eq!((cleaned.deleted.items.ids.len(), cleaned.warning), (1, None));
     knowledge.probe(&asked()).await.unwrap();
     running.stop().await;
 }

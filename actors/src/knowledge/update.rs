@@ -1,33 +1,25 @@
 //! Changing an item.
 
-use chrono::{DateTime, Utc};
-
 use super::ingest::embed_text;
 use super::{Asked, Knowledge};
 use crate::domain::{ProjectName, UpdateParams};
 use crate::embedder::Lane;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::reader::Within;
-use crate::writer::{OpOutcome, PreparedUpdate, WriteOp};
-
-/// An update that is committed.
-#[derive(Debug)]
-pub struct Updated {
-    /// The item's id.
-    pub id: String,
-    /// When.
-    pub updated_at: DateTime<Utc>,
-    /// The commit.
-    pub version: i64,
-}
+use crate::writer::{PreparedUpdate, Updated};
 
 impl Knowledge {
-    /// Changes an item; a new text is embedded.
+    /// Changes an item; a new text is embedded. Gives what was changed and the commit.
     ///
     /// # Errors
     /// [`KnowledgeError::InvalidParameter`] over a limit, [`KnowledgeError::NotFound`]; those of the readers and the
     /// embedder, of which nothing was written; those of the writer.
-    pub async fn update(&self, project: &ProjectName, change: UpdateParams, asked: &Asked) -> KnowledgeResult<Updated> {
+    pub async fn update(
+        &self,
+        project: &ProjectName,
+        change: UpdateParams,
+        asked: &Asked,
+    ) -> KnowledgeResult<(Updated, i64)> {
         if let Some(text) = &change.text {
             self.limits.check_text(text)?;
         }
@@ -59,24 +51,15 @@ impl Knowledge {
             _ => None,
         };
         let mut update = PreparedUpdate { change, passages };
-        let change = async |update| {
-            writer
-                .change(project.clone(), WriteOp::Update(update), asked.deadline)
-                .await
-        };
-        let (mut outcome, mut version) = change(update.clone()).await?;
-        if let (OpOutcome::NotEmbedded, Some(text)) = (&outcome, &update.change.text) {
+        let (mut updated, mut version) = writer.update(project.clone(), update.clone(), asked.deadline).await?;
+        if let (None, Some(text)) = (&updated, &update.change.text) {
             // Somebody has changed the text. With its own passages the update fits any.
             update.passages = Some(embed(text).await?);
-            (outcome, version) = change(update).await?;
+            (updated, version) = writer.update(project.clone(), update, asked.deadline).await?;
         }
-        match outcome {
-            OpOutcome::Updated { id, updated_at } => Ok(Updated {
-                id,
-                updated_at,
-                version,
-            }),
-            other => Err(KnowledgeError::internal(format!("an update became {other:?}"))),
+        match updated {
+            Some(updated) => Ok((updated, version)),
+            None => Err(KnowledgeError::internal("an update with its passages was not made")),
         }
     }
 }

@@ -40,7 +40,7 @@ pub struct ProjectStats {
     pub rows: u64,
     /// Bytes on disk.
     pub bytes_on_disk: u64,
-    /// Upkeep that it is behind with, as far as its files tell.
+    /// Upkeep that is still to be done, as far as its files show.
     pub debt: Debt,
     /// Its newest commit.
     pub version: i64,
@@ -119,11 +119,10 @@ pub struct ChangePage {
     pub until: i64,
     /// The project's newest commit.
     pub newest: i64,
-    /// The last commit of which something is no longer kept: changes before it may be missing.
+    /// The last commit that is no longer kept whole: changes before it may be missing.
     pub forgotten: Option<i64>,
     /// The history that these numbers are of.
     pub lineage: Lineage,
-    /// Whether the commits up to the one that was asked for may hold some that are lost: what was made of them must
-    /// be made anew.
+    /// Whether some of the commits up to the one that was asked for may be lost: what was made of them must be rebuilt.
     pub lost: bool,
 }

@@ -49,7 +49,7 @@ impl ReadJob {
                         }
                     }
                 };
-                // Before the answer: whoever asks next with it in hand finds this reader idle.
+                // Before the answer: the caller that asks again with it in hand finds this reader idle.
                 lease.finish();
                 if let Some(result) = result {
                     // A failed send only means that the caller has left.

@@ -33,14 +33,14 @@ pub struct ReaderConfig {
 pub struct ReaderPool {
     idle: Arc<IdleReaders>,
     admission: Admission,
-    /// Readers that the change feeds may take at once: they ask after every commit, whoever else is waiting.
+    /// Readers that the change feeds may take at once: they ask after every commit, even while others wait.
     for_feeds: Arc<Semaphore>,
 }
 
 struct IdleReaders {
     /// As many permits as `readers` has entries.
     available: Semaphore,
-    /// A std lock: held for a push or a pop.
+    /// Locked for a push or a pop only.
     readers: Mutex<Vec<ActorRef<ReadJob>>>,
 }
 
@@ -212,7 +212,7 @@ impl ReaderPool {
         .await
     }
 
-    /// Has a reader run `query`, which is called `name` in the log, and answers what comes of it.
+    /// Has a reader run `query` (its name in the log is `name`), and gives back its result.
     async fn ask<R, Q, F>(&self, name: &'static str, deadline: Deadline, query: Q) -> KnowledgeResult<R>
     where
         R: Send + 'static,

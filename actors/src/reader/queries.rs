@@ -1,4 +1,4 @@
-//! The queries: each on immutable views, repeated without what is damaged where a read comes upon that.
+//! The queries: each reads immutable views. Where a read finds damage, the query is repeated without what is damaged.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
 use crate::writer::DeleteTarget;
 
-/// Runs a query that may come upon damaged bytes, over which Lance can panic: that is an error like others.
+/// Runs a query that may meet damaged bytes: Lance can panic over them, and that is an error like others.
 async fn caught<R>(query: impl Future<Output = KnowledgeResult<R>>) -> KnowledgeResult<R> {
     let query = async {
         fail::fail_point!("reader::query");
@@ -26,7 +26,7 @@ async fn caught<R>(query: impl Future<Output = KnowledgeResult<R>>) -> Knowledge
     }
 }
 
-/// Looks for what is damaged after a read has failed. True if the read is worth repeating.
+/// Looks for damage after a read has failed. True if the read is worth repeating.
 async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) -> bool {
     store.reexamine(view, query).await.unwrap_or_else(|error| {
         tracing::warn!(project = %view.project(), %error, "a project could not be examined");
@@ -34,8 +34,9 @@ async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) 
     })
 }
 
-/// Runs a query on a project's present view; nothing is found where nothing was stored in it, or no version of it can
-/// be read, so that it begins anew. Where it comes upon something damaged, it is repeated without that.
+/// Runs a query on a project's present view. It finds nothing where nothing was stored in the project, or where no
+/// version of it can be read, so that it starts again empty. Where a read finds damage, the query is repeated without
+/// what is damaged.
 async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
     store: &Store,
     project: &ProjectName,
@@ -264,7 +265,7 @@ async fn searchable_views(
                         failed.push(left_out(name, &error));
                         first_error.get_or_insert(error);
                     }
-                    // It is empty, and that is told.
+                    // It is empty, and the answer says why.
                     Err(error) if store.lost(name).is_some() => failed.push(left_out(name, &error)),
                     Err(error) => return Err(error),
                 }

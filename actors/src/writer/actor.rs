@@ -28,8 +28,8 @@ use crate::store::upkeep::{Debt, Pace};
 const COMMITS_PER_UPKEEP: u32 = 16;
 /// Stores that make a group worth its commit without waiting for more: one version for 32 of them.
 const FULL_GROUP: usize = 32;
-/// How long a group waits for each store that is on its way (admitted, being embedded): about what one more
-/// commit would cost both.
+/// How long a group waits for each incoming store (admitted, being embedded): about what one more commit would cost
+/// both.
 const HOLD_PER_STORE: Duration = Duration::from_millis(10);
 /// How long a group waits at most.
 const HOLD_MAX: Duration = Duration::from_millis(250);
@@ -88,9 +88,9 @@ struct LaneState {
     dropped: bool,
 }
 
-/// A group that waits for stores that are on their way.
+/// A group that waits for incoming stores.
 struct Hold {
-    /// Stores that were on their way when it began; later ones are not waited for.
+    /// Stores that were incoming when it began; later ones are not waited for.
     expected: usize,
     /// Those that have come since.
     arrived: usize,
@@ -293,24 +293,24 @@ impl WriterState {
         self.start(myself, &project);
     }
 
-    /// Whether the waiting stores are held back a moment for those on their way. One client alone never waits:
-    /// its own store is no longer on its way.
+    /// Whether the waiting stores are held back a moment for incoming ones. One client alone never waits: its own
+    /// store is no longer incoming.
     fn hold(&mut self, myself: &ActorRef<WriterMessage>, project: &ProjectName) -> bool {
-        let announced = self.incoming.of(project);
+        let incoming = self.incoming.of(project);
         let draining = self.draining;
         let Some(lane) = self.lanes.get_mut(project) else {
             return false;
         };
         let now = Instant::now();
         let waits_for_nothing =
-            lane.waiting.is_empty() || lane.urgent || draining || announced == 0 || lane.waiting.len() >= FULL_GROUP;
+            lane.waiting.is_empty() || lane.urgent || draining || incoming == 0 || lane.waiting.len() >= FULL_GROUP;
         let held = match &lane.hold {
             _ if waits_for_nothing => false,
             Some(hold) => now < hold.until && hold.arrived < hold.expected,
             None => {
-                let patience = HOLD_MAX.min(HOLD_PER_STORE * u32::try_from(announced).unwrap_or(u32::MAX));
+                let patience = HOLD_MAX.min(HOLD_PER_STORE * u32::try_from(incoming).unwrap_or(u32::MAX));
                 lane.hold = Some(Hold {
-                    expected: announced,
+                    expected: incoming,
                     arrived: 0,
                     until: now + patience,
                 });
@@ -399,7 +399,7 @@ impl WriterState {
         if upkeep.is_some() {
             lane.commits_since_upkeep = 0;
         }
-        // Looked up anew each time: the project may have been dropped and made again.
+        // Looked up again each time: the project may have been dropped and made again.
         let Ok(known) = self.access.project(project) else {
             return;
         };
@@ -466,13 +466,13 @@ impl WriterState {
             Work::Upkeep => &mut lane.upkeep_setbacks,
         };
         let restart = setbacks.panicked(now);
-        // What it said is in the panic hook's hands: it may quote what was to be written.
+        // The payload of the panic is not logged: it may quote what was to be written.
         tracing::error!(
             %project,
             ?work,
             again_in_ms = restart.after.as_millis() as u64,
             degraded = restart.degraded,
-            "the work of a project panicked; its table is opened anew"
+            "the work of a project panicked; its table is reopened"
         );
         if restart.degraded {
             self.troubles.add(project, work, now + restart.after);

@@ -1,6 +1,6 @@
 //! When the upkeep of projects that nobody writes to is next looked at: rows that expire, and steps that have failed.
 //!
-//! Pure: the present moment is an argument. Only the next moment matters to the writer, which keeps one timer for all
+//! Pure: the present time is an argument. Only the next entry matters to the writer, which keeps one timer for all
 //! projects.
 
 use std::collections::HashMap;
@@ -67,7 +67,7 @@ impl Agenda {
         self.entries.remove(project);
     }
 
-    /// Takes the projects that are due. What comes of looking at each is told afterwards.
+    /// Takes the projects that are due. The result of the look at each is reported afterwards.
     pub(crate) fn take_due(&mut self, now: DateTime<Utc>) -> Vec<ProjectName> {
         let mut due = Vec::new();
         for (project, entry) in &mut self.entries {

@@ -1,16 +1,19 @@
 //! The way in: what the rest of the daemon calls to write.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use parking_lot::Mutex;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::actor::WriterConfig;
-use super::commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, WriteOp};
+use super::commit::{
+    DeleteTarget, Deleted, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, Undeleted, Updated,
+    WriteOp,
+};
 use super::incoming::{IncomingStore, IncomingStores};
 use super::message::{
     AccessWork, ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, WriteReply, WriteRequest, WriterMessage, WriterStats,
@@ -54,12 +57,12 @@ impl WriterHandle {
     /// Which projects take no writes now, or get no upkeep, though the writer works: a sentence each, for
     /// `admin.health`.
     pub fn troubles(&self) -> Vec<String> {
-        self.troubles.told(Instant::now())
+        self.troubles.sentences(Instant::now())
     }
 
-    /// Says that a store of one item is on its way: it is being embedded now. While one is, the writer may hold
-    /// a group open for it. Give it to [`WriterHandle::store`], or drop it if the store does not come.
-    pub fn announce(&self, project: &ProjectName) -> IncomingStore {
+    /// Makes the writer expect a store of one item, which is being embedded now: it may hold a group open for it.
+    /// Give the result to [`WriterHandle::store`], or drop it if the store does not come.
+    pub fn expect_store(&self, project: &ProjectName) -> IncomingStore {
         IncomingStore::new(Arc::clone(&self.incoming), project.clone(), self.actor.clone())
     }
 
@@ -75,7 +78,7 @@ impl WriterHandle {
         let reply = self.submit(project, ops, incoming, deadline).await?;
         let items = reply.items.into_iter().map(|item| match item? {
             OpOutcome::Stored(outcome) => Ok(outcome),
-            other => Err(KnowledgeError::internal(format!("a store became {other:?}"))),
+            other => Err(unexpected(&other)),
         });
         Ok(WriteReply {
             items: items.collect(),
@@ -83,28 +86,32 @@ impl WriterHandle {
         })
     }
 
-    /// Changes, deletes or undeletes, and waits until it is durable.
-    pub async fn change(
+    /// Changes an item and waits until that is durable. With it comes the project's newest commit. None where the
+    /// item's text is not the update's and the update came without the passages of its text: nothing was changed, and
+    /// with them it can be repeated.
+    pub async fn update(
         &self,
         project: ProjectName,
-        op: WriteOp,
+        update: PreparedUpdate,
         deadline: Deadline,
-    ) -> KnowledgeResult<(OpOutcome, i64)> {
-        let reply = self.submit(project, vec![op], None, deadline).await?;
-        let outcome = reply.items.into_iter().next();
-        let outcome = outcome.ok_or_else(|| KnowledgeError::internal("the writer gave no answer"))??;
-        Ok((outcome, reply.version))
+    ) -> KnowledgeResult<(Option<Updated>, i64)> {
+        let (outcome, version) = self.change(project, WriteOp::Update(update), deadline).await?;
+        match outcome {
+            OpOutcome::Updated(updated) => Ok((Some(updated), version)),
+            OpOutcome::NotEmbedded => Ok((None, version)),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    /// Deletes, and waits until that is durable, or until the call is `cancelled`. An error has the undo token where the
-    /// delete may have happened.
+    /// Deletes, and waits until that is durable, or until the call is `cancelled`. With it comes the project's newest
+    /// commit. An error has the undo token where the delete may have happened.
     pub async fn delete(
         &self,
         project: ProjectName,
         target: DeleteTarget,
         deadline: Deadline,
         cancelled: &CancellationToken,
-    ) -> KnowledgeResult<(OpOutcome, i64)> {
+    ) -> KnowledgeResult<(Deleted, i64)> {
         let note = UndoNote::default();
         let undoing = Undoing(note.clone());
         let outcome = tokio::select! {
@@ -112,7 +119,47 @@ impl WriterHandle {
             outcome = self.change(project, WriteOp::Delete(target, note), deadline) => outcome,
             () = cancelled.cancelled() => Err(KnowledgeError::Cancelled),
         };
-        outcome.map_err(|error| undoing.ended_with(error))
+        match outcome.map_err(|error| undoing.ended_with(error))? {
+            (OpOutcome::Deleted(deleted), version) => Ok((deleted, version)),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Brings deleted items back and waits until that is durable. With it comes the project's newest commit.
+    pub async fn undelete(
+        &self,
+        project: ProjectName,
+        target: UndeleteTarget,
+        deadline: Deadline,
+    ) -> KnowledgeResult<(Undeleted, i64)> {
+        match self.change(project, WriteOp::Undelete(target), deadline).await? {
+            (OpOutcome::Undeleted(undeleted), version) => Ok((undeleted, version)),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes every trace of these items, after what waits before it. Gives back those that were there.
+    pub async fn purge(
+        &self,
+        project: ProjectName,
+        ids: Vec<String>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<Vec<String>> {
+        let outcome = self.exclusive(project, ExclusiveTask::Purge(ids), deadline).await?;
+        Ok(outcome.purged)
+    }
+
+    /// Does all the upkeep there is to do, after what waits before it. Gives back its steps, by name.
+    pub async fn optimize(&self, project: ProjectName, deadline: Deadline) -> KnowledgeResult<BTreeMap<String, u64>> {
+        let outcome = self.exclusive(project, ExclusiveTask::Optimize, deadline).await?;
+        Ok(outcome.steps)
+    }
+
+    async fn change(&self, project: ProjectName, op: WriteOp, deadline: Deadline) -> KnowledgeResult<(OpOutcome, i64)> {
+        let reply = self.submit(project, vec![op], None, deadline).await?;
+        let outcome = reply.items.into_iter().next();
+        let outcome = outcome.ok_or_else(|| KnowledgeError::internal("the writer gave no answer"))??;
+        Ok((outcome, reply.version))
     }
 
     async fn submit(
@@ -125,7 +172,8 @@ impl WriterHandle {
         let total_bytes: usize = ops.iter().map(op_bytes).sum();
         let total_bytes = u32::try_from(total_bytes).unwrap_or(u32::MAX);
         let permits = if ops.len() > 1 {
-            // A bulk store has been embedded by now, which is the dear part: it waits for room, within its time.
+            // A bulk store has been embedded by now, which is the expensive part: it waits for space in the buffer, up
+            // to its deadline.
             [
                 self.requests.acquire(1, deadline).await?,
                 self.bytes.acquire(total_bytes, deadline).await?,
@@ -153,8 +201,7 @@ impl WriterHandle {
         self.send(WriterMessage::Write(request), answer, deadline).await
     }
 
-    /// Does something with the whole project, after what waits before it.
-    pub async fn exclusive(
+    async fn exclusive(
         &self,
         project: ProjectName,
         task: ExclusiveTask,
@@ -242,4 +289,9 @@ impl WriterHandle {
     pub fn requests_in_use(&self) -> u32 {
         self.requests.in_use()
     }
+}
+
+/// The error where a write was answered as another one.
+fn unexpected(outcome: &OpOutcome) -> KnowledgeError {
+    KnowledgeError::internal(format!("the writer answered {outcome:?}"))
 }

@@ -1,9 +1,9 @@
-//! Stores on their way: admitted and being embedded, not yet with the writer.
+//! Incoming stores: admitted and being embedded, not yet with the writer.
 //!
 //! A single store spends most of its time in the embedder. If the writer committed each as it came out, 64
-//! clients would make a version for every few items. So a store is announced before it is embedded, and the
-//! writer holds a group open for a moment while others are on their way (see `WriterState::hold`). Nothing
-//! depends on an incoming: one that is dropped only wakes the lane.
+//! clients would make a version for every few items. So the writer expects a store from before it is embedded, and
+//! holds a group open for a moment while others are incoming (see `WriterState::hold`). Nothing depends on an
+//! [`IncomingStore`]: dropping one only wakes the lane.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use ractor::ActorRef;
 use super::WriterMessage;
 use crate::domain::ProjectName;
 
-/// How many stores are on their way, by project.
+/// How many stores are incoming, by project.
 #[derive(Debug, Default)]
 pub(crate) struct IncomingStores(Mutex<HashMap<ProjectName, usize>>);
 
 impl IncomingStores {
-    /// Stores of this project on their way.
+    /// How many stores of this project are incoming.
     pub(crate) fn of(&self, project: &ProjectName) -> usize {
         let counts = self.0.lock();
         counts.get(project).copied().unwrap_or(0)
@@ -41,7 +41,7 @@ impl IncomingStores {
     }
 }
 
-/// One store on its way. See the module.
+/// One store that the writer expects. See the module.
 #[derive(Debug)]
 pub struct IncomingStore {
     incoming: Arc<IncomingStores>,

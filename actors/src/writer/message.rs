@@ -26,13 +26,13 @@ pub enum WriterMessage {
     Write(WriteRequest),
     /// Do something with the whole project, when it is its turn.
     Exclusive(ExclusiveRequest),
-    /// Look at a lane again: what it waited for has come, or does not come.
+    /// Look at a lane again: a store that it waited for has come, or will not come.
     Nudge(ProjectName),
     /// Look whether upkeep is due.
     Upkeep(ProjectName),
     /// A while has passed since the lane had made this many commits.
     Quiet(ProjectName, u64),
-    /// Look what upkeep the projects need that nobody writes to.
+    /// Look which upkeep is due in projects that nobody writes to.
     Survey,
     /// When rows of one of them are next to be forgotten.
     Surveyed(ProjectName, Option<DateTime<Utc>>),
@@ -48,7 +48,7 @@ pub enum WriterMessage {
     LaneDone(LaneDone),
     /// Finish what was accepted, take nothing more, then answer.
     Drain(oneshot::Sender<()>),
-    /// Tell the numbers.
+    /// Report the numbers.
     Stats(oneshot::Sender<WriterStats>),
 }
 
@@ -95,7 +95,7 @@ pub struct WriteReply<T> {
 
 /// Work on a project as a whole, which nothing else shares a turn with.
 #[derive(Clone, Debug)]
-pub enum ExclusiveTask {
+pub(super) enum ExclusiveTask {
     /// Remove every trace of these items.
     Purge(Vec<String>),
     /// All the upkeep there is to do.
@@ -104,14 +104,14 @@ pub enum ExclusiveTask {
 
 /// What came of an [`ExclusiveTask`].
 #[derive(Clone, Debug, Default)]
-pub struct ExclusiveOutcome {
+pub(super) struct ExclusiveOutcome {
     /// The items that were purged.
-    pub purged: Vec<String>,
+    pub(super) purged: Vec<String>,
     /// Steps of upkeep, by name.
-    pub steps: BTreeMap<String, u64>,
+    pub(super) steps: BTreeMap<String, u64>,
 }
 
-/// An [`ExclusiveTask`] and where its answer goes.
+/// Work on a project as a whole, and where its answer goes.
 pub struct ExclusiveRequest {
     pub(super) project: ProjectName,
     pub(super) task: ExclusiveTask,

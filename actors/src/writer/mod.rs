@@ -6,7 +6,7 @@
 //! is durable and published to the readers. Upkeep runs in the same lane, a step at a time, between commits.
 //!
 //! A task that panics costs its lane a pause and nobody else anything: its group is answered `OutcomeUnknown`, the
-//! table is forgotten and opened anew, and the other lanes do not notice (see [`setback`]). Business errors never
+//! table is forgotten and reopened, and the other lanes do not notice (see [`setback`]). Business errors never
 //! end anything.
 
 mod actor;
@@ -23,9 +23,9 @@ mod undo;
 mod upkeep;
 
 pub use actor::{Writer, WriterArguments, WriterConfig, WriterState};
-pub use commit::{DeleteTarget, ItemOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp};
+pub use commit::{
+    DeleteTarget, Deleted, ItemOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, Undeleted, Updated, WriteOp,
+};
 pub use handle::WriterHandle;
 pub use incoming::IncomingStore;
-pub use message::{
-    ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone, WriteReply, WriteRequest, WriterMessage, WriterStats,
-};
+pub use message::{ExclusiveRequest, LaneDone, WriteReply, WriteRequest, WriterMessage, WriterStats};

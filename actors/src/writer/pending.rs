@@ -159,7 +159,7 @@ pub(super) fn op_bytes(op: &WriteOp) -> usize {
 }
 
 /// Whether a waiting item is still to be written. What expired in the queue is answered and never executed;
-/// what nobody waits for any more frees its place.
+/// an item that nobody waits for any more frees its place.
 pub(super) fn still_wanted(queued: &Queued) -> bool {
     match queued {
         Queued::Op(op) => {

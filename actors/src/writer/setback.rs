@@ -75,7 +75,7 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    /// What a write is told that is refused meanwhile.
+    /// The error of a write that is refused meanwhile.
     pub(super) fn refusal(self, project: &ProjectName) -> KnowledgeError {
         KnowledgeError::ReadOnly {
             reason: format!(
@@ -99,7 +99,7 @@ impl Troubles {
     }
 
     /// A sentence each, of those whose pause has not ended at `now`.
-    pub(super) fn told(&self, now: Instant) -> Vec<String> {
+    pub(super) fn sentences(&self, now: Instant) -> Vec<String> {
         let mut noted = self.0.lock();
         noted.retain(|_, until| now < *until);
         noted
@@ -145,12 +145,12 @@ mod tests {
         let project = ProjectName::default();
         troubles.add(&project, Work::Writes, begun + Duration::from_secs(60));
         troubles.add(&project, Work::Upkeep, begun + Duration::from_secs(5));
-        assert_eq!(troubles.told(begun).len(), 2);
-        let left = troubles.told(begun + Duration::from_secs(5));
+        assert_eq!(troubles.sentences(begun).len(), 2);
+        let left = troubles.sentences(begun + Duration::from_secs(5));
         assert!(
             left.len() == 1 && left[0].contains("project default: its writes"),
             "{left:?}"
         );
-        assert!(troubles.told(begun + Duration::from_secs(60)).is_empty());
+        assert!(troubles.sentences(begun + Duration::from_secs(60)).is_empty());
     }
 }

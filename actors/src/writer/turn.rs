@@ -17,8 +17,8 @@ use crate::store::table::table_damage::TableDamage;
 use crate::store::upkeep::{Debt, Pace};
 use crate::store::{Project, WriteAccess, WriteTable};
 
-/// What a purge has done whose erasing does not come to its end.
-const UNERASED: &str = "the items are removed and can be read no more, but not all of their bytes are erased yet \
+/// What a purge has done where its erasing is not finished.
+const UNERASED: &str = "the items are removed and can no longer be read, but not all of their bytes are erased yet \
                         (the next write and the next start go on with that, and so does asking again)";
 /// How long a purge waits for readers of older versions.
 pub(super) const PURGE_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ impl LaneTurn {
         match panics::catch(writing).await {
             Ok(committed) => {
                 done.committed = committed;
-                // The writes are answered: the room that they took is not kept for the upkeep below.
+                // The writes are answered: their space in the queue is not kept for the upkeep below.
                 drop(places);
             }
             Err(_) => {
@@ -113,7 +113,7 @@ impl LaneTurn {
                 Queued::Exclusive(_) => None,
             })
             .unzip();
-        let (ops, places) = self.with_room(ops, places).await;
+        let (ops, places) = self.with_space(ops, places).await;
         if ops.is_empty() {
             return false;
         }
@@ -135,7 +135,7 @@ impl LaneTurn {
     }
 
     /// Refuses what adds to the project where the disk is nearly full; deleting goes on.
-    async fn with_room(
+    async fn with_space(
         &self,
         ops: Vec<WriteOp>,
         places: Vec<(usize, Arc<PendingWrite>)>,
@@ -183,7 +183,7 @@ impl LaneTurn {
         };
         match (outcome, task) {
             (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, attempt.begun).await),
-            // Where it came upon a file that is missing, that and what to do is told.
+            // Where it found that a file is missing, the error says that and what to do.
             (Err(error), ExclusiveTask::Optimize) => {
                 let refused = self.access.lock_for_upkeep(&self.project).await.err();
                 Err(refused.unwrap_or(error))
@@ -192,7 +192,7 @@ impl LaneTurn {
         }
     }
 
-    /// Takes what is damaged out of the way of a task that has failed, as far as the task may.
+    /// Takes what is damaged out of the way of a task that has failed, as far as that task may.
     async fn mend(&self, task: &ExclusiveTask, error: &KnowledgeError, attempt: &Attempt) -> bool {
         let (access, before) = (&self.access, attempt.damage.as_deref());
         match task {
@@ -205,7 +205,7 @@ impl LaneTurn {
         let mut guard = match task {
             ExclusiveTask::Purge(_) => self.access.lock(&self.project, false).await?,
             ExclusiveTask::Optimize => {
-                // What cannot be read is told of, before nothing is done.
+                // A project that cannot be read is an error here; below, it would only have nothing to do.
                 self.project.view().await?;
                 self.access.lock_for_upkeep(&self.project).await?
             }
@@ -243,8 +243,7 @@ impl LaneTurn {
             Err(error) => return Err(guard.failed(error)),
         }
         let table = guard.table().ok_or_else(no_table)?;
-        // The items of a purge are gone from here on. What fails now is to be told as what it is, or the caller
-        // takes them for untouched.
+        // The items of a purge are gone from here on. An error has to say so, or the caller takes them for untouched.
         let purging = matches!(task, ExclusiveTask::Purge(_));
         let unerased = |error: KnowledgeError| if purging { error.after(UNERASED) } else { error };
         let erasing = table.is_erasing().await;
@@ -257,7 +256,7 @@ impl LaneTurn {
         if erasing.map_err(unerased)? {
             finish_erasing(&mut guard).await.map_err(unerased)?;
         } else if purging {
-            // What recovery has set aside may hold what the table does not any more.
+            // What recovery has set aside may hold items that the table no longer has.
             guard.discard_set_aside().await.map_err(unerased)?;
         }
         if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
@@ -354,7 +353,7 @@ fn no_table() -> KnowledgeError {
 }
 
 /// Waits here for as long as this fail point says `return`. `pause` would keep a thread of the runtime, and with it
-/// maybe the timers of everybody.
+/// perhaps the timers of all tasks.
 pub(super) async fn hold(point: &'static str) {
     while is_held(point) {
         tokio::time::sleep(Duration::from_millis(5)).await;

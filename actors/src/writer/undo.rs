@@ -2,7 +2,7 @@
 //!
 //! The token is known once a commit is planned, before it is made. The writer notes it here then. A caller whose time
 //! is up, or whose writer fails, takes it from here. Where nothing is noted by the time that the caller leaves, the
-//! writer does not carry the delete out any more: so there is no delete that nobody can undo.
+//! writer no longer carries the delete out: so every delete can be undone.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub struct UndoNote(Arc<Mutex<Noted>>);
 #[derive(Debug, Default)]
 struct Noted {
     deletion: Option<Deletion>,
-    /// Whether the caller waits no longer.
+    /// Whether the caller no longer waits.
     left: bool,
 }
 

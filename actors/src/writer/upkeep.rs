@@ -1,4 +1,4 @@
-//! Upkeep in the lanes: a step at a time after writes, and on projects that nobody writes to when something is due
+//! Upkeep in the lanes: a step at a time after writes, and, in projects that nobody writes to, when something is due
 //! (see [`super::agenda`]).
 
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use crate::store::table::schema::TableShape;
 use crate::store::upkeep::{Pace, Step, due_steps};
 use crate::store::{WriteAccess, WriteGuard};
 
-/// How long after its start the writer looks at the projects that nobody writes to: what the start itself is for goes
-/// first.
+/// How long after its start the writer looks at the projects that nobody writes to: the requests that the daemon was
+/// started for go first.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// The longest that the timer sleeps: the clock may be set on, and stands still for it while the machine sleeps.
+/// The longest that the timer sleeps: the clock may be set forward, and the timer stands still while the machine
+/// sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
 /// What a turn of upkeep did.
@@ -54,7 +55,7 @@ impl UpkeepDone {
     }
 }
 
-/// Pause between two projects that nobody writes to and that need upkeep, so that a home full of them is no burden.
+/// Pause between two projects that nobody writes to and that need upkeep, so that a home full of them is not a burden.
 const BETWEEN: Duration = Duration::from_millis(500);
 
 /// How long to wait before the first look.
@@ -80,7 +81,7 @@ pub(super) async fn survey(access: Arc<WriteAccess>, writer: ActorRef<WriterMess
         let mut looked = access.survey(&project).await;
         if let Err(error) = &looked {
             tracing::warn!(project = %project.name(), %error, "a project cannot be looked at; it is opened");
-            // As its first use would: recovery mends what it can, and `admin.health` tells the rest.
+            // As its first use would: recovery mends what it can, and `admin.health` reports the rest.
             if project.view().await.is_ok() {
                 looked = access.survey(&project).await;
             }
@@ -180,7 +181,7 @@ impl WriterState {
     fn set_timer(&mut self, myself: &ActorRef<WriterMessage>) {
         let Some(next) = self.agenda.next() else { return };
         if self.timer.is_some_and(|timer| timer.at <= next) {
-            return; // It fires early enough, and is then set anew.
+            return; // It fires early enough, and is then set again.
         }
         self.timers_set += 1;
         let number = self.timers_set;

@@ -69,7 +69,7 @@ impl BertConfig {
                 config.position_embedding_type
             ))
         } else if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            Some("hidden_size is no multiple of num_attention_heads".to_owned())
+            Some("hidden_size is not a multiple of num_attention_heads".to_owned())
         } else {
             None
         };

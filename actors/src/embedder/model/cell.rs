@@ -2,7 +2,7 @@
 //!
 //! The [`ModelCell`] outlives the embedder actor: the supervisor holds it and gives it to each new actor, so a
 //! restart takes milliseconds and reads no weights. Nothing is loaded before the first request that needs it;
-//! until then only the identity and the dimensions are known, which is all that opening a table takes.
+//! until then only the identity and the dimensions are known, and opening a table needs no more.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -76,11 +76,6 @@ impl fmt::Debug for ModelCell {
             .field("max_tokens", &self.max_tokens)
             .finish_non_exhaustive()
     }
-}
-
-/// A poisoned lock is taken all the same: each value behind one is complete or absent at any moment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 impl ModelCell {
@@ -160,12 +155,12 @@ impl ModelCell {
 
     /// How long loading took; none while the model is not loaded.
     pub fn load_time(&self) -> Option<Duration> {
-        lock(&self.loaded).as_ref().map(|loaded| loaded.took)
+        self.loaded.lock().as_ref().map(|loaded| loaded.took)
     }
 
     /// The tokenizer, loaded at the first call, which blocks for some tens of milliseconds.
     pub fn tokenizer(&self) -> Result<TextTokenizer, EngineError> {
-        let mut slot = lock(&self.tokenizer);
+        let mut slot = self.tokenizer.lock();
         if let Some(tokenizer) = slot.as_ref() {
             return Ok(tokenizer.clone());
         }
@@ -192,13 +187,13 @@ impl ModelCell {
         let start = Instant::now();
         if let Source::Custom(factory) = &self.source {
             let engine = factory()?;
-            lock(&self.loaded).get_or_insert(Loaded {
+            self.loaded.lock().get_or_insert(Loaded {
                 model: None,
                 took: start.elapsed(),
             });
             return Ok(engine);
         }
-        let mut slot = lock(&self.loaded);
+        let mut slot = self.loaded.lock();
         let known = slot.as_ref().and_then(|loaded| loaded.model.clone());
         let model = match known {
             Some(model) => model,
@@ -245,7 +240,7 @@ fn bundled_manifest() -> Result<BundleManifest, EngineError> {
     serde_json::from_str(BUNDLED_MANIFEST).map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
 }
 
-/// The bundled tokenizer by itself, for programs that need no model.
+/// The bundled tokenizer alone, for programs that need no model.
 pub fn bundled_tokenizer() -> Result<TextTokenizer, EngineError> {
     TextTokenizer::from_json(BUNDLED_TOKENIZER, bundled_manifest()?.max_tokens)
 }

@@ -231,7 +231,7 @@ impl TextTokenizer {
 }
 
 /// Cuts `text` into consecutive ranges of at most [`PIECE_BYTES`], after white space where there is some, after
-/// a character that is no part of a word otherwise, and anywhere between two characters as a last resort.
+/// a character that is not part of a word otherwise, and anywhere between two characters as a last resort.
 fn pieces(text: &str) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     std::iter::from_fn(move || {

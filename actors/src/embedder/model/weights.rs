@@ -1,7 +1,7 @@
 //! Reading the weights of a model: the bundled GGUF file from memory, or `model.safetensors` from a directory.
 //!
 //! Both end as float32 tensors. The bundled file keeps its matrices in Q8_0 (blocks of 32 values that share
-//! one f16 scale), which costs a quarter of the room; they are expanded once, at load. The word embeddings,
+//! one f16 scale), which costs a quarter of the space; they are expanded once, at load. The word embeddings,
 //! half of the model, are only ever looked up by row, so they stay in their stored form and the rows that a
 //! text needs are expanded as it is embedded ([`EmbeddingTable`]).
 
@@ -12,6 +12,7 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor};
+use half::f16;
 
 use super::EngineError;
 
@@ -72,29 +73,12 @@ impl EmbeddingTable {
                 let row_bytes = self.width / Q8_0_BLOCK_VALUES * Q8_0_BLOCK_BYTES;
                 let blocks = &bytes[row * row_bytes..(row + 1) * row_bytes];
                 for block in blocks.chunks_exact(Q8_0_BLOCK_BYTES) {
-                    let scale = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
+                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
                     out.extend(block[2..].iter().map(|byte| f32::from(*byte as i8) * scale));
                 }
             }
         }
         Ok(())
-    }
-}
-
-/// Expands an IEEE 754 half-precision number.
-fn f16_to_f32(bits: u16) -> f32 {
-    let sign = u32::from(bits >> 15) << 31;
-    let exponent = u32::from(bits >> 10) & 0x1f;
-    let fraction = u32::from(bits) & 0x3ff;
-    match exponent {
-        // Zero and subnormals: fraction * 2^-24, exact in f32.
-        0 => {
-            let magnitude = fraction as f32 * 2f32.powi(-24);
-            if sign == 0 { magnitude } else { -magnitude }
-        }
-        // Infinity and NaN.
-        0x1f => f32::from_bits(sign | 0x7f80_0000 | (fraction << 13)),
-        _ => f32::from_bits(sign | ((exponent + 112) << 23) | (fraction << 13)),
     }
 }
 
@@ -180,7 +164,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_precision_numbers_expand_exactly() {
+    fn half_precision_scales_expand_exactly() {
+        let expanded = |bits: u16| {
+            let mut block = vec![1; Q8_0_BLOCK_BYTES];
+            block[..2].copy_from_slice(&bits.to_le_bytes());
+            let table = EmbeddingTable {
+                rows: 1,
+                width: Q8_0_BLOCK_VALUES,
+                storage: RowStorage::Blocks(block.into()),
+            };
+            let mut out = Vec::new();
+            table.append_row(0, &mut out).unwrap();
+            assert_eq!(out.len(), Q8_0_BLOCK_VALUES);
+            out[0]
+        };
         for (bits, value) in [
             (0x0000, 0.0),
             (0x3c00, 1.0),
@@ -191,10 +188,10 @@ mod tests {
             (0x8001, -(2f32.powi(-24))),
             (0x3555, 0.333_251_95),
         ] {
-            assert_eq!(f16_to_f32(bits), value, "{bits:#06x}");
+            assert_eq!(expanded(bits), value, "{bits:#06x}");
         }
-        assert!(f16_to_f32(0x7c00).is_infinite());
-        assert!(f16_to_f32(0x7e00).is_nan());
+        assert!(expanded(0x7c00).is_infinite());
+        assert!(expanded(0x7e00).is_nan());
     }
 
     #[test]

@@ -1,0 +1,78 @@
+//! What the changes of a group find in the table.
+
+use std::collections::HashMap;
+
+use arrow_array::RecordBatch;
+use lancedb::datafusion::logical_expr::Expr;
+use lancedb::expr::col;
+
+use super::ops::{DeleteTarget, UndeleteTarget, WriteOp};
+use crate::error::KnowledgeResult;
+use crate::store::table::rows::{StoredRevision, revisions};
+use crate::store::table::schema::column;
+use crate::store::view::{ProjectView, filter};
+
+/// The live items and deleted revisions that the changes of a group concern, read in one go.
+#[derive(Default)]
+pub(super) struct Concerned {
+    /// Whole rows of the live revisions.
+    pub(super) live_rows: Option<RecordBatch>,
+    /// The live revisions, by id.
+    pub(super) live: HashMap<String, StoredRevision>,
+    /// The newest closed revision of items that are to be undeleted, by id.
+    pub(super) closed: HashMap<String, StoredRevision>,
+}
+
+impl Concerned {
+    pub(super) async fn read(view: &ProjectView, group: &[WriteOp]) -> KnowledgeResult<Self> {
+        let mut concerned = Self::default();
+        let mut live_ids: Vec<String> = Vec::new();
+        let mut undeleted_ids: Vec<String> = Vec::new();
+        let mut matching: Option<Expr> = None;
+        for op in group {
+            match op {
+                WriteOp::Store(_) => {}
+                WriteOp::Update(update) => live_ids.push(update.change.id.clone()),
+                WriteOp::Delete(DeleteTarget::Ids(ids), _) => live_ids.extend(ids.iter().cloned()),
+                // Alone in its group, see `lane`.
+                WriteOp::Delete(DeleteTarget::Matching(filter), _) => matching = Some(filter::matching(filter, None)),
+                WriteOp::Undelete(UndeleteTarget::Ids(ids)) => undeleted_ids.extend(ids.iter().cloned()),
+                WriteOp::Undelete(UndeleteTarget::Deletion(deletion)) => {
+                    let rows = view.rows(filter::closed_by(deletion.sequence, deletion.at)).await?;
+                    concerned.add_closed(&rows)?;
+                }
+            }
+        }
+        if let Some(ids) = filter::any_of(column::ID, &undeleted_ids) {
+            let rows = view.rows(ids.and(col(column::VALID_TO).is_not_null())).await?;
+            concerned.add_closed(&rows)?;
+        }
+        // What is live is not deleted, and its rows cannot be opened again.
+        live_ids.extend(undeleted_ids);
+        live_ids.extend(concerned.closed.keys().cloned());
+        let live = match matching {
+            Some(matching) => Some(matching),
+            None => filter::any_of(column::ID, &live_ids).map(|ids| ids.and(filter::live(None))),
+        };
+        if let Some(live) = live {
+            let rows = view.rows(live).await?;
+            for ((id, _), revision) in revisions(&rows)? {
+                concerned.live.insert(id, revision);
+            }
+            concerned.live_rows = Some(rows);
+        }
+        Ok(concerned)
+    }
+
+    fn add_closed(&mut self, rows: &RecordBatch) -> KnowledgeResult<()> {
+        // In the order of the revisions: the last one stays.
+        for ((id, _), revision) in revisions(rows)? {
+            if revision.stored.is_tombstone() {
+                self.closed.remove(&id);
+            } else {
+                self.closed.insert(id, revision);
+            }
+        }
+        Ok(())
+    }
+}
