@@ -60,7 +60,7 @@ impl SharedSession {
         self.caches().session
     }
 
-    pub(super) fn begin_anew(&self) {
+    pub(super) fn replace(&self) {
         *self.current.write() = Caches::new(self.index_cache_bytes, self.metadata_cache_bytes);
     }
 }

@@ -57,7 +57,7 @@ impl WriteAccess {
     pub async fn survey(&self, project: &Arc<Project>) -> KnowledgeResult<Survey> {
         clock::check()?;
         if project.published().is_some() {
-            let guard = project.table.lock().await;
+            let guard = project.lock_table().await;
             return match guard.as_ref() {
                 Some(table) if matches!(table.shape(), TableShape::Current { .. }) => {
                     Ok(Survey::of(&table.debt().await?, table.forgets_at()))
@@ -65,11 +65,11 @@ impl WriteAccess {
                 _ => Ok(Survey::default()),
             };
         }
-        if !holds_table(&project.directory)? {
+        if !holds_table(project.directory())? {
             return Ok(Survey::default());
         }
-        let name = project.name.clone();
-        let place = table_directory(&project.directory);
+        let name = project.name().clone();
+        let place = table_directory(project.directory());
         let place = place
             .to_str()
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?
@@ -103,7 +103,7 @@ impl WriteAccess {
     /// When the project cannot be opened.
     pub async fn may_be_kept_up(&self, project: &Arc<Project>) -> KnowledgeResult<bool> {
         // Where that cannot be told, the attempt tells.
-        let erasing = project.directory.join(ERASING_MARK).try_exists().unwrap_or(true);
+        let erasing = project.directory().join(ERASING_MARK).try_exists().unwrap_or(true);
         match project.view().await {
             Ok(Some(view)) if view.damage().configuration.is_some() => Ok(false),
             Ok(Some(view)) => Ok(erasing || view.damage().is_sound()),

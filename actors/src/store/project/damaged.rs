@@ -2,28 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use crate::error::KnowledgeResult;
 use crate::store::damage;
-use crate::store::project::{Project, REEXAMINE_AFTER};
+use crate::store::project::Project;
+use crate::store::project::damage_ledger::Searched;
 use crate::store::table::schema::TableShape;
 use crate::store::table::table_directory;
 use crate::store::view::ProjectView;
 use crate::store::write::{WriteTable, current_dataset};
 
 impl Project {
-    /// Whether a version is worth being searched for damage: not if it has just been.
-    pub(super) fn is_to_be_searched(&self, version: u64) -> bool {
-        let mut last = self.suspected.lock();
-        if last.is_some_and(|(searched, when)| searched == version && when.elapsed() < REEXAMINE_AFTER) {
-            return false;
-        }
-        *last = Some((version, Instant::now()));
-        true
-    }
-
     /// Saves what can be read of damaged fragments at once: left out whole, they would take it along.
     pub(super) async fn salvage(&self, table: &mut WriteTable) {
         if !matches!(table.shape(), TableShape::Current { .. }) {
@@ -32,30 +21,28 @@ impl Project {
         if table.damage().is_sound() || table.damage().configuration.is_some() {
             return;
         }
-        match table.repair(&self.directory, true).await {
-            Ok(()) => {
-                self.repairs.fetch_add(1, Ordering::AcqRel);
-            }
+        match table.repair(self.directory(), true).await {
+            Ok(()) => self.damage.note_salvage(),
             // The writer tries again; until then they are left out.
-            Err(error) => tracing::error!(project = %self.name, %error, "a damaged table could not be repaired"),
+            Err(error) => tracing::error!(project = %self.name(), %error, "a damaged table could not be repaired"),
         }
-        self.note(table.take_notes());
+        self.record.add_notes(table.take_notes());
     }
 
     /// After a read of `view` has failed: looks for what is damaged, all fragments and, with the words that were
     /// searched for, the keyword index. True if the next view is another one, so that the read is worth repeating.
     pub(in crate::store) async fn reexamine(&self, view: &ProjectView, query: Option<&str>) -> KnowledgeResult<bool> {
-        let mut examined = self.examined.lock().await;
+        let mut examined = self.damage.examined().await;
         let same = |now: Arc<ProjectView>| now.lance_version() == view.lance_version() && now.damage() == view.damage();
         if !self.published().is_some_and(same) {
             return Ok(true); // Somebody else has found it, or it is another version by now.
         }
         let version = view.lance_version();
-        if examined.is_some_and(|(last, when)| last == version && when.elapsed() < REEXAMINE_AFTER) {
+        if examined.is_some_and(|searched| searched.covers(version)) {
             return Ok(false);
         }
-        tracing::warn!(project = %self.name, version, "a read failed, looking for what is damaged");
-        let location = table_directory(&self.directory);
+        tracing::warn!(project = %self.name(), version, "a read failed, looking for what is damaged");
+        let location = table_directory(self.directory());
         let plain = damage::inspect(view.dataset(), &location, &BTreeMap::new()).await?;
         let mut found = plain.fragments;
         found.extend(damage::unreadable_fragments(view.dataset(), &view.damage().fragments).await?);
@@ -64,12 +51,12 @@ impl Project {
         if found.is_empty() && keyword_index.is_none() {
             keyword_index = damage::keyword_index_damage(view, query).await;
         }
-        *examined = Some((version, Instant::now()));
+        *examined = Some(Searched::now(version));
         if found.is_empty() && keyword_index.is_none() {
             return Ok(false);
         }
-        self.remember(&found);
-        let mut guard = self.table.lock().await;
+        self.damage.remember(&found);
+        let mut guard = self.lock_table().await;
         if guard.is_none() {
             *guard = self.open_table().await?;
         }
@@ -81,7 +68,7 @@ impl Project {
             damage.keyword_index = keyword_index;
         }
         for what in damage.describe() {
-            tracing::error!(project = %self.name, "{what}");
+            tracing::error!(project = %self.name(), "{what}");
         }
         table.set_damage(damage);
         self.number_after_losses(table, version).await?;

@@ -1,14 +1,33 @@
 //! One project: its table, which the writer holds, and the view of it that readers see.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `settings` | what never changes |
+//! | `published` | the view that readers see, and the older ones that they still read |
+//! | `opening`, `opening_record` | opening or creating the table; what that has done and found |
+//! | `damaged`, `damage_ledger` | looking for damage and saving what can be read; what is known of it |
+//!
+//! # The order of the locks
+//!
+//! A lock may be taken while those before it in this list are held, never the other way round:
+//!
+//! 1. `Store::transfers`: shared by what reads one version for long, alone by a restore;
+//! 2. `DamageLedger::examined`: while a version is searched for damage since a read has failed;
+//! 3. `Project::table`: for the whole of a commit, or of an opening. A restore holds those of several projects,
+//!    everybody else that of one, and there is one restore at a time;
+//! 4. `Store::backup_instant`: shared to publish a view, alone while a backup takes the views of all projects;
+//! 5. `Store::projects`: to look a project up, or to add or remove one;
+//! 6. `Published::view`, and every lock that is not in this list: to copy or replace a value. No other lock is taken
+//!    while one of them is held.
+//!
+//! No lock from 4 on is held across an await. `DamageLedger::clear`, which is called with 3 held, only tries 2 and does
+//! without it if it is not free.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use chrono::TimeDelta;
-use parking_lot::RwLock;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::clock;
 use crate::domain::ProjectName;
@@ -16,23 +35,26 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::SharedSession;
 use crate::store::damage;
 use crate::store::disk_space::WriteState;
-use crate::store::lock::StoreLock;
-use crate::store::table::durable::Durability;
 use crate::store::table::lineage::Lineage;
-use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::TableShape;
-use crate::store::table::table_damage::DamagedFragment;
 use crate::store::upkeep;
 use crate::store::view::ProjectView;
 use crate::store::view::held::HeldVersions;
 use crate::store::write::WriteTable;
 
+mod damage_ledger;
 mod damaged;
 mod opening;
+mod opening_record;
+mod published;
+mod settings;
 
-/// How long a version in which nothing damaged was found is not searched for damage again: a read that fails for
-/// another reason must not read the whole table each time.
-pub(super) const REEXAMINE_AFTER: Duration = Duration::from_secs(60);
+use damage_ledger::DamageLedger;
+pub(super) use damage_ledger::REEXAMINE_AFTER;
+use opening_record::OpeningRecord;
+pub(super) use published::Published;
+pub(super) use settings::ProjectSettings;
+
 /// What to do about a project that is no longer where it was.
 const PUT_BACK: &str = "put the directory back in place of what is there now, or mount the disk that it lies on; if it \
                         was removed on purpose, restart the daemon";
@@ -53,91 +75,125 @@ pub(super) enum Losses {
 
 /// One project: its published view, and the table behind it once it is open.
 pub struct Project {
-    pub(super) name: ProjectName,
-    pub(super) directory: PathBuf,
-    pub(super) lock: StoreLock,
-    pub(super) durability: Durability,
-    pub(super) model: ModelIdentity,
-    pub(super) retention: TimeDelta,
-    pub(super) session: Arc<SharedSession>,
-    pub(super) published: Arc<watch::Sender<u64>>,
-    pub(super) moment: Arc<RwLock<()>>,
-    /// Versions that readers hold.
-    pub(super) held: HeldVersions,
-    /// Where its commit numbers come from; known once the project is opened.
-    pub(super) lineage: RwLock<Lineage>,
-    /// What readers see; none until the project is opened. A std lock: held for a pointer's copy, never
-    /// across an await.
-    pub(super) view: RwLock<Option<Arc<ProjectView>>>,
+    settings: ProjectSettings,
+    published: Published,
     /// The table. Held by the writer for the whole of a commit, so that a commit that outlives the actor which
     /// started it is never joined by a second one.
-    pub(super) table: Mutex<Option<WriteTable>>,
-    /// Whether a table of it was open in this process.
-    pub(super) had_table: AtomicBool,
-    /// Whether it was looked at without being opened, and nothing was wrong with it.
-    pub(super) glanced_at: AtomicBool,
+    table: Mutex<Option<WriteTable>>,
+    record: OpeningRecord,
+    damage: DamageLedger,
+    /// Whether the last write could not be made for want of space or permission.
+    writes: WriteState,
     /// Why not all bytes of what a purge has removed could be erased when that was last tried, if so.
-    pub(super) unerased: parking_lot::Mutex<Option<String>>,
-    /// Whether recovery has run: once in a process, when nothing can be in flight.
-    pub(super) recovered: AtomicBool,
-    /// What recovery did in this process, for `admin.status`.
-    pub(super) notes: parking_lot::Mutex<Vec<String>>,
-    /// Why the project is empty though there is something on disk, if so.
-    pub(super) lost: parking_lot::Mutex<Option<String>>,
-    /// Why it could not be opened when that was last tried, and when.
-    pub(super) unopened: parking_lot::Mutex<Option<(Instant, String)>>,
-    /// Whether taking damaged fragments out of the table has failed: tried again when it is opened again.
-    pub(super) repair_failed: AtomicBool,
-    /// How often something was taken out of the table.
-    pub(super) repairs: AtomicU64,
-    /// Fragments that reads have failed on, so that they stay left out when the table is opened again.
-    pub(super) damage: parking_lot::Mutex<BTreeMap<u64, DamagedFragment>>,
-    /// The version that was last searched for damage after a read had failed, and when; held while one is.
-    pub(super) examined: Mutex<Option<(u64, Instant)>>,
-    /// Whether a write has failed, maybe over something that is damaged: looked for when the table is opened again.
-    pub(super) suspect: AtomicBool,
-    /// The version that was last searched for damage after that, and when.
-    pub(super) suspected: parking_lot::Mutex<Option<(u64, Instant)>>,
-    /// Whether the last write could not be made for want of room or permission.
-    pub(super) writes: WriteState,
+    unerased: parking_lot::Mutex<Option<String>>,
     /// Whether a restore has stopped halfway: the next start finishes it, and moves aside what is here.
-    pub(super) suspended: AtomicBool,
+    suspended: AtomicBool,
 }
 
 impl std::fmt::Debug for Project {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Project")
-            .field("name", &self.name)
+            .field("name", self.name())
             .finish_non_exhaustive()
     }
 }
 
 impl Project {
+    /// A project that is not open yet. `suspended` as in [`Project::suspend`].
+    pub(super) fn new(settings: ProjectSettings, published: Published, writes: WriteState, suspended: bool) -> Self {
+        Self {
+            settings,
+            published,
+            table: Mutex::default(),
+            record: OpeningRecord::default(),
+            damage: DamageLedger::default(),
+            writes,
+            unerased: parking_lot::Mutex::default(),
+            suspended: AtomicBool::new(suspended),
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &ProjectName {
-        &self.name
+        &self.settings.name
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.settings.directory
+    }
+
+    pub(super) fn session(&self) -> &SharedSession {
+        &self.settings.session
+    }
+
+    /// Refuses once the lock of the store is lost.
+    pub(super) fn check_lock(&self) -> KnowledgeResult<()> {
+        self.settings.lock.check()
     }
 
     /// The view as published, without opening anything.
     pub fn published(&self) -> Option<Arc<ProjectView>> {
-        self.view.read().clone()
+        self.published.view()
     }
 
     pub(super) fn set_view(&self, view: Arc<ProjectView>) {
-        let _not_amid_a_backup = self.moment.read();
-        *self.view.write() = Some(view);
-        if !self.name.is_own() {
-            self.published.send_modify(|count| *count += 1);
-        }
-    }
-
-    pub(super) fn lineage(&self) -> Lineage {
-        *self.lineage.read()
+        self.published.set_view(view);
     }
 
     pub(super) fn clear_view(&self) {
-        *self.view.write() = None;
+        self.published.clear_view();
+    }
+
+    pub(super) fn lineage(&self) -> Lineage {
+        self.published.lineage()
+    }
+
+    /// Versions that readers hold.
+    pub(super) fn held(&self) -> &HeldVersions {
+        self.published.held()
+    }
+
+    /// Takes the table; waits for whoever has it.
+    pub(super) async fn lock_table(&self) -> MutexGuard<'_, Option<WriteTable>> {
+        self.table.lock().await
+    }
+
+    pub(super) fn record(&self) -> &OpeningRecord {
+        &self.record
+    }
+
+    pub(super) fn damage(&self) -> &DamageLedger {
+        &self.damage
+    }
+
+    /// What is wrong with writing to it now, if anything is.
+    pub(super) async fn write_trouble(&self) -> Option<String> {
+        self.writes.trouble(self.directory()).await
+    }
+
+    /// Takes note of a write that failed; answers its error, with the place and what is free there.
+    pub(super) fn write_failed(&self, error: KnowledgeError) -> KnowledgeError {
+        self.writes.failed(self.directory(), error)
+    }
+
+    /// Takes note of a write that succeeded.
+    pub(super) fn write_succeeded(&self) {
+        self.writes.succeeded();
+    }
+
+    /// Why nothing may be added now: its file system has less space than is kept free.
+    pub(super) async fn shortage(&self) -> Option<KnowledgeError> {
+        self.writes.shortage(self.directory()).await
+    }
+
+    /// Why a purge could not erase everything when that was last tried, if so.
+    pub(super) fn unerased(&self) -> Option<String> {
+        self.unerased.lock().clone()
+    }
+
+    pub(super) fn set_unerased(&self, reason: Option<String>) {
+        *self.unerased.lock() = reason;
     }
 
     /// The present view, opening the project on first use; nothing where there is none, be it that nothing was stored
@@ -156,7 +212,7 @@ impl Project {
     }
 
     pub(super) async fn open_view(&self) -> KnowledgeResult<Option<Arc<ProjectView>>> {
-        let mut guard = self.table.lock().await;
+        let mut guard = self.lock_table().await;
         if let Some(view) = self.published() {
             return Ok(Some(view)); // Opened while this one waited.
         }
@@ -178,7 +234,7 @@ impl Project {
 
     /// Bytes of the project's directory on disk, old versions included.
     pub async fn bytes_on_disk(&self) -> KnowledgeResult<u64> {
-        let directory = self.directory.clone();
+        let directory = self.settings.directory.clone();
         tokio::task::spawn_blocking(move || directory_bytes(&directory))
             .await
             .map_err(KnowledgeError::internal)
@@ -213,29 +269,28 @@ impl Project {
                 return Err(KnowledgeError::Unreadable {
                     message: format!(
                         "project {} is left as it is: {}. {}",
-                        self.name,
+                        self.name(),
                         reasons.collect::<Vec<_>>().join("; "),
                         damage::PUT_BACK
                     ),
                 });
             }
             Some(_) if losses == Losses::Undecided => {}
-            Some(table) if table.damage().is_sound() || self.repair_failed.load(Ordering::Acquire) => {}
+            Some(table) if table.damage().is_sound() || self.damage.repair_failed() => {}
             // A table of another shape is left as it is.
             Some(table) if matches!(table.shape(), TableShape::Foreign { .. }) => {}
-            Some(table) => match table.repair(&self.directory, false).await {
+            Some(table) => match table.repair(self.directory(), false).await {
                 Ok(()) => {
-                    self.repairs.fetch_add(1, Ordering::AcqRel);
-                    self.note(table.take_notes());
-                    self.damage.lock().clear();
+                    self.damage.note_repair();
+                    self.record.add_notes(table.take_notes());
                     let repaired = table.view().await?;
                     self.set_view(repaired);
                 }
                 Err(error @ (KnowledgeError::ReadOnly { .. } | KnowledgeError::NoDescriptors)) => return Err(error),
                 Err(error) => {
                     // Adding to the table needs none of what is damaged.
-                    tracing::error!(project = %self.name, %error, "a damaged table could not be repaired");
-                    self.repair_failed.store(true, Ordering::Release);
+                    tracing::error!(project = %self.name(), %error, "a damaged table could not be repaired");
+                    self.damage.set_repair_failed(true);
                 }
             },
         }
@@ -244,10 +299,10 @@ impl Project {
 
     /// Removes the versions that nobody reads, whatever their number. True if there were any.
     pub(super) async fn give_up_versions(&self) -> bool {
-        let mut guard = self.table.lock().await;
+        let mut guard = self.lock_table().await;
         let Some(table) = guard.as_mut() else { return false };
         // The files may be another daemon's by now.
-        if self.lock.check().is_err() || !matches!(table.shape(), TableShape::Current { .. }) {
+        if self.check_lock().is_err() || !matches!(table.shape(), TableShape::Current { .. }) {
             return false;
         }
         let given_up = async {
@@ -258,32 +313,19 @@ impl Project {
             table.maintain(upkeep::Step::Prune).await
         };
         given_up.await.unwrap_or_else(|error| {
-            tracing::warn!(project = %self.name, %error, "old versions could not be removed to make room");
+            tracing::warn!(project = %self.name(), %error, "old versions could not be removed to make room");
             false
         })
     }
 
-    /// Forgets what was found in a table that another has taken the place of.
-    pub(super) fn begin_anew(&self) {
-        self.recovered.store(false, Ordering::Release);
-        self.repair_failed.store(false, Ordering::Release);
-        self.suspect.store(false, Ordering::Release);
-        *self.suspected.lock() = None;
-        self.notes.lock().clear();
-        self.damage.lock().clear();
-        self.set_lost(None);
-        self.glanced_at.store(false, Ordering::Release);
-        self.had_table.store(false, Ordering::Release);
-        *self.unerased.lock() = None;
-        *self.unopened.lock() = None;
-        // Whoever holds it may wait for the table, which the caller holds; what is left then is a version that is
-        // not searched again for a minute.
-        if let Ok(mut examined) = self.examined.try_lock() {
-            *examined = None;
-        }
+    /// Forgets what was found in a table that another has taken the place of. The caller holds the table.
+    pub(super) fn forget_findings(&self) {
+        self.record.clear(self.name());
+        self.damage.clear();
+        self.set_unerased(None);
     }
 
-    /// From now on nothing is written to the project, or again.
+    /// From now on nothing is written to the project; with `false`, it is written to again.
     pub(super) fn suspend(&self, suspended: bool) {
         self.suspended.store(suspended, Ordering::Release);
     }
@@ -300,20 +342,6 @@ impl Project {
 
     pub(super) fn is_suspended(&self) -> bool {
         self.suspended.load(Ordering::Acquire)
-    }
-
-    pub(super) fn note(&self, notes: Vec<String>) {
-        let mut kept = self.notes.lock();
-        kept.extend(notes);
-    }
-
-    pub(super) fn remember(&self, found: &BTreeMap<u64, DamagedFragment>) {
-        let mut kept = self.damage.lock();
-        kept.extend(found.iter().map(|(id, fragment)| (*id, fragment.clone())));
-    }
-
-    pub(super) fn remembered(&self) -> BTreeMap<u64, DamagedFragment> {
-        self.damage.lock().clone()
     }
 }
 

@@ -1,8 +1,6 @@
 //! Opens the table of a project, or creates it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use lance::index::DatasetIndexExt;
 use lance_table::io::commit::CommitHandler;
@@ -24,11 +22,11 @@ use crate::store::write::{WriteTable, current_dataset};
 impl Project {
     pub(super) async fn connect(&self) -> KnowledgeResult<Connection> {
         let uri = self
-            .directory
+            .directory()
             .to_str()
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?;
         lancedb::connect(uri)
-            .session(self.session.current())
+            .session(self.settings.session.current())
             .execute()
             .await
             .map_err(read_error)
@@ -40,7 +38,7 @@ impl Project {
     /// Where there was one in this process: somebody has moved it away, or a disk is gone. To begin anew in its place
     /// would keep it from coming back.
     fn unless_vanished(&self) -> KnowledgeResult<Option<WriteTable>> {
-        match self.had_table.load(Ordering::Acquire) {
+        match self.record.had_table() {
             true => Err(self.vanished()),
             false => Ok(None),
         }
@@ -50,8 +48,8 @@ impl Project {
         KnowledgeError::OutOfReach {
             message: format!(
                 "the data of project {} is no longer in {}",
-                self.name,
-                self.directory.display()
+                self.name(),
+                self.directory().display()
             ),
             fix: PUT_BACK,
         }
@@ -65,45 +63,44 @@ impl Project {
     /// Opens the table, if there is one. Why it cannot be opened is shown until it can be.
     pub(in crate::store) async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         let opened = self.try_open_table().await;
-        let mut unopened = self.unopened.lock();
-        *unopened = opened.as_ref().err().map(|error| {
-            let told = match error {
-                KnowledgeError::OutOfReach { message, fix } => format!("{message}; {fix}"),
-                error => error.to_string(),
-            };
-            (Instant::now(), told)
-        });
-        drop(unopened);
+        self.record.note_try(opened.as_ref().err());
         opened
     }
 
     pub(super) async fn try_open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         // Recovery may change what it finds.
-        self.lock.check()?;
+        self.check_lock()?;
         clock::check()?;
         fail::fail_point!("store::open", |_| Err(KnowledgeError::Unreadable {
             message: "failpoint store::open".to_owned(),
         }));
-        if !holds_table(&self.directory)? {
-            self.set_lost(None);
+        if !holds_table(self.directory())? {
+            self.record.set_lost(self.name(), None);
             return self.unless_vanished();
         }
-        let location = table_directory(&self.directory);
-        if !self.recovered.load(Ordering::Acquire) {
-            let (name, directory, table) = (self.name.clone(), self.directory.clone(), location.clone());
+        let location = table_directory(self.directory());
+        if !self.record.is_recovered() {
+            let (name, directory, table) = (
+                self.settings.name.clone(),
+                self.settings.directory.clone(),
+                location.clone(),
+            );
             let recovered = tokio::task::spawn_blocking(move || damage::recover(&name, &directory, &table))
                 .await
                 .map_err(KnowledgeError::internal)??;
-            self.note(recovered.notes);
-            self.set_lost(recovered.lost);
+            self.record.add_notes(recovered.notes);
+            self.record.set_lost(self.name(), recovered.lost);
             if recovered.vacant {
                 return self.unless_vanished();
             }
-            self.recovered.store(true, Ordering::Release);
+            self.record.note_recovered();
         }
         let mut read_params = checked_reads();
-        read_params.session(self.session.current());
-        let handler = Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone()));
+        read_params.session(self.settings.session.current());
+        let handler = Arc::new(DurableCommitHandler::new(
+            self.settings.durability,
+            self.settings.lock.clone(),
+        ));
         read_params.commit_handler = Some(Arc::clone(&handler) as Arc<dyn CommitHandler>);
         let connection = self.connect().await?;
         // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
@@ -119,48 +116,48 @@ impl Project {
             Ok(Ok(table)) => table,
             // LanceDB takes a table whose files cannot be opened now for none.
             Ok(Err(error @ lancedb::Error::TableNotFound { .. })) if !is_passing(&error) => {
-                tracing::debug!(project = %self.name, %error, "there is no table");
+                tracing::debug!(project = %self.name(), %error, "there is no table");
                 return self.unless_vanished();
             }
             Ok(Err(error)) => return Err(read_error(error)),
             Err(panic) => {
                 return Err(KnowledgeError::unreadable(format_args!(
                     "project {} cannot be opened: {panic}",
-                    self.name
+                    self.name()
                 )));
             }
         };
         let dataset = current_dataset(&table).await?;
         let indices = dataset.load_indices().await.map_err(read_error)?;
         handler.builds_upon(&dataset, &indices)?;
-        let mut damage = damage::inspect(&dataset, &location, &self.remembered()).await?;
+        let mut damage = damage::inspect(&dataset, &location, &self.damage.remembered()).await?;
         let version = dataset.version().version;
-        if self.suspect.swap(false, Ordering::AcqRel) && self.is_to_be_searched(version) {
-            tracing::warn!(project = %self.name, version, "a write failed, looking for what is damaged");
+        if self.damage.takes_search_after_write(version) {
+            tracing::warn!(project = %self.name(), version, "a write failed, looking for what is damaged");
             let found = damage::unreadable_fragments(&dataset, &damage.fragments).await?;
-            self.remember(&found);
+            self.damage.remember(&found);
             damage.fragments.extend(found);
         }
         let mut taken = self.take_over(&table, &damage).await;
         if let Err(KnowledgeError::Unreadable { message }) = &taken {
-            tracing::error!(project = %self.name, error = message, "a table cannot be read, looking for what is damaged");
+            tracing::error!(project = %self.name(), error = message, "a table cannot be read, looking for what is damaged");
             let found = damage::unreadable_fragments(&dataset, &damage.fragments).await?;
             if !found.is_empty() {
-                self.remember(&found);
+                self.damage.remember(&found);
                 damage.fragments.extend(found);
                 taken = self.take_over(&table, &damage).await;
             }
         }
         let mut taken = taken?;
-        self.had_table.store(true, Ordering::Release);
-        let lineage = Lineage::read(&self.directory)?;
-        *self.lineage.write() = lineage;
+        self.record.note_table();
+        let lineage = Lineage::read(self.directory())?;
+        self.published.set_lineage(lineage);
         taken.continue_after(lineage.sequence);
-        self.repair_failed.store(false, Ordering::Release);
+        self.damage.set_repair_failed(false);
         self.number_after_losses(&mut taken, version).await?;
         self.salvage(&mut taken).await;
         for what in taken.damage().describe() {
-            tracing::error!(project = %self.name, "{what}");
+            tracing::error!(project = %self.name(), "{what}");
         }
         Ok(Some(taken))
     }
@@ -168,27 +165,27 @@ impl Project {
     /// Reads what the writer keeps in memory of a table, in a task of its own for the same reason as above.
     pub(super) async fn take_over(&self, table: &lancedb::Table, damage: &TableDamage) -> KnowledgeResult<WriteTable> {
         let opened = WriteTable::opened(
-            self.name.clone(),
+            self.settings.name.clone(),
             table.clone(),
-            self.retention,
+            self.settings.retention,
             damage.clone(),
-            self.held.clone(),
+            self.held().clone(),
         );
         match tokio::spawn(opened).await {
             Ok(opened) => opened,
             Err(panic) => Err(KnowledgeError::unreadable(format_args!(
                 "project {} cannot be read: {panic}",
-                self.name
+                self.name()
             ))),
         }
     }
 
     /// Takes care that no commit number is given twice: what was lost had some.
     pub(super) async fn number_after_losses(&self, table: &mut WriteTable, version: u64) -> KnowledgeResult<()> {
-        self.note(table.take_notes());
+        self.record.add_notes(table.take_notes());
         let damage = (**table.damage()).clone();
         let (directory, last, damage) = (
-            self.directory.clone(),
+            self.settings.directory.clone(),
             table.next_sequence() - 1,
             damage.fragments.clone(),
         );
@@ -201,22 +198,31 @@ impl Project {
 
     /// Creates the table with its keyword index.
     pub(super) async fn create_table(&self) -> KnowledgeResult<WriteTable> {
-        std::fs::create_dir_all(&self.directory).map_err(write_error)?;
+        std::fs::create_dir_all(self.directory()).map_err(write_error)?;
         let (name, directory, table) = (
-            self.name.clone(),
-            self.directory.clone(),
-            table_directory(&self.directory),
+            self.settings.name.clone(),
+            self.settings.directory.clone(),
+            table_directory(self.directory()),
         );
         tokio::task::spawn_blocking(move || damage::clear_site(&name, &directory, &table))
             .await
             .map_err(KnowledgeError::internal)??;
-        self.set_lost(None);
-        let handler = Arc::new(DurableCommitHandler::new(self.durability, self.lock.clone()));
+        self.record.set_lost(self.name(), None);
+        let handler = Arc::new(DurableCommitHandler::new(
+            self.settings.durability,
+            self.settings.lock.clone(),
+        ));
         let connection = self.connect().await?;
-        WriteTable::create(&connection, &self.model, handler, self.session.current()).await?;
+        WriteTable::create(
+            &connection,
+            &self.settings.model,
+            handler,
+            self.settings.session.current(),
+        )
+        .await?;
         // Opened as any other table is: the index is made there.
         self.open_table()
             .await?
-            .ok_or_else(|| KnowledgeError::internal(format!("project {} was created and cannot be found", self.name)))
+            .ok_or_else(|| KnowledgeError::internal(format!("project {} was created and cannot be found", self.name())))
     }
 }

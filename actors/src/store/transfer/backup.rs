@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A view holds its version: what it names is not pruned while somebody reads it. So the moment is only the
-//! instant in which the views of all projects are taken together (see `Store::moment`); the copying takes its
+//! instant in which the views of all projects are taken together (see `Store::backup_instant`); the copying takes its
 //! time, and nobody waits for it. Everything is written beside the target and renamed into its place when it
 //! is complete and on disk: a backup under its own name is whole.
 
@@ -129,7 +129,7 @@ impl Store {
         let path = blocking(move || new_place(&path, &knowledge_dir, NewPlace::Directory)).await?;
         // The files of a view must stay where they are.
         let _turn = self.reading_for_long().await;
-        let (views, mut warnings) = self.moment(&request, watcher.as_ref()).await?;
+        let (views, mut warnings) = self.views_of_one_instant(&request, watcher.as_ref()).await?;
         if let (Some(project), true) = (&request.project, views.is_empty()) {
             return Err(match warnings.into_iter().next() {
                 Some(left_out) => left_out.into(),
@@ -212,9 +212,9 @@ impl Store {
         })
     }
 
-    /// The views of the projects at one moment, and why some are missing. Publishing a view waits for the
+    /// The views of the projects at one instant, and why some are missing. Publishing a view waits for the
     /// instant in which they are taken together; opening what is not open comes before.
-    async fn moment(
+    async fn views_of_one_instant(
         &self,
         request: &BackupRequest,
         watcher: &dyn Watcher,
@@ -307,7 +307,7 @@ impl Store {
     /// The published views, taken in one instant; none where a project has a table and no view just now, unless
     /// it is known to be `viewless`.
     fn views_now(&self, request: &BackupRequest, viewless: &BTreeSet<ProjectName>) -> Option<Vec<Arc<ProjectView>>> {
-        let _instant = self.moment.write();
+        let _instant = self.backup_instant.write();
         let mut views = Vec::new();
         for project in self.projects() {
             if !request.wants(project.name()) {
@@ -317,7 +317,7 @@ impl Store {
                 Some(view) => views.push(view),
                 None if viewless.contains(project.name()) => {}
                 // What cannot be looked at is opened, which says why it cannot be.
-                None if !matches!(holds_table(&project.directory), Ok(false)) => return None,
+                None if !matches!(holds_table(project.directory()), Ok(false)) => return None,
                 None => {}
             }
         }
