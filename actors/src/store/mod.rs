@@ -8,7 +8,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`error`], `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; files of state; room to write; the lock of the data directory |
+//! | [`error`], `guarded`, `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; reading what may be damaged; files of state; room to write; the lock of the data directory |
 //! | [`table`] | what lies on disk: schema, rows, identities, keyword index, durable commits |
 //! | [`view`] | what readers see: one immutable version of a table, and all queries on it |
 //! | [`mod@write`] | what the writer does to a table: append, change, purge, forget |
@@ -24,6 +24,7 @@ mod discover;
 mod disk;
 pub mod disk_space;
 pub mod error;
+mod guarded;
 mod inventory;
 pub mod lock;
 mod project;
@@ -54,7 +55,7 @@ mod tests {
 
     /// The rooms in their order; those of one line may use each other.
     const ORDER: [&[&str]; 8] = [
-        &["error", "disk", "lock", "caches", "swap"],
+        &["error", "guarded", "disk", "lock", "caches", "swap"],
         &["table"],
         &["view"],
         &["write"],

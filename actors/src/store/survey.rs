@@ -16,6 +16,7 @@ use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::Caches;
 use crate::store::error::read_error;
+use crate::store::guarded::guarded;
 use crate::store::table::holds_table;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{TableShape, column};
@@ -75,8 +76,7 @@ impl WriteAccess {
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?
             .to_owned();
         let retention = self.store().config().retention;
-        // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
-        let looked = tokio::spawn(async move {
+        let looked = guarded(async move {
             let session = Caches::new(CACHE_BYTES, CACHE_BYTES).session;
             let dataset = DatasetBuilder::from_uri(place)
                 .with_session(session)

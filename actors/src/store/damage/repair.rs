@@ -23,7 +23,8 @@ use crate::domain::{ProjectName, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::read_fragment;
 use crate::store::damage::set_aside::{Remains, SetAside};
-use crate::store::error::{damage, is_passing, read_error, write_error};
+use crate::store::error::{read_error, write_error};
+use crate::store::guarded::{finding, guarded};
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::table::table_damage::DamagedFragment;
@@ -260,15 +261,8 @@ async fn read_range(
         .map_err(read_error)?
         .limit(Some(length as i64), Some(start as i64))
         .map_err(read_error)?;
-    // A task of its own: damaged bytes can make Lance panic.
-    let read = tokio::spawn(async move { scanner.try_into_stream().await?.try_collect::<Vec<RecordBatch>>().await });
-    match read.await {
-        Ok(Ok(batches)) => Ok(Some(batches)),
-        Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => damage(&error).map(|_| None),
-        Err(ended) if ended.is_panic() => damage(&ended).map(|_| None),
-        Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
-    }
+    let read = guarded(async move { scanner.try_into_stream().await?.try_collect::<Vec<RecordBatch>>().await });
+    Ok(finding(read.await)?.ok())
 }
 
 /// Rows in the table's schema, with the [`DERIVED`] columns made from the others.

@@ -10,6 +10,7 @@ use crate::clock;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage;
 use crate::store::error::{is_passing, read_error, write_error};
+use crate::store::guarded::guarded;
 use crate::store::project::{PUT_BACK, Project};
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::holds_table;
@@ -103,8 +104,7 @@ impl Project {
         ));
         read_params.commit_handler = Some(Arc::clone(&handler) as Arc<dyn CommitHandler>);
         let connection = self.connect().await?;
-        // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
-        let opened = tokio::spawn(async move {
+        let opened = guarded(async move {
             connection
                 .open_table(TABLE_NAME)
                 .lance_read_params(read_params)
@@ -120,9 +120,9 @@ impl Project {
                 return self.unless_vanished();
             }
             Ok(Err(error)) => return Err(read_error(error)),
-            Err(panic) => {
+            Err(unfinished) => {
                 return Err(KnowledgeError::unreadable(format_args!(
-                    "project {} cannot be opened: {panic}",
+                    "project {} cannot be opened: {unfinished}",
                     self.name()
                 )));
             }
@@ -162,7 +162,7 @@ impl Project {
         Ok(Some(taken))
     }
 
-    /// Reads what the writer keeps in memory of a table, in a task of its own for the same reason as above.
+    /// Reads what the writer keeps in memory of a table.
     pub(super) async fn take_over(&self, table: &lancedb::Table, damage: &TableDamage) -> KnowledgeResult<WriteTable> {
         let opened = WriteTable::opened(
             self.settings.name.clone(),
@@ -171,10 +171,10 @@ impl Project {
             damage.clone(),
             self.held().clone(),
         );
-        match tokio::spawn(opened).await {
+        match guarded(opened).await {
             Ok(opened) => opened,
-            Err(panic) => Err(KnowledgeError::unreadable(format_args!(
-                "project {} cannot be read: {panic}",
+            Err(unfinished) => Err(KnowledgeError::unreadable(format_args!(
+                "project {} cannot be read: {unfinished}",
                 self.name()
             ))),
         }

@@ -27,6 +27,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::{look_up, open_again, read_keyword_index, table_path};
 use crate::store::error::damage as damage_of;
 use crate::store::error::{is_passing, read_error};
+use crate::store::guarded::{Guarded, guarded};
 use crate::store::table::keyword_index;
 use crate::store::table::schema::{TableShape, column};
 use crate::store::view::ProjectView;
@@ -250,10 +251,10 @@ async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> Know
     Ok(damaged.into_keys().collect())
 }
 
-/// The rows of a fragment, read by a task of its own, since damaged bytes can make Lance panic.
+/// The rows of a fragment, as they are read.
 struct Batches {
     batches: mpsc::Receiver<lance::Result<RecordBatch>>,
-    task: Option<tokio::task::JoinHandle<()>>,
+    task: Option<Guarded<()>>,
     /// Whether the end was reached without an error.
     whole: bool,
 }
@@ -262,7 +263,7 @@ fn read_batches(dataset: &Arc<Dataset>, fragment: &Fragment) -> Batches {
     let mut scanner = dataset.scan();
     scanner.with_fragments(vec![fragment.clone()]).batch_size(BATCH_ROWS);
     let (sender, batches) = mpsc::channel(1);
-    let task = tokio::spawn(async move {
+    let task = guarded(async move {
         let mut stream = match scanner.try_into_stream().await {
             Ok(stream) => stream,
             Err(error) => {
@@ -306,7 +307,7 @@ impl Batches {
                         self.whole = true;
                         Ok(None)
                     }
-                    Err(panic) => Ok(Some(Err(damage_of(&panic)?))),
+                    Err(unfinished) => Ok(Some(Err(damage_of(&unfinished)?))),
                 }
             }
         }
