@@ -353,7 +353,7 @@ pub(super) fn a_lock_is_held(config: &Config) -> bool {
 
 /// Whether a daemon holds the lock. Looking takes it for a moment, so look only when there is a reason to.
 pub(super) fn lock_is_held(path: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().write(true).open(path) else {
+    let Ok(file) = OpenOptions::new().read(true).open(path) else {
         return false;
     };
     matches!(
