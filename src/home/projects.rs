@@ -82,6 +82,20 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_leads_nowhere_is_told_as_that() {
+        let root = tempfile::tempdir().unwrap();
+        let (target, link) = (root.path().join("disk"), root.path().join("knowledge"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let told = prepare(&link).unwrap_err().to_string();
+        assert!(
+            told.contains("leads nowhere") && told.contains(&target.display().to_string()),
+            "{told}"
+        );
+        std::fs::create_dir(&target).unwrap();
+        prepare(&link).unwrap();
+    }
+
+    #[test]
     fn only_a_real_directory_is_closed() {
         let root = tempfile::tempdir().unwrap();
         let (real, link) = (root.path().join("real"), root.path().join("link"));
