@@ -159,7 +159,8 @@ async fn keep_remains(
     let reasons: Vec<&str> = damaged.values().map(|(_, fragment)| fragment.reason.as_str()).collect();
     let lost = rows.saturating_sub(left);
     let what = format!(
-        "{lost} of {rows} rows are lost: {}; the rest was kept, and the table goes on without the damaged files",
+        "{}: {}; the rest was kept, and the table goes on without the damaged files",
+        lost_of(lost, rows),
         reasons.join("; ")
     );
     tracing::error!(%project, fragments = damaged.len(), rows, salvaged = left, "{what}");
@@ -194,6 +195,12 @@ async fn keep_remains(
     })
     .await
     .map_err(KnowledgeError::internal)?
+}
+
+fn lost_of(lost: usize, rows: usize) -> String {
+    let noun = if rows == 1 { "row" } else { "rows" };
+    let verb = if lost == 1 { "is" } else { "are" };
+    format!("{lost} of {rows} {noun} {verb} lost")
 }
 
 /// Columns that follow from the others: damage to them alone costs no row.
@@ -328,4 +335,16 @@ fn complete_revisions(batches: &[RecordBatch]) -> KnowledgeResult<Vec<RecordBatc
         }
     }
     Ok(complete)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_in_plain_english() {
+        assert_eq!(lost_of(1, 1), "1 of 1 row is lost");
+        assert_eq!(lost_of(1, 3), "1 of 3 rows is lost");
+        assert_eq!(lost_of(2, 3), "2 of 3 rows are lost");
+    }
 }
