@@ -34,7 +34,7 @@ use crate::store::transfer::check::{check_table, of_the_moment};
 use crate::store::transfer::copy::{CopyError, Watcher, blocking, copy_file};
 use crate::store::transfer::place::{NewPlace, new_place, partial_beside, unwritable};
 use crate::store::transfer::records::BackupRecord;
-use crate::store::verify::is_taken_away;
+use crate::store::verify::{TakenAway, taken_away};
 use crate::store::view::ProjectView;
 use crate::store::{Store, inventory};
 
@@ -284,8 +284,13 @@ impl Store {
             return Err(error);
         }
         // A purge waits for readers for a while only.
-        if is_taken_away(self, &view, self.lineage(project)?).await? {
-            return Err(retry(format!("it has been removed, by a purge: {error}")));
+        if let Some(how) = taken_away(self, &view, self.lineage(project)?).await? {
+            let what = match how {
+                TakenAway::Purged => "it has been removed, by a purge",
+                TakenAway::Replaced => "it has been replaced",
+                TakenAway::Missing => "files of it are missing",
+            };
+            return Err(retry(format!("{what}: {error}")));
         }
         if let Cause::Missing(_) = cause {
             // So that others are told as well. An index is made anew by it, and then the project is whole again.

@@ -114,6 +114,7 @@ pub async fn verify(
     mut progress: impl FnMut(u64, u64),
     is_over: impl Fn() -> bool,
 ) -> KnowledgeResult<Option<Verified>> {
+    let mut removed = "";
     for _ in 0..VERSIONS_READ {
         store.view(project).await?;
         let lineage = store.lineage(project)?;
@@ -121,41 +122,66 @@ pub async fn verify(
             return Ok(None);
         };
         let verified = verify_view(&view, &mut progress, &is_over).await;
-        match &verified {
-            Ok(verified) if verified.flaws.is_empty() => {}
-            Err(KnowledgeError::Cancelled) => {}
-            _ if is_taken_away(store, &view, lineage).await? => {
-                tracing::info!(%project, version = view.lance_version(), "the version was removed while it was verified");
-                continue;
-            }
-            _ => {}
+        let whole = verified.as_ref().is_ok_and(|verified| verified.flaws.is_empty());
+        if whole || matches!(verified, Err(KnowledgeError::Cancelled)) {
+            return verified.map(Some);
+        }
+        if let Some(how) = taken_away(store, &view, lineage).await? {
+            tracing::info!(%project, version = view.lance_version(), ?how, "the version was removed while it was verified");
+            removed = match how {
+                TakenAway::Replaced | TakenAway::Purged => "were removed meanwhile, by purges or restores",
+                TakenAway::Missing => "have lost their files",
+            };
+            continue;
         }
         return verified.map(Some);
     }
     Err(KnowledgeError::Unavailable {
         part: "verification",
-        reason: format!("the versions of project {project} that it read were removed meanwhile, by purges or restores"),
+        reason: format!("the versions of project {project} that it read {removed}"),
     })
 }
 
-/// Whether the files of a view were removed: by a restore, which begins another history, or by a purge, which removes
-/// the manifest as well and its mark last.
-pub(super) async fn is_taken_away(store: &Store, view: &ProjectView, lineage: Lineage) -> KnowledgeResult<bool> {
+/// How the files of a view have gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TakenAway {
+    /// By a restore, which begins another history, or since the project was begun again.
+    Replaced,
+    /// By a purge.
+    Purged,
+    /// Nobody knows how: nothing has been put in their place.
+    Missing,
+}
+
+impl TakenAway {
+    /// A purge removes the manifest as well and its mark last, and publishes a version before.
+    fn judge(same_history: bool, superseded: bool, has_manifest: bool, is_erasing: bool) -> Option<Self> {
+        match (same_history, superseded) {
+            (false, _) => Some(Self::Replaced),
+            (true, true) if !has_manifest || is_erasing => Some(Self::Purged),
+            (true, false) if !has_manifest => Some(Self::Missing),
+            (true, _) => None,
+        }
+    }
+}
+
+/// How the files of a view were removed, if they were.
+pub(super) async fn taken_away(
+    store: &Store,
+    view: &ProjectView,
+    lineage: Lineage,
+) -> KnowledgeResult<Option<TakenAway>> {
     store.view(view.project()).await?;
-    if store.lineage(view.project())? != lineage {
-        return Ok(true);
-    }
+    let same_history = store.lineage(view.project())? == lineage;
     let manifest = PathBuf::from(to_local_path(&view.dataset().manifest_location().path));
-    if !disk::exists(&manifest)? {
-        return Ok(true);
-    }
     // `<project>/<table>/_versions/<manifest>`
     let directory = manifest.ancestors().nth(3).map(Path::to_path_buf).unwrap_or_default();
-    let superseded = store
-        .view(view.project())
-        .await?
-        .is_none_or(|now| now.lance_version() != view.lance_version());
-    Ok(superseded && disk::exists(&directory.join(ERASING_MARK))?)
+    // In the order of a purge backwards, so that one that ends meanwhile is not missed.
+    let is_erasing = disk::exists(&directory.join(ERASING_MARK))?;
+    let has_manifest = disk::exists(&manifest)?;
+    let now = store.view(view.project()).await?;
+    let superseded = now.is_none_or(|now| now.lance_version() != view.lance_version());
+    Ok(TakenAway::judge(same_history, superseded, has_manifest, is_erasing))
 }
 
 /// Reads everything of one version.
@@ -352,4 +378,23 @@ async fn check_keyword_index(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purge_is_told_where_it_is_known_to_have_taken_the_files() {
+        // Same history, superseded, manifest there, mark there.
+        assert_eq!(TakenAway::judge(true, false, true, false), None);
+        assert_eq!(TakenAway::judge(true, true, true, false), None);
+        // The purge of another version has only begun.
+        assert_eq!(TakenAway::judge(true, false, true, true), None);
+        assert_eq!(TakenAway::judge(true, true, true, true), Some(TakenAway::Purged));
+        assert_eq!(TakenAway::judge(true, true, false, false), Some(TakenAway::Purged));
+        // The directory was moved away: no other version has been published.
+        assert_eq!(TakenAway::judge(true, false, false, false), Some(TakenAway::Missing));
+        assert_eq!(TakenAway::judge(false, true, true, false), Some(TakenAway::Replaced));
+    }
 }
