@@ -33,5 +33,5 @@ pub(crate) use files::{damaged_fragments, index_damage, inspect, read_fragment, 
 pub(crate) use gaps::gaps;
 pub(crate) use glance::{Glance, glance};
 pub(crate) use keyword_index::{keyword_index_damage, look_up, open_again, read_keyword_index, table_path};
-pub(crate) use recover::{clear_site, recover};
+pub(crate) use recover::{clear_site, recover, remove_failed_site};
 pub(crate) use set_aside::{PUT_BACK, discard_set_aside, losses, set_aside_in, set_aside_so_far};

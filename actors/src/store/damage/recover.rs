@@ -11,7 +11,7 @@ use crate::store::damage::files::{fragment_files, missing_files, name_some};
 use crate::store::damage::gaps::GapsFile;
 use crate::store::damage::manifest::{VERSIONS, Version, list_versions, read_version};
 use crate::store::damage::set_aside::{Remains, SET_ASIDE, SetAside};
-use crate::store::damage::staging::remove_staging_files;
+use crate::store::damage::staging::{TRANSACTIONS, remove_staging_files};
 use crate::store::disk::{self, sync_directory};
 use crate::store::error::file_error;
 use crate::store::table::durable::made_durably;
@@ -152,6 +152,36 @@ pub(crate) fn clear_site(project: &ProjectName, directory: &Path, table: &Path) 
     aside.sync()?;
     sync_directory(directory)?;
     tracing::error!(%project, set_aside = %aside.path.display(), "{what}");
+    Ok(())
+}
+
+/// Removes what is left of a table that could not be created, as long as it has no version and no data: the files of
+/// the interrupted write, and the directories that are empty then. With `is_new`, also the directory of the project.
+/// Blocks.
+pub(crate) fn remove_failed_site(directory: &Path, table: &Path, is_new: bool) -> KnowledgeResult<()> {
+    if disk::exists(table)? {
+        if !list_versions(table)?.is_some_and(|versions| versions.is_empty()) {
+            return Ok(());
+        }
+        remove_staging_files(table);
+        // What a commit was to do is written before the version that does it.
+        for plan in disk::entries(&table.join(TRANSACTIONS))? {
+            if plan.extension().is_some_and(|end| end == "txn") {
+                fs::remove_file(&plan).map_err(|error| file_error("removed", &plan, error))?;
+            }
+        }
+        if holds_files(table)? {
+            return Ok(());
+        }
+        fs::remove_dir_all(table).map_err(|error| file_error("removed", table, error))?;
+    }
+    if is_new {
+        match fs::remove_dir(directory) {
+            // Never made, or somebody has put something there.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {}
+            removed => removed.map_err(|error| file_error("removed", directory, error))?,
+        }
+    }
     Ok(())
 }
 

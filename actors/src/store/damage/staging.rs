@@ -7,8 +7,10 @@ use crate::store::damage::files::{DATA, INDICES};
 use crate::store::damage::manifest::VERSIONS;
 use crate::store::damage::set_aside::entries_of;
 
+/// Directory of a table that holds what each commit was to do.
+pub(super) const TRANSACTIONS: &str = "_transactions";
 /// Directories of a table that files are written into.
-const WRITTEN_DIRECTORIES: [&str; 4] = [DATA, VERSIONS, "_transactions", "_deletions"];
+const WRITTEN_DIRECTORIES: [&str; 4] = [DATA, VERSIONS, TRANSACTIONS, "_deletions"];
 
 /// Removes what interrupted writes have left: nobody names these files and nothing is in flight. Answers how many
 /// there were, and their bytes.

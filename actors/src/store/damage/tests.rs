@@ -16,7 +16,7 @@ use crate::error::KnowledgeResult;
 use crate::store::damage::files::{DATA, damaged_fragments, inspect, unreadable_fragments};
 use crate::store::damage::gaps::{GAPS_FILE, GapsFile, gaps};
 use crate::store::damage::manifest::{MAGIC, VERSIONS, list_versions};
-use crate::store::damage::recover::{Recovered, clear_site, recover};
+use crate::store::damage::recover::{Recovered, clear_site, recover, remove_failed_site};
 use crate::store::damage::set_aside::{SET_ASIDE, discard_set_aside, entries_of, set_aside_so_far};
 use crate::store::damage::staging::is_staging_name;
 use crate::store::table::durable::{Durability, DurableCommitHandler};
@@ -319,6 +319,38 @@ async fn a_table_without_a_version_is_made_anew_and_what_it_holds_is_kept() {
     assert!(!numbers.table().exists());
     let kept = entries_of(&numbers.directory.path().join(SET_ASIDE));
     assert_eq!(entries_of(&kept[0].join("numbers.lance/data")).len(), 2);
+}
+
+#[test]
+fn a_table_that_could_not_be_created_leaves_nothing_behind() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("project");
+    let table = directory.join("numbers.lance");
+    // Nothing was made at all.
+    remove_failed_site(&directory, &table, true).unwrap();
+    let begin = || {
+        for part in [VERSIONS, "_transactions", DATA] {
+            fs::create_dir_all(table.join(part)).unwrap();
+        }
+        fs::write(table.join("_transactions/0-x.txn"), "plan").unwrap();
+        fs::write(table.join(VERSIONS).join("18446744073709551614.manifest#1"), "half").unwrap();
+    };
+    begin();
+    remove_failed_site(&directory, &table, true).unwrap();
+    assert!(!directory.exists());
+    // A directory that was there before stays.
+    begin();
+    remove_failed_site(&directory, &table, false).unwrap();
+    assert!(directory.exists() && !table.exists());
+    // So does everything that may be somebody's.
+    begin();
+    fs::write(table.join(DATA).join("a.lance"), "rows").unwrap();
+    remove_failed_site(&directory, &table, true).unwrap();
+    assert!(table.join(DATA).join("a.lance").exists());
+    fs::remove_file(table.join(DATA).join("a.lance")).unwrap();
+    fs::write(table.join(VERSIONS).join("18446744073709551614.manifest"), "whole").unwrap();
+    remove_failed_site(&directory, &table, true).unwrap();
+    assert!(table.join(VERSIONS).join("18446744073709551614.manifest").exists());
 }
 
 #[test]

@@ -196,8 +196,21 @@ impl Project {
         Ok(())
     }
 
-    /// Creates the table with its keyword index.
+    /// Creates the table with its keyword index. A try that fails leaves no empty directories behind.
     pub(super) async fn create_table(&self) -> KnowledgeResult<WriteTable> {
+        let is_new = !self.directory().exists();
+        let created = self.try_create_table().await;
+        if created.is_err() {
+            let (directory, table) = (self.settings.directory.clone(), table_directory(self.directory()));
+            let removed = tokio::task::spawn_blocking(move || damage::remove_failed_site(&directory, &table, is_new));
+            if let Ok(Err(error)) = removed.await {
+                tracing::warn!(project = %self.name(), %error, "what is left of a table that could not be created stays");
+            }
+        }
+        created
+    }
+
+    async fn try_create_table(&self) -> KnowledgeResult<WriteTable> {
         std::fs::create_dir_all(self.directory()).map_err(write_error)?;
         let (name, directory, table) = (
             self.settings.name.clone(),
