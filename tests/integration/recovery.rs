@@ -559,7 +559,7 @@ fn a_damaged_keyword_index_is_made_anew() {
         assert_eq!(stored.found(), [0, 1, 2, 3], "{damage}");
         let told = stored.recovery();
         assert!(
-            told.contains("keyword index was damaged and was made anew"),
+            told.contains("keyword index was damaged and was rebuilt"),
             "{damage}: {told}"
         );
         stored.assert_writable();

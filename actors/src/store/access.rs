@@ -118,7 +118,7 @@ impl WriteAccess {
         project.check_lock()?;
         match project.prepare_to_write(&mut guard, create, losses).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
-            Err(error) if project.is_suspended() => Err(error), // Not for want of room.
+            Err(error) if project.is_suspended() => Err(error), // Not since space is short.
             Err(error) => Err(project.write_failed(error)),
         }
     }
@@ -264,7 +264,7 @@ impl WriteGuard<'_> {
 
     /// As [`WriteGuard::forget`], after `error`: `admin.health` shows for how long nothing can be written, and an
     /// error that has no better reason makes the next user look for damage. Answers the error, with where there is
-    /// no room or no permission.
+    /// no space or no permission.
     pub fn failed(self, error: KnowledgeError) -> KnowledgeError {
         let error = self.project.write_failed(error);
         if matches!(

@@ -160,7 +160,7 @@ pub(crate) fn lacks_descriptors(error: &(dyn StdError + 'static)) -> bool {
     system_errors(error).into_iter().any(descriptors::is_lack)
 }
 
-/// An error of a write: no room, no permission and no descriptors are states that heal, everything else is reported as
+/// An error of a write: no space, no permission and no descriptors are states that heal, everything else is reported as
 /// it is.
 pub fn write_error(error: impl StdError + 'static) -> KnowledgeError {
     let unknown = causes(&error).into_iter().any(|cause| {

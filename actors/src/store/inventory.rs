@@ -5,7 +5,7 @@
 //! - can be read: it has a view, whose [`TableDamage`](super::damage::TableDamage) says what of it is damaged;
 //! - has nothing stored in it: no view, and nothing to tell;
 //! - has no version that can be read: whoever reads it is told so, [`Store::view_or_empty`] takes it for empty, since
-//!   the next store begins it anew;
+//!   the next store begins it again;
 //! - cannot be opened: the error says why;
 //! - is left aside, out of reach or beside another of its name: [`Store::not_served`].
 //!
@@ -139,7 +139,7 @@ pub(super) async fn losses(projects: Vec<Arc<Project>>) -> Vec<String> {
 
 impl Store {
     /// As [`Store::view`], for calls that a project without a version that can be read is empty for: what is stored
-    /// next begins it anew.
+    /// next begins it again.
     pub async fn view_or_empty(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         match self.on_disk(name)? {
             Some(project) => project.open().await,
@@ -197,8 +197,8 @@ impl Store {
     }
 
     /// What is wrong with each project now, for `admin.health`: what cannot be read, what was set aside as a whole,
-    /// and why nothing can be written where the last write failed for want of room or permission. That is looked at
-    /// anew each time, so it ends when its cause does. Also of projects that nobody has used yet.
+    /// and why nothing can be written where the last write failed since there was no space or no permission. That is
+    /// looked at each time, so it ends when its cause does. Also of projects that nobody has used yet.
     pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
         let mut found = self.finished.failed.clone();
         found.extend(self.not_served().await.into_iter().map(|left| left.reason));

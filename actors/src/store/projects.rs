@@ -38,7 +38,7 @@ pub struct StoreConfig {
     /// Cache of manifests and file metadata, for all projects together, in bytes (default 1 GiB a connection).
     pub metadata_cache_bytes: usize,
     /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep still has
-    /// room. 0 lets the disk fill up.
+    /// space. 0 lets the disk fill up.
     pub min_free_bytes: u64,
     /// The model that embeds.
     pub model: ModelIdentity,
@@ -81,8 +81,8 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens the store: finishes what a restore has left, and lists the projects; opens none of them yet. `lock` is
-    /// that of its directory. Nothing that lies in the data directory makes it fail: what cannot be used is told of by
-    /// [`Store::troubles`] and [`Store::recovery`].
+    /// that of its directory. Nothing that lies in the data directory makes it fail: [`Store::troubles`] and
+    /// [`Store::recovery`] report what cannot be used.
     pub fn open(config: StoreConfig, lock: StoreLock) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
         let session = Arc::new(SharedSession::new(
             config.index_cache_bytes,
@@ -139,7 +139,7 @@ impl Store {
             known.get(&name.folded()) == Some(name)
         });
         for project in found.projects {
-            // What is refused has got in by another spelling since; the next look tells of it.
+            // What is refused has got in by another spelling since; the next look reports it.
             self.register(&project).ok();
         }
         let mut left_aside = self.left_aside.write();

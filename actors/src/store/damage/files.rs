@@ -91,7 +91,7 @@ pub(super) fn file_damage(table: &Path, file: &FragmentFile) -> Option<String> {
 }
 
 /// The data and deletion files of a version that are missing or cut off, with what is wrong with each. Damaged
-/// indices do not count: they can be made anew.
+/// indices do not count: they can be rebuilt.
 pub(super) fn missing_files(manifest: &Manifest, table: &Path) -> BTreeMap<String, String> {
     manifest
         .fragments

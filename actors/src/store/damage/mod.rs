@@ -15,7 +15,7 @@
 //!
 //! Commit numbers are never used twice. What was lost may have had numbers that clients have seen, so the numbers
 //! that may be gone are kept as a [`Gap`](super::table::table_damage::Gap) in `<project>/lost-commits.json`: the next commit is numbered after it,
-//! and a cursor of the change feed that stands in it is told to begin anew.
+//! and a cursor of the change feed that stands in it is told to begin again.
 
 mod files;
 mod gaps;

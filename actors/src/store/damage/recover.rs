@@ -25,7 +25,7 @@ const VERSION_HINT: &str = "latest_version_hint.json";
 pub(crate) struct Recovered {
     /// For `admin.status`.
     pub(crate) notes: Vec<String>,
-    /// Whether there is a table's directory without any version that can be read: the table is made anew with the
+    /// Whether there is a table's directory without any version that can be read: the table is made again with the
     /// next store, see [`clear_site`].
     pub(crate) vacant: bool,
     /// What that means, where there is more than an empty directory.
@@ -74,7 +74,7 @@ pub(crate) fn recover(project: &ProjectName, directory: &Path, table: &Path) -> 
         }
         recovered.lost = Some(format!(
             "{} has no version that can be read; with the next store it is moved to {SET_ASIDE}/ and the project begins \
-             anew: restore a backup before that if you have one",
+             empty: restore a backup before that if you have one",
             table.display()
         ));
         return Ok(recovered);
@@ -117,7 +117,7 @@ pub(super) fn holds_files(directory: &Path) -> KnowledgeResult<bool> {
     Ok(false)
 }
 
-/// Makes room for a new table where [`recover`] found none that can be read: empty directories are removed,
+/// Clears the place of a new table where [`recover`] found none that can be read: empty directories are removed,
 /// anything else is set aside as a whole. Does nothing where there is no directory. Blocks.
 pub(crate) fn clear_site(project: &ProjectName, directory: &Path, table: &Path) -> KnowledgeResult<()> {
     if !disk::exists(table)? {
@@ -127,7 +127,7 @@ pub(crate) fn clear_site(project: &ProjectName, directory: &Path, table: &Path) 
         fs::remove_dir_all(table).map_err(|error| file_error("removed", table, error))?;
         return sync_directory(directory);
     }
-    // The numbers of what is lost are not known, so they begin anew, as another history: whoever has followed this
+    // The numbers of what is lost are not known, so they begin again, as another history: whoever has followed this
     // one is told so. First of all, for once the table is away nothing tells any more that there was one.
     let before = Lineage::read(directory)?;
     Lineage {
@@ -137,7 +137,7 @@ pub(crate) fn clear_site(project: &ProjectName, directory: &Path, table: &Path) 
     .replace(directory)?;
     let aside = SetAside::create(directory)?;
     let what = format!(
-        "no version of the table could be read; it was moved here as a whole, and project {project} began anew"
+        "no version of the table could be read; it was moved here as a whole, and project {project} began empty"
     );
     aside.report(
         project,

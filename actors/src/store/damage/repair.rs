@@ -1,6 +1,6 @@
 //! Taking what cannot be read out of a table, so that it can be written again.
 //!
-//! Reads leave damaged fragments out and change nothing (see [`super::recovery`]). An update, a merge of fragments
+//! Reads leave damaged fragments out and change nothing (see [`super`]). An update, a merge of fragments
 //! or an index has to read the whole table and would fail for ever, so the writer repairs the table before it
 //! commits: the rows of a damaged fragment that can still be read move to a new fragment, the damaged one leaves
 //! the table, and what is left of its files is kept in `set-aside`. One commit, and nothing of it is silent.
@@ -37,7 +37,7 @@ const SALVAGE_ROWS: usize = 1_024;
 const SALVAGE_FAILURES: usize = 256;
 
 impl WriteTable {
-    /// Takes the damaged fragments out of the table, and makes a damaged keyword index anew once there are none.
+    /// Takes the damaged fragments out of the table, and rebuilds a damaged keyword index once there are none.
     /// Those that can be read again stay. With `salvage_only`, fragments whose files are gone stay as well:
     /// somebody may put them back.
     pub(crate) async fn repair(&mut self, directory: &Path, salvage_only: bool) -> KnowledgeResult<()> {

@@ -125,7 +125,7 @@ async fn torn_manifests_are_set_aside_whatever_is_left_of_them() {
     let length = 40;
     let mut garbage = vec![0xa5; length];
     garbage.extend_from_slice(MAGIC);
-    // A frame that fits around bytes that are no message.
+    // A frame that fits around bytes that are not a message.
     let mut framed = 32_u32.to_le_bytes().to_vec();
     framed.extend([0xff; 32]);
     framed.extend([0; 12]);
@@ -228,7 +228,7 @@ async fn damaged_files_of_state_are_refused() {
 }
 
 #[tokio::test]
-async fn a_project_that_begins_anew_begins_another_history() {
+async fn a_project_that_begins_again_begins_another_history() {
     let numbers = Numbers::with(1).await;
     let directory = numbers.directory.path();
     let name = ProjectName::parse("numbers", "project_id").unwrap();
@@ -296,7 +296,7 @@ async fn leftovers_are_removed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_table_without_a_version_is_made_anew_and_what_it_holds_is_kept() {
+async fn a_table_without_a_version_is_made_again_and_what_it_holds_is_kept() {
     let project = ProjectName::parse("numbers", "project_id").unwrap();
     let numbers = Numbers::with(0).await;
     fs::create_dir_all(numbers.table().join(VERSIONS)).unwrap();

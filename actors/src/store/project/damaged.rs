@@ -63,7 +63,7 @@ impl Project {
         let Some(table) = guard.as_mut() else { return Ok(true) };
         let mut damage = (**table.damage()).clone();
         damage.fragments.extend(found);
-        // The writer may have made it anew since.
+        // The writer may have rebuilt it since.
         if keyword_index.is_some() && current_dataset(table.lancedb()).await?.version().version == version {
             damage.keyword_index = keyword_index;
         }

@@ -313,7 +313,7 @@ impl Project {
             table.maintain(upkeep::Step::Prune).await
         };
         given_up.await.unwrap_or_else(|error| {
-            tracing::warn!(project = %self.name(), %error, "old versions could not be removed to make room");
+            tracing::warn!(project = %self.name(), %error, "old versions could not be removed to free space");
             false
         })
     }

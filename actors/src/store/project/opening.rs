@@ -36,7 +36,7 @@ impl Project {
     /// No table, as it is before the first store.
     ///
     /// # Errors
-    /// Where there was one in this process: somebody has moved it away, or a disk is gone. To begin anew in its place
+    /// Where there was one in this process: somebody has moved it away, or a disk is gone. To begin again in its place
     /// would keep it from coming back.
     fn unless_vanished(&self) -> KnowledgeResult<Option<WriteTable>> {
         match self.record.had_table() {

@@ -293,7 +293,7 @@ impl Store {
             return Err(retry(format!("{what}: {error}")));
         }
         if let Cause::Missing(_) = cause {
-            // So that others are told as well. An index is made anew by it, and then the project is whole again.
+            // So that others are told as well. An index is rebuilt by it, and then the project is whole again.
             let mended = self.reexamine(&view, None).await.unwrap_or(false);
             let now = self.view(project).await.ok().flatten();
             if mended && now.is_some_and(|now| now.damage().is_sound()) {

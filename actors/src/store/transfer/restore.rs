@@ -225,7 +225,7 @@ impl WriteAccess {
             // It panicked, nobody knows where.
             Err(_) => true,
         };
-        // What there was is not there any more, or may not be: everybody opens it anew.
+        // What there was is not there any more, or may not be: everybody reopens it.
         for (project, table) in projects.iter().zip(&mut tables) {
             **table = None;
             project.forget_findings();

@@ -67,7 +67,7 @@ const FIX_FILE: &str = "stop the daemon and put the file back from a backup, or 
 /// What to do about a damaged row.
 const FIX_ROW: &str = "store the item again and delete this one, or restore the project from a backup";
 /// What to do about a damaged keyword index.
-const FIX_INDEX: &str = "restart the daemon: it makes a damaged keyword index anew";
+const FIX_INDEX: &str = "restart the daemon: it rebuilds a damaged keyword index";
 
 /// What to do about a damaged configuration of a table.
 const FIX_CONFIGURATION: &str = "restore the project from a backup; until then it can be read and exported";
@@ -104,7 +104,7 @@ impl Flaws {
 /// all there are; when `is_over` says so, it ends with [`KnowledgeError::Cancelled`].
 ///
 /// It holds the version that it reads, but a purge and a restore take the files of a version away after a while,
-/// whoever reads it. What was found then is no flaw, and it reads again, at the version that there is now.
+/// whoever reads it. What was found then is not a flaw, and it reads again, at the version that there is now.
 ///
 /// # Errors
 /// [`KnowledgeError::Unavailable`] where that happens again and again.

@@ -59,7 +59,7 @@ pub struct SearchRequest {
     pub min_similarity: f32,
     /// Search the items as they were then.
     pub at: Option<filter::AsOf>,
-    /// An item that is no result of its own.
+    /// An item that is not a result of its own.
     pub except: Option<String>,
     /// Bytes of text that the results may have together; those that do not fit are left out, but for the first.
     pub text_budget: Option<usize>,
