@@ -118,7 +118,7 @@ impl WriteAccess {
         project.check_lock()?;
         match project.prepare_to_write(&mut guard, create, losses).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
-            Err(error) if project.is_suspended() => Err(error), // Not since space is short.
+            Err(error) if project.is_suspended() => Err(error), // Space has nothing to do with it.
             Err(error) => Err(project.write_failed(error)),
         }
     }
@@ -131,7 +131,7 @@ impl WriteAccess {
         project.clear_view();
     }
 
-    /// After a write to a table in the condition `before` has failed with `error`: looks whether something damaged was
+    /// After a write to a table with the damage `before` has failed with `error`: looks whether something damaged was
     /// in its way. True if the write is worth repeating without that.
     pub async fn mend(&self, project: &Project, error: &KnowledgeError, before: Option<&TableDamage>) -> bool {
         self.mend_by(project, error, before, Losses::Undecided).await

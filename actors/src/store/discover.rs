@@ -1,4 +1,4 @@
-//! What lies in the data directory: the projects, and what is none of them.
+//! What lies in the data directory: the projects, and what is not a project.
 //!
 //! Whatever lies there, the daemon starts. What cannot be a project is left alone and reported; what is a project and
 //! cannot be read is known all the same, so that each use of it says why.

@@ -1,7 +1,7 @@
 //! Whether a project can be written: space on its file system, and permission.
 //!
-//! A write that fails since either is missing is answered `read_only`, reads go on, and `admin.health` says so until a
-//! write succeeds, or a cheap probe shows that one would.
+//! A write that fails because one of them is missing is answered `read_only`. Reads go on, and `admin.health` says so
+//! until a write succeeds, or a cheap probe shows that one would.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ const PROBE_BYTES: usize = 64 * 1024;
 /// Name of the probe. What a crash leaves of it is cleaned up like any staging file.
 const PROBE_NAME: &str = ".tmp-probe";
 
-/// Whether the last write of a project could not be made since there was no space or no permission.
+/// Whether the last write of a project failed because there was no space or no permission.
 #[derive(Debug)]
 pub(crate) struct WriteState {
     min_free_bytes: u64,

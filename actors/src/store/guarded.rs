@@ -43,7 +43,7 @@ impl StdError for Unfinished {}
 /// What a read has shown of the data: an error of the data, or a panic over it, is a finding, the inner error.
 ///
 /// # Errors
-/// What says nothing about the data: an error of this moment or of this process.
+/// What says nothing about the data: an error that passes, or of this process.
 pub(crate) fn finding<T>(read: Result<lance::Result<T>, Unfinished>) -> KnowledgeResult<Result<T, String>> {
     match read {
         Ok(Ok(value)) => Ok(Ok(value)),

@@ -1,9 +1,9 @@
-//! What projects there are and in which condition each is: decided here, and nowhere else.
+//! Which projects there are and what state each is in: decided here, and nowhere else.
 //!
 //! A project
 //!
 //! - can be read: it has a view, whose [`TableDamage`](super::damage::TableDamage) says what of it is damaged;
-//! - has nothing stored in it: no view, and nothing to tell;
+//! - has nothing stored in it: no view, and nothing to report;
 //! - has no version that can be read: whoever reads it is told so, [`Store::view_or_empty`] takes it for empty, since
 //!   the next store begins it again;
 //! - cannot be opened: the error says why;
@@ -57,7 +57,7 @@ impl Project {
         }
     }
 
-    /// Whether it has to be opened to know in which condition it is: it could not be a while ago, or it was never
+    /// Whether it has to be opened to know what state it is in: it could not be a while ago, or it was never
     /// opened and something is wrong with it at a glance.
     async fn is_to_be_opened(self: &Arc<Self>) -> bool {
         if self.published().is_some() {
@@ -89,13 +89,13 @@ impl Project {
         let unopened = self.record().unopened();
         let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
         let view = self.published();
-        let condition = view.map(|view| view.damage().describe()).unwrap_or_default();
+        let damage = view.map(|view| view.damage().describe()).unwrap_or_default();
         let half_restored = self.is_suspended().then(|| HALF_RESTORED.to_owned());
         self.record()
             .lost()
             .into_iter()
             .chain(unopened)
-            .chain(condition)
+            .chain(damage)
             .chain(half_restored)
             .collect()
     }
@@ -197,7 +197,7 @@ impl Store {
     }
 
     /// What is wrong with each project now, for `admin.health`: what cannot be read, what was set aside as a whole,
-    /// and why nothing can be written where the last write failed since there was no space or no permission. That is
+    /// and why nothing can be written where the last write failed because there was no space or no permission. That is
     /// looked at each time, so it ends when its cause does. Also of projects that nobody has used yet.
     pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
         let mut found = self.finished.failed.clone();
@@ -206,7 +206,7 @@ impl Store {
         found.extend(clock.as_ref().map(ToString::to_string));
         for project in self.projects() {
             if clock.is_none() && project.is_to_be_opened().await {
-                // Only to know its condition; if it cannot be opened, that is told below.
+                // Only to know its state; if it cannot be opened, that is reported below.
                 project.view().await.ok();
             }
             if project.published().is_some() && !is_there(&table_directory(project.directory())).await {

@@ -25,7 +25,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 /// Name of the lock file in the directory of the projects. No project is named so.
 pub const LOCK_FILE: &str = ".lock";
 
-/// Tries to get the lock: who only looks whether it is held takes it for a moment.
+/// Tries to get the lock: whoever only looks whether it is held takes it for a short time.
 const TRIES: u32 = 10;
 /// Pause between two of them.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -116,7 +116,7 @@ pub struct StoreLock {
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
-    /// None where there was no such file and none could be made, since the file system is read-only.
+    /// None where there was no such file and none could be made because the file system is read-only.
     file: Option<Flock<File>>,
 }
 
@@ -221,7 +221,7 @@ impl StoreLock {
                 format!("{path} was removed or replaced while the daemon ran, which writes nothing more and ends")
             }
             None => format!(
-                "{path} could not be locked when the daemon started, since the file system was read-only, and could be \
+                "{path} could not be locked when the daemon started, because the file system was read-only, and could be \
                  now; the daemon writes nothing and ends, start it again"
             ),
         };
@@ -253,7 +253,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
 }
 
-/// Whether nobody can write into a directory, since its file system is mounted read-only.
+/// Whether nobody can write into a directory because its file system is mounted read-only.
 fn is_read_only(directory: &Path) -> bool {
     access(directory, AccessFlags::W_OK) == Err(Errno::EROFS)
 }

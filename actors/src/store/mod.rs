@@ -14,7 +14,7 @@
 //! | [`mod@write`] | what the writer does to a table: append, change, purge, forget |
 //! | [`upkeep`] | debts of a table, and the steps that pay them |
 //! | [`damage`] | what cannot be read: found, left out, set aside, repaired, reported |
-//! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, in which condition each is |
+//! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, what state each is in |
 //! | [`transfer`] | backup and restore |
 
 mod access;

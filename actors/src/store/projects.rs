@@ -149,7 +149,7 @@ impl Store {
         *left_aside = found.left_aside;
     }
 
-    /// Refuses a name that is no project's though something of that name lies in the data directory.
+    /// Refuses a name that is not that of a project though something of that name lies in the data directory.
     pub(super) fn check_left_aside(&self, name: &ProjectName) -> KnowledgeResult<()> {
         let reason = || {
             let left_aside = self.left_aside.read();

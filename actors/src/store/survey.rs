@@ -1,4 +1,4 @@
-//! A look at what upkeep a project needs that nobody writes to: at the start of the writer, and after a restore.
+//! Finds out which upkeep a project needs while nobody writes to it: when the writer starts, and after a restore.
 //!
 //! A project that is not open is not opened for it, so that a home of many projects costs no memory: its newest
 //! version is read beside everything else and forgotten again.

@@ -71,7 +71,7 @@ impl DamageLedger {
         self.suspect.store(true, Ordering::Release);
     }
 
-    /// Whether `version` is to be searched for damage now since a write has failed: not if it has just been.
+    /// Whether `version` is to be searched for damage now because a write has failed: not if it has just been.
     pub(super) fn takes_search_after_write(&self, version: u64) -> bool {
         if !self.suspect.swap(false, Ordering::AcqRel) {
             return false;

@@ -12,7 +12,7 @@
 //! A lock may be taken while those before it in this list are held, never the other way round:
 //!
 //! 1. `Store::transfers`: shared by what reads one version for long, alone by a restore;
-//! 2. `DamageLedger::examined`: while a version is searched for damage since a read has failed;
+//! 2. `DamageLedger::examined`: while a version is searched for damage because a read has failed;
 //! 3. `Project::table`: for the whole of a commit, or of an opening. A restore holds those of several projects,
 //!    everybody else that of one, and there is one restore at a time;
 //! 4. `Store::backup_instant`: shared to publish a view, alone while a backup takes the views of all projects;
@@ -82,7 +82,7 @@ pub struct Project {
     table: Mutex<Option<WriteTable>>,
     record: OpeningRecord,
     damage: DamageLedger,
-    /// Whether the last write could not be made for want of space or permission.
+    /// Whether the last write failed because there was no space or no permission.
     writes: WriteState,
     /// Why not all bytes of what a purge has removed could be erased when that was last tried, if so.
     unerased: parking_lot::Mutex<Option<String>>,

@@ -1,13 +1,13 @@
-//! Backups: a copy of the projects as they were at one moment, made while they are read and written.
+//! Backups: a copy of the projects as they were at one instant, made while they are read and written.
 //!
 //! ```text
 //! <backup>/backup.json                                   what is in it: counts, and each file's size and SHA-256
 //! <backup>/knowledge/<project>/orchestra_knowledge.lance the table, exactly the files of one version
 //! ```
 //!
-//! A view holds its version: what it names is not pruned while somebody reads it. So the moment is only the
-//! instant in which the views of all projects are taken together (see `Store::backup_instant`); the copying takes its
-//! time, and nobody waits for it. Everything is written beside the target and renamed into its place when it
+//! A view holds its version: what it names is not pruned while somebody reads it. The views of
+//! all projects are taken together, in one instant (see `Store::backup_instant`); the copying takes its time, and nobody
+//! waits for it. Everything is written beside the target and renamed into its place when it
 //! is complete and on disk: a backup under its own name is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +83,7 @@ struct LeftOut {
 }
 
 /// What to do about a project that cannot be copied.
-const VERIFY: &str = "run `ccoctl verify`, which says what is the matter with the project";
+const VERIFY: &str = "run `ccoctl verify`, which says what is wrong with the project";
 
 impl From<LeftOut> for KnowledgeError {
     fn from(left_out: LeftOut) -> Self {
@@ -116,7 +116,7 @@ impl From<KnowledgeError> for Cause {
 }
 
 impl Store {
-    /// Copies projects as they are at one moment. Writes go on; each of them is in the copy or is not, and what
+    /// Copies projects as they are at one instant. Writes go on; each of them is in the copy or is not, and what
     /// was acknowledged before the call is.
     ///
     /// # Errors
@@ -264,7 +264,7 @@ impl Store {
     }
 
     /// Why a project is not in the backup: it is damaged for good. An error where it was asked for by name, or where
-    /// another try may succeed: what fails for a reason of the moment must not cost the backup a project.
+    /// another try may succeed: what fails for a reason that passes must not cost the backup a project.
     async fn left_out(&self, request: &BackupRequest, failure: Failure) -> KnowledgeResult<LeftOut> {
         let Failure { view, cause } = failure;
         let project = view.project();

@@ -1,4 +1,4 @@
-//! Whether a copied table is what it says.
+//! Whether a copied table can be read and has the rows that it should have.
 
 use std::io;
 use std::path::Path;

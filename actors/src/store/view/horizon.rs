@@ -80,7 +80,7 @@ impl ProjectView {
         Horizon::of(self.dataset.config())
     }
 
-    /// Refuses a moment of which rows have been removed since.
+    /// Refuses a point in the history of which rows have been removed since.
     pub(crate) fn check_as_of(&self, at: Option<filter::AsOf>) -> KnowledgeResult<()> {
         let Some(at) = at else { return Ok(()) };
         let Some(horizon) = self.horizon()? else {

@@ -203,7 +203,7 @@ impl ProjectView {
         stream.try_collect().await.map_err(read_error)
     }
 
-    /// Refuses what cannot be searched at this moment of its history.
+    /// Refuses what cannot be searched at this point of its history.
     pub(crate) fn check_searchable(&self, at: Option<filter::AsOf>) -> KnowledgeResult<()> {
         self.check_shape()?;
         self.check_as_of(at)
