@@ -27,7 +27,7 @@ use crate::store::error::{read_error, write_error};
 use crate::store::guarded::{finding, guarded};
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
-use crate::store::table::table_damage::DamagedFragment;
+use crate::store::table::table_damage::{self, DamagedFragment};
 use crate::store::write::{WriteTable, current_dataset};
 
 /// Rows that are read at once when a damaged fragment is searched for what is left of it.
@@ -198,9 +198,8 @@ async fn keep_remains(
 }
 
 fn lost_of(lost: usize, rows: usize) -> String {
-    let noun = if rows == 1 { "row" } else { "rows" };
     let verb = if lost == 1 { "is" } else { "are" };
-    format!("{lost} of {rows} {noun} {verb} lost")
+    format!("{lost} of {} {verb} lost", table_damage::rows(rows))
 }
 
 /// Columns that follow from the others: damage to them alone costs no row.

@@ -30,6 +30,7 @@ use crate::store::error::{is_passing, read_error};
 use crate::store::guarded::{Guarded, guarded};
 use crate::store::table::keyword_index;
 use crate::store::table::schema::{TableShape, column};
+use crate::store::table::table_damage;
 use crate::store::view::ProjectView;
 use crate::store::write::{ERASING_MARK, TEXT_INDEX, configuration_damage};
 use crate::store::{Lineage, Store, damage, disk};
@@ -269,7 +270,10 @@ async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> Know
     });
     let (damaged, indices) = found.await.map_err(KnowledgeError::internal)?;
     for fragment in damaged.values() {
-        flaws.add(format!("{} rows: {}", fragment.rows, fragment.reason), FIX_FILE);
+        flaws.add(
+            format!("{}: {}", table_damage::rows(fragment.rows), fragment.reason),
+            FIX_FILE,
+        );
     }
     for index in indices {
         flaws.add(index, FIX_INDEX);
