@@ -184,12 +184,12 @@ impl Project {
     pub(super) async fn number_after_losses(&self, table: &mut WriteTable, version: u64) -> KnowledgeResult<()> {
         self.record.add_notes(table.take_notes());
         let damage = (**table.damage()).clone();
-        let (directory, last, damage) = (
+        let (directory, last, damaged) = (
             self.settings.directory.clone(),
             table.next_sequence() - 1,
             damage.fragments.clone(),
         );
-        let gaps = tokio::task::spawn_blocking(move || damage::gaps(&directory, last, &damage, version))
+        let gaps = tokio::task::spawn_blocking(move || damage::gaps(&directory, last, &damaged, version))
             .await
             .map_err(KnowledgeError::internal)??;
         table.set_damage(TableDamage { gaps, ..damage });
