@@ -46,6 +46,19 @@ pub enum HomeError {
     /// It is something else.
     #[error("{} is not a directory; move it away, or choose another place with --home or CCO_HOME", .0.display())]
     NoDirectory(PathBuf),
+    /// It is a link to something that does not exist.
+    #[error(
+        "{path} is a link that leads nowhere: {target} does not exist; mount the disk that it lies on, create that \
+         directory, or remove the link",
+        path = path.display(),
+        target = target.display()
+    )]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: PathBuf,
+    },
     /// The system refused.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
@@ -73,7 +86,14 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 /// Says what is wrong and what to do.
 pub fn check(path: &Path) -> Result<(), HomeError> {
     match std::fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match std::fs::read_link(path) {
+            Ok(target) => Err(HomeError::Dangling {
+                path: path.to_owned(),
+                target,
+            }),
+            // Nothing has the name.
+            Err(_) => Ok(()),
+        },
         Err(error) => Err(failed("look at", path)(error)),
         Ok(found) => check_found(path, &found),
     }

@@ -1,6 +1,7 @@
 //! The directory of the projects, which the daemon alone touches.
 
 use std::fs::Permissions;
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -24,18 +25,32 @@ pub(crate) fn prepare(path: &Path) -> Result<(), HomeError> {
     make(path)
 }
 
-/// Closes the directory of the projects to others, if it is a real one; the target of a link is somebody's choice and
-/// stays as it is. The caller holds the lock of the store.
+/// Closes the directory of the projects to others, if it is a real one; what a link leads to is somebody's choice
+/// and is left as it is, and so is what lies on a file system that is mounted read-only. The caller holds the lock of
+/// the store.
 ///
 /// # Errors
 /// When it cannot be closed.
 pub(crate) fn close(path: &Path) -> Result<(), HomeError> {
     let found = std::fs::symlink_metadata(path).map_err(failed("look at", path))?;
     if found.is_dir() && found.mode() & OTHERS != 0 {
-        std::fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
-            .map_err(failed("close to others", path))?;
+        return keep_open(
+            path,
+            std::fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE)),
+        );
     }
     Ok(())
+}
+
+/// Goes on where the directory could not be closed since its file system is read-only.
+fn keep_open(path: &Path, closed: io::Result<()>) -> Result<(), HomeError> {
+    match closed {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            tracing::warn!(directory = %path.display(), "others can look into it; its file system is mounted read-only");
+            Ok(())
+        }
+        closed => closed.map_err(failed("close to others", path)),
+    }
 }
 
 /// Writes into the log, once, that others can look into the home.
@@ -57,6 +72,27 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_directory_on_a_read_only_file_system_stays_open() {
+        let failure = |errno: nix::errno::Errno| keep_open(Path::new("/x"), Err(errno.into()));
+        failure(nix::errno::Errno::EROFS).unwrap();
+        assert!(failure(nix::errno::Errno::EPERM).is_err());
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_told_as_that() {
+        let root = tempfile::tempdir().unwrap();
+        let (target, link) = (root.path().join("disk"), root.path().join("knowledge"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let told = prepare(&link).unwrap_err().to_string();
+        assert!(
+            told.contains("leads nowhere") && told.contains(&target.display().to_string()),
+            "{told}"
+        );
+        std::fs::create_dir(&target).unwrap();
+        prepare(&link).unwrap();
     }
 
     #[test]

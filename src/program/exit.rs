@@ -193,7 +193,7 @@ impl From<&EndpointError> for CliError {
 impl From<&HomeError> for CliError {
     fn from(error: &HomeError) -> Self {
         let exit = match error {
-            HomeError::NoDirectory(_) => Exit::Config,
+            HomeError::NoDirectory(_) | HomeError::Dangling { .. } => Exit::Config,
             HomeError::Io { source, .. } if source.kind() != std::io::ErrorKind::PermissionDenied => Exit::Failed,
             _ => Exit::Permission,
         };

@@ -298,6 +298,10 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
         }
         call.context
             .progress(done as u64, Some(total), &format!("optimizing {project}"));
+        // Known to the daemon though nothing was ever stored in it: a first store that was refused, for example.
+        if matches!(app.store().view(&project).await, Ok(None)) {
+            continue;
+        }
         let done = match app.knowledge.reclaim(&project, &call.asked()).await {
             Ok(done) => done,
             // Shown by `projects`; with all projects asked for it is not an error.

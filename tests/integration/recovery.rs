@@ -405,7 +405,7 @@ fn an_old_file_that_is_gone_is_named_and_everything_else_is_readable() {
     assert_eq!(stored.found(), [0, 2, 3]);
     assert_eq!(stored.disk.set_aside().len(), 1);
     assert!(
-        stored.recovery().contains("1 of 1 rows are lost"),
+        stored.recovery().contains("1 of 1 row is lost"),
         "{}",
         stored.recovery()
     );
@@ -559,7 +559,7 @@ fn a_damaged_keyword_index_is_made_anew() {
         assert_eq!(stored.found(), [0, 1, 2, 3], "{damage}");
         let told = stored.recovery();
         assert!(
-            told.contains("keyword index was damaged and was made anew"),
+            told.contains("keyword index was damaged and was rebuilt"),
             "{damage}: {told}"
         );
         stored.assert_writable();

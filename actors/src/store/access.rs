@@ -1,7 +1,6 @@
 //! The right to write, of which there is one: [`WriteAccess`], and a project's table held for writing: [`WriteGuard`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::domain::ProjectName;
@@ -45,10 +44,10 @@ impl WriteAccess {
         let projects = self.store.projects().into_iter();
         // Where that cannot be told, the attempt tells.
         let marked = projects.filter(|project| {
-            let mark = project.directory.join(ERASING_MARK);
+            let mark = project.directory().join(ERASING_MARK);
             mark.try_exists().unwrap_or(true)
         });
-        marked.map(|project| project.name.clone()).collect()
+        marked.map(|project| project.name().clone()).collect()
     }
 
     /// Removes a project of the daemon's own with everything in it, at once and for good, and what other probes have
@@ -65,7 +64,7 @@ impl WriteAccess {
         }
         self.store.lock.check()?;
         if let Some(project) = self.store.known(name)? {
-            let mut guard = project.table.lock().await;
+            let mut guard = project.lock_table().await;
             *guard = None;
             project.clear_view();
         }
@@ -104,7 +103,7 @@ impl WriteAccess {
     /// [`KnowledgeError::Unreadable`] with what to do, where the table is such a one.
     pub async fn lock_for_upkeep<'a>(&self, project: &'a Project) -> KnowledgeResult<WriteGuard<'a>> {
         // A purge is finished all the same. Where that cannot be told, the attempt tells.
-        let erasing = project.directory.join(ERASING_MARK).try_exists().unwrap_or(true);
+        let erasing = project.directory().join(ERASING_MARK).try_exists().unwrap_or(true);
         let losses = if erasing { Losses::Accepted } else { Losses::Refused };
         self.lock_for(project, false, losses).await
     }
@@ -115,24 +114,24 @@ impl WriteAccess {
         create: bool,
         losses: Losses,
     ) -> KnowledgeResult<WriteGuard<'a>> {
-        let mut guard = project.table.lock().await;
-        project.lock.check()?;
+        let mut guard = project.lock_table().await;
+        project.check_lock()?;
         match project.prepare_to_write(&mut guard, create, losses).await {
             Ok(()) => Ok(WriteGuard { project, guard }),
-            Err(error) if project.is_suspended() => Err(error), // Not for want of room.
-            Err(error) => Err(project.writes.failed(&project.directory, error)),
+            Err(error) if project.is_suspended() => Err(error), // Space has nothing to do with it.
+            Err(error) => Err(project.write_failed(error)),
         }
     }
 
     /// Forgets a project's table after a panic, whose effect is not known; the next user opens it from disk. Waits for
     /// whoever holds it.
     pub async fn forget(&self, project: &Project) {
-        let mut table = project.table.lock().await;
+        let mut table = project.lock_table().await;
         *table = None;
         project.clear_view();
     }
 
-    /// After a write to a table in the condition `before` has failed with `error`: looks whether something damaged was
+    /// After a write to a table with the damage `before` has failed with `error`: looks whether something damaged was
     /// in its way. True if the write is worth repeating without that.
     pub async fn mend(&self, project: &Project, error: &KnowledgeError, before: Option<&TableDamage>) -> bool {
         self.mend_by(project, error, before, Losses::Undecided).await
@@ -161,24 +160,24 @@ impl WriteAccess {
         ) {
             return false;
         }
-        let repairs = project.repairs.load(Ordering::Acquire);
+        let repairs = project.damage().repairs();
         // Opening the table looks for damage, and saves what it can of it.
         let Ok(mut guard) = self.lock_for(project, false, losses).await else {
             return false;
         };
         let found = |before: &TableDamage| guard.table().is_some_and(|table| **table.damage() != *before);
-        before.is_some_and(found) || project.repairs.load(Ordering::Acquire) != repairs
+        before.is_some_and(found) || project.damage().repairs() != repairs
     }
 
     /// Why nothing may be added to a project now, if so: the disk is nearly full. Old versions that nobody reads are
     /// given up first.
     pub async fn shortage(&self, project: &Project) -> Option<KnowledgeError> {
-        let shortage = project.writes.shortage(&project.directory).await?;
+        let shortage = project.shortage().await?;
         if project.give_up_versions().await {
-            let left = project.writes.shortage(&project.directory).await?;
-            return Some(project.writes.failed(&project.directory, left));
+            let left = project.shortage().await?;
+            return Some(project.write_failed(left));
         }
-        Some(project.writes.failed(&project.directory, shortage))
+        Some(project.write_failed(shortage))
     }
 }
 
@@ -198,11 +197,11 @@ impl WriteGuard<'_> {
     /// that has none must not cost anybody a file that may still be put back. True if the table is another one now, so
     /// that what was read of it for the write has to be read again.
     pub async fn accept_losses(&mut self) -> KnowledgeResult<bool> {
-        let before = self.project.repairs.load(Ordering::Acquire);
+        let before = self.project.damage().repairs();
         let project = self.project;
         match project.prepare_to_write(&mut self.guard, false, Losses::Accepted).await {
-            Ok(()) => Ok(project.repairs.load(Ordering::Acquire) != before),
-            Err(error) => Err(project.writes.failed(&project.directory, error)),
+            Ok(()) => Ok(project.damage().repairs() != before),
+            Err(error) => Err(project.write_failed(error)),
         }
     }
 
@@ -217,7 +216,7 @@ impl WriteGuard<'_> {
         let version = table.lance_version().await?;
         let same_version = before.filter(|before| before.lance_version() == version);
         if same_version.is_none() {
-            self.project.writes.succeeded();
+            self.project.write_succeeded();
         }
         if let Some(before) = same_version
             && before.sequence() == table.next_sequence() - 1
@@ -232,7 +231,7 @@ impl WriteGuard<'_> {
 
     /// Removes what recovery has set aside of the project: after a purge nothing of it may stay.
     pub async fn discard_set_aside(&self) -> KnowledgeResult<()> {
-        let directory = self.project.directory.clone();
+        let directory = self.project.directory().to_path_buf();
         tokio::task::spawn_blocking(move || damage::discard_set_aside(&directory))
             .await
             .map_err(KnowledgeError::internal)?
@@ -240,20 +239,19 @@ impl WriteGuard<'_> {
 
     /// Keeps why a purge could not erase everything, for `admin.health`; nothing once it could.
     pub fn note_erasing(&self, failure: Option<&KnowledgeError>) {
-        let mut unerased = self.project.unerased.lock();
-        *unerased = failure.map(ToString::to_string);
+        self.project.set_unerased(failure.map(ToString::to_string));
     }
 
     /// Drops what the caches hold and nobody has asked for lately: of files that upkeep has replaced, mostly.
     pub fn sweep_caches(&self) {
-        for cache in self.project.session.caches().behind {
+        for cache in self.project.session().caches().behind {
             cache.sweep(CACHE_IDLE);
         }
     }
 
     /// Drops all that the caches hold, with the removed files that they keep open.
     pub fn empty_caches(&self) {
-        for cache in self.project.session.caches().behind {
+        for cache in self.project.session().caches().behind {
             cache.empty();
         }
     }
@@ -266,14 +264,14 @@ impl WriteGuard<'_> {
 
     /// As [`WriteGuard::forget`], after `error`: `admin.health` shows for how long nothing can be written, and an
     /// error that has no better reason makes the next user look for damage. Answers the error, with where there is
-    /// no room or no permission.
+    /// no space or no permission.
     pub fn failed(self, error: KnowledgeError) -> KnowledgeError {
-        let error = self.project.writes.failed(&self.project.directory, error);
+        let error = self.project.write_failed(error);
         if matches!(
             error,
             KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
         ) {
-            self.project.suspect.store(true, Ordering::Release);
+            self.project.damage().note_failed_write();
         }
         self.forget();
         error

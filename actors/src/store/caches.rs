@@ -2,7 +2,7 @@
 //! swept of what has not been used for a while.
 //!
 //! Upkeep replaces index segments and fragments all the time, and Lance's keys do not tell which table or file an
-//! entry belongs to. In a cache that only makes room when it is full, the entries of what was replaced stay, with
+//! entry belongs to. In a cache that only drops entries when it is full, the entries of what was replaced stay, with
 //! the deleted files that they hold open, until the bound is reached. So every pruning of old versions sweeps.
 
 use std::pin::Pin;
@@ -60,7 +60,7 @@ impl SharedSession {
         self.caches().session
     }
 
-    pub(super) fn begin_anew(&self) {
+    pub(super) fn replace(&self) {
         *self.current.write() = Caches::new(self.index_cache_bytes, self.metadata_cache_bytes);
     }
 }
@@ -106,7 +106,7 @@ impl SweptCache {
     /// A cache of entries of `capacity` bytes in all; 0 keeps nothing.
     pub(crate) fn new(capacity: usize) -> Self {
         let items = (capacity / TYPICAL_ENTRY_BYTES).max(32);
-        // One shard: shards do not lend each other room, and what exceeds the share of one is not kept.
+        // One shard: shards do not lend each other space, and what exceeds the share of one is not kept.
         let options = OptionsBuilder::new()
             .estimated_items_capacity(items)
             .weight_capacity(capacity as u64)

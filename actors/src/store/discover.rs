@@ -1,6 +1,6 @@
-//! What lies in the data directory: the projects, and what is none of them.
+//! What lies in the data directory: the projects, and what is not a project.
 //!
-//! Whatever lies there, the daemon starts. What cannot be a project is left alone and told of; what is a project and
+//! Whatever lies there, the daemon starts. What cannot be a project is left alone and reported; what is a project and
 //! cannot be read is known all the same, so that each use of it says why.
 
 use std::cmp::Reverse;
@@ -40,7 +40,7 @@ pub(crate) struct LeftAside {
     pub(crate) reason: String,
     /// What to do, by itself.
     pub(crate) fix: &'static str,
-    /// Whether it may hold knowledge: then it is told of wherever projects are (see [`super::inventory`]).
+    /// Whether it may hold knowledge: then it is reported wherever projects are (see [`super::inventory`]).
     pub(crate) holds_knowledge: bool,
     /// Whether it is a project, out of reach for now, and not something beside one.
     pub(crate) is_project: bool,
@@ -228,7 +228,7 @@ fn candidate(path: &Path, is_known: &impl Fn(&ProjectName) -> bool) -> Option<Re
     }))
 }
 
-/// Entries of the data directory that the system did not tell of.
+/// Entries of the data directory that the system did not name.
 fn unlisted(knowledge: &Path, error: &std::io::Error) -> LeftAside {
     LeftAside {
         name: None,

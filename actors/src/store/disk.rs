@@ -76,7 +76,7 @@ pub(crate) fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Makes the entries of a directory durable, for whom the system's own error tells more.
+/// Makes the entries of a directory durable. The error is the system's own.
 pub(crate) fn fsync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -114,7 +114,7 @@ pub(crate) fn exists(path: &Path) -> KnowledgeResult<bool> {
 pub(crate) fn begin_another_history(lineage: &Path) -> String {
     format!(
         "put it back from a copy of the home. Without one, {{\"epoch\":{},\"sequence\":0}} in {} begins another \
-         history: feeds are then told to read everything anew",
+         history: feeds are then told to read everything again",
         now_ms().timestamp_millis(),
         lineage.display()
     )

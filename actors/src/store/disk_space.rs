@@ -1,7 +1,7 @@
-//! Whether a project can be written: room on its file system, and permission.
+//! Whether a project can be written: space on its file system, and permission.
 //!
-//! A write that fails for want of either is answered `read_only`, reads go on, and `admin.health` says so until a
-//! write succeeds, or a cheap probe shows that one would.
+//! A write that fails because one of them is missing is answered `read_only`. Reads go on, and `admin.health` says so
+//! until a write succeeds, or a cheap probe shows that one would.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ const PROBE_BYTES: usize = 64 * 1024;
 /// Name of the probe. What a crash leaves of it is cleaned up like any staging file.
 const PROBE_NAME: &str = ".tmp-probe";
 
-/// Whether the last write of a project could not be made for want of room or permission.
+/// Whether the last write of a project failed because there was no space or no permission.
 #[derive(Debug)]
 pub(crate) struct WriteState {
     min_free_bytes: u64,
@@ -35,7 +35,7 @@ impl WriteState {
         }
     }
 
-    /// Why nothing may be added now: the file system of `directory` has less room than is kept free.
+    /// Why nothing may be added now: the file system of `directory` has less space than is kept free.
     pub(crate) async fn shortage(&self, directory: &Path) -> Option<KnowledgeError> {
         let wanted = self.min_free_bytes;
         if wanted == 0 {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_are_no_want_of_room() {
+    fn other_errors_do_not_say_that_space_is_short() {
         let state = WriteState::new(0);
         let error = state.failed(Path::new("/"), KnowledgeError::internal("x"));
         assert!(matches!(error, KnowledgeError::Internal { .. }));
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn room_is_kept_free() {
+    async fn space_is_kept_free() {
         let home = tempfile::tempdir().unwrap();
         let free = free_bytes(home.path()).unwrap();
         assert!(WriteState::new(0).shortage(home.path()).await.is_none());

@@ -107,7 +107,7 @@ impl Obstacle {
     }
 }
 
-/// Whether an error is one of this moment or this process (no descriptor left, no memory, no permission) and so
+/// Whether an error passes or is of this process (no descriptor left, no memory, no permission) and so
 /// says nothing about the data.
 pub(crate) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     system_errors(error).into_iter().any(|errno| {
@@ -141,7 +141,7 @@ pub fn read_error(error: impl StdError + 'static) -> KnowledgeError {
     KnowledgeError::unreadable(format_args!("the store could not be read: {error}"))
 }
 
-/// What an error that is neither of the moment nor of the process, or a panic over damaged bytes, says of the data.
+/// What an error for which [`is_passing`] is false, or a panic over damaged bytes, says of the data.
 ///
 /// # Errors
 /// That of the clock, where LanceDB panics over that.
@@ -160,7 +160,7 @@ pub(crate) fn lacks_descriptors(error: &(dyn StdError + 'static)) -> bool {
     system_errors(error).into_iter().any(descriptors::is_lack)
 }
 
-/// An error of a write: no room, no permission and no descriptors are states that heal, everything else is reported as
+/// An error of a write: no space, no permission and no descriptors are states that heal, everything else is reported as
 /// it is.
 pub fn write_error(error: impl StdError + 'static) -> KnowledgeError {
     let unknown = causes(&error).into_iter().any(|cause| {

@@ -1,11 +1,11 @@
-//! What projects there are and in which condition each is: decided here, and nowhere else.
+//! Which projects there are and what state each is in: decided here, and nowhere else.
 //!
 //! A project
 //!
 //! - can be read: it has a view, whose [`TableDamage`](super::damage::TableDamage) says what of it is damaged;
-//! - has nothing stored in it: no view, and nothing to tell;
+//! - has nothing stored in it: no view, and nothing to report;
 //! - has no version that can be read: whoever reads it is told so, [`Store::view_or_empty`] takes it for empty, since
-//!   the next store begins it anew;
+//!   the next store begins it again;
 //! - cannot be opened: the error says why;
 //! - is left aside, out of reach or beside another of its name: [`Store::not_served`].
 //!
@@ -13,7 +13,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::clock;
 use crate::domain::ProjectName;
@@ -52,49 +51,33 @@ impl Project {
     /// # Errors
     /// When it cannot be read, also where no version of its table can be.
     pub async fn view(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
-        match (self.open().await?, self.lost()) {
+        match (self.open().await?, self.record().lost()) {
             (None, Some(message)) => Err(KnowledgeError::Unreadable { message }),
             (view, _) => Ok(view),
         }
     }
 
-    /// Why it has no version that can be read, as far as that is known.
-    fn lost(&self) -> Option<String> {
-        self.lost.lock().clone()
-    }
-
-    pub(super) fn set_lost(&self, reason: Option<String>) {
-        let mut lost = self.lost.lock();
-        if let Some(reason) = &reason
-            && lost.is_none()
-        {
-            tracing::error!(project = %self.name, "{reason}");
-        }
-        *lost = reason;
-    }
-
-    /// Whether it has to be opened to know in which condition it is: it could not be a while ago, or it was never
+    /// Whether it has to be opened to know what state it is in: it could not be a while ago, or it was never
     /// opened and something is wrong with it at a glance.
     async fn is_to_be_opened(self: &Arc<Self>) -> bool {
         if self.published().is_some() {
             return false;
         }
-        if self.lost().is_some() {
+        if self.record().lost().is_some() {
             return true; // It may have been put back.
         }
-        let unopened = self.unopened.lock().clone();
-        if let Some((when, _)) = unopened {
+        if let Some((when, _)) = self.record().unopened() {
             return when.elapsed() >= REEXAMINE_AFTER;
         }
-        if self.recovered.load(Ordering::Acquire) || self.glanced_at.load(Ordering::Acquire) {
+        if self.record().is_recovered() || self.record().looked_sound() {
             return false;
         }
-        let directory = self.directory.clone();
+        let directory = self.directory().to_path_buf();
         let glance = tokio::task::spawn_blocking(move || damage::glance(&directory, &table_directory(&directory)));
         match glance.await {
             Ok(Ok(damage::Glance::Nothing)) => false,
             Ok(Ok(damage::Glance::Sound)) => {
-                self.glanced_at.store(true, Ordering::Release);
+                self.record().note_sound_look();
                 false
             }
             _ => true,
@@ -103,23 +86,23 @@ impl Project {
 
     /// What of the project cannot be read now.
     fn unreadable(&self) -> Vec<String> {
-        let unopened = self.unopened.lock().clone();
+        let unopened = self.record().unopened();
         let unopened = unopened.map(|(_, reason)| format!("it cannot be opened: {reason}"));
         let view = self.published();
-        let condition = view.map(|view| view.damage().describe()).unwrap_or_default();
+        let damage = view.map(|view| view.damage().describe()).unwrap_or_default();
         let half_restored = self.is_suspended().then(|| HALF_RESTORED.to_owned());
-        self.lost()
+        self.record()
+            .lost()
             .into_iter()
             .chain(unopened)
-            .chain(condition)
+            .chain(damage)
             .chain(half_restored)
             .collect()
     }
 
     /// What a purge has left on disk, if it could not erase everything.
-    fn unerased(&self) -> Option<String> {
-        let unerased = self.unerased.lock().clone();
-        unerased.map(|reason| {
+    fn unerased_told(&self) -> Option<String> {
+        self.unerased().map(|reason| {
             format!(
                 "not all bytes of what a purge has removed are erased yet, which is tried again by itself: {reason}"
             )
@@ -129,10 +112,8 @@ impl Project {
     /// What recovery did and found, a sentence each: what lies in `set-aside`, what was done at the start, and what
     /// cannot be read now. Blocks for the reading of one directory.
     fn recovery(&self) -> Vec<String> {
-        let mut told = damage::set_aside_so_far(&self.directory);
-        let notes = self.notes.lock();
-        told.extend(notes.iter().cloned());
-        drop(notes);
+        let mut told = damage::set_aside_so_far(self.directory());
+        told.extend(self.record().notes());
         told.extend(self.unreadable());
         told
     }
@@ -147,8 +128,8 @@ async fn is_there(path: &Path) -> bool {
 pub(super) async fn losses(projects: Vec<Arc<Project>>) -> Vec<String> {
     let told = tokio::task::spawn_blocking(move || {
         let of = |project: &Arc<Project>| {
-            let name = project.name.clone();
-            let losses = damage::losses(&project.directory).into_iter();
+            let name = project.name().clone();
+            let losses = damage::losses(project.directory()).into_iter();
             losses.map(move |what| format!("project {name}: {what}"))
         };
         projects.iter().flat_map(of).collect::<Vec<_>>()
@@ -158,7 +139,7 @@ pub(super) async fn losses(projects: Vec<Arc<Project>>) -> Vec<String> {
 
 impl Store {
     /// As [`Store::view`], for calls that a project without a version that can be read is empty for: what is stored
-    /// next begins it anew.
+    /// next begins it again.
     pub async fn view_or_empty(&self, name: &ProjectName) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         match self.on_disk(name)? {
             Some(project) => project.open().await,
@@ -171,7 +152,7 @@ impl Store {
         let Some(project) = self.known(name)? else {
             return Ok(None);
         };
-        let directory = project.directory.clone();
+        let directory = project.directory().to_path_buf();
         tokio::task::spawn_blocking(move || damage::set_aside_in(&directory))
             .await
             .map_err(KnowledgeError::internal)
@@ -179,7 +160,10 @@ impl Store {
 
     /// Why a project that was opened has no version that can be read, if so.
     pub fn lost(&self, name: &ProjectName) -> Option<String> {
-        self.known(name).ok().flatten().and_then(|project| project.lost())
+        self.known(name)
+            .ok()
+            .flatten()
+            .and_then(|project| project.record().lost())
     }
 
     /// What lies in the data directory now, may hold knowledge and is not served.
@@ -203,7 +187,7 @@ impl Store {
         let projects = self.projects();
         let told = tokio::task::spawn_blocking(move || {
             let tell = |project: &Arc<Project>| {
-                let name = project.name.clone();
+                let name = project.name().clone();
                 let told = project.recovery().into_iter();
                 told.map(move |what| format!("project {name}: {what}"))
             };
@@ -213,8 +197,8 @@ impl Store {
     }
 
     /// What is wrong with each project now, for `admin.health`: what cannot be read, what was set aside as a whole,
-    /// and why nothing can be written where the last write failed for want of room or permission. That is looked at
-    /// anew each time, so it ends when its cause does. Also of projects that nobody has used yet.
+    /// and why nothing can be written where the last write failed because there was no space or no permission. That is
+    /// looked at each time, so it ends when its cause does. Also of projects that nobody has used yet.
     pub async fn troubles(self: &Arc<Self>) -> Vec<String> {
         let mut found = self.finished.failed.clone();
         found.extend(self.not_served().await.into_iter().map(|left| left.reason));
@@ -222,15 +206,18 @@ impl Store {
         found.extend(clock.as_ref().map(ToString::to_string));
         for project in self.projects() {
             if clock.is_none() && project.is_to_be_opened().await {
-                // Only to know its condition; if it cannot be opened, that is told below.
+                // Only to know its state; if it cannot be opened, that is reported below.
                 project.view().await.ok();
             }
-            if project.published().is_some() && !is_there(&table_directory(&project.directory)).await {
+            if project.published().is_some() && !is_there(&table_directory(project.directory())).await {
                 found.push(project.vanished_told());
             }
-            let writes = project.writes.trouble(&project.directory).await;
-            let all = writes.into_iter().chain(project.unerased()).chain(project.unreadable());
-            found.extend(all.map(|what| format!("project {}: {what}", project.name)));
+            let writes = project.write_trouble().await;
+            let all = writes
+                .into_iter()
+                .chain(project.unerased_told())
+                .chain(project.unreadable());
+            found.extend(all.map(|what| format!("project {}: {what}", project.name())));
         }
         let projects = self.projects();
         found.extend(losses(projects).await);

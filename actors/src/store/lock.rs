@@ -3,6 +3,9 @@
 //! It lies in the directory that it protects, so nothing that happens to sockets and run directories takes it
 //! away. It is the kernel's and ends with its holder, however that ends. Should `knowledge/` itself be removed or
 //! replaced, the lock file goes with it: [`StoreLock::is_held`] then says no, and whoever writes asks first.
+//!
+//! On a file system that is mounted read-only, the file is locked without being written. Where it does not exist,
+//! nobody can write there either, so the store is read without a lock until somebody can.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -15,13 +18,14 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::unistd::{AccessFlags, access};
 
 use crate::error::{KnowledgeError, KnowledgeResult};
 
 /// Name of the lock file in the directory of the projects. No project is named so.
 pub const LOCK_FILE: &str = ".lock";
 
-/// Tries to get the lock: who only looks whether it is held takes it for a moment.
+/// Tries to get the lock: whoever only looks whether it is held takes it for a short time.
 const TRIES: u32 = 10;
 /// Pause between two of them.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -112,7 +116,8 @@ pub struct StoreLock {
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
-    file: Flock<File>,
+    /// None where there was no such file and none could be made because the file system is read-only.
+    file: Option<Flock<File>>,
 }
 
 impl StoreLock {
@@ -121,6 +126,14 @@ impl StoreLock {
     /// # Errors
     /// [`StoreLockError::Held`] if another process has it.
     pub fn acquire(knowledge_dir: &Path) -> Result<Self, StoreLockError> {
+        Self::acquire_by(knowledge_dir, open)
+    }
+
+    /// `open` opens the lock file, for writing if told so, and makes it then.
+    fn acquire_by(
+        knowledge_dir: &Path,
+        open: impl Fn(&Path, bool) -> io::Result<File>,
+    ) -> Result<Self, StoreLockError> {
         let path = knowledge_dir.join(LOCK_FILE);
         let failed = |source: io::Error| StoreLockError::Io {
             path: path.clone(),
@@ -128,18 +141,23 @@ impl StoreLock {
         };
         let mut tries = 0;
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
-                .open(&path)
-                .map_err(|error| match error.raw_os_error() {
-                    Some(code) if code == Errno::ELOOP as i32 => StoreLockError::NoFile(path.clone()),
-                    _ => failed(error),
-                })?;
+            let (mut opened, mut writable) = (open(&path, true), true);
+            if opened.as_ref().is_err_and(|error| is(error, Errno::EROFS)) {
+                (opened, writable) = (open(&path, false), false);
+                if opened.as_ref().is_err_and(|error| is(error, Errno::ENOENT)) {
+                    tracing::warn!(
+                        directory = %knowledge_dir.display(),
+                        "the file system is mounted read-only and there is no lock file; the store is read without a lock"
+                    );
+                    return Ok(Self {
+                        held: Arc::new(Held { path, file: None }),
+                    });
+                }
+            }
+            let file = opened.map_err(|error| match is(&error, Errno::ELOOP) {
+                true => StoreLockError::NoFile(path.clone()),
+                false => failed(error),
+            })?;
             if !file.metadata().map_err(failed)?.is_file() {
                 return Err(StoreLockError::NoFile(path));
             }
@@ -147,9 +165,15 @@ impl StoreLock {
                 // Between opening and locking, somebody may have removed the file; then two could hold "it".
                 Ok(file) if is_named(&path, &file) => {
                     let mut file = file;
-                    if let Err(error) = Holder::write(&mut file, knowledge_dir) {
+                    if !writable {
+                        tracing::warn!(
+                            directory = %knowledge_dir.display(),
+                            "the file system is mounted read-only; the store is locked and read, and nothing is written"
+                        );
+                    } else if let Err(error) = Holder::write(&mut file, knowledge_dir) {
                         tracing::warn!(%error, path = %path.display(), "the lock file cannot be written; the lock holds all the same");
                     }
+                    let file = Some(file);
                     return Ok(Self {
                         held: Arc::new(Held { path, file }),
                     });
@@ -169,10 +193,18 @@ impl StoreLock {
     }
 
     /// Whether the lock file is still the one that is locked. If not, the directory or the file was removed or
-    /// replaced, and another process may have locked the new one.
+    /// replaced, and another process may have locked the new one. Where there was none to lock, whether there still is
+    /// none and nobody can make one.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        is_named(&self.held.path, &self.held.file)
+        let Held { path, file } = &*self.held;
+        match file {
+            Some(file) => is_named(path, file),
+            None => {
+                let missing = std::fs::symlink_metadata(path).is_err_and(|error| is(&error, Errno::ENOENT));
+                missing && path.parent().is_some_and(is_read_only)
+            }
+        }
     }
 
     /// Refuses what would change the store once the lock is lost.
@@ -183,12 +215,19 @@ impl StoreLock {
         if self.is_held() {
             return Ok(());
         }
+        let path = self.held.path.display();
+        let reason = match self.held.file {
+            Some(_) => {
+                format!("{path} was removed or replaced while the daemon ran, which writes nothing more and ends")
+            }
+            None => format!(
+                "{path} could not be locked when the daemon started, because the file system was read-only, and could be \
+                 now; the daemon writes nothing and ends, start it again"
+            ),
+        };
         Err(KnowledgeError::Unavailable {
             part: "the store",
-            reason: format!(
-                "{} was removed or replaced while the daemon ran, which writes nothing more and ends",
-                self.held.path.display()
-            ),
+            reason,
         })
     }
 
@@ -197,6 +236,26 @@ impl StoreLock {
     pub fn path(&self) -> &Path {
         &self.held.path
     }
+}
+
+fn open(path: &Path, writable: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .create(writable)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
+        .open(path)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
+/// Whether nobody can write into a directory because its file system is mounted read-only.
+fn is_read_only(directory: &Path) -> bool {
+    access(directory, AccessFlags::W_OK) == Err(Errno::EROFS)
 }
 
 fn is_named(path: &Path, file: &File) -> bool {
@@ -270,6 +329,52 @@ mod tests {
         assert!(lock.is_held() && !other.is_held());
         std::fs::remove_file(directory.join(LOCK_FILE)).unwrap();
         assert!(!lock.is_held());
+    }
+
+    /// As the system answers on a file system that is mounted read-only.
+    fn open_read_only(path: &Path, writable: bool) -> io::Result<File> {
+        match writable {
+            true => Err(Errno::EROFS.into()),
+            false => open(path, false),
+        }
+    }
+
+    #[test]
+    fn a_lock_file_that_cannot_be_written_is_locked_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(LOCK_FILE), "1\n").unwrap();
+        let lock = StoreLock::acquire_by(directory.path(), open_read_only).unwrap();
+        assert!(lock.is_held());
+        assert_eq!(std::fs::read(lock.path()).unwrap(), b"1\n", "it was not written");
+        for refused in [
+            StoreLock::acquire(directory.path()),
+            StoreLock::acquire_by(directory.path(), open_read_only),
+        ] {
+            assert!(matches!(refused, Err(StoreLockError::Held { .. })), "{refused:?}");
+        }
+        drop(lock);
+        StoreLock::acquire(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn without_a_lock_file_a_read_only_store_is_read_until_it_can_be_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = StoreLock::acquire_by(directory.path(), open_read_only).unwrap();
+        assert!(!lock.path().exists());
+        // This directory can be written, so another daemon may have locked it by now.
+        assert!(!lock.is_held());
+        let refused = lock.check().unwrap_err().to_string();
+        assert!(
+            refused.contains("read-only") && refused.contains("start it again"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_lock_that_is_not_permitted_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = StoreLock::acquire_by(directory.path(), |_, _| Err(Errno::EACCES.into()));
+        assert!(matches!(refused, Err(StoreLockError::Io { .. })), "{refused:?}");
     }
 
     #[test]

@@ -4,17 +4,17 @@
 //! writes is [`WriteTable`], and it is reached through [`WriteAccess`] alone, of which [`Store::open`] gives
 //! exactly one: the supervisor keeps it for the writer. So exclusive write access holds by type.
 //!
-//! The rooms, each of which may use those before it and none of those after it:
+//! The parts, each of which may use those before it and none of those after it:
 //!
-//! | room | what is in it |
+//! | part | what is in it |
 //! |---|---|
-//! | [`error`], `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; files of state; room to write; the lock of the data directory |
+//! | [`error`], `guarded`, `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; reading what may be damaged; files of state; space to write; the lock of the data directory |
 //! | [`table`] | what lies on disk: schema, rows, identities, keyword index, durable commits |
 //! | [`view`] | what readers see: one immutable version of a table, and all queries on it |
 //! | [`mod@write`] | what the writer does to a table: append, change, purge, forget |
 //! | [`upkeep`] | debts of a table, and the steps that pay them |
-//! | [`damage`] | what cannot be read: found, left out, set aside, repaired, told of |
-//! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, in which condition each is |
+//! | [`damage`] | what cannot be read: found, left out, set aside, repaired, reported |
+//! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, what state each is in |
 //! | [`transfer`] | backup and restore |
 
 mod access;
@@ -24,6 +24,7 @@ mod discover;
 mod disk;
 pub mod disk_space;
 pub mod error;
+mod guarded;
 mod inventory;
 pub mod lock;
 mod project;
@@ -52,9 +53,9 @@ pub use write::{WriteTable, Written};
 mod tests {
     use std::path::{Path, PathBuf};
 
-    /// The rooms in their order; those of one line may use each other.
+    /// The parts in their order; those of one line may use each other.
     const ORDER: [&[&str]; 8] = [
-        &["error", "disk", "lock", "caches", "swap"],
+        &["error", "guarded", "disk", "lock", "caches", "swap"],
         &["table"],
         &["view"],
         &["write"],
@@ -73,8 +74,8 @@ mod tests {
         &["transfer"],
     ];
 
-    fn rank(room: &str) -> Option<usize> {
-        ORDER.iter().position(|rooms| rooms.contains(&room))
+    fn rank(part: &str) -> Option<usize> {
+        ORDER.iter().position(|parts| parts.contains(&part))
     }
 
     fn files(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn no_room_uses_one_that_comes_after_it() {
+    fn no_part_uses_one_that_comes_after_it() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
         let mut found = Vec::new();
         files(&root, &mut found);
@@ -97,9 +98,9 @@ mod tests {
         let mut wrong = Vec::new();
         for path in found {
             let relative = path.strip_prefix(&root).unwrap().with_extension("");
-            let room = relative.iter().next().unwrap().to_str().unwrap().to_owned();
-            let Some(own) = rank(&room) else {
-                assert_eq!(room, "mod", "{} is in no room", path.display());
+            let own_part = relative.iter().next().unwrap().to_str().unwrap().to_owned();
+            let Some(own) = rank(&own_part) else {
+                assert_eq!(own_part, "mod", "{} is in no part", path.display());
                 continue;
             };
             let text = std::fs::read_to_string(&path).unwrap();

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::RwLock;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::clock;
 use crate::domain::ProjectName;
@@ -17,7 +16,7 @@ use crate::store::caches::SharedSession;
 use crate::store::discover::{self, LeftAside};
 use crate::store::disk_space::WriteState;
 use crate::store::lock::StoreLock;
-use crate::store::project::Project;
+use crate::store::project::{Project, ProjectSettings, Published};
 use crate::store::swap::{self, Finished};
 use crate::store::table::durable::Durability;
 use crate::store::table::holds_table;
@@ -25,7 +24,6 @@ use crate::store::table::lineage::Lineage;
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::table_directory;
 use crate::store::view::ProjectView;
-use crate::store::view::held::HeldVersions;
 use crate::store::view::search::{self, PageVersion};
 
 /// Settings of the store.
@@ -40,7 +38,7 @@ pub struct StoreConfig {
     /// Cache of manifests and file metadata, for all projects together, in bytes (default 1 GiB a connection).
     pub metadata_cache_bytes: usize,
     /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep still has
-    /// room. 0 lets the disk fill up.
+    /// space. 0 lets the disk fill up.
     pub min_free_bytes: u64,
     /// The model that embeds.
     pub model: ModelIdentity,
@@ -63,8 +61,8 @@ pub struct Store {
     /// Counts the published views of all projects: what the change feed waits for.
     pub(super) published: Arc<watch::Sender<u64>>,
     /// Held shared to publish a view, and alone for the instant in which a backup takes the views of all
-    /// projects: so these are of one moment.
-    pub(super) moment: Arc<RwLock<()>>,
+    /// projects: so these belong together.
+    pub(super) backup_instant: Arc<RwLock<()>>,
     /// Held shared by what reads one version for long (backups, exports), alone by a restore, which takes the
     /// files of that version away.
     pub(super) transfers: Arc<tokio::sync::RwLock<()>>,
@@ -83,8 +81,8 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens the store: finishes what a restore has left, and lists the projects; opens none of them yet. `lock` is
-    /// that of its directory. Nothing that lies in the data directory makes it fail: what cannot be used is told of by
-    /// [`Store::troubles`] and [`Store::recovery`].
+    /// that of its directory. Nothing that lies in the data directory makes it fail: [`Store::troubles`] and
+    /// [`Store::recovery`] report what cannot be used.
     pub fn open(config: StoreConfig, lock: StoreLock) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
         let session = Arc::new(SharedSession::new(
             config.index_cache_bytes,
@@ -101,7 +99,7 @@ impl Store {
             projects: RwLock::new(BTreeMap::new()),
             left_aside: RwLock::default(),
             published: Arc::new(watch::Sender::new(0)),
-            moment: Arc::default(),
+            backup_instant: Arc::default(),
             pools: search::Pools::default(),
             transfers: Arc::default(),
         });
@@ -122,7 +120,7 @@ impl Store {
     /// table's directory of versions.
     pub(super) fn last_commit(&self) -> Option<DateTime<Utc>> {
         let written = self.projects().into_iter().filter_map(|project| {
-            let versions = table_directory(&project.directory).join("_versions");
+            let versions = table_directory(project.directory()).join("_versions");
             std::fs::metadata(versions).and_then(|found| found.modified()).ok()
         });
         written.max().map(DateTime::from)
@@ -134,14 +132,14 @@ impl Store {
             let projects = self.projects.read();
             let named = projects
                 .iter()
-                .map(|(folded, project)| (folded.clone(), project.name.clone()));
+                .map(|(folded, project)| (folded.clone(), project.name().clone()));
             named.collect()
         };
         let found = discover::look(&self.config.knowledge_dir, |name| {
             known.get(&name.folded()) == Some(name)
         });
         for project in found.projects {
-            // What is refused has got in by another spelling since; the next look tells of it.
+            // What is refused has got in by another spelling since; the next look reports it.
             self.register(&project).ok();
         }
         let mut left_aside = self.left_aside.write();
@@ -151,7 +149,7 @@ impl Store {
         *left_aside = found.left_aside;
     }
 
-    /// Refuses a name that is no project's though something of that name lies in the data directory.
+    /// Refuses a name that is not that of a project though something of that name lies in the data directory.
     pub(super) fn check_left_aside(&self, name: &ProjectName) -> KnowledgeResult<()> {
         let reason = || {
             let left_aside = self.left_aside.read();
@@ -175,12 +173,12 @@ impl Store {
         let projects = self.projects.read();
         match projects.get(&name.folded()) {
             None => Ok(None),
-            Some(project) if project.name == *name => Ok(Some(Arc::clone(project))),
+            Some(project) if *project.name() == *name => Ok(Some(Arc::clone(project))),
             Some(project) => Err(KnowledgeError::invalid(
                 "project_id",
                 format!(
                     "project_id {name} differs from the existing project {} only in case; use that name",
-                    project.name
+                    project.name()
                 ),
             )),
         }
@@ -190,7 +188,7 @@ impl Store {
         if let Some(project) = self.known(name)? {
             return Ok(project);
         }
-        let project = Arc::new(Project {
+        let settings = ProjectSettings {
             name: name.clone(),
             directory: self.config.knowledge_dir.join(name.as_str()),
             lock: self.lock.clone(),
@@ -198,33 +196,20 @@ impl Store {
             model: self.config.model.clone(),
             retention: self.config.retention,
             session: Arc::clone(&self.session),
-            published: Arc::clone(&self.published),
-            held: HeldVersions::default(),
-            moment: Arc::clone(&self.moment),
-            lineage: RwLock::default(),
-            view: RwLock::new(None),
-            table: Mutex::new(None),
-            had_table: AtomicBool::new(false),
-            glanced_at: AtomicBool::new(false),
-            unerased: parking_lot::Mutex::default(),
-            recovered: AtomicBool::new(false),
-            notes: parking_lot::Mutex::default(),
-            lost: parking_lot::Mutex::default(),
-            unopened: parking_lot::Mutex::default(),
-            repair_failed: AtomicBool::new(false),
-            repairs: AtomicU64::new(0),
-            damage: parking_lot::Mutex::default(),
-            examined: Mutex::new(None),
-            suspect: AtomicBool::new(false),
-            suspected: parking_lot::Mutex::default(),
-            writes: WriteState::new(self.config.min_free_bytes),
-            suspended: AtomicBool::new(self.finished.awaited.contains(name)),
-        });
+        };
+        // Nobody follows the changes of the daemon's own projects.
+        let publications = (!name.is_own()).then(|| Arc::clone(&self.published));
+        let project = Arc::new(Project::new(
+            settings,
+            Published::new(Arc::clone(&self.backup_instant), publications),
+            WriteState::new(self.config.min_free_bytes),
+            self.finished.awaited.contains(name),
+        ));
         let mut projects = self.projects.write();
         let entry = projects.entry(name.folded()).or_insert(project);
         let entry = Arc::clone(entry);
         drop(projects);
-        if entry.name == *name {
+        if *entry.name() == *name {
             Ok(entry)
         } else {
             // Another spelling got in between the two locks.
@@ -241,7 +226,7 @@ impl Store {
     /// The known projects of users, by name.
     pub fn projects(&self) -> Vec<Arc<Project>> {
         let projects = self.projects.read();
-        let users = projects.values().filter(|project| !project.name.is_own());
+        let users = projects.values().filter(|project| !project.name().is_own());
         users.cloned().collect()
     }
 
@@ -282,7 +267,7 @@ impl Store {
     /// Keeps a view for the next page of a search, for some minutes.
     pub fn keep_for_pages(&self, view: &Arc<ProjectView>) {
         if let Ok(Some(project)) = self.known(view.project()) {
-            project.held.keep_for_pages(view);
+            project.held().keep_for_pages(view);
         }
     }
 
@@ -296,7 +281,7 @@ impl Store {
             return Ok(None); // Restored since: another history with numbers of its own.
         }
         let present = present.filter(|view| view.lance_version() == page.version);
-        Ok(present.or_else(|| project.held.find(page.version)))
+        Ok(present.or_else(|| project.held().find(page.version)))
     }
 
     /// Whether a project is known to stand at this commit of this history ([`Lineage::epoch`]), with nothing of it

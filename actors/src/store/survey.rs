@@ -1,4 +1,4 @@
-//! A look at what upkeep a project needs that nobody writes to: at the start of the writer, and after a restore.
+//! Finds out which upkeep a project needs while nobody writes to it: when the writer starts, and after a restore.
 //!
 //! A project that is not open is not opened for it, so that a home of many projects costs no memory: its newest
 //! version is read beside everything else and forgotten again.
@@ -16,6 +16,7 @@ use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::Caches;
 use crate::store::error::read_error;
+use crate::store::guarded::guarded;
 use crate::store::table::holds_table;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{TableShape, column};
@@ -57,7 +58,7 @@ impl WriteAccess {
     pub async fn survey(&self, project: &Arc<Project>) -> KnowledgeResult<Survey> {
         clock::check()?;
         if project.published().is_some() {
-            let guard = project.table.lock().await;
+            let guard = project.lock_table().await;
             return match guard.as_ref() {
                 Some(table) if matches!(table.shape(), TableShape::Current { .. }) => {
                     Ok(Survey::of(&table.debt().await?, table.forgets_at()))
@@ -65,18 +66,17 @@ impl WriteAccess {
                 _ => Ok(Survey::default()),
             };
         }
-        if !holds_table(&project.directory)? {
+        if !holds_table(project.directory())? {
             return Ok(Survey::default());
         }
-        let name = project.name.clone();
-        let place = table_directory(&project.directory);
+        let name = project.name().clone();
+        let place = table_directory(project.directory());
         let place = place
             .to_str()
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?
             .to_owned();
         let retention = self.store().config().retention;
-        // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
-        let looked = tokio::spawn(async move {
+        let looked = guarded(async move {
             let session = Caches::new(CACHE_BYTES, CACHE_BYTES).session;
             let dataset = DatasetBuilder::from_uri(place)
                 .with_session(session)
@@ -103,7 +103,7 @@ impl WriteAccess {
     /// When the project cannot be opened.
     pub async fn may_be_kept_up(&self, project: &Arc<Project>) -> KnowledgeResult<bool> {
         // Where that cannot be told, the attempt tells.
-        let erasing = project.directory.join(ERASING_MARK).try_exists().unwrap_or(true);
+        let erasing = project.directory().join(ERASING_MARK).try_exists().unwrap_or(true);
         match project.view().await {
             Ok(Some(view)) if view.damage().configuration.is_some() => Ok(false),
             Ok(Some(view)) => Ok(erasing || view.damage().is_sound()),

@@ -245,7 +245,7 @@ pub(crate) fn finish_interrupted(knowledge: &Path) -> Finished {
             Err(error) => {
                 let what = format!(
                     "the restore in {} could not be finished ({error}), so some of its projects may be missing or as \
-                     before it; the next start tries again, or move that directory away and restore anew",
+                     before it; the next start tries again, or move that directory away and restore again",
                     staging.display()
                 );
                 tracing::error!("{what}");

@@ -14,7 +14,8 @@ use lance_table::io::deletion::relative_deletion_file_path;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::manifest::MAGIC;
-use crate::store::error::{damage, is_passing, read_error};
+use crate::store::error::read_error;
+use crate::store::guarded::{finding, guarded};
 use crate::store::table::table_damage::{DamagedFragment, TableDamage};
 use crate::store::write::configuration_damage;
 
@@ -90,7 +91,7 @@ pub(super) fn file_damage(table: &Path, file: &FragmentFile) -> Option<String> {
 }
 
 /// The data and deletion files of a version that are missing or cut off, with what is wrong with each. Damaged
-/// indices do not count: they can be made anew.
+/// indices do not count: they can be rebuilt.
 pub(super) fn missing_files(manifest: &Manifest, table: &Path) -> BTreeMap<String, String> {
     manifest
         .fragments
@@ -213,8 +214,7 @@ pub(crate) async fn unreadable_fragments(
     Ok(found)
 }
 
-/// Reads a fragment whole, in a task of its own, since damaged bytes can make Lance panic. The inner error says why
-/// it cannot be read.
+/// Reads a fragment whole. The inner error says why it cannot be read.
 pub(crate) async fn read_fragment(
     dataset: &Arc<Dataset>,
     fragment: &Fragment,
@@ -222,18 +222,12 @@ pub(crate) async fn read_fragment(
 ) -> KnowledgeResult<Result<(), String>> {
     let mut scanner = dataset.scan();
     scanner.with_fragments(vec![fragment.clone()]);
-    let read = tokio::spawn(async move {
+    let read = guarded(async move {
         let mut stream = scanner.try_into_stream().await?;
         while let Some(batch) = stream.try_next().await? {
             visit(batch.num_rows());
         }
         Ok::<(), lance::Error>(())
     });
-    match read.await {
-        Ok(Ok(())) => Ok(Ok(())),
-        Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(damage(&error)?)),
-        Err(panic) if panic.is_panic() => Ok(Err(damage(&panic)?)),
-        Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
-    }
+    finding(read.await)
 }

@@ -15,7 +15,8 @@ use lance_io::local::to_local_path;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::files::index_damage;
-use crate::store::error::{damage, is_passing, read_error};
+use crate::store::error::read_error;
+use crate::store::guarded::{finding, guarded};
 use crate::store::table::checked_reads;
 use crate::store::table::schema::column;
 use crate::store::view::{ProjectView, filter};
@@ -32,12 +33,11 @@ pub(crate) async fn open_again(view: &ProjectView) -> KnowledgeResult<Arc<Datase
         .with_read_params(checked_reads())
         .with_version(view.lance_version())
         .with_session(session);
-    // A task of its own: damaged bytes can make Lance panic.
-    match tokio::spawn(async move { builder.load().await }).await {
+    match guarded(async move { builder.load().await }).await {
         Ok(Ok(dataset)) => Ok(Arc::new(dataset)),
         Ok(Err(error)) => Err(read_error(error)),
-        Err(panic) => Err(KnowledgeError::unreadable(format_args!(
-            "project {} cannot be opened: {panic}",
+        Err(unfinished) => Err(KnowledgeError::unreadable(format_args!(
+            "project {} cannot be opened: {unfinished}",
             view.project()
         ))),
     }
@@ -53,12 +53,12 @@ pub(crate) fn table_path(dataset: &Dataset) -> PathBuf {
 /// Reads the keyword index from end to end. The inner error says why it cannot be read.
 pub(crate) async fn read_keyword_index(dataset: &Arc<Dataset>) -> KnowledgeResult<Result<(), String>> {
     let dataset = Arc::clone(dataset);
-    let read = tokio::spawn(async move {
+    let read = guarded(async move {
         // To read it whole is the point; what does not fit into the cache need not stay.
         let options = PrewarmOptions::Fts(FtsPrewarmOptions::new().best_effort());
         dataset.prewarm_index_with_options(TEXT_INDEX, &options).await
     });
-    settle(read.await)
+    finding(read.await)
 }
 
 /// Searches for the words of `query` among the rows that pass `predicate` and can be read; how many were found, one
@@ -91,22 +91,11 @@ pub(crate) async fn look_up(
         .map_err(read_error)?
         .limit(Some(1), None)
         .map_err(read_error)?;
-    let read = tokio::spawn(async move {
+    let read = guarded(async move {
         let batches: Vec<RecordBatch> = scanner.try_into_stream().await?.try_collect().await?;
         Ok(batches.iter().map(RecordBatch::num_rows).sum())
     });
-    settle(read.await)
-}
-
-/// An error of this moment is one; an error of the data, or a panic over it, is a finding.
-fn settle<T>(read: Result<lance::Result<T>, tokio::task::JoinError>) -> KnowledgeResult<Result<T, String>> {
-    match read {
-        Ok(Ok(value)) => Ok(Ok(value)),
-        Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => Ok(Err(damage(&error)?)),
-        Err(panic) if panic.is_panic() => Ok(Err(damage(&panic)?)),
-        Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
-    }
+    finding(read.await)
 }
 
 /// Why the keyword index of a view cannot be used, if it cannot: reads it, and searches for the words that a search

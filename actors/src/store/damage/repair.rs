@@ -1,6 +1,6 @@
 //! Taking what cannot be read out of a table, so that it can be written again.
 //!
-//! Reads leave damaged fragments out and change nothing (see [`super::recovery`]). An update, a merge of fragments
+//! Reads leave damaged fragments out and change nothing (see [`super`]). An update, a merge of fragments
 //! or an index has to read the whole table and would fail for ever, so the writer repairs the table before it
 //! commits: the rows of a damaged fragment that can still be read move to a new fragment, the damaged one leaves
 //! the table, and what is left of its files is kept in `set-aside`. One commit, and nothing of it is silent.
@@ -23,10 +23,11 @@ use crate::domain::{ProjectName, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::read_fragment;
 use crate::store::damage::set_aside::{Remains, SetAside};
-use crate::store::error::{damage, is_passing, read_error, write_error};
+use crate::store::error::{read_error, write_error};
+use crate::store::guarded::{finding, guarded};
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
-use crate::store::table::table_damage::DamagedFragment;
+use crate::store::table::table_damage::{self, DamagedFragment};
 use crate::store::write::{WriteTable, current_dataset};
 
 /// Rows that are read at once when a damaged fragment is searched for what is left of it.
@@ -36,7 +37,7 @@ const SALVAGE_ROWS: usize = 1_024;
 const SALVAGE_FAILURES: usize = 256;
 
 impl WriteTable {
-    /// Takes the damaged fragments out of the table, and makes a damaged keyword index anew once there are none.
+    /// Takes the damaged fragments out of the table, and rebuilds a damaged keyword index once there are none.
     /// Those that can be read again stay. With `salvage_only`, fragments whose files are gone stay as well:
     /// somebody may put them back.
     pub(crate) async fn repair(&mut self, directory: &Path, salvage_only: bool) -> KnowledgeResult<()> {
@@ -158,7 +159,8 @@ async fn keep_remains(
     let reasons: Vec<&str> = damaged.values().map(|(_, fragment)| fragment.reason.as_str()).collect();
     let lost = rows.saturating_sub(left);
     let what = format!(
-        "{lost} of {rows} rows are lost: {}; the rest was kept, and the table goes on without the damaged files",
+        "{}: {}; the rest was kept, and the table goes on without the damaged files",
+        lost_of(lost, rows),
         reasons.join("; ")
     );
     tracing::error!(%project, fragments = damaged.len(), rows, salvaged = left, "{what}");
@@ -193,6 +195,11 @@ async fn keep_remains(
     })
     .await
     .map_err(KnowledgeError::internal)?
+}
+
+fn lost_of(lost: usize, rows: usize) -> String {
+    let verb = if lost == 1 { "is" } else { "are" };
+    format!("{lost} of {} {verb} lost", table_damage::rows(rows))
 }
 
 /// Columns that follow from the others: damage to them alone costs no row.
@@ -260,15 +267,8 @@ async fn read_range(
         .map_err(read_error)?
         .limit(Some(length as i64), Some(start as i64))
         .map_err(read_error)?;
-    // A task of its own: damaged bytes can make Lance panic.
-    let read = tokio::spawn(async move { scanner.try_into_stream().await?.try_collect::<Vec<RecordBatch>>().await });
-    match read.await {
-        Ok(Ok(batches)) => Ok(Some(batches)),
-        Ok(Err(error)) if is_passing(&error) => Err(read_error(error)),
-        Ok(Err(error)) => damage(&error).map(|_| None),
-        Err(ended) if ended.is_panic() => damage(&ended).map(|_| None),
-        Err(cancelled) => Err(KnowledgeError::internal(cancelled)),
-    }
+    let read = guarded(async move { scanner.try_into_stream().await?.try_collect::<Vec<RecordBatch>>().await });
+    Ok(finding(read.await)?.ok())
 }
 
 /// Rows in the table's schema, with the [`DERIVED`] columns made from the others.
@@ -334,4 +334,16 @@ fn complete_revisions(batches: &[RecordBatch]) -> KnowledgeResult<Vec<RecordBatc
         }
     }
     Ok(complete)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_in_plain_english() {
+        assert_eq!(lost_of(1, 1), "1 of 1 row is lost");
+        assert_eq!(lost_of(1, 3), "1 of 3 rows is lost");
+        assert_eq!(lost_of(2, 3), "2 of 3 rows are lost");
+    }
 }

@@ -35,7 +35,7 @@ struct Report {
     time: String,
     project: String,
     what: String,
-    /// Whether rows were lost that readers had seen: told of until the directory is removed. Reports of older versions
+    /// Whether rows were lost that readers had seen: reported until the directory is removed. Reports of older versions
     /// do not say it.
     #[serde(default)]
     lost: bool,
@@ -168,7 +168,7 @@ fn loss(directory: &Path) -> Option<String> {
     let table = directory.join(format!("{TABLE_NAME}.lance"));
     let what = if fs::symlink_metadata(&table).is_ok() {
         format!(
-            "it began anew, and what was stored before could not be read and lies in {}",
+            "it began empty, and what was stored before could not be read and lies in {}",
             table.display()
         )
     } else {

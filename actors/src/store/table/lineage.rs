@@ -10,7 +10,7 @@ use crate::store::disk;
 /// File of a project's directory that holds its [`Lineage`].
 pub(crate) const LINEAGE_FILE: &str = "restored.json";
 
-/// Where the commit numbers of a project come from: the last restore, or the last time that it began anew because
+/// Where the commit numbers of a project come from: the last restore, or the last time that it began again because
 /// nothing of it could be read, if there was one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lineage {

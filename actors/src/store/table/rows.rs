@@ -107,7 +107,7 @@ pub(crate) fn conform(batch: &RecordBatch, schema: &SchemaRef) -> KnowledgeResul
     RecordBatch::try_new(Arc::clone(schema), columns.collect()).map_err(KnowledgeError::internal)
 }
 
-/// What a purge leaves of an item: one closed row with its id, so that a feed can tell of the purge later. It is
+/// What a purge leaves of an item: one closed row with its id, so that a feed can report the purge later. It is
 /// valid in no version, and holds none of the item's content.
 pub fn tombstone_batch(
     schema: &SchemaRef,
@@ -460,7 +460,7 @@ mod tests {
         assert_read(&grown, None);
         assert!(
             conform(&grown.project(&[0, 1]).unwrap(), &old).is_err(),
-            "an id is no null"
+            "an id is not null"
         );
     }
 

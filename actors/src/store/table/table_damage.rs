@@ -44,6 +44,12 @@ pub struct Gap {
     pub files: Vec<String>,
 }
 
+/// A number of rows, for people.
+pub(crate) fn rows(number: usize) -> String {
+    let noun = if number == 1 { "row" } else { "rows" };
+    format!("{number} {noun}")
+}
+
 impl TableDamage {
     /// Whether everything can be read.
     pub fn is_sound(&self) -> bool {
@@ -55,7 +61,7 @@ impl TableDamage {
         let mut found: Vec<String> = self
             .fragments
             .values()
-            .map(|fragment| format!("{} rows cannot be read: {}", fragment.rows, fragment.reason))
+            .map(|fragment| format!("{} cannot be read: {}", rows(fragment.rows), fragment.reason))
             .collect();
         found.extend(
             self.keyword_index

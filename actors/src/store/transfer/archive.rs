@@ -78,7 +78,7 @@ impl Backup {
     /// Reads and checks `backup.json`; the files that it names are not looked at.
     ///
     /// # Errors
-    /// [`crate::error::KnowledgeError::InvalidParameter`] for `path` where this is no backup, a damaged one, or one of a
+    /// [`crate::error::KnowledgeError::InvalidParameter`] for `path` where this is not a backup, a damaged one, or one of a
     /// layout that this version does not know.
     pub fn read(directory: &Path) -> KnowledgeResult<Self> {
         #[derive(Deserialize)]
@@ -89,9 +89,10 @@ impl Backup {
         let mut text = String::new();
         let read = open_regular(&place).and_then(|mut file| file.read_to_string(&mut text));
         read.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                bad_path(format!("{} is no backup: it has no {BACKUP_FILE}", directory.display()))
-            }
+            io::ErrorKind::NotFound => bad_path(format!(
+                "{} is not a backup: it has no {BACKUP_FILE}",
+                directory.display()
+            )),
             _ => bad_path(format!("{} cannot be read: {error}", place.display())),
         })?;
         let damaged = |what: &str| {

@@ -1,13 +1,13 @@
-//! Backups: a copy of the projects as they were at one moment, made while they are read and written.
+//! Backups: a copy of the projects as they were at one instant, made while they are read and written.
 //!
 //! ```text
 //! <backup>/backup.json                                   what is in it: counts, and each file's size and SHA-256
 //! <backup>/knowledge/<project>/orchestra_knowledge.lance the table, exactly the files of one version
 //! ```
 //!
-//! A view holds its version: what it names is not pruned while somebody reads it. So the moment is only the
-//! instant in which the views of all projects are taken together (see `Store::moment`); the copying takes its
-//! time, and nobody waits for it. Everything is written beside the target and renamed into its place when it
+//! A view holds its version: what it names is not pruned while somebody reads it. The views of
+//! all projects are taken together, in one instant (see `Store::backup_instant`); the copying takes its time, and nobody
+//! waits for it. Everything is written beside the target and renamed into its place when it
 //! is complete and on disk: a backup under its own name is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,7 @@ use crate::store::transfer::check::{check_table, of_the_moment};
 use crate::store::transfer::copy::{CopyError, Watcher, blocking, copy_file};
 use crate::store::transfer::place::{NewPlace, new_place, partial_beside, unwritable};
 use crate::store::transfer::records::BackupRecord;
-use crate::store::verify::is_taken_away;
+use crate::store::verify::{TakenAway, taken_away};
 use crate::store::view::ProjectView;
 use crate::store::{Store, inventory};
 
@@ -83,7 +83,7 @@ struct LeftOut {
 }
 
 /// What to do about a project that cannot be copied.
-const VERIFY: &str = "run `ccoctl verify`, which says what is the matter with the project";
+const VERIFY: &str = "run `ccoctl verify`, which says what is wrong with the project";
 
 impl From<LeftOut> for KnowledgeError {
     fn from(left_out: LeftOut) -> Self {
@@ -116,7 +116,7 @@ impl From<KnowledgeError> for Cause {
 }
 
 impl Store {
-    /// Copies projects as they are at one moment. Writes go on; each of them is in the copy or is not, and what
+    /// Copies projects as they are at one instant. Writes go on; each of them is in the copy or is not, and what
     /// was acknowledged before the call is.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl Store {
         let path = blocking(move || new_place(&path, &knowledge_dir, NewPlace::Directory)).await?;
         // The files of a view must stay where they are.
         let _turn = self.reading_for_long().await;
-        let (views, mut warnings) = self.moment(&request, watcher.as_ref()).await?;
+        let (views, mut warnings) = self.views_of_one_instant(&request, watcher.as_ref()).await?;
         if let (Some(project), true) = (&request.project, views.is_empty()) {
             return Err(match warnings.into_iter().next() {
                 Some(left_out) => left_out.into(),
@@ -212,9 +212,9 @@ impl Store {
         })
     }
 
-    /// The views of the projects at one moment, and why some are missing. Publishing a view waits for the
+    /// The views of the projects at one instant, and why some are missing. Publishing a view waits for the
     /// instant in which they are taken together; opening what is not open comes before.
-    async fn moment(
+    async fn views_of_one_instant(
         &self,
         request: &BackupRequest,
         watcher: &dyn Watcher,
@@ -264,7 +264,7 @@ impl Store {
     }
 
     /// Why a project is not in the backup: it is damaged for good. An error where it was asked for by name, or where
-    /// another try may succeed: what fails for a reason of the moment must not cost the backup a project.
+    /// another try may succeed: what fails for a reason that passes must not cost the backup a project.
     async fn left_out(&self, request: &BackupRequest, failure: Failure) -> KnowledgeResult<LeftOut> {
         let Failure { view, cause } = failure;
         let project = view.project();
@@ -284,11 +284,16 @@ impl Store {
             return Err(error);
         }
         // A purge waits for readers for a while only.
-        if is_taken_away(self, &view, self.lineage(project)?).await? {
-            return Err(retry(format!("it has been removed, by a purge: {error}")));
+        if let Some(how) = taken_away(self, &view, self.lineage(project)?).await? {
+            let what = match how {
+                TakenAway::Purged => "it has been removed, by a purge",
+                TakenAway::Replaced => "it has been replaced",
+                TakenAway::Missing => "files of it are missing",
+            };
+            return Err(retry(format!("{what}: {error}")));
         }
         if let Cause::Missing(_) = cause {
-            // So that others are told as well. An index is made anew by it, and then the project is whole again.
+            // So that others are told as well. An index is rebuilt by it, and then the project is whole again.
             let mended = self.reexamine(&view, None).await.unwrap_or(false);
             let now = self.view(project).await.ok().flatten();
             if mended && now.is_some_and(|now| now.damage().is_sound()) {
@@ -307,7 +312,7 @@ impl Store {
     /// The published views, taken in one instant; none where a project has a table and no view just now, unless
     /// it is known to be `viewless`.
     fn views_now(&self, request: &BackupRequest, viewless: &BTreeSet<ProjectName>) -> Option<Vec<Arc<ProjectView>>> {
-        let _instant = self.moment.write();
+        let _instant = self.backup_instant.write();
         let mut views = Vec::new();
         for project in self.projects() {
             if !request.wants(project.name()) {
@@ -317,7 +322,7 @@ impl Store {
                 Some(view) => views.push(view),
                 None if viewless.contains(project.name()) => {}
                 // What cannot be looked at is opened, which says why it cannot be.
-                None if !matches!(holds_table(&project.directory), Ok(false)) => return None,
+                None if !matches!(holds_table(project.directory()), Ok(false)) => return None,
                 None => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Whether a copied table is what it says.
+//! Whether a copied table can be read and has the rows that it should have.
 
 use std::io;
 use std::path::Path;
@@ -8,6 +8,7 @@ use lance::dataset::builder::DatasetBuilder;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{is_passing, read_error, told};
+use crate::store::guarded::guarded;
 use crate::store::table::table_directory;
 use crate::store::transfer::archive::BackupProject;
 use crate::store::transfer::place::bad_path;
@@ -31,8 +32,7 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
         .to_str()
         .ok_or_else(|| bad_path("the path must be UTF-8"))?
         .to_owned();
-    // Damaged bytes can make Lance panic; in a task of its own that is an error like others.
-    let counted = tokio::spawn(async move {
+    let counted = guarded(async move {
         fail::fail_point!("backup::read_back", |errno| {
             let errno = errno.and_then(|number| number.parse().ok()).unwrap_or_default();
             Err(lance::Error::io_source(Box::new(io::Error::from_raw_os_error(errno))))
@@ -55,7 +55,7 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
         Ok(Ok(rows)) => Err(unusable(format!("it has {rows} rows instead of {}", project.rows))),
         Ok(Err(error)) if is_passing(&error) => Err(of_the_moment(read_error(error))),
         Ok(Err(error)) => Err(unusable(told(&error))),
-        Err(panic) => Err(unusable(told(&panic))),
+        Err(unfinished) => Err(unusable(told(&unfinished))),
     }
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn copy_file(
 /// a pipe would be, and a device has no end.
 ///
 /// # Errors
-/// When it is no file, or the system refuses.
+/// When it is not a file, or the system refuses.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)

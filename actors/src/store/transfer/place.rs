@@ -1,4 +1,4 @@
-//! Places that somebody has named for something new.
+//! The paths that a caller has named for a new file or directory.
 
 use std::io;
 use std::path::{Path, PathBuf};

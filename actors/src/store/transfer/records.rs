@@ -1,4 +1,4 @@
-//! Where copies of projects are that a purge does not reach.
+//! A record of the copies of projects, which a purge does not reach.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;

@@ -184,7 +184,7 @@ impl WriteAccess {
         // One restore at a time, and everybody else holds one table at most: no order of locks to mind.
         let mut tables = Vec::with_capacity(projects.len());
         for project in &projects {
-            tables.push(project.table.lock().await);
+            tables.push(project.lock_table().await);
             // The next start finishes the restore that stopped, over whatever is in its place by then.
             project.check_suspended()?;
         }
@@ -225,14 +225,14 @@ impl WriteAccess {
             // It panicked, nobody knows where.
             Err(_) => true,
         };
-        // What there was is not there any more, or may not be: everybody opens it anew.
+        // What there was is not there any more, or may not be: everybody reopens it.
         for (project, table) in projects.iter().zip(&mut tables) {
             **table = None;
-            project.begin_anew();
+            project.forget_findings();
             // The next start moves aside what is in their places then.
             project.suspend(halfway);
         }
-        self.store().session.begin_anew();
+        self.store().session.replace();
         drop(tables);
         self.store().published.send_modify(|count| *count += 1);
         let (staged, swapped) = swapped.map_err(|_| {
@@ -268,10 +268,10 @@ impl Project {
     /// The newest commit number that was given for it, as far as can be known: what cannot be opened is replaced
     /// all the same.
     async fn last_sequence(&self, table: &mut Option<WriteTable>) -> i64 {
-        let written = Lineage::read(&self.directory).map_or_else(
+        let written = Lineage::read(self.directory()).map_or_else(
             |error| {
                 // The restore begins another history, in which any number is a new one.
-                tracing::warn!(project = %self.name, %error, "is replaced by a restore");
+                tracing::warn!(project = %self.name(), %error, "is replaced by a restore");
                 0
             },
             |lineage| lineage.sequence,
@@ -280,7 +280,7 @@ impl Project {
             match self.open_table().await {
                 Ok(opened) => *table = opened,
                 Err(error) => {
-                    tracing::warn!(project = %self.name, %error, "cannot be opened, and is replaced by a restore");
+                    tracing::warn!(project = %self.name(), %error, "cannot be opened, and is replaced by a restore");
                 }
             }
         }

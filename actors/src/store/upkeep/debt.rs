@@ -1,7 +1,7 @@
 //! Upkeep of a table, in steps: finish a purge that was cut short, forget closed rows that are older than they are
 //! kept, fold new rows into the keyword index, merge small fragments, rewrite worn ones, remove versions that nobody
 //! reads. What to do is decided by debt; one step is small, and the writer runs it between commits, so that a store
-//! waits for at most one. Debt counts only what a step can take away, and a step that changed nothing is none.
+//! waits for at most one. Debt counts only what a step can take away; a step that changed nothing does not count.
 
 use lance::Dataset;
 use lance::index::DatasetIndexExt;

@@ -36,7 +36,7 @@ impl WriteTable {
     /// what was done is published.
     pub(crate) async fn maintain_thoroughly(&mut self) -> KnowledgeResult<BTreeMap<String, u64>> {
         let mut steps = BTreeMap::new();
-        // Who asks for it wants the room.
+        // Who asks for it wants the space.
         self.release_pages();
         // Fragments that Lance does not merge (indexed and unindexed ones) are left after one try.
         let mut mergeable = true;

@@ -27,8 +27,10 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::damage::{look_up, open_again, read_keyword_index, table_path};
 use crate::store::error::damage as damage_of;
 use crate::store::error::{is_passing, read_error};
+use crate::store::guarded::{Guarded, guarded};
 use crate::store::table::keyword_index;
 use crate::store::table::schema::{TableShape, column};
+use crate::store::table::table_damage;
 use crate::store::view::ProjectView;
 use crate::store::write::{ERASING_MARK, TEXT_INDEX, configuration_damage};
 use crate::store::{Lineage, Store, damage, disk};
@@ -66,7 +68,7 @@ const FIX_FILE: &str = "stop the daemon and put the file back from a backup, or 
 /// What to do about a damaged row.
 const FIX_ROW: &str = "store the item again and delete this one, or restore the project from a backup";
 /// What to do about a damaged keyword index.
-const FIX_INDEX: &str = "restart the daemon: it makes a damaged keyword index anew";
+const FIX_INDEX: &str = "restart the daemon: it rebuilds a damaged keyword index";
 
 /// What to do about a damaged configuration of a table.
 const FIX_CONFIGURATION: &str = "restore the project from a backup; until then it can be read and exported";
@@ -103,7 +105,7 @@ impl Flaws {
 /// all there are; when `is_over` says so, it ends with [`KnowledgeError::Cancelled`].
 ///
 /// It holds the version that it reads, but a purge and a restore take the files of a version away after a while,
-/// whoever reads it. What was found then is no flaw, and it reads again, at the version that there is now.
+/// whoever reads it. What was found then is not a flaw, and it reads again, at the version that there is now.
 ///
 /// # Errors
 /// [`KnowledgeError::Unavailable`] where that happens again and again.
@@ -113,6 +115,7 @@ pub async fn verify(
     mut progress: impl FnMut(u64, u64),
     is_over: impl Fn() -> bool,
 ) -> KnowledgeResult<Option<Verified>> {
+    let mut removed = "";
     for _ in 0..VERSIONS_READ {
         store.view(project).await?;
         let lineage = store.lineage(project)?;
@@ -120,41 +123,66 @@ pub async fn verify(
             return Ok(None);
         };
         let verified = verify_view(&view, &mut progress, &is_over).await;
-        match &verified {
-            Ok(verified) if verified.flaws.is_empty() => {}
-            Err(KnowledgeError::Cancelled) => {}
-            _ if is_taken_away(store, &view, lineage).await? => {
-                tracing::info!(%project, version = view.lance_version(), "the version was removed while it was verified");
-                continue;
-            }
-            _ => {}
+        let whole = verified.as_ref().is_ok_and(|verified| verified.flaws.is_empty());
+        if whole || matches!(verified, Err(KnowledgeError::Cancelled)) {
+            return verified.map(Some);
+        }
+        if let Some(how) = taken_away(store, &view, lineage).await? {
+            tracing::info!(%project, version = view.lance_version(), ?how, "the version was removed while it was verified");
+            removed = match how {
+                TakenAway::Replaced | TakenAway::Purged => "were removed meanwhile, by purges or restores",
+                TakenAway::Missing => "have lost their files",
+            };
+            continue;
         }
         return verified.map(Some);
     }
     Err(KnowledgeError::Unavailable {
         part: "verification",
-        reason: format!("the versions of project {project} that it read were removed meanwhile, by purges or restores"),
+        reason: format!("the versions of project {project} that it read {removed}"),
     })
 }
 
-/// Whether the files of a view were removed: by a restore, which begins another history, or by a purge, which removes
-/// the manifest as well and its mark last.
-pub(super) async fn is_taken_away(store: &Store, view: &ProjectView, lineage: Lineage) -> KnowledgeResult<bool> {
+/// How the files of a view have gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TakenAway {
+    /// By a restore, which begins another history, or since the project was begun again.
+    Replaced,
+    /// By a purge.
+    Purged,
+    /// Nobody knows how: nothing has been put in their place.
+    Missing,
+}
+
+impl TakenAway {
+    /// A purge removes the manifest as well and its mark last, and publishes a version before.
+    fn judge(same_history: bool, superseded: bool, has_manifest: bool, is_erasing: bool) -> Option<Self> {
+        match (same_history, superseded) {
+            (false, _) => Some(Self::Replaced),
+            (true, true) if !has_manifest || is_erasing => Some(Self::Purged),
+            (true, false) if !has_manifest => Some(Self::Missing),
+            (true, _) => None,
+        }
+    }
+}
+
+/// How the files of a view were removed, if they were.
+pub(super) async fn taken_away(
+    store: &Store,
+    view: &ProjectView,
+    lineage: Lineage,
+) -> KnowledgeResult<Option<TakenAway>> {
     store.view(view.project()).await?;
-    if store.lineage(view.project())? != lineage {
-        return Ok(true);
-    }
+    let same_history = store.lineage(view.project())? == lineage;
     let manifest = PathBuf::from(to_local_path(&view.dataset().manifest_location().path));
-    if !disk::exists(&manifest)? {
-        return Ok(true);
-    }
     // `<project>/<table>/_versions/<manifest>`
     let directory = manifest.ancestors().nth(3).map(Path::to_path_buf).unwrap_or_default();
-    let superseded = store
-        .view(view.project())
-        .await?
-        .is_none_or(|now| now.lance_version() != view.lance_version());
-    Ok(superseded && disk::exists(&directory.join(ERASING_MARK))?)
+    // In the order of a purge backwards, so that one that ends meanwhile is not missed.
+    let is_erasing = disk::exists(&directory.join(ERASING_MARK))?;
+    let has_manifest = disk::exists(&manifest)?;
+    let now = store.view(view.project()).await?;
+    let superseded = now.is_none_or(|now| now.lance_version() != view.lance_version());
+    Ok(TakenAway::judge(same_history, superseded, has_manifest, is_erasing))
 }
 
 /// Reads everything of one version.
@@ -242,7 +270,10 @@ async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> Know
     });
     let (damaged, indices) = found.await.map_err(KnowledgeError::internal)?;
     for fragment in damaged.values() {
-        flaws.add(format!("{} rows: {}", fragment.rows, fragment.reason), FIX_FILE);
+        flaws.add(
+            format!("{}: {}", table_damage::rows(fragment.rows), fragment.reason),
+            FIX_FILE,
+        );
     }
     for index in indices {
         flaws.add(index, FIX_INDEX);
@@ -250,10 +281,10 @@ async fn check_files(dataset: &Dataset, table: &Path, flaws: &mut Flaws) -> Know
     Ok(damaged.into_keys().collect())
 }
 
-/// The rows of a fragment, read by a task of its own, since damaged bytes can make Lance panic.
+/// The rows of a fragment, as they are read.
 struct Batches {
     batches: mpsc::Receiver<lance::Result<RecordBatch>>,
-    task: Option<tokio::task::JoinHandle<()>>,
+    task: Option<Guarded<()>>,
     /// Whether the end was reached without an error.
     whole: bool,
 }
@@ -262,7 +293,7 @@ fn read_batches(dataset: &Arc<Dataset>, fragment: &Fragment) -> Batches {
     let mut scanner = dataset.scan();
     scanner.with_fragments(vec![fragment.clone()]).batch_size(BATCH_ROWS);
     let (sender, batches) = mpsc::channel(1);
-    let task = tokio::spawn(async move {
+    let task = guarded(async move {
         let mut stream = match scanner.try_into_stream().await {
             Ok(stream) => stream,
             Err(error) => {
@@ -306,7 +337,7 @@ impl Batches {
                         self.whole = true;
                         Ok(None)
                     }
-                    Err(panic) => Ok(Some(Err(damage_of(&panic)?))),
+                    Err(unfinished) => Ok(Some(Err(damage_of(&unfinished)?))),
                 }
             }
         }
@@ -351,4 +382,23 @@ async fn check_keyword_index(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purge_is_told_where_it_is_known_to_have_taken_the_files() {
+        // Same history, superseded, manifest there, mark there.
+        assert_eq!(TakenAway::judge(true, false, true, false), None);
+        assert_eq!(TakenAway::judge(true, true, true, false), None);
+        // The purge of another version has only begun.
+        assert_eq!(TakenAway::judge(true, false, true, true), None);
+        assert_eq!(TakenAway::judge(true, true, true, true), Some(TakenAway::Purged));
+        assert_eq!(TakenAway::judge(true, true, false, false), Some(TakenAway::Purged));
+        // The directory was moved away: no other version has been published.
+        assert_eq!(TakenAway::judge(true, false, false, false), Some(TakenAway::Missing));
+        assert_eq!(TakenAway::judge(false, true, true, false), Some(TakenAway::Replaced));
+    }
 }

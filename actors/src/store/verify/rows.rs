@@ -258,7 +258,7 @@ fn check_vector(batch: &RecordBatch, row: usize, problems: &mut Vec<String>) -> 
         .as_primitive_opt::<Float32Type>()
         .ok_or_else(|| KnowledgeError::internal("column vector is not of floats"))?;
     if values.null_count() > 0 || values.values().iter().any(|value| !value.is_finite()) {
-        problems.push("its vector holds values that are no numbers".to_owned());
+        problems.push("its vector holds values that are not numbers".to_owned());
         return Ok(());
     }
     let squares: f64 = values.values().iter().map(|value| f64::from(*value).powi(2)).sum();

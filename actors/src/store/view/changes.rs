@@ -65,7 +65,7 @@ impl ProjectView {
         Ok(changes)
     }
 
-    /// A revision after the first that replaces no other is an item that came back: as it was, or stored anew
+    /// A revision after the first that replaces no other is an item that came back: as it was, or stored again
     /// under its old id. The revision before tells which.
     async fn tell_undeletes(&self, changes: &mut [Change]) -> KnowledgeResult<()> {
         let came_back = |change: &Change| change.kind == ChangeKind::Store && change.stored.revision > 1;

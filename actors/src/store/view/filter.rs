@@ -17,7 +17,7 @@ pub fn time_literal(time: DateTime<Utc>) -> Expr {
     ))
 }
 
-/// A moment in a project's history.
+/// A point in a project's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AsOf {
     /// Just after this commit.
@@ -26,7 +26,7 @@ pub enum AsOf {
     Time(DateTime<Utc>),
 }
 
-/// The rows that were live at a moment, or that are live now.
+/// The rows that were live as of some time, or that are live now.
 pub fn live(at: Option<AsOf>) -> Expr {
     match at {
         None => col(column::VALID_TO).is_null(),

@@ -36,7 +36,7 @@ impl AnswerBudget {
     /// Counts a part of the answer.
     ///
     /// # Errors
-    /// [`KnowledgeError::AnswerTooLarge`] where it has no room.
+    /// [`KnowledgeError::AnswerTooLarge`] where it does not fit.
     pub(crate) fn take(&mut self, bytes: usize) -> KnowledgeResult<()> {
         self.left = self.left.checked_sub(bytes).ok_or(KnowledgeError::AnswerTooLarge {
             limit_bytes: self.limit_bytes,

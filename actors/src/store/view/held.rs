@@ -16,7 +16,7 @@ const PAGE_VERSIONS: usize = 8;
 /// a version, and all between a kept one and the newest stay on disk with it.
 const PAGE_LAG: u64 = 128;
 
-/// The versions of one table that readers hold. Kept by the project, so that a table that is opened anew after a
+/// The versions of one table that readers hold. Kept by the project, so that a table that is reopened after a
 /// failure prunes nothing from under a reader of the one before. Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HeldVersions(Arc<Mutex<Held>>);

@@ -23,7 +23,7 @@ impl Horizon {
     /// As the table's configuration tells; none where nothing was ever forgotten.
     ///
     /// # Errors
-    /// [`KnowledgeError::Unreadable`] where what it says is no horizon.
+    /// [`KnowledgeError::Unreadable`] where what it says is not a horizon.
     pub(crate) fn of(config: &HashMap<String, String>) -> KnowledgeResult<Option<Self>> {
         let sequence = config_number(config, Self::SEQUENCE_KEY)?;
         let milliseconds = config_number(config, Self::TIME_KEY)?;
@@ -37,7 +37,7 @@ impl Horizon {
             };
         };
         let at = DateTime::from_timestamp_millis(milliseconds)
-            .ok_or_else(|| damaged_config(Self::TIME_KEY, "is no time"))?;
+            .ok_or_else(|| damaged_config(Self::TIME_KEY, "is not a time"))?;
         Ok(Some(Self { sequence, at }))
     }
 
@@ -53,12 +53,12 @@ impl Horizon {
 /// A number in a table's configuration; none where it does not stand there.
 ///
 /// # Errors
-/// [`KnowledgeError::Unreadable`] where what stands there is no number.
+/// [`KnowledgeError::Unreadable`] where what stands there is not a number.
 pub(crate) fn config_number(config: &HashMap<String, String>, key: &str) -> KnowledgeResult<Option<i64>> {
     match config.get(key).map(|number| number.parse()) {
         None => Ok(None),
         Some(Ok(number)) if number >= 0 => Ok(Some(number)),
-        Some(_) => Err(damaged_config(key, "is no number")),
+        Some(_) => Err(damaged_config(key, "is not a number")),
     }
 }
 
@@ -80,7 +80,7 @@ impl ProjectView {
         Horizon::of(self.dataset.config())
     }
 
-    /// Refuses a moment of which rows have been removed since.
+    /// Refuses a point in the history of which rows have been removed since.
     pub(crate) fn check_as_of(&self, at: Option<filter::AsOf>) -> KnowledgeResult<()> {
         let Some(at) = at else { return Ok(()) };
         let Some(horizon) = self.horizon()? else {

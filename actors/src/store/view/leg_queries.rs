@@ -52,7 +52,7 @@ impl ProjectView {
                 Some(_) if request.mode == SearchMode::Hybrid && vector.is_some() => Ok(nothing),
                 Some(reason) => Err(KnowledgeError::Unavailable {
                     part: "keyword index",
-                    reason: format!("{reason}; it is made anew with the next store"),
+                    reason: format!("{reason}; it is rebuilt with the next store"),
                 }),
                 None => {
                     self.text_leg(&request.query, predicate, passages, vector.as_deref(), source)

@@ -59,7 +59,7 @@ pub struct SearchRequest {
     pub min_similarity: f32,
     /// Search the items as they were then.
     pub at: Option<filter::AsOf>,
-    /// An item that is no result of its own.
+    /// An item that is not a result of its own.
     pub except: Option<String>,
     /// Bytes of text that the results may have together; those that do not fit are left out, but for the first.
     pub text_budget: Option<usize>,
@@ -203,7 +203,7 @@ impl ProjectView {
         stream.try_collect().await.map_err(read_error)
     }
 
-    /// Refuses what cannot be searched at this moment of its history.
+    /// Refuses what cannot be searched at this point of its history.
     pub(crate) fn check_searchable(&self, at: Option<filter::AsOf>) -> KnowledgeResult<()> {
         self.check_shape()?;
         self.check_as_of(at)

@@ -330,7 +330,7 @@ struct Legs {
 }
 
 impl Legs {
-    /// How was really searched where `asked` was asked for. One leg alone is no fusion: its scores are its own.
+    /// How was really searched where `asked` was asked for. One leg alone is not a fusion: its scores are its own.
     fn mode(self, asked: SearchMode) -> SearchMode {
         match (asked, self.vector, self.text) {
             (SearchMode::Hybrid, true, false) => SearchMode::Vector,

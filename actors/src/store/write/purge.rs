@@ -36,7 +36,7 @@ impl WriteTable {
 
     /// Removes every row of these items and leaves a tombstone for each, as one version. Gives back the ids that
     /// were found. What was removed stays in the files until [`WriteTable::erase_removed`] and then
-    /// [`WriteTable::finish_erasing`] have run, which [`WriteTable::is_erasing`] tells of, also after a crash.
+    /// [`WriteTable::finish_erasing`] have run, which [`WriteTable::is_erasing`] reports, also after a crash.
     pub(crate) async fn purge(&mut self, ids: &[String]) -> KnowledgeResult<Vec<String>> {
         let Some(wanted) = filter::any_of(column::ID, ids) else {
             return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! Forgetting what was closed longer ago than it is kept.
+//! Forgets closed rows that are older than they are kept.
 
 use chrono::{DateTime, TimeDelta, Utc};
 

@@ -140,7 +140,7 @@ impl WriteTable {
         Ok(())
     }
 
-    /// Makes the keyword index where there is none, and makes a damaged one anew. A failure is kept in the table's
+    /// Builds the keyword index where there is none, and rebuilds a damaged one. A failure is kept in the table's
     /// damage as well: searches go on by meaning and say so.
     pub(crate) async fn mend_text_index(&mut self) -> KnowledgeResult<()> {
         let damage = self.damage.keyword_index.clone();
@@ -159,9 +159,9 @@ impl WriteTable {
         }
         .await;
         if let (Ok(()), Some(reason)) = (&mended, &damage) {
-            tracing::warn!(project = %self.project, %reason, "the keyword index was damaged and was made anew");
+            tracing::warn!(project = %self.project, %reason, "the keyword index was damaged and was rebuilt");
             self.notes
-                .push(format!("the keyword index was damaged and was made anew: {reason}"));
+                .push(format!("the keyword index was damaged and was rebuilt: {reason}"));
         }
         if matches!(mended, Err(KnowledgeError::NoDescriptors)) {
             return mended; // Says nothing about the index.

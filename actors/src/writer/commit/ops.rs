@@ -106,7 +106,7 @@ pub struct Deleted {
 }
 
 /// The items of an undelete.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Undeleted {
     /// Those that were deleted.
     pub restored: Vec<String>,

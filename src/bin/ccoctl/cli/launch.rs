@@ -352,7 +352,7 @@ pub(super) fn a_lock_is_held(config: &Config) -> bool {
 
 /// Whether a daemon holds the lock. The look takes the lock for a very short time, so it needs a reason.
 pub(super) fn lock_is_held(path: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().write(true).open(path) else {
+    let Ok(file) = OpenOptions::new().read(true).open(path) else {
         return false;
     };
     matches!(

@@ -1,0 +1,80 @@
+//! Looks for what is damaged in the table of a project, and saves what can be read of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::KnowledgeResult;
+use crate::store::damage;
+use crate::store::project::Project;
+use crate::store::project::damage_ledger::Searched;
+use crate::store::table::schema::TableShape;
+use crate::store::table::table_directory;
+use crate::store::view::ProjectView;
+use crate::store::write::{WriteTable, current_dataset};
+
+impl Project {
+    /// Saves what can be read of damaged fragments at once: left out whole, they would take it along.
+    pub(super) async fn salvage(&self, table: &mut WriteTable) {
+        if !matches!(table.shape(), TableShape::Current { .. }) {
+            return;
+        }
+        if table.damage().is_sound() || table.damage().configuration.is_some() {
+            return;
+        }
+        match table.repair(self.directory(), true).await {
+            Ok(()) => self.damage.note_salvage(),
+            // The writer tries again; until then they are left out.
+            Err(error) => tracing::error!(project = %self.name(), %error, "a damaged table could not be repaired"),
+        }
+        self.record.add_notes(table.take_notes());
+    }
+
+    /// After a read of `view` has failed: looks for what is damaged, all fragments and, with the words that were
+    /// searched for, the keyword index. True if the next view is another one, so that the read is worth repeating.
+    pub(in crate::store) async fn reexamine(&self, view: &ProjectView, query: Option<&str>) -> KnowledgeResult<bool> {
+        let mut examined = self.damage.examined().await;
+        let same = |now: Arc<ProjectView>| now.lance_version() == view.lance_version() && now.damage() == view.damage();
+        if !self.published().is_some_and(same) {
+            return Ok(true); // Somebody else has found it, or it is another version by now.
+        }
+        let version = view.lance_version();
+        if examined.is_some_and(|searched| searched.covers(version)) {
+            return Ok(false);
+        }
+        tracing::warn!(project = %self.name(), version, "a read failed, looking for what is damaged");
+        let location = table_directory(self.directory());
+        let plain = damage::inspect(view.dataset(), &location, &BTreeMap::new()).await?;
+        let mut found = plain.fragments;
+        found.extend(damage::unreadable_fragments(view.dataset(), &view.damage().fragments).await?);
+        found.retain(|id, _| !view.damage().fragments.contains_key(id));
+        let mut keyword_index = plain.keyword_index;
+        if found.is_empty() && keyword_index.is_none() {
+            keyword_index = damage::keyword_index_damage(view, query).await;
+        }
+        *examined = Some(Searched::now(version));
+        if found.is_empty() && keyword_index.is_none() {
+            return Ok(false);
+        }
+        self.damage.remember(&found);
+        let mut guard = self.lock_table().await;
+        if guard.is_none() {
+            *guard = self.open_table().await?;
+        }
+        let Some(table) = guard.as_mut() else { return Ok(true) };
+        let mut damage = (**table.damage()).clone();
+        damage.fragments.extend(found);
+        // The writer may have rebuilt it since.
+        if keyword_index.is_some() && current_dataset(table.lancedb()).await?.version().version == version {
+            damage.keyword_index = keyword_index;
+        }
+        for what in damage.describe() {
+            tracing::error!(project = %self.name(), "{what}");
+        }
+        table.set_damage(damage);
+        self.number_after_losses(table, version).await?;
+        self.salvage(table).await;
+        let view = table.view().await?;
+        self.set_view(view);
+        Ok(true)
+    }
+}
