@@ -12,9 +12,9 @@
 //!                          views, the writer alone can reach a table
 //! ```
 //!
-//! A request goes straight to the part that it needs ([`routes::Routes`]). Work is bounded before it enters a
-//! mailbox ([`admission`]), carries its [`deadline`], and is answered exactly once. This crate knows nothing of
-//! the wire; the executable's `rpc` module translates.
+//! What a use case needs of several parts is put together in [`knowledge`], which calls them directly
+//! ([`routes::Routes`]). Work is bounded before it enters a mailbox ([`admission`]), carries its [`deadline`], and is
+//! answered exactly once. This crate knows nothing of the wire; the executable's `rpc` module translates.
 #![recursion_limit = "256"]
 
 pub mod admission;

@@ -54,10 +54,12 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     /// The parts in their order; those of one line may use each other.
-    const ORDER: [&[&str]; 8] = [
+    const ORDER: [&[&str]; 9] = [
         &["error", "guarded", "disk", "lock", "caches", "swap"],
         &["table"],
         &["view"],
+        // What is there to be read quickly, and what is asked in SQL, come here.
+        &["index", "sql"],
         &["write"],
         &["upkeep"],
         &["damage"],
@@ -71,7 +73,8 @@ mod tests {
             "survey",
             "verify",
         ],
-        &["transfer"],
+        // And tables of the old tool here.
+        &["transfer", "migrate"],
     ];
 
     fn rank(part: &str) -> Option<usize> {

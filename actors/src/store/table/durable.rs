@@ -21,9 +21,6 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use parking_lot::{Mutex, MutexGuard};
-
-use crate::store::lock::StoreLock;
 use async_trait::async_trait;
 use lance::Dataset;
 use lance_io::local::to_local_path;
@@ -35,9 +32,12 @@ use lance_table::io::commit::{
 use lance_table::io::deletion::deletion_file_path;
 use object_store::path::Path;
 use object_store::{Error as ObjectStoreError, ObjectStore as _, PutMode, PutOptions};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::KnowledgeResult;
+use crate::store::disk::fsync_directory;
 use crate::store::error::read_error;
+use crate::store::lock::StoreLock;
 
 pub use ccod_words::Durability;
 
@@ -192,7 +192,7 @@ fn sync_files(files: &[(PathBuf, bool)], table: &std::path::Path) -> std::io::Re
     // Deepest first: an entry is durable before the directory that holds its directory is.
     directories.sort_by_key(|directory| std::cmp::Reverse(directory.components().count()));
     for directory in directories {
-        File::open(&directory)?.sync_all()?;
+        fsync_directory(&directory)?;
     }
     Ok(missing)
 }
@@ -306,7 +306,7 @@ impl CommitHandler for DurableCommitHandler {
 /// Syncs a new table's directory and the two above it: `<project>` and `knowledge`.
 fn sync_ancestry(table: &std::path::Path) -> std::io::Result<()> {
     for directory in table.ancestors().take(3) {
-        File::open(directory)?.sync_all()?;
+        fsync_directory(directory)?;
     }
     Ok(())
 }
@@ -319,7 +319,7 @@ pub(crate) fn sync_directories(table: &std::path::Path) -> std::io::Result<()> {
             sync_directories(&entry.path())?;
         }
     }
-    File::open(table)?.sync_all()
+    fsync_directory(table)
 }
 
 #[cfg(test)]

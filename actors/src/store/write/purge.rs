@@ -110,8 +110,7 @@ impl WriteTable {
         let mark = self.erasing_mark().await?;
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             std::fs::File::create(&mark)?.sync_all()?;
-            mark.parent()
-                .map_or(Ok(()), |directory| std::fs::File::open(directory)?.sync_all())
+            mark.parent().map_or(Ok(()), disk::fsync_directory)
         })
         .await
         .map_err(KnowledgeError::internal)?
