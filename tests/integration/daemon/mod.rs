@@ -1,0 +1,8 @@
+//! The daemon as a process: one for each home, which starts, serves, ends and is found, whatever surrounds it.
+
+// The time is told by the C library, which the daemon is linked to here.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod clock;
+mod descriptors;
+mod presence;
+mod start_and_stop;

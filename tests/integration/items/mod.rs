@@ -1,0 +1,5 @@
+//! `knowledge.store`, `store_batch`, `list`, `get`, `stats` and `projects`: what was answered is there, and whole.
+
+mod concurrency;
+mod large_answers;
+mod large_text;

@@ -1,0 +1,3 @@
+//! `knowledge.search` and `similar`: what fits is found, in one order, and nothing else.
+
+mod paging;
