@@ -8,12 +8,8 @@ mod data;
 mod feed;
 mod input;
 mod items;
-mod knowledge;
 mod life;
-mod life_commands;
-mod process;
-mod recovery;
+mod rig;
 mod search;
 #[path = "../support/mod.rs"]
 mod support;
-mod transfer;

@@ -2,4 +2,5 @@
 
 mod command_line;
 mod openrpc;
+mod self_test;
 mod trace;

@@ -4,5 +4,10 @@
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod clock;
 mod descriptors;
+mod directories;
+mod locks;
+mod log;
 mod presence;
+pub(crate) mod process;
+mod signals;
 mod start_and_stop;

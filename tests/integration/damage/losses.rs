@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::recovery::Stored;
+use super::home::Stored;
 use crate::support::Daemon;
 
 /// A project of which the data file of its second item is away, and the file's bytes.
