@@ -143,7 +143,7 @@ fn a_store_that_was_moved_away_takes_no_writes_and_ends_the_daemon() {
     // The next one begins with what is there now, while nobody else has it.
     let daemon = daemon.restart_after_end();
     assert_eq!(daemon.call("knowledge.list", json!({}))["total"], 0);
-    daemon.store("anew");
+    daemon.store("begun again");
     let second = daemon.home.run(&["daemon", "run"]);
     assert_eq!(second.status.code(), Some(75));
 }

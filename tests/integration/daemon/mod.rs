@@ -1,6 +1,6 @@
 //! The daemon as a process: one for each home, which starts, serves, ends and is found, whatever surrounds it.
 
-// The time is told by the C library, which the daemon is linked to here.
+// The test replaces the C library's clock, which the daemon is linked to here.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod clock;
 mod descriptors;

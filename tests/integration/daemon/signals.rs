@@ -1,4 +1,4 @@
-//! What a daemon takes along from whoever started it, the signals it gets, and its end.
+//! What a daemon takes along from the process that started it, the signals it gets, and its end.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -168,7 +168,7 @@ impl Stored {
         assert_eq!(self.problems(), "");
         let health = self.health();
         let reasons = health["reasons"].as_array().unwrap().iter().filter_map(Value::as_str);
-        // What was lost for good is told of for as long as its remains are there; nothing else is wrong.
+        // What was lost for good is reported for as long as its remains are there; nothing else is wrong.
         let others: Vec<&str> = reasons.filter(|reason| !reason.contains("set-aside")).collect();
         assert_eq!(others, [""; 0]);
     }

@@ -1,5 +1,5 @@
 //! What cannot be read may still be put back: only a write that has an effect gives it up, every answer that may be
-//! short of it says so, and what was given up is told of until somebody has dealt with it.
+//! short of it says so, and what was given up is reported until somebody has dealt with it.
 
 use std::fs;
 

@@ -78,7 +78,7 @@ fn several_torn_versions_are_stepped_back_from() {
     stored.assert_writable();
 }
 
-/// Whoever has followed the changes up to a commit that is lost is told to begin anew.
+/// Whoever has followed the changes up to a commit that is lost is told to begin again.
 #[test]
 fn a_feed_that_has_seen_what_is_lost_is_told_so() {
     let stored = Stored::new();

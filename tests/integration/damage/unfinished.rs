@@ -1,5 +1,5 @@
-//! What was never finished, or is left of a project or of its state: it is removed, kept aside or refused, and no number
-//! is given twice.
+//! What was never finished, or is left of a project or of its state: it is removed, kept aside or refused, and no
+//! number is given twice.
 
 use std::fs;
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ fn a_table_without_any_version_is_kept_aside_and_the_project_begins_anew() {
     stored.assert_writable();
 }
 
-/// The numbers begin anew, so whoever has followed what is lost must not take them for those that it has seen.
+/// The numbers begin again, so a follower of what is lost must not take them for those that it has seen.
 #[test]
 fn a_feed_from_before_a_project_began_anew_is_told_so() {
     let stored = Stored::new();

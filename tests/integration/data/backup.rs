@@ -1,4 +1,4 @@
-//! A backup, while the daemon serves: of one moment, whole or not there.
+//! A backup, while the daemon serves: as of one time, whole or not there.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Connection, Daemon, modes};
 
-/// A call that may tell of its progress before it answers: what it told, and the answer.
+/// A call that may report progress before it answers: the reports, and the answer.
 pub(super) fn long_request(connection: &mut Connection, method: &str, params: &Value) -> (Vec<Value>, Value) {
     let request = json!({"jsonrpc": "2.0", "id": "long", "method": method, "params": params});
     connection.send(format!("{request}\n"));

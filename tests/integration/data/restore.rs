@@ -45,7 +45,7 @@ fn a_restore_keeps_the_old_aside_and_begins_another_history() {
     assert_eq!(daemon.search_ids(json!({"query": "backup"})), [kept.as_str()]);
     assert_eq!(texts(&daemon, "other").len(), 2, "only the named project is replaced");
 
-    // Who was listening, and who comes back later, has to read everything anew.
+    // Who was listening, and who comes back later, has to read everything again.
     let ended = live.receive().unwrap()["params"]["result"].take();
     assert_eq!(
         (&ended["op"], &ended["resync"]),

@@ -50,7 +50,7 @@ fn an_update_changes_what_it_names_and_keeps_the_rest_in_the_history() {
     assert_eq!(item["timestamp"], stored["timestamp"], "the creation stays");
     assert_eq!(item["updated_at"], updated["updated_at"]);
 
-    // It is embedded anew: found by the new meaning and words, not by the old ones.
+    // It is embedded again: found by the new meaning and words, not by the old ones.
     let found = daemon.call(
         "knowledge.search",
         json!({"query": "birds in the cold", "mode": "vector", "limit": 1}),
@@ -72,7 +72,7 @@ fn an_update_changes_what_it_names_and_keeps_the_rest_in_the_history() {
         [(2, second.to_owned(), Value::Null), (1, first.to_owned(), json!(3))]
     );
 
-    // Without a new text the passages stay, and what changes nothing is no new version.
+    // Without a new text the passages stay, and what changes nothing does not make a new version.
     let updated = daemon.call(
         "knowledge.update",
         json!({"id": id, "type": "pattern", "session_id": "s1"}),
@@ -157,7 +157,7 @@ fn the_feed_tells_every_change() {
     );
     assert!(purged.get("text").is_none() && purged.get("type").is_none(), "{purged}");
 
-    // Of what was purged a replay tells that it was, and nothing else.
+    // A replay says of a purged item that it was purged, and nothing else.
     let mut replay = daemon.connect();
     replay.call("knowledge.subscribe", json!({"cursor": begun["cursor"]}));
     let change = replay.receive().unwrap()["params"]["result"].clone();

@@ -128,7 +128,7 @@ fn a_deletion_by_id_prints_what_undoes_it() {
         "{}",
         stderr(&nothing)
     );
-    // That an answer got lost is no reason to fail.
+    // A lost answer is not a reason to fail.
     let again = exits(rig.run(&["undelete", &first]), 0);
     assert!(
         stderr(&again).contains(&format!("there already: {first}")),

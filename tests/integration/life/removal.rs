@@ -51,7 +51,7 @@ fn deletions_are_counted_first_if_asked_and_can_be_undone() {
     );
     assert!(!daemon.search_ids(json!({"query": "note number"})).contains(&of_ada[0]));
     assert_eq!(daemon.search_ids(json!({"query": "note number", "as_of": 6})).len(), 6);
-    // Of what is not there nothing is deleted, and that is no error and no version.
+    // Deleting what is not there deletes nothing; that is not an error and makes no version.
     let nothing = daemon.call("knowledge.delete", json!({"ids": [of_ada[0], "no-such"]}));
     assert_eq!(
         (&nothing["deleted"], &nothing["undo_token"], &nothing["version"]),
