@@ -19,7 +19,7 @@ use ccod_actors::writer::{PreparedItem, WriteOp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// The daemon's allocator: with another one the profiles would be compared under conditions that no user has.
+/// The daemon's allocator: with another one the profiles would be compared as no user runs them.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -62,7 +62,7 @@ fn main() {
         most.fragments, most.versions
     );
 
-    // What the upkeep had to do is done a moment after the last store.
+    // What the upkeep had to do is done shortly after the last store.
     std::thread::sleep(Duration::from_secs(2));
     let soaked = State::of(&daemon);
     let (hybrid, text, vector) = searches(&mut connection, 0);

@@ -1,4 +1,4 @@
-//! Who may reach the socket, from the configuration's words for it.
+//! Who may reach the socket, as the configuration says.
 
 use ccod_protocol::endpoint::{self, BindOptions, EndpointError};
 use ccod_protocol::peer::PeerPolicy;

@@ -46,7 +46,8 @@ pub enum StartError {
     /// The configuration of who may use the socket is wrong.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// The home, or the directory of the projects, is not one to keep things in.
+    /// The home, or the directory of the projects, cannot be used: it is not a directory, or others own it or
+    /// can write into it.
     #[error(transparent)]
     Home(#[from] HomeError),
     /// Another process writes to the store, or it cannot be locked.
@@ -60,11 +61,11 @@ pub enum StartError {
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was asked to, and everything that was accepted was finished.
+    /// The daemon was asked to stop, and everything that was accepted was finished.
     Finished,
-    /// It was asked to, and something was left when the time was over.
+    /// The daemon was asked to stop, and something was left when the time was over.
     Unfinished,
-    /// It was not asked to: it could not go on.
+    /// The daemon was not asked to stop: it could not go on.
     Failed,
 }
 
@@ -78,8 +79,8 @@ pub async fn run(config: Config, log: Option<LogFile>) -> Result<End, StartError
     serve(config, stop, log).await
 }
 
-/// Serves until `stop` is cancelled; true if everything that was accepted was finished. Tests run the daemon inside
-/// their process by this.
+/// Serves until `stop` is cancelled; true if everything that was accepted was finished. Tests use this to run the
+/// daemon inside their process.
 ///
 /// # Errors
 /// When it cannot start.
@@ -195,7 +196,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
         log,
     };
     let ownership = tokio::spawn(ownership.watch(check_period, stop.clone()));
-    // One clock for the whole end, from the moment it was asked for.
+    // One clock for the whole end, which starts when the end was asked for.
     let asked = stop.clone();
     let clock = tokio::spawn(async move {
         asked.cancelled().await;
@@ -262,7 +263,7 @@ fn inherited_socket() -> Result<Option<OwnedFd>, StartError> {
     Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) }))
 }
 
-/// Tells the service manager, where there is one.
+/// Notifies the service manager, where there is one.
 fn notify_manager(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "the service manager could not be told");
@@ -273,7 +274,7 @@ fn notify_manager(state: NotifyState<'_>) {
 const OPEN_FILES: u64 = 16_384;
 
 /// Raises the soft limit of open files as far as the hard one lets it. What it stays at is still enough to
-/// begin with, so a refusal is told and no more.
+/// begin with, so a refusal is only logged.
 fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft >= OPEN_FILES {

@@ -2,7 +2,7 @@
 //!
 //! The store's lock decides who writes. As long as it is held, nobody else can be the daemon of this home, so a run
 //! directory that was removed (a tidy-up, a cleaner of temporary files) is made again, with the lock and the log in
-//! it; the server does the same for its socket. Once the store's lock is lost, with the directory of the projects,
+//! it, and the server does the same for its socket. Once the store's lock is lost, with the directory of the projects,
 //! or the endpoint's lock to another process, the daemon ends.
 
 use std::time::Duration;
@@ -23,12 +23,12 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    /// Looks every `period` until `stop` is cancelled. False if it cancelled it itself, for the home is not this
-    /// daemon's any more.
+    /// Checks every `period` until `stop` is cancelled. False if this check cancelled it, because the home is no longer
+    /// this daemon's.
     pub(crate) async fn watch(self, period: Duration, stop: CancellationToken) -> bool {
         let mut look = tokio::time::interval(period);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Whether the present trouble was told.
+        // Whether the present trouble was logged.
         let mut told = false;
         loop {
             tokio::select! {
@@ -46,7 +46,7 @@ impl Ownership {
                     if renewed {
                         self.follow_log();
                         let lock = self.endpoint.path().display();
-                        tracing::warn!(%lock, "the lock file was removed or replaced, and has been taken anew");
+                        tracing::warn!(%lock, "the lock file was removed or replaced, and has been taken again");
                     }
                     told = false;
                 }

@@ -1,7 +1,7 @@
 //! When to stop: SIGTERM, SIGINT, or `admin.shutdown`. A second signal ends the process at once.
 //!
-//! SIGHUP means two things. A daemon whose log is a terminal ends in order, for the terminal is gone. Any other goes
-//! on, and opens its log anew if that is a file of its own.
+//! SIGHUP means two things. A daemon whose log is a terminal ends in order, because the terminal is gone. Any other
+//! daemon goes on, and reopens its log if that is a file of its own.
 
 use std::io::IsTerminal;
 
@@ -52,7 +52,7 @@ fn hung_up(token: &CancellationToken, log: Option<&LogFile>, on_terminal: bool) 
         return;
     }
     match log.map(LogFile::follow) {
-        Some(Err(error)) => tracing::error!(%error, "the log cannot be opened anew; it goes on in the old file"),
+        Some(Err(error)) => tracing::error!(%error, "the log cannot be reopened; it goes on in the old file"),
         Some(Ok(())) => tracing::info!("SIGHUP: the log goes on here"),
         None => tracing::info!("SIGHUP: going on; the log is not a file of the daemon's own"),
     }

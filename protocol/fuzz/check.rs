@@ -131,7 +131,7 @@ fn compare_with_serde(limits: &Limits, input: &[u8], frames: &[Frame]) {
             assert!(value.len() <= limits.max_message_bytes && depth(value) <= limits.max_depth);
             assert!(
                 serde_json::from_slice::<IgnoredAny>(value).is_ok(),
-                "a value that is no JSON"
+                "a value that is not JSON"
             );
         }
     }

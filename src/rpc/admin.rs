@@ -46,8 +46,8 @@ async fn health_of(app: &App) -> (HealthStatus, Vec<String>) {
     overall(&routes.parts, troubles, routes.stopping)
 }
 
-/// How the daemon is, and why it is not ok. While parts come up for the first time, and nothing else is wrong, it is
-/// starting. Pure.
+/// The daemon's state, and the reasons if it is not ok. While parts come up for the first time, and nothing else is
+/// wrong, the state is `starting`. Pure.
 fn overall(
     parts: &BTreeMap<&'static str, PartStatus>,
     troubles: Vec<String>,
@@ -136,7 +136,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Fa
     for project in report.projects {
         let state = convert::project_state(&project);
         errors.extend(convert::damage_error(&project));
-        // What its files tell is of now; what only the writer knows is of its last turn.
+        // What comes from the files is current; what only the writer knows is as of its last turn.
         let mut debt = project.debt;
         if let Some(known) = debts.get(&project.project) {
             (debt.expired, debt.purge_unfinished) = (known.expired, known.purge_unfinished);
@@ -234,7 +234,7 @@ fn spread(actor: &mut api::ActorStatus, numbers: &serde_json::Map<String, Value>
     }
 }
 
-/// Memory of this process, from the kernel; zeros where it does not tell.
+/// Memory of this process, from the kernel; zeros where the kernel does not report it.
 fn memory() -> api::MemoryStatus {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kibibytes = |key: &str| {
@@ -298,13 +298,13 @@ pub(crate) async fn optimize(app: Arc<App>, call: Call<api::Optimize>) -> Result
         }
         call.context
             .progress(done as u64, Some(total), &format!("optimizing {project}"));
-        // Known to the daemon though nothing was ever stored in it: a first store that was refused, for example.
+        // The daemon knows this project though nothing was ever stored in it: a first store was refused, for example.
         if matches!(app.store().view(&project).await, Ok(None)) {
             continue;
         }
         let done = match app.knowledge.reclaim(&project, &call.asked()).await {
             Ok(done) => done,
-            // Shown by `projects`; with all projects asked for it is not an error.
+            // `projects` shows it; where all projects were asked for it is not an error.
             Err(KnowledgeError::NeedsMigration { .. }) if call.project.is_none() => continue,
             Err(error) if call.project.is_none() && !is_of_the_call(&error) => {
                 result.errors.push(convert::project_error(project.as_str(), error));

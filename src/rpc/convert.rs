@@ -15,14 +15,14 @@ pub(crate) const UNREADABLE: &str = "unreadable";
 /// `state` of a project of which a part cannot be read.
 const DAMAGED: &str = "damaged";
 
-/// `state` of a project that can be read, if there is something to say of it.
+/// `state` of a project that can be read, if it needs a migration or a part of it is damaged.
 pub(crate) fn project_state(project: &ProjectStats) -> Option<String> {
     let damaged = project.degraded.is_some().then_some(DAMAGED);
     let state = project.needs_migration.as_ref().map(|_| "needs_migration").or(damaged);
     state.map(str::to_owned)
 }
 
-/// What of a project cannot be read and so is not counted, if something is. Logged when it was found.
+/// The part of a project that cannot be read and so is not counted, if there is one. It was logged when it was found.
 pub(crate) fn damage_error(project: &ProjectStats) -> Option<api::ProjectError> {
     let reason = project.degraded.as_ref()?;
     Some(api::ProjectError {
@@ -32,7 +32,7 @@ pub(crate) fn damage_error(project: &ProjectStats) -> Option<api::ProjectError> 
     })
 }
 
-/// Why a call over several projects is without this one.
+/// Why the answer to a call over several projects lacks this one.
 pub(crate) fn project_error(project: impl Into<String>, error: KnowledgeError) -> api::ProjectError {
     let error = wire_error(error);
     api::ProjectError {

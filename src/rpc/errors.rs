@@ -4,7 +4,7 @@ use ccod_actors::descriptors;
 use ccod_actors::error::KnowledgeError;
 use ccod_protocol::error::{Executed, Invalid, WireError};
 
-/// The wire's code for what became of a request, and what programs are told beside it. The text is the error's own.
+/// The wire's code for what became of a request, and the data for programs beside it. The text is the error's own.
 pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
     match error {
         KnowledgeError::InvalidParameter { parameter, message } => WireError::invalid_params(parameter, message),
@@ -21,7 +21,7 @@ pub(crate) fn wire_error(error: KnowledgeError) -> WireError {
         KnowledgeError::Expired { what } => WireError::expired(&what),
         KnowledgeError::NeedsMigration { project, detail } => WireError::needs_migration(&project, &detail),
         KnowledgeError::DeadlineExceeded { executed } => WireError::deadline_exceeded(executed),
-        // Of a part that was to be asked and was not.
+        // The part was not asked, so nothing was carried out.
         KnowledgeError::Unavailable { part, reason } => WireError::unavailable(part, reason),
         KnowledgeError::OutcomeUnknown => WireError::outcome_unknown(),
         KnowledgeError::ShuttingDown => WireError::shutting_down(),

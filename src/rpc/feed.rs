@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 
 use super::{App, Call, Failure, convert};
 
-/// Opens a feed on the caller's connection. It begins when the sender is told, which is once the answer has its place
-/// among the lines that go out: a subscriber learns the id of its subscription before the first change.
+/// Opens a feed on the caller's connection. It begins once the answer has its place among the lines that go out: a
+/// subscriber learns the id of its subscription before the first change.
 pub(crate) async fn subscribe(
     app: Arc<App>,
     call: Call<api::Subscribe>,
@@ -37,11 +37,11 @@ pub(crate) async fn subscribe(
     let subscriptions = call.context.subscriptions.clone();
     let (queued, answered) = oneshot::channel();
     tokio::spawn(async move {
-        // Without an answer nobody knows of it.
+        // Without an answer nobody knows of the feed.
         if answered.await.is_ok() {
             feed.run(&connection, &ended).await;
         }
-        // Already gone where the subscriber ended it.
+        // Where the subscriber has ended the feed, it is gone already.
         let _was_open = subscriptions.close(&connection.subscription);
     });
     Ok((result, queued))

@@ -32,7 +32,7 @@ pub(crate) async fn store(app: Arc<App>, call: Call<api::Store>) -> Result<api::
     })
 }
 
-/// Stores many items; those that fail are told apart, the others are stored.
+/// Stores many items; those that fail are named, the others are stored.
 pub(crate) async fn store_batch(app: Arc<App>, call: Call<api::StoreBatch>) -> Result<api::StoreBatchResult, Failure> {
     let (project, asked) = (call.project(), call.asked());
     let items = call.params.items.into_iter().map(|item| match item {
@@ -184,7 +184,7 @@ pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::
     };
     let (mut oldest, mut newest) = (None, None);
     if let Some(project) = &call.project {
-        // One that is not there has nothing; one whose name is written otherwise has not nothing.
+        // A project that does not exist has no items; a name that differs only in case is a mistake and gets an error.
         app.knowledge.exists(project).await?;
     }
     let report = project_stats(&app, &call).await?;

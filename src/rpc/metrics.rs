@@ -1,5 +1,5 @@
-//! What `admin.status` tells, as metrics. Made anew for each scrape: nothing is counted twice, and what is gone (a
-//! project, a queue) leaves no line behind.
+//! The numbers of `admin.status` as metrics. They are built again for each scrape: nothing is counted twice, and what
+//! is gone (a project, a queue) leaves no line behind.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -20,7 +20,7 @@ const LEVELS: [&str; 4] = ["capacity", "idle", "load_ms", "max_tokens"];
 /// Numbers of the socket that go up and down.
 const SERVER_LEVELS: [&str; 3] = ["connections_open", "in_flight", "bytes_buffered"];
 
-/// The metrics of one moment, in OpenMetrics' text format, which Prometheus reads.
+/// The metrics at the time of the call, in OpenMetrics' text format, which Prometheus reads.
 pub(crate) fn render(status: &StatusResult) -> Result<String, fmt::Error> {
     let mut metrics = Metrics(Registry::with_prefix("ccod"));
     metrics.daemon(status);

@@ -38,13 +38,13 @@ pub(crate) use errors::{Failure, wire_error};
 pub(crate) struct App {
     /// The settings, as loaded.
     pub(crate) config: Config,
-    /// What the methods are about.
+    /// The knowledge that the methods read and change.
     pub(crate) knowledge: Knowledge,
     /// Begins the shutdown.
     pub(crate) shutdown: CancellationToken,
     /// Counters of the server.
     pub(crate) server: Arc<ServerStats>,
-    /// The places of long work with files.
+    /// Limits how much long work with files runs at once.
     pub(crate) turns: Turns,
     /// When the daemon began to serve.
     pub(crate) started: Instant,
@@ -90,7 +90,7 @@ impl<M: Method> Call<M> {
         Deadline::at(self.context.deadline)
     }
 
-    /// For whom the work is done. It is shared out fairly among connections.
+    /// The connection for which the work is done: work is shared out fairly among connections.
     pub(crate) fn asked(&self) -> Asked {
         Asked {
             deadline: self.deadline(),
@@ -117,9 +117,9 @@ impl App {
     }
 }
 
-/// Refuses a project that is named and does not exist, where that can only be a mistake: to have it looked through,
-/// maintained or exported would answer "all is well", or an empty file, to a misspelled name. Reads of it find nothing,
-/// as documented.
+/// Refuses a project that is named and does not exist, where that can only be a mistake: verifying, maintaining or
+/// exporting it would answer "all is well", or an empty file, to a misspelled name. Reads of such a project find
+/// nothing, as documented.
 ///
 /// # Errors
 /// -32020, or as [`Knowledge::exists`].

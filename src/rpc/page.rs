@@ -11,7 +11,7 @@ use ccod_protocol::api;
 use ccod_protocol::error::WireError;
 use sha2::{Digest, Sha256};
 
-/// Bytes of the fingerprint of a search: chance finds no second one.
+/// Bytes of the fingerprint of a search: enough that two searches do not share one by chance.
 const FINGERPRINT_BYTES: usize = 12;
 /// Begins every cursor, with the version of its format.
 const PREFIX: &str = "s1";
@@ -19,7 +19,7 @@ const PREFIX: &str = "s1";
 /// Where a page of a search ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SearchCursor {
-    /// What tells this search from others.
+    /// What distinguishes this search from others.
     fingerprint: String,
     /// How it was really searched.
     mode: &'static str,
@@ -29,7 +29,7 @@ pub(crate) struct SearchCursor {
     pub(crate) versions: Vec<PageVersion>,
 }
 
-/// What tells a search from others: all of its parameters but those of the page.
+/// What distinguishes a search from others: all of its parameters but those of the page.
 pub(crate) fn fingerprint(params: &api::SearchParams, project: &ProjectName) -> String {
     let plain = api::SearchParams {
         limit: 0,
@@ -98,7 +98,7 @@ impl SearchCursor {
     /// Reads a cursor that a search with this fingerprint has given.
     ///
     /// # Errors
-    /// -32602 for one of another search and for what is no cursor.
+    /// -32602 for a cursor of another search and for what is not a cursor.
     pub(crate) fn of_search(text: &str, fingerprint: &str) -> Result<Self, WireError> {
         let cursor = Self::decode(text).ok_or_else(|| {
             WireError::invalid_params(
@@ -125,7 +125,7 @@ impl SearchCursor {
         }
     }
 
-    /// Refuses to go on in another mode: the embedder has failed since, or is back.
+    /// Refuses to continue in another mode: the embedder has failed since, or is back.
     ///
     /// # Errors
     /// -32028.
@@ -145,7 +145,7 @@ fn of_another_search() -> WireError {
     )
 }
 
-/// The parts of a line between slashes, if they are so many.
+/// The parts of a line between slashes, if there are exactly `N`.
 fn fields<const N: usize>(line: &str) -> Option<[&str; N]> {
     line.split('/').collect::<Vec<_>>().try_into().ok()
 }

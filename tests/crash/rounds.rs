@@ -211,7 +211,7 @@ fn check_now(
     }
 }
 
-/// Looks at the files of a daemon that may be merging and removing some meanwhile: what is wrong only for a moment
+/// Looks at the files of a daemon that may be merging and removing some meanwhile: what is wrong only for a short time
 /// is not wrong.
 fn settled<T>(look: impl Fn() -> Result<T, String>) -> Result<T, String> {
     const LOOKS: usize = 5;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::Inside;
 
-/// LanceDB has no times before 1970. That is no damage, and ends with its cause.
+/// LanceDB has no times before 1970. That is not damage, and ends with its cause.
 #[test]
 fn a_clock_before_1970_is_told_of_and_harms_nothing() {
     let mut daemon = Inside::start();

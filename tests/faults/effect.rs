@@ -149,7 +149,7 @@ fn a_commit_that_fails_says_that_nothing_was_done_or_that_it_is_not_known() {
     let mut unknown = 0;
     for opens in [true, false] {
         for (method, params) in &writes {
-            // Before the manifest is out. Where the table can be read afterwards, it tells that nothing was written.
+            // Before the manifest is out. Where the table can be read afterwards, it shows that nothing was written.
             fail::cfg("commit::before", "return").unwrap();
             if !opens {
                 fail::cfg("store::open", "return").unwrap();

@@ -295,7 +295,7 @@ fn a_commit_without_room_or_permission_is_read_only_and_heals() {
                     assert_eq!(error["data"]["retryable"], true, "{error}");
                     (&error["code"], &error["message"])
                 }
-                // A batch tells of each item.
+                // A batch reports each item.
                 None => (
                     &response["result"]["errors"][0]["code"],
                     &response["result"]["errors"][0]["message"],
@@ -381,7 +381,7 @@ fn without_an_embedder_keywords_still_work_and_the_caller_is_told() {
     daemon.wait_for_health("ok");
 }
 
-/// A part falls, and falls again each time it is started anew: whoever asks meanwhile is answered once, with an
+/// A part falls, and falls again each time it is restarted: whoever asks meanwhile is answered once, with an
 /// error that says to retry, and in the end all is well.
 #[test]
 fn a_part_that_falls_while_it_starts_is_started_again() {
@@ -564,7 +564,7 @@ fn stress_client(
             break;
         }
         let before = epoch.load(Ordering::SeqCst);
-        // Down for a moment: the next round finds it up again.
+        // Down for a short time: the next round finds it up again.
         if std::os::unix::net::UnixStream::connect(socket).is_err() {
             assert!(before != 0, "the daemon is down and should not be");
             std::thread::sleep(Duration::from_millis(5));

@@ -57,7 +57,7 @@ struct Translator {
     operations: Vec<Operation>,
     paths: HashMap<Inode, PathBuf>,
     open: HashMap<i64, Rc<RefCell<Open>>>,
-    /// The beginning of a line that is being written to a descriptor which is no file of ours.
+    /// The beginning of a line that is being written to a descriptor that is not one of our files.
     lines: HashMap<i64, Vec<u8>>,
     next_inode: Inode,
     next_ticket: Ticket,

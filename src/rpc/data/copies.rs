@@ -12,7 +12,7 @@ use super::long::{CallWatcher, blocking, check_owner, turn};
 use super::places::check_outside_own;
 use crate::rpc::{App, Call, Failure, wire_error};
 
-/// Copies projects as they are at one moment.
+/// Copies projects, all as of one time.
 pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api::BackupResult, Failure> {
     check_owner(&call.context)?;
     let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
@@ -49,7 +49,7 @@ pub(crate) async fn backup(app: Arc<App>, call: Call<api::Backup>) -> Result<api
 /// Replaces projects by those of a backup.
 pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<api::RestoreResult, Failure> {
     check_owner(&call.context)?;
-    // Known before the copying, which takes long.
+    // Checked before the copying, which takes long.
     app.routes().writer()?;
     let _turn = turn(&app.turns.copies, &call.context, "backups and restores").await?;
     let watcher = CallWatcher::new(&call.context);
@@ -59,7 +59,7 @@ pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<a
         .stage(path.clone(), call.project.clone(), watcher.clone())
         .await?;
     let alone = app.store().alone().await;
-    // The last moment to turn back.
+    // From here on the restore cannot be cancelled.
     watcher.check()?;
     let report = app
         .routes()
@@ -72,7 +72,7 @@ pub(crate) async fn restore(app: Arc<App>, call: Call<api::Restore>) -> Result<a
         .await
         .map_err(|error| match error {
             KnowledgeError::ShuttingDown | KnowledgeError::Unavailable { .. } => wire_error(error),
-            // It may have been halfway: the next start finishes what was begun.
+            // The restore may have been halfway: the next start finishes what was begun.
             error => wire_error(error).with_executed(Executed::Unknown),
         })?;
     tracing::info!(path = %path.display(), kept_aside = ?report.kept_aside, "restored");

@@ -15,8 +15,8 @@ use super::places::{check_outside_home, unwritable};
 use crate::rpc::{App, Call, Failure, must_exist};
 use crate::transfer::Format;
 
-/// A file that is being written, beside the place that it will have. Removed in any case: what is published has
-/// another name by then.
+/// A file that is being written, beside its final place. It is removed in any case: once published, the file has its
+/// other name.
 struct PartialFile {
     path: PathBuf,
     file: File,
@@ -43,7 +43,7 @@ impl PartialFile {
             .map_err(|error| unwritable(&self.path, &error))
     }
 
-    /// Gives it its name, unless something has come to have that meanwhile. It is on disk then.
+    /// Syncs the file and gives it its name, unless something else has got that name meanwhile.
     fn publish(self, place: &Path) -> KnowledgeResult<u64> {
         let publish = || {
             self.file.sync_all()?;

@@ -81,14 +81,14 @@ pub(crate) async fn import(app: Arc<App>, call: Call<api::Import>) -> Result<api
     }
 }
 
-/// A file that is read for as long as somebody waits for what is in it.
+/// A file that is read for as long as its caller waits.
 struct WatchedFile {
     file: File,
     watcher: Arc<dyn Watcher>,
 }
 
 impl WatchedFile {
-    /// Why it could not be read on.
+    /// Why reading stopped before the end.
     fn error(watcher: &dyn Watcher, error: &std::io::Error) -> KnowledgeError {
         let unreadable = || bad_path(format!("the file cannot be read: {error}"));
         watcher.check().err().unwrap_or_else(unreadable)
@@ -113,7 +113,7 @@ struct ImportSource {
 }
 
 impl ImportSource {
-    /// Opens a file and tells its format.
+    /// Opens a file and recognises its format.
     fn open(path: &Path, most_bytes: usize, watcher: Arc<dyn Watcher>) -> KnowledgeResult<Self> {
         let unreadable = |error: std::io::Error| bad_path(format!("{} cannot be read: {error}", path.display()));
         let file = open_regular(path).map_err(unreadable)?;
@@ -192,7 +192,7 @@ impl EntryGroups {
     }
 }
 
-/// An import under way, and what is told of it.
+/// An import under way, and its report.
 struct Report<'a> {
     app: &'a App,
     import: Import<'a>,
@@ -214,7 +214,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// Stores what is new among these. An error is one of the daemon or the call: it ends the import.
+    /// Stores the new items among these. An error is an error of the daemon or of the call, and ends the import.
     async fn group(&mut self, entries: Vec<Entry>) -> KnowledgeResult<()> {
         let (mut places, mut items) = (Vec::new(), Vec::new());
         for Entry { line, record } in entries {
@@ -255,7 +255,7 @@ impl<'a> Report<'a> {
         params.check()?;
         let mut item = self.app.knowledge.new_item(params)?;
         item.timestamp = timestamp?.unwrap_or(item.timestamp);
-        // Always set: what comes from elsewhere was not here at its times.
+        // Always set: an item from elsewhere was not in this store at the times that it has.
         item.updated_at = updated_at?.or_else(|| Some(now_ms()));
         Ok(item)
     }

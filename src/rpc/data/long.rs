@@ -1,4 +1,4 @@
-//! Work with files that takes long: who may have it done, how many at once, and what its caller learns meanwhile.
+//! Long work with files: who may request it, how much of it runs at once, and how it reports its progress.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const COPIES: u32 = 2;
 /// A call that waits for long work.
 pub(super) struct CallWatcher {
     context: CallContext,
-    /// What was last told, in percent: each is told once.
+    /// The progress last reported, in percent: each percent is reported once.
     told: Mutex<Option<(u64, String)>>,
 }
 
@@ -61,8 +61,8 @@ impl Watcher for CallWatcher {
     }
 }
 
-/// Refuses every user but the daemon's own, and root, whom no file is closed to anyway: the daemon's rights are
-/// not for lending.
+/// Refuses every user but the daemon's own and root, because the daemon's rights are not for lending. Root can open
+/// every file anyway.
 pub(super) fn check_owner(context: &CallContext) -> Result<(), Failure> {
     let uid = context.peer.uid;
     if uid == nix::unistd::geteuid().as_raw() || uid == 0 {
@@ -84,7 +84,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     Ok(done?)
 }
 
-/// The places of long work with files.
+/// Limits how much long work with files runs at once.
 #[derive(Debug)]
 pub(crate) struct Turns {
     pub(super) imports: Admission,
@@ -100,7 +100,7 @@ impl Default for Turns {
     }
 }
 
-/// Waits for a place, as long as the caller does.
+/// Waits for a turn, as long as the caller does.
 pub(super) async fn turn(places: &Admission, context: &CallContext, others: &str) -> Result<Permit, Failure> {
     if let Ok(turn) = places.try_acquire(1) {
         return Ok(turn);

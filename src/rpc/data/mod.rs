@@ -1,5 +1,5 @@
-//! `admin.backup`, `restore`, `export`, `import` and `verify`: all that is stored, in and out of files, while everything
-//! else goes on.
+//! `admin.backup`, `restore`, `export`, `import` and `verify`: all stored data goes into files and back, while
+//! everything else goes on.
 //!
 //! Files are read and written with the rights of the daemon, so only the user that it runs as may name them.
 

@@ -1,4 +1,4 @@
-//! Where the daemon writes for others, and where it does not.
+//! Where the daemon writes files for callers, and where it does not.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ fn home_of(knowledge_dir: &Path) -> Option<PathBuf> {
 }
 
 /// Refuses a place among the files that are the daemon's or the command line's own. Other directories of the home
-/// belong to whoever has made them.
+/// belong to those who made them.
 pub(super) fn check_outside_own(place: &Path, knowledge_dir: &Path) -> KnowledgeResult<()> {
     let Some(home) = home_of(knowledge_dir) else {
         return Ok(());

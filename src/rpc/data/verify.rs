@@ -1,4 +1,4 @@
-//! `admin.verify`: reads everything of one project, or of all, and says what is not as it should be.
+//! `admin.verify`: reads everything of one project, or of all, and reports what is wrong.
 
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
                 };
                 return Err(error.into());
             }
-            // Of one project: it says nothing about the others.
+            // This error is about one project and says nothing about the others.
             Err(error) if is_of_the_data(&error) => {
                 result
                     .findings
@@ -103,7 +103,7 @@ pub(crate) async fn verify(app: Arc<App>, call: Call<api::Verify>) -> Result<api
     Ok(result)
 }
 
-/// Whether an error may be one of what is stored.
+/// Whether the stored data may be the cause of an error.
 fn is_of_the_data(error: &KnowledgeError) -> bool {
     matches!(
         error,
@@ -112,7 +112,7 @@ fn is_of_the_data(error: &KnowledgeError) -> bool {
 }
 
 /// Whether an error says nothing about any project, but about the daemon or its machine: then nothing can be verified
-/// now, and whoever is told that a project is damaged might throw it away.
+/// now. A report that a project is damaged might make its owner throw it away.
 fn is_of_the_daemon(error: &KnowledgeError) -> bool {
     matches!(
         error,

@@ -1,5 +1,5 @@
-//! The configuration of a table says where commit numbers and the history go on. What of it cannot be read is no
-//! beginning.
+//! The configuration of a table says where commit numbers and the history go on. A value that cannot be
+//! read is not taken for the first one.
 
 use std::path::Path;
 
@@ -100,7 +100,7 @@ fn cut(path: &Path) {
     file.set_len(length / 2).unwrap();
 }
 
-/// A backup that lacks a project is made, and is no success for a script.
+/// A backup that lacks a project is made, and is not a success for a script.
 #[test]
 fn a_backup_without_one_of_the_projects_exits_65() {
     let daemon = Daemon::start();

@@ -1,4 +1,4 @@
-//! In which condition each project is: every call that covers several projects tells of the one that cannot be read,
+//! How damage to a project is reported: every call that covers several projects names the one that cannot be read,
 //! is damaged or is out of reach, also as the first request after a start; and none of them makes it worse.
 
 use std::fs;
@@ -57,7 +57,7 @@ fn make_unreadable(project: &Path) {
     }
 }
 
-/// Each call over all projects that tells of them, with its parameters.
+/// Each call over all projects that reports damaged ones, with its parameters.
 fn tellers(place: &Path) -> Vec<(&'static str, Value)> {
     vec![
         ("admin.health", json!({})),
@@ -106,7 +106,7 @@ fn assert_told(method: &str, told: &Value, name: &str) {
     }
 }
 
-/// Each of the calls tells of the project, as the first one after a start, and again.
+/// Each of the calls reports the project, as the first one after a start, and again.
 fn assert_told_by_all(mut daemon: Daemon, name: &str, sound: &[&str]) -> Daemon {
     let place = tempfile::tempdir().unwrap();
     for (turn, (method, params)) in tellers(&place.path().join("backup")).into_iter().enumerate() {
@@ -167,7 +167,7 @@ fn a_project_without_a_version_that_can_be_read_is_told_of_by_all() {
     }
     assert!(files(place.path()).is_empty());
 
-    // It begins anew, and the old data is told of until somebody has dealt with it.
+    // The project begins again, and the old data is reported until somebody has dealt with it.
     store_in(&daemon, "nov", "A new beginning");
     let daemon = daemon.kill_and_restart();
     for _ in 0..2 {

@@ -1,11 +1,11 @@
 //! What cannot be read may still be put back: only a write that has an effect gives it up, every answer that may be
-//! short of it says so, and what was given up is told of until somebody has dealt with it.
+//! short of it says so, and what was given up is reported until somebody has dealt with it.
 
 use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::recovery::Stored;
+use super::home::Stored;
 use crate::support::Daemon;
 
 /// A project of which the data file of its second item is away, and the file's bytes.

@@ -1,5 +1,5 @@
-//! What is wrong with one project, or lies in the data directory and is none, is told of and in nobody's way; and the
-//! daemon's own projects are nobody else's.
+//! What is wrong with one project, or lies in the data directory and is not a project, is reported and in nobody's
+//! way; and the daemon's own projects are nobody else's.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

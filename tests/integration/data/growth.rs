@@ -149,7 +149,7 @@ fn the_first_write_gives_a_table_its_new_columns() {
     ];
     for (method, mut params) in writes {
         let daemon = start(old_home());
-        // Opened, and held by whoever looks at the old version meanwhile.
+        // Opened, and held by those who look at the old version meanwhile.
         let mut feed = daemon.connect();
         feed.call("knowledge.subscribe", json!({"project_id": PROJECT}));
         params["project_id"] = json!(PROJECT);

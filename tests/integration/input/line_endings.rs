@@ -176,7 +176,7 @@ fn files_that_people_write_are_read_or_explained() {
         String::from_utf8_lossy(&output.stderr)
     );
 
-    // What is no file at all.
+    // What is not a file at all.
     std::os::unix::fs::symlink("loop-b", place.path().join("loop-a")).unwrap();
     std::os::unix::fs::symlink("loop-a", place.path().join("loop-b")).unwrap();
     for (name, words) in [

@@ -53,7 +53,7 @@ fn a_daemon_whose_connections_are_in_use_is_there() {
     let status = daemon.home.run(&["daemon", "status"]);
     assert_eq!(status.status.code(), Some(0), "{}", told(&status));
     assert!(!another_was_started(&daemon.home));
-    // What is no operator's is refused and not taken for an absent daemon either.
+    // A command that is not an operator's is refused, and does not take the daemon for absent either.
     let stored = daemon.home.run(&["store", "text", "--project", "p"]);
     assert_eq!(stored.status.code(), Some(75), "{}", told(&stored));
     assert!(!another_was_started(&daemon.home));

@@ -1,4 +1,4 @@
-//! `trace_id`: the caller's own name for a call, found again in its error, in the log and in what `explain` tells.
+//! `trace_id`: the caller's own name for a call, found again in its error, in the log and in the answer of `explain`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The daemon tells what it can do, and does what it tells.
+//! The daemon describes what it can do, and does what it describes.
 
 use std::collections::BTreeSet;
 

@@ -44,7 +44,7 @@ fn commands_start_the_daemon_and_it_stops_when_told() {
     assert_eq!(
         home.run(&["daemon", "start"]).status.code(),
         Some(0),
-        "starting a running daemon is no error"
+        "starting a running daemon is not an error"
     );
 
     let found = json_of(&home.run(&["search", "where is the build cache", "--project", "p", "--json"]));

@@ -1,6 +1,6 @@
-//! A clock that stands before 1970, as that of a machine whose battery is empty: told of, and harmless.
+//! A clock that stands before 1970, as on a machine whose battery is empty, is reported and harmless.
 //!
-//! The daemon is the real one, with all that it is made of. Only what it asks the system for the time is another.
+//! The daemon is the real one, with all its parts. Only the function that gives it the system's time is replaced.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,13 @@
+//! The daemon as a process: one for each home, which starts, serves, ends and is found, whatever surrounds it.
+
+// The test replaces the C library's clock, which the daemon is linked to here.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod clock;
+mod descriptors;
+mod directories;
+mod locks;
+mod log;
+mod presence;
+pub(crate) mod process;
+mod signals;
+mod start_and_stop;
