@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::job::ReadJob;
-use crate::error::PartFailure;
 use crate::store::Store;
 
 /// Runs one query at a time.
@@ -21,7 +20,7 @@ impl Actor for Reader {
         _myself: ActorRef<Self::Msg>,
         store: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        fail::fail_point!("reader::pre_start", |_| Err(PartFailure::new(
+        fail::fail_point!("reader::pre_start", |_| Err(crate::error::PartFailure::new(
             "failpoint reader::pre_start"
         )
         .into()));

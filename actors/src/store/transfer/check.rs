@@ -1,6 +1,5 @@
 //! Whether a copied table can be read and has the rows that it should have.
 
-use std::io;
 use std::path::Path;
 
 use futures::TryStreamExt;
@@ -35,7 +34,9 @@ pub(crate) async fn check_table(knowledge: &Path, project: &BackupProject, thoro
     let counted = guarded(async move {
         fail::fail_point!("backup::read_back", |errno| {
             let errno = errno.and_then(|number| number.parse().ok()).unwrap_or_default();
-            Err(lance::Error::io_source(Box::new(io::Error::from_raw_os_error(errno))))
+            Err(lance::Error::io_source(Box::new(std::io::Error::from_raw_os_error(
+                errno,
+            ))))
         });
         let session = crate::store::caches::Caches::new(CHECK_CACHE_BYTES, CHECK_CACHE_BYTES).session;
         let dataset = DatasetBuilder::from_uri(place).with_session(session).load().await?;

@@ -10,7 +10,7 @@ use arrow_schema::{Field, Schema};
 use lance::dataset::CommitBuilder;
 use lance::dataset::transaction::{Operation, Transaction};
 
-use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::error::KnowledgeResult;
 use crate::store::error::write_error;
 use crate::store::table::schema::{
     SCHEMA_VERSION, SCHEMA_VERSION_KEY, SchemaVersion, missing_columns, vector_dimensions,
@@ -46,7 +46,7 @@ impl WriteTable {
             schema,
             preserves_nullability: true,
         };
-        fail::fail_point!("write::before_growth", |_| Err(KnowledgeError::internal(
+        fail::fail_point!("write::before_growth", |_| Err(crate::error::KnowledgeError::internal(
             "failpoint write::before_growth"
         )));
         let transaction = Transaction::new(dataset.manifest().version, operation, None);
