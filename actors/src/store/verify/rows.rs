@@ -8,11 +8,11 @@ use arrow_array::types::Float32Type;
 use arrow_array::{Array, RecordBatch};
 use serde_json::{Map, Value};
 
+use super::verification::{FIX_ROW, Flaws, PROBED_ROWS};
 use crate::domain::{KnowledgeType, content_hash, metadata_terms};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::{TableShape, column};
-use crate::store::verify::{FIX_ROW, Flaws, PROBED_ROWS};
 use crate::store::view::ProjectView;
 
 /// How far the length of a vector may be from 1.
@@ -277,7 +277,7 @@ mod tests {
     use crate::domain::{Content, NewItem, OnDuplicate, now_ms};
     use crate::store::table::rows::{EmbeddedPassage, NewRevision, build_batch};
     use crate::store::table::schema::table_schema;
-    use crate::store::verify::MAX_FLAWS;
+    use crate::store::verify::verification::MAX_FLAWS;
 
     fn item(text: &str) -> NewItem {
         NewItem {
