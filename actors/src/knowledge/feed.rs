@@ -109,7 +109,7 @@ pub enum Event<'a> {
         /// Its project.
         project: &'a ProjectName,
         /// How.
-        change: Change,
+        change: &'a Change,
         /// Resumes the feed behind this change.
         cursor: String,
     },
@@ -341,7 +341,7 @@ impl Feed {
                 }
                 let event = Event::Changed {
                     project,
-                    change,
+                    change: &change,
                     cursor: self.cursor.encode(),
                 };
                 tell(subscriber, event, Some(LAG_PATIENCE)).await?;

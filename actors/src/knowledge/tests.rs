@@ -174,7 +174,7 @@ async fn what_is_stored_is_found_changed_deleted_and_brought_back() {
 
     let target = DeleteTarget::Ids(vec![pool.clone()]);
     let deleted = knowledge.delete(project, target, &asked()).await.unwrap();
-    assert_eq!(deleted.items.ids, [pool.clone()]);
+    assert_eq!(deleted.items.ids, std::slice::from_ref(&pool));
     let (found, _, _) = running.search("messages in the queue", SearchMode::Text).await;
     assert_eq!(found, Vec::<String>::new());
     let token = deleted.items.deletion.unwrap().token();
@@ -186,7 +186,7 @@ async fn what_is_stored_is_found_changed_deleted_and_brought_back() {
     assert!(matches!(error, KnowledgeError::InvalidParameter { .. }), "{error:?}");
     let undo = Undelete::Token { token, project: None };
     let undone = knowledge.undelete(undo, &asked()).await.unwrap();
-    assert_eq!(undone.items.restored, [pool.clone()]);
+    assert_eq!(undone.items.restored, std::slice::from_ref(&pool));
 
     let purged = knowledge.purge(project, vec![pool.clone()], &asked()).await.unwrap();
     assert_eq!(purged.ids, [pool]);
