@@ -1,0 +1,176 @@
+//! What the index costs: scans with and without a filter, changes, lists, gets, memory.
+//!
+//! `cargo bench -p ccod-index`, or with counts of rows: `cargo bench -p ccod-index -- 10000 100000`. One thread, made
+//! vectors of 384 components, one passage for each item; medians.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use ccod_index::{Builder, Change, Index, Row};
+use ccod_words::{Filter, KnowledgeType, OneOrMany, Order};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+const DIMENSIONS: usize = 384;
+
+fn unit(random: &mut SmallRng) -> Vec<f32> {
+    let mut vector: Vec<f32> = (0..DIMENSIONS).map(|_| random.random::<f32>() - 0.5).collect();
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.iter_mut().for_each(|x| *x /= length);
+    vector
+}
+
+fn id(number: usize) -> String {
+    format!("01JABCDEFGHJKMNPQR{number:08}")
+}
+
+fn with_row<T>(number: usize, vector: &[f32], use_row: impl FnOnce(&Row<'_>) -> T) -> T {
+    let id = id(number);
+    let agent = format!("agent-{}", number % 7);
+    let session = format!("session-{}", number % 100);
+    let terms = [
+        format!("project=\"p{}\"", number % 5),
+        format!("file=\"src/{}.rs\"", number % 1_000),
+    ];
+    use_row(&Row {
+        address: ((number / 1_000) as u64) << 32 | (number % 1_000) as u64,
+        id: &id,
+        passage: 0,
+        passages: 1,
+        revision: 1,
+        kind: KnowledgeType::ALL[number % KnowledgeType::ALL.len()],
+        agent: Some(&agent),
+        session: Some(&session),
+        timestamp_ms: 1_700_000_000_000 + number as i64 * 1_000,
+        updated_ms: 1_700_000_000_000,
+        valid_from: 1,
+        metadata_terms: &terms,
+        vector,
+    })
+}
+
+/// The median time of a call, in milliseconds.
+fn median(mut call: impl FnMut(usize)) -> f64 {
+    let mut times: Vec<f64> = Vec::new();
+    let start = Instant::now();
+    while times.len() < 11 || (times.len() < 500 && start.elapsed().as_secs_f64() < 1.0) {
+        let begin = Instant::now();
+        call(times.len());
+        times.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn build(rows: usize, random: &mut SmallRng) -> Index {
+    let mut builder = Builder::new(DIMENSIONS);
+    // Generating is not what is measured.
+    let vectors: Vec<Vec<f32>> = (0..1_000).map(|_| unit(random)).collect();
+    let begin = Instant::now();
+    for number in 0..rows {
+        with_row(number, &vectors[number % vectors.len()], |row| builder.add(row)).expect("fits");
+    }
+    let index = builder.finish();
+    let took = begin.elapsed().as_secs_f64();
+    let bytes = index.bytes();
+    println!(
+        "  build {:8.1} ms, {:.0} rows/s; {:.1} MB, {:.0} bytes a row",
+        took * 1e3,
+        rows as f64 / took,
+        bytes as f64 / 1e6,
+        bytes as f64 / rows as f64
+    );
+    index
+}
+
+fn measure(rows: usize) {
+    println!("{rows} rows");
+    let mut random = SmallRng::seed_from_u64(7);
+    let index = build(rows, &mut random);
+    let queries: Vec<Vec<f32>> = (0..16).map(|_| unit(&mut random)).collect();
+    let read = |rows: usize| (rows * DIMENSIONS) as f64 / 1e6;
+
+    let everything = Filter::default();
+    let scan = median(|call| drop(black_box(index.search(&queries[call % 16], &everything, 10))));
+    println!("  search               {scan:8.3} ms, {:.1} GB/s", read(rows) / scan);
+    let filters = [
+        ("session, 1 %", {
+            let session_id = Some(OneOrMany::One("session-7".to_owned()));
+            Filter {
+                session_id,
+                ..Filter::default()
+            }
+        }),
+        ("metadata, 0.1 %", {
+            let metadata = [("file".to_owned(), "src/7.rs".into())].into_iter().collect();
+            Filter {
+                metadata,
+                ..Filter::default()
+            }
+        }),
+        (
+            "type, 11 %",
+            Filter {
+                knowledge_type: Some(OneOrMany::One(KnowledgeType::Issue)),
+                ..Filter::default()
+            },
+        ),
+    ];
+    for (name, filter) in &filters {
+        let scan = median(|call| drop(black_box(index.search(&queries[call % 16], filter, 10))));
+        let masks = median(|_| drop(black_box(index.matching(filter))));
+        println!("  search, {name:<16} {scan:5.3} ms, of which filter {masks:.3} ms");
+    }
+    let list = median(|_| drop(black_box(index.list(&everything, Order::Newest, None, 20))));
+    let filtered = median(|_| drop(black_box(index.list(&filters[0].1, Order::Oldest, None, 20))));
+    println!("  list 20              {list:8.3} ms, of 1 % {filtered:.3} ms");
+    let get = median(|call| drop(black_box(index.get(&id(call * 7_919 % rows)))));
+    let counts = median(|_| drop(black_box(index.counts())));
+    println!(
+        "  get                  {:8.3} us, counts {:.1} us",
+        get * 1e3,
+        counts * 1e3
+    );
+
+    let vector = unit(&mut random);
+    let mut current = index.clone();
+    let store = median(|call| {
+        current = with_row(rows + call, &vector, |row| {
+            let change = Change {
+                added: &[*row],
+                ..Change::default()
+            };
+            current.apply(&change).expect("fits")
+        });
+    });
+    current = index.clone();
+    let delete = median(|call| {
+        let number = call * 7 % rows;
+        let address = ((number / 1_000) as u64) << 32 | (number % 1_000) as u64;
+        let change = Change {
+            removed: &[address],
+            ..Change::default()
+        };
+        current = current.apply(&change).expect("fits");
+    });
+    println!(
+        "  apply, one row added {:8.1} us, removed {:.1} us",
+        store * 1e3,
+        delete * 1e3
+    );
+    drop(index);
+    let begin = Instant::now();
+    drop(current);
+    println!("  drop                 {:8.1} ms", begin.elapsed().as_secs_f64() * 1e3);
+}
+
+fn main() {
+    let given: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let counts = if given.is_empty() {
+        vec![10_000, 100_000, 1_000_000]
+    } else {
+        given
+    };
+    for rows in counts {
+        measure(rows);
+    }
+}

@@ -1,0 +1,177 @@
+//! Which rows pass a filter: a bit for each.
+
+use ccod_words::Filter;
+
+use crate::Index;
+use crate::block::{Block, ROWS, bits, kind_number};
+use crate::index::State;
+use crate::interner::Interner;
+use crate::row::metadata_term;
+
+/// The live rows that pass a filter, with the snapshot that it was asked of.
+#[derive(Clone, Debug)]
+pub struct Matching {
+    index: Index,
+    /// A mask for each block.
+    masks: Vec<u64>,
+}
+
+impl Index {
+    /// The live rows that pass a filter; all of them if it has no condition. Each condition that the filter has looks
+    /// at every row: O(n), some nanoseconds for each row and condition.
+    #[must_use]
+    pub fn matching(&self, filter: &Filter) -> Matching {
+        Matching {
+            index: self.clone(),
+            masks: self.masks(filter),
+        }
+    }
+
+    pub(crate) fn masks(&self, filter: &Filter) -> Vec<u64> {
+        let blocks = self.state().blocks.iter();
+        match Conditions::of(filter, self.state()) {
+            Some(conditions) => blocks.map(|block| conditions.mask(block)).collect(),
+            None => vec![0; blocks.count()],
+        }
+    }
+}
+
+impl Matching {
+    /// Whether the row at this address is live and passes the filter. O(log n).
+    #[must_use]
+    pub fn is_live_and_matches(&self, address: u64) -> bool {
+        let place = self.index.state().place_of(address);
+        place.is_some_and(|place| self.masks[place / ROWS] >> (place % ROWS) & 1 == 1)
+    }
+
+    /// How many rows match.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.masks.iter().map(|mask| u64::from(mask.count_ones())).sum()
+    }
+
+    /// The addresses of the rows that match, in no particular order.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        let blocks = self.index.state().blocks.iter().zip(&self.masks);
+        blocks.flat_map(|(block, mask)| bits(*mask).map(|row| block.addresses[row]))
+    }
+
+    /// The snapshot.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+}
+
+/// A filter in the numbers of one snapshot.
+struct Conditions {
+    /// A bit for each type.
+    kinds: Option<u16>,
+    agents: Option<Numbers>,
+    sessions: Option<Numbers>,
+    since: Option<i64>,
+    until: Option<i64>,
+    terms: Vec<u32>,
+}
+
+impl Conditions {
+    /// None where no row has what the filter asks for.
+    fn of(filter: &Filter, state: &State) -> Option<Self> {
+        let kinds = filter.types().iter().map(|kind| 1 << kind_number(*kind));
+        let agents = Numbers::any_of(filter.agents(), &state.agents)?;
+        let sessions = Numbers::any_of(filter.session_ids(), &state.sessions)?;
+        let mut terms = Vec::with_capacity(filter.metadata.len());
+        for (key, value) in filter.metadata.iter() {
+            terms.push(state.terms.find(&metadata_term(key, value))?);
+        }
+        Some(Self {
+            kinds: kinds.reduce(|all, one| all | one),
+            agents,
+            sessions,
+            // As the columns hold times: in whole milliseconds.
+            since: filter.since.map(|time| time.timestamp_millis()),
+            until: filter.until.map(|time| time.timestamp_millis()),
+            terms,
+        })
+    }
+
+    fn mask(&self, block: &Block) -> u64 {
+        let mut mask = block.live();
+        if let Some(kinds) = self.kinds {
+            mask &= mask_of(&block.kinds, |kind| kinds >> kind & 1 == 1);
+        }
+        if let Some(since) = self.since {
+            mask &= mask_of(&block.timestamps, |time| *time >= since);
+        }
+        if let Some(until) = self.until {
+            mask &= mask_of(&block.timestamps, |time| *time < until);
+        }
+        if let Some(agents) = &self.agents {
+            mask &= agents.mask(&block.agents);
+        }
+        if let Some(sessions) = &self.sessions {
+            mask &= sessions.mask(&block.sessions);
+        }
+        for term in &self.terms {
+            if mask == 0 {
+                break;
+            }
+            mask &= rows_with_term(block, *term);
+        }
+        mask
+    }
+}
+
+fn mask_of<T>(column: &[T; ROWS], passes: impl Fn(&T) -> bool) -> u64 {
+    let rows = column.iter().enumerate();
+    rows.fold(0, |mask, (row, value)| mask | u64::from(passes(value)) << row)
+}
+
+fn rows_with_term(block: &Block, term: u32) -> u64 {
+    let mut mask = 0;
+    for (position, value) in block.terms.values().iter().enumerate() {
+        if *value == term {
+            mask |= 1 << block.terms.list_of(position);
+        }
+    }
+    mask
+}
+
+/// Numbers of texts, any of which will do.
+enum Numbers {
+    One(u32),
+    /// A bit for each number.
+    Many(Vec<u64>),
+}
+
+impl Numbers {
+    /// `Some(None)` where every row will do, `None` where none will.
+    #[allow(clippy::option_option)]
+    fn any_of(texts: &[String], interner: &Interner) -> Option<Option<Self>> {
+        let numbers: Vec<u32> = texts.iter().filter_map(|text| interner.find(text)).collect();
+        match numbers[..] {
+            [] if texts.is_empty() => Some(None),
+            [] => None,
+            [one] => Some(Some(Self::One(one))),
+            _ => {
+                let largest = numbers.iter().max().copied().unwrap_or_default() as usize;
+                let mut bits = vec![0; largest / 64 + 1];
+                for number in numbers {
+                    bits[number as usize / 64] |= 1 << (number % 64);
+                }
+                Some(Some(Self::Many(bits)))
+            }
+        }
+    }
+
+    fn mask(&self, column: &[u32; ROWS]) -> u64 {
+        match self {
+            Self::One(wanted) => mask_of(column, |number| number == wanted),
+            // The number of a row without a text is larger than any other.
+            Self::Many(bits) => mask_of(column, |number| {
+                let word = bits.get(*number as usize / 64).copied().unwrap_or(0);
+                word >> (number % 64) & 1 == 1
+            }),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The items whose vectors are nearest to a query's.
+
+use std::collections::HashMap;
+
+use ccod_words::Filter;
+
+use crate::Index;
+use crate::best::{Best, Scored};
+use crate::block::{ROWS, bits};
+use crate::codes::Query;
+
+/// How many candidates [`Index::search`] returns for each item that is asked for. With 384 components the ten best by
+/// codes are 0.96 to 0.99 of the ten best, and the fifty best have practically all of them (`tests/recall.rs`).
+pub const RESCORE: usize = 5;
+
+/// A passage that is near to the query.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hit {
+    /// Where Lance has the row.
+    pub address: u64,
+    /// The item's id.
+    pub id: String,
+    /// Which passage of the item it is, from 0.
+    pub passage: u32,
+    /// The cosine of the angle between passage and query: approximate in what [`Index::search`] returns.
+    pub cosine: f32,
+}
+
+impl Index {
+    /// Candidates for the `k` items nearest to `query`, a vector of length 1, among those that pass `filter`: the
+    /// [`RESCORE`] times `k` best items by approximate cosines, best first, ids deciding between equals. An item is as
+    /// near as its nearest passage. Where the codes cannot tell which passage that is, the item has several hits, one
+    /// after the other; so an item's exact cosine is always that of one of its hits.
+    ///
+    /// To get the exact answer, put exact cosines into the hits and call [`best_by_item`].
+    ///
+    /// O(n): 1 byte is read for each component of each row that passes the filter.
+    #[must_use]
+    pub fn search(&self, query: &[f32], filter: &Filter, k: usize) -> Vec<Hit> {
+        let state = self.state();
+        if query.len() != state.dimensions || k == 0 {
+            return Vec::new();
+        }
+        let masks = self.masks(filter);
+        let query = Query::new(query);
+        let mut best = Best::new(state, k.saturating_mul(RESCORE));
+        let mut scores = [0.0; ROWS];
+        for (number, (block, mask)) in state.blocks.iter().zip(&masks).enumerate() {
+            if *mask == 0 {
+                continue;
+            }
+            query.scores(&block.codes, &block.scales, *mask, &mut scores);
+            let threshold = best.threshold();
+            let good = scores.iter().enumerate();
+            let good = good.fold(0, |good, (row, score)| good | u64::from(*score >= threshold) << row);
+            for row in bits(good & mask) {
+                best.push(Scored {
+                    score: scores[row],
+                    item: block.items[row],
+                    passage: block.passages[row],
+                    place: (number * ROWS + row) as u32,
+                });
+            }
+        }
+        let mut hits = Vec::new();
+        for scored in best.finish() {
+            self.push_hits(&mut hits, &scored, &query, &masks);
+        }
+        hits
+    }
+
+    /// The best passage of an item, and the others that may be better.
+    fn push_hits(&self, hits: &mut Vec<Hit>, best: &Scored, query: &Query, masks: &[u64]) {
+        let state = self.state();
+        let id = state.ids.text(best.item).unwrap_or_default();
+        let mut hit = |place: usize, cosine: f32| {
+            let block = state.blocks.get(place / ROWS);
+            hits.push(Hit {
+                address: block.addresses[place % ROWS],
+                id: id.to_owned(),
+                passage: block.passages[place % ROWS],
+                cosine,
+            });
+        };
+        let bound = |place: usize| {
+            let scale = state.blocks.get(place / ROWS).scales[place % ROWS];
+            query.error_bound(scale, state.dimensions)
+        };
+        let best_place = best.place as usize;
+        hit(best_place, best.score);
+        let mut others: Vec<(usize, f32)> = Vec::new();
+        for place in state.places_of_item(best.item) {
+            if place == best_place || masks[place / ROWS] >> (place % ROWS) & 1 == 0 {
+                continue;
+            }
+            let block = state.blocks.get(place / ROWS);
+            let mut scores = [0.0; ROWS];
+            query.scores(&block.codes, &block.scales, 1 << (place % ROWS), &mut scores);
+            let score = scores[place % ROWS];
+            if score + bound(place) >= best.score - bound(best_place) {
+                others.push((place, score));
+            }
+        }
+        others.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        for (place, score) in others {
+            hit(place, score);
+        }
+    }
+}
+
+/// One hit for each item, its best, and of these the `k` best: best first, then by id. Of passages that are equally
+/// near the first counts.
+#[must_use]
+pub fn best_by_item(hits: Vec<Hit>, k: usize) -> Vec<Hit> {
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(hits.len());
+    let mut best: Vec<Hit> = Vec::with_capacity(hits.len());
+    for hit in hits {
+        match places.get(&hit.id) {
+            None => {
+                places.insert(hit.id.clone(), best.len());
+                best.push(hit);
+            }
+            Some(place) => {
+                let known = &mut best[*place];
+                let order = hit
+                    .cosine
+                    .total_cmp(&known.cosine)
+                    .then(known.passage.cmp(&hit.passage));
+                if order.is_gt() {
+                    *known = hit;
+                }
+            }
+        }
+    }
+    best.sort_unstable_by(|a, b| b.cosine.total_cmp(&a.cosine).then_with(|| a.id.cmp(&b.id)));
+    best.truncate(k);
+    best
+}
