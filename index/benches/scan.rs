@@ -1,22 +1,49 @@
 //! What the index costs: scans with and without a filter, changes, lists, gets, memory.
 //!
-//! `cargo bench -p ccod-index`, or with counts of rows: `cargo bench -p ccod-index -- 10000 100000`. One thread, made
-//! vectors of 384 components, one passage for each item; medians.
+//! `cargo bench -p ccod-index`, or with counts of rows: `cargo bench -p ccod-index -- 10000 100000`. One thread; vectors
+//! of 384 components around 100 directions, one passage for each item; medians.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use ccod_index::{Builder, Change, Index, Row};
+use ccod_index::{Builder, Change, Index, Row, best_by_item};
 use ccod_words::{Filter, KnowledgeType, OneOrMany, Order};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 const DIMENSIONS: usize = 384;
 
-fn unit(random: &mut SmallRng) -> Vec<f32> {
-    let mut vector: Vec<f32> = (0..DIMENSIONS).map(|_| random.random::<f32>() - 0.5).collect();
+/// Near to normal, with a deviation of 1.
+fn normal(random: &mut SmallRng) -> f32 {
+    (random.random::<f32>() + random.random::<f32>() - 1.0) * 2.449_49
+}
+
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     vector.iter_mut().for_each(|x| *x /= length);
     vector
+}
+
+/// Directions, and vectors around them: with cosines to their direction from 0.55 to 0.9.
+struct Vectors {
+    random: SmallRng,
+    directions: Vec<Vec<f32>>,
+}
+
+impl Vectors {
+    fn new() -> Self {
+        let mut random = SmallRng::seed_from_u64(7);
+        let directions = (0..100)
+            .map(|_| unit((0..DIMENSIONS).map(|_| normal(&mut random)).collect()))
+            .collect();
+        Self { random, directions }
+    }
+
+    fn next(&mut self) -> Vec<f32> {
+        let direction = &self.directions[self.random.random_range(0..self.directions.len())];
+        let spread = self.random.random_range(0.5..1.5) / (DIMENSIONS as f32).sqrt();
+        let random = &mut self.random;
+        unit(direction.iter().map(|x| x + spread * normal(random)).collect())
+    }
 }
 
 fn id(number: usize) -> String {
@@ -61,16 +88,19 @@ fn median(mut call: impl FnMut(usize)) -> f64 {
     times[times.len() / 2]
 }
 
-fn build(rows: usize, random: &mut SmallRng) -> Index {
+fn build(rows: usize, vectors: &mut Vectors) -> Index {
     let mut builder = Builder::new(DIMENSIONS);
-    // Generating is not what is measured.
-    let vectors: Vec<Vec<f32>> = (0..1_000).map(|_| unit(random)).collect();
-    let begin = Instant::now();
-    for number in 0..rows {
-        with_row(number, &vectors[number % vectors.len()], |row| builder.add(row)).expect("fits");
+    let mut took = 0.0;
+    for start in (0..rows).step_by(1_000) {
+        // Generating is not what is measured.
+        let vectors: Vec<Vec<f32>> = (0..1_000).map(|_| vectors.next()).collect();
+        let begin = Instant::now();
+        for (offset, vector) in vectors.iter().enumerate() {
+            with_row(start + offset, vector, |row| builder.add(row)).expect("fits");
+        }
+        took += begin.elapsed().as_secs_f64();
     }
     let index = builder.finish();
-    let took = begin.elapsed().as_secs_f64();
     let bytes = index.bytes();
     println!(
         "  build {:8.1} ms, {:.0} rows/s; {:.1} MB, {:.0} bytes a row",
@@ -82,16 +112,43 @@ fn build(rows: usize, random: &mut SmallRng) -> Index {
     index
 }
 
+/// Compares a search of all rows with searches of parts that are so small that signs are not used.
+fn kept_by_signs(index: &Index, queries: &[Vec<f32>]) -> String {
+    let mut kept = [(10, 0), (50, 0)];
+    for query in queries {
+        let found = index.search(query, &Filter::default(), 10);
+        let parts = (0..100).step_by(10).flat_map(|part| {
+            let sessions = (part..part + 10).map(|session| format!("session-{session}"));
+            let session_id = Some(OneOrMany::Many(sessions.collect()));
+            let filter = Filter {
+                session_id,
+                ..Filter::default()
+            };
+            index.search(query, &filter, 10)
+        });
+        let all = best_by_item(parts.collect(), 50);
+        for (depth, kept) in &mut kept {
+            let best = all.iter().take(*depth);
+            *kept += best.filter(|hit| found.iter().any(|other| other.id == hit.id)).count();
+        }
+    }
+    let share = |(depth, kept): (usize, usize)| kept as f64 / (depth * queries.len()) as f64;
+    format!("{:.3} of 10 and {:.3} of 50", share(kept[0]), share(kept[1]))
+}
+
 fn measure(rows: usize) {
     println!("{rows} rows");
-    let mut random = SmallRng::seed_from_u64(7);
-    let index = build(rows, &mut random);
-    let queries: Vec<Vec<f32>> = (0..16).map(|_| unit(&mut random)).collect();
+    let mut vectors = Vectors::new();
+    let index = build(rows, &mut vectors);
+    let queries: Vec<Vec<f32>> = (0..16).map(|_| vectors.next()).collect();
     let read = |rows: usize| (rows * DIMENSIONS) as f64 / 1e6;
 
     let everything = Filter::default();
     let scan = median(|call| drop(black_box(index.search(&queries[call % 16], &everything, 10))));
     println!("  search               {scan:8.3} ms, {:.1} GB/s", read(rows) / scan);
+    if rows >= 200_000 {
+        println!("  of the best by codes, signs keep {}", kept_by_signs(&index, &queries));
+    }
     let filters = [
         ("session, 1 %", {
             let session_id = Some(OneOrMany::One("session-7".to_owned()));
@@ -131,7 +188,7 @@ fn measure(rows: usize) {
         counts * 1e3
     );
 
-    let vector = unit(&mut random);
+    let vector = vectors.next();
     let mut current = index.clone();
     let store = median(|call| {
         current = with_row(rows + call, &vector, |row| {

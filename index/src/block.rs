@@ -4,9 +4,10 @@ use ccod_words::KnowledgeType;
 
 use crate::codes;
 use crate::kernel::ROWS as KERNEL_ROWS;
+use crate::signs::Signs;
 use crate::wiped::{Lists, Wiped};
 
-/// Rows of a block: the bits of a mask. With 384 components it has 24 KiB of codes and 4 KiB of other columns; that
+/// Rows of a block: the bits of a mask. With 384 components it has 24 KiB of codes, 3 KiB of signs and 4 KiB of other columns; that
 /// is what a change of one row copies.
 pub(crate) const ROWS: usize = KERNEL_ROWS;
 
@@ -56,6 +57,7 @@ pub(crate) struct Block {
     pub(crate) terms: Lists<u32>,
     /// The codes of the vectors, row after row.
     pub(crate) codes: Wiped<u8>,
+    pub(crate) signs: Signs,
     /// The rows that are an item's first passage.
     pub(crate) firsts: u64,
     /// The earliest and the latest creation among [`Self::firsts`].
@@ -80,6 +82,7 @@ impl Block {
             scales: [0.0; ROWS],
             terms: Lists::new(),
             codes: Wiped::new(),
+            signs: Signs::new(),
             firsts: 0,
             span: None,
         }
@@ -132,7 +135,9 @@ impl Block {
         self.terms.push(terms);
         self.codes
             .reserve_total(self.len.next_power_of_two() * codes::width(vector.len()));
+        let start = self.codes.len();
         self.scales[row] = codes::push_codes(&mut self.codes, vector);
+        self.signs.set(row, &self.codes[start..]);
         if cells.passage == 0 {
             let time = cells.timestamp;
             self.span = Some(
@@ -155,6 +160,7 @@ impl Block {
             codes,
         };
         self.codes.truncate(start);
+        self.signs.clear(last);
         self.terms.pop();
         let nothing = Cells {
             passage: 1,
@@ -174,6 +180,7 @@ impl Block {
         self.scales[row] = taken.scale;
         let start = row * taken.codes.len();
         self.codes[start..start + taken.codes.len()].copy_from_slice(&taken.codes);
+        self.signs.set(row, &taken.codes);
         self.find_span();
     }
 
@@ -190,7 +197,7 @@ impl Block {
 
     /// What it takes besides itself.
     pub(crate) fn bytes(&self) -> usize {
-        self.terms.bytes() + self.codes.bytes()
+        self.terms.bytes() + self.codes.bytes() + self.signs.bytes()
     }
 }
 

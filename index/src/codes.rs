@@ -5,6 +5,7 @@
 //! block are padded to a multiple of 64 bytes, with codes that a padded query multiplies by 0.
 
 use crate::kernel::{Kernel, LANES, ROWS};
+use crate::signs::signs;
 use crate::wiped::Wiped;
 
 /// The code of zero.
@@ -21,26 +22,27 @@ pub(crate) fn push_codes(codes: &mut Wiped<u8>, vector: &[f32]) -> f32 {
     let start = codes.len();
     codes.push_filled(width(vector.len()), ZERO);
     let Some(scale) = scale(vector) else { return 0.0 };
+    let factor = 1.0 / scale;
     for (code, component) in codes[start..].iter_mut().zip(vector) {
-        *code = (i16::from(rounded(*component, scale)) + i16::from(ZERO)) as u8;
+        *code = rounded(*component, factor).cast_unsigned().wrapping_add(ZERO);
     }
     scale
 }
 
+/// None where there is no direction: all is zero, or something is not finite.
 fn scale(vector: &[f32]) -> Option<f32> {
-    let mut largest = 0.0_f32;
-    for component in vector {
-        if !component.is_finite() {
-            return None;
-        }
-        largest = largest.max(component.abs());
-    }
-    (largest > 0.0).then_some(largest / 127.0)
+    // The bits of positive numbers are in the order of the numbers, with those that are not finite at the end.
+    let bits = vector.iter().map(|component| component.abs().to_bits());
+    let largest = f32::from_bits(bits.fold(0, u32::max));
+    // What is smaller has no reciprocal, and is nothing beside a length of 1.
+    (largest.is_finite() && largest > 1e-30).then_some(largest / 127.0)
 }
 
-fn rounded(component: f32, scale: f32) -> i8 {
-    // The conversion saturates; -128 is not used, so that codes are symmetric.
-    ((component / scale).round() as i8).max(-127)
+/// The integer nearest to `component * factor`, from -127 to 127.
+fn rounded(component: f32, factor: f32) -> i8 {
+    // With this added, the last bits of the sum are the integer, in two's complement.
+    const MAGIC: f32 = 12_582_912.0;
+    (component * factor + MAGIC).to_bits() as i8
 }
 
 /// A query as bytes.
@@ -61,7 +63,7 @@ impl Query {
         let scale = scale(vector).unwrap_or(0.0);
         if scale > 0.0 {
             for (code, component) in codes.iter_mut().zip(vector) {
-                *code = rounded(*component, scale);
+                *code = rounded(*component, 1.0 / scale);
             }
         }
         let sum: i32 = codes.iter().map(|code| i32::from(*code)).sum();
@@ -82,6 +84,12 @@ impl Query {
         for ((score, sum), scale) in scores.iter_mut().zip(&sums).zip(scales) {
             *score = (sum - self.offset) as f32 * (scale * self.scale);
         }
+    }
+
+    /// A bit for each component that is not negative.
+    pub(crate) fn signs(&self) -> Vec<u64> {
+        let words = self.codes.as_chunks::<LANES>().0.iter();
+        words.map(|codes| signs(codes.map(|code| code >= 0))).collect()
     }
 
     /// How far the approximate product with a row of this scale may be from the exact one, whatever the vectors are

@@ -43,6 +43,7 @@ mod matching;
 mod pages;
 mod row;
 mod search;
+mod signs;
 mod trie;
 mod wiped;
 

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use ccod_words::{Filter, Order};
 
 use crate::Index;
-use crate::block::{ROWS, bits};
+use crate::block::{Block, ROWS, bits};
 use crate::index::State;
 
 /// A page of a list.
@@ -55,18 +55,18 @@ impl Index {
         let after = after.map(|(time, id)| (key_of(time), id));
         let mut first = First::new(state, limit.saturating_add(1));
         let mut total = 0;
-        for (number, (block, mask)) in state.blocks.iter().zip(&masks).enumerate() {
-            let mask = mask & block.firsts;
+        let mut look_into = |number: usize, block: &Block| {
+            let mask = masks[number] & block.firsts;
             total += u64::from(mask.count_ones());
             let Some((oldest, newest)) = block.span.filter(|_| mask != 0) else {
-                continue;
+                return;
             };
             let (low, high) = match order {
                 Order::Oldest => (key_of(oldest), key_of(newest)),
                 Order::Newest => (key_of(newest), key_of(oldest)),
             };
             if low > first.threshold || after.is_some_and(|(key, _)| high < key) {
-                continue;
+                return;
             }
             for row in bits(mask) {
                 let key = key_of(block.timestamps[row]);
@@ -84,6 +84,13 @@ impl Index {
                     });
                 }
             }
+        };
+        // Rows come about in the order of their creation: where the page is to be found, so that the rest is skipped.
+        match order {
+            Order::Oldest => (state.blocks.iter().enumerate()).for_each(|(number, block)| look_into(number, block)),
+            Order::Newest => (0..masks.len())
+                .rev()
+                .for_each(|number| look_into(number, state.blocks.get(number))),
         }
         let mut candidates = first.finish();
         let more = candidates.len() > limit;

@@ -129,6 +129,10 @@ fn mask_of<T>(column: &[T; ROWS], passes: impl Fn(&T) -> bool) -> u64 {
 
 fn rows_with_term(block: &Block, term: u32) -> u64 {
     let mut mask = 0;
+    // Most blocks have none, and this loop is the faster one.
+    if !block.terms.values().contains(&term) {
+        return mask;
+    }
     for (position, value) in block.terms.values().iter().enumerate() {
         if *value == term {
             mask |= 1 << block.terms.list_of(position);

@@ -1,5 +1,6 @@
 //! The items whose vectors are nearest to a query's.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use ccod_words::Filter;
@@ -8,10 +9,17 @@ use crate::Index;
 use crate::best::{Best, Scored};
 use crate::block::{ROWS, bits};
 use crate::codes::Query;
+use crate::signs::{self, FROM_ROWS};
 
 /// How many candidates [`Index::search`] returns for each item that is asked for. With 384 components the ten best by
 /// codes are 0.96 to 0.99 of the ten best, and the fifty best have practically all of them (`tests/recall.rs`).
 pub const RESCORE: usize = 5;
+
+/// Of at least [`FROM_ROWS`] rows, one in so many goes on from signs to codes,
+const SIGNS_SHARE: usize = 100;
+
+/// and at least so many for each candidate.
+const SIGNS_PER_WANTED: usize = 40;
 
 /// A passage that is near to the query.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,9 +51,11 @@ impl Index {
         }
         let masks = self.masks(filter);
         let query = Query::new(query);
-        let mut best = Best::new(state, k.saturating_mul(RESCORE));
+        let wanted = k.saturating_mul(RESCORE);
+        let near = self.near_rows(&masks, &query, wanted);
+        let mut best = Best::new(state, wanted);
         let mut scores = [0.0; ROWS];
-        for (number, (block, mask)) in state.blocks.iter().zip(&masks).enumerate() {
+        for (number, (block, mask)) in state.blocks.iter().zip(&*near).enumerate() {
             if *mask == 0 {
                 continue;
             }
@@ -67,6 +77,19 @@ impl Index {
             self.push_hits(&mut hits, &scored, &query, &masks);
         }
         hits
+    }
+
+    /// The rows of `masks`, without those that are too far away by their signs where there are so many rows that this
+    /// is faster.
+    fn near_rows<'a>(&self, masks: &'a [u64], query: &Query, wanted: usize) -> Cow<'a, [u64]> {
+        let rows: u64 = masks.iter().map(|mask| u64::from(mask.count_ones())).sum();
+        let enough = wanted.saturating_mul(SIGNS_PER_WANTED).max(rows as usize / SIGNS_SHARE);
+        if rows < FROM_ROWS || enough > rows as usize / 4 {
+            return Cow::Borrowed(masks);
+        }
+        let mut near = masks.to_vec();
+        signs::keep_nearest(self.state(), &mut near, &query.signs(), enough);
+        Cow::Owned(near)
     }
 
     /// The best passage of an item, and the others that may be better.

@@ -4,11 +4,14 @@
 //! first query comes: AVX-512 VNNI, AVX-VNNI, AVX2 (`x86.rs`), dot products of NEON, and code that any compiler
 //! vectorises (`portable.rs`; NEON is always there on AArch64, so the portable code uses it).
 
+mod distance;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::sync::LazyLock;
+
+pub(crate) use distance::distances;
 
 /// Rows that a call gets at most; a bit of a mask for each.
 pub(crate) const ROWS: usize = 64;
