@@ -35,33 +35,41 @@ pub(crate) struct Taken {
     codes: Wiped<u8>,
 }
 
+/// Bytes at the beginning of a [`Block`] that say what is in it and where the rest is.
+pub(crate) const HEAD_BYTES: usize = 192;
+
 /// Rows in columns. The first `len` places are taken, and all of them are live.
+///
+/// In the order in which they are written here: what every scan reads stands together at the beginning, then what
+/// filters read.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(crate) struct Block {
     len: usize,
-    pub(crate) addresses: [u64; ROWS],
-    pub(crate) timestamps: [i64; ROWS],
-    updated: [i64; ROWS],
-    valid_from: [i64; ROWS],
-    revisions: [i64; ROWS],
-    pub(crate) items: [u32; ROWS],
-    pub(crate) passages: [u32; ROWS],
-    passage_counts: [u32; ROWS],
-    pub(crate) agents: [u32; ROWS],
-    pub(crate) sessions: [u32; ROWS],
-    /// Places in [`KnowledgeType::ALL`].
-    pub(crate) kinds: [u8; ROWS],
-    /// The scale of each row's codes.
-    pub(crate) scales: [f32; ROWS],
-    /// The numbers of each row's metadata terms.
-    pub(crate) terms: Lists<u32>,
-    /// The codes of the vectors, row after row.
-    pub(crate) codes: Wiped<u8>,
-    pub(crate) signs: Signs,
     /// The rows that are an item's first passage.
     pub(crate) firsts: u64,
     /// The earliest and the latest creation among [`Self::firsts`].
     pub(crate) span: Option<(i64, i64)>,
+    /// The codes of the vectors, row after row.
+    pub(crate) codes: Wiped<u8>,
+    /// The signs of the vectors.
+    pub(crate) signs: Signs,
+    /// The numbers of each row's metadata terms.
+    pub(crate) terms: Lists<u32>,
+    /// Places in [`KnowledgeType::ALL`].
+    pub(crate) kinds: [u8; ROWS],
+    pub(crate) agents: [u32; ROWS],
+    pub(crate) sessions: [u32; ROWS],
+    pub(crate) timestamps: [i64; ROWS],
+    /// The scale of each row's codes.
+    pub(crate) scales: [f32; ROWS],
+    pub(crate) items: [u32; ROWS],
+    pub(crate) passages: [u32; ROWS],
+    passage_counts: [u32; ROWS],
+    pub(crate) addresses: [u64; ROWS],
+    updated: [i64; ROWS],
+    valid_from: [i64; ROWS],
+    revisions: [i64; ROWS],
 }
 
 impl Block {
@@ -210,6 +218,19 @@ pub(crate) fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
             bit
         })
     })
+}
+
+/// A bit for each value for which something holds.
+#[inline(always)]
+pub(crate) fn mask_of<T: Copy>(values: &[T; ROWS], holds: impl Fn(T) -> bool) -> u64 {
+    // Eight at a time: compilers make vectors of that.
+    let mut bytes = [0; 8];
+    for (byte, values) in bytes.iter_mut().zip(values.as_chunks::<8>().0) {
+        for (bit, value) in values.iter().enumerate() {
+            *byte |= u8::from(holds(*value)) << bit;
+        }
+    }
+    u64::from_le_bytes(bytes)
 }
 
 /// The place of a type in [`KnowledgeType::ALL`].

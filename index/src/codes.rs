@@ -86,6 +86,11 @@ impl Query {
         }
     }
 
+    /// Bytes of a row.
+    pub(crate) fn width(&self) -> usize {
+        self.codes.len()
+    }
+
     /// A bit for each component that is not negative.
     pub(crate) fn signs(&self) -> Vec<u64> {
         let words = self.codes.as_chunks::<LANES>().0.iter();

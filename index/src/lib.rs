@@ -42,6 +42,7 @@ mod list;
 mod matching;
 mod pages;
 mod row;
+mod scan;
 mod search;
 mod signs;
 mod trie;

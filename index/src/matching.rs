@@ -3,10 +3,14 @@
 use ccod_words::Filter;
 
 use crate::Index;
-use crate::block::{Block, ROWS, bits, kind_number};
+use crate::block::{Block, HEAD_BYTES, ROWS, bits, kind_number, mask_of};
 use crate::index::State;
 use crate::interner::Interner;
+use crate::kernel::{prefetch, prefetch_start};
 use crate::row::metadata_term;
+
+/// How many blocks ahead columns are asked for.
+const AHEAD: usize = 8;
 
 /// The live rows that pass a filter, with the snapshot that it was asked of.
 #[derive(Clone, Debug)]
@@ -28,11 +32,17 @@ impl Index {
     }
 
     pub(crate) fn masks(&self, filter: &Filter) -> Vec<u64> {
-        let blocks = self.state().blocks.iter();
-        match Conditions::of(filter, self.state()) {
-            Some(conditions) => blocks.map(|block| conditions.mask(block)).collect(),
-            None => vec![0; blocks.count()],
-        }
+        let Some(conditions) = Conditions::of(filter, self.state()) else {
+            return vec![0; self.state().blocks.len()];
+        };
+        let blocks: Vec<&Block> = self.state().blocks.iter().collect();
+        let masks = blocks.iter().enumerate().map(|(number, block)| {
+            if let Some(block) = blocks.get(number + AHEAD) {
+                conditions.ask_for(block);
+            }
+            conditions.mask(block)
+        });
+        masks.collect()
     }
 }
 
@@ -95,16 +105,33 @@ impl Conditions {
         })
     }
 
+    /// Asks for what [`Self::mask`] will read.
+    fn ask_for(&self, block: &Block) {
+        prefetch_start(block, HEAD_BYTES);
+        if self.kinds.is_some() {
+            prefetch(&block.kinds);
+        }
+        if self.agents.is_some() {
+            prefetch(&block.agents);
+        }
+        if self.sessions.is_some() {
+            prefetch(&block.sessions);
+        }
+        if self.since.is_some() || self.until.is_some() {
+            prefetch(&block.timestamps);
+        }
+    }
+
     fn mask(&self, block: &Block) -> u64 {
         let mut mask = block.live();
         if let Some(kinds) = self.kinds {
             mask &= mask_of(&block.kinds, |kind| kinds >> kind & 1 == 1);
         }
         if let Some(since) = self.since {
-            mask &= mask_of(&block.timestamps, |time| *time >= since);
+            mask &= mask_of(&block.timestamps, |time| time >= since);
         }
         if let Some(until) = self.until {
-            mask &= mask_of(&block.timestamps, |time| *time < until);
+            mask &= mask_of(&block.timestamps, |time| time < until);
         }
         if let Some(agents) = &self.agents {
             mask &= agents.mask(&block.agents);
@@ -120,11 +147,6 @@ impl Conditions {
         }
         mask
     }
-}
-
-fn mask_of<T>(column: &[T; ROWS], passes: impl Fn(&T) -> bool) -> u64 {
-    let rows = column.iter().enumerate();
-    rows.fold(0, |mask, (row, value)| mask | u64::from(passes(value)) << row)
 }
 
 fn rows_with_term(block: &Block, term: u32) -> u64 {
@@ -170,10 +192,10 @@ impl Numbers {
 
     fn mask(&self, column: &[u32; ROWS]) -> u64 {
         match self {
-            Self::One(wanted) => mask_of(column, |number| number == wanted),
+            Self::One(wanted) => mask_of(column, |number| number == *wanted),
             // The number of a row without a text is larger than any other.
             Self::Many(bits) => mask_of(column, |number| {
-                let word = bits.get(*number as usize / 64).copied().unwrap_or(0);
+                let word = bits.get(number as usize / 64).copied().unwrap_or(0);
                 word >> (number % 64) & 1 == 1
             }),
         }

@@ -1,15 +1,15 @@
 //! The items whose vectors are nearest to a query's.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use ccod_words::Filter;
 
 use crate::Index;
 use crate::best::{Best, Scored};
-use crate::block::{ROWS, bits};
+use crate::block::{Block, ROWS};
 use crate::codes::Query;
-use crate::signs::{self, FROM_ROWS};
+use crate::scan::Scan;
+use crate::signs::FROM_ROWS;
 
 /// How many candidates [`Index::search`] returns for each item that is asked for. With 384 components the ten best by
 /// codes are 0.96 to 0.99 of the ten best, and the fifty best have practically all of them (`tests/recall.rs`).
@@ -52,44 +52,25 @@ impl Index {
         let masks = self.masks(filter);
         let query = Query::new(query);
         let wanted = k.saturating_mul(RESCORE);
-        let near = self.near_rows(&masks, &query, wanted);
         let mut best = Best::new(state, wanted);
-        let mut scores = [0.0; ROWS];
-        for (number, (block, mask)) in state.blocks.iter().zip(&*near).enumerate() {
-            if *mask == 0 {
-                continue;
-            }
-            query.scores(&block.codes, &block.scales, *mask, &mut scores);
-            let threshold = best.threshold();
-            let good = scores.iter().enumerate();
-            let good = good.fold(0, |good, (row, score)| good | u64::from(*score >= threshold) << row);
-            for row in bits(good & mask) {
-                best.push(Scored {
-                    score: scores[row],
-                    item: block.items[row],
-                    passage: block.passages[row],
-                    place: (number * ROWS + row) as u32,
-                });
-            }
+        let blocks: Vec<&Block> = state.blocks.iter().collect();
+        let scan = Scan {
+            blocks: &blocks,
+            masks: &masks,
+            query: &query,
+        };
+        let rows: usize = masks.iter().map(|mask| mask.count_ones() as usize).sum();
+        let enough = wanted.saturating_mul(SIGNS_PER_WANTED).max(rows / SIGNS_SHARE);
+        if rows < FROM_ROWS || enough > rows / 4 {
+            scan.all(&mut best);
+        } else {
+            scan.near(rows, enough, &mut best);
         }
         let mut hits = Vec::new();
         for scored in best.finish() {
             self.push_hits(&mut hits, &scored, &query, &masks);
         }
         hits
-    }
-
-    /// The rows of `masks`, without those that are too far away by their signs where there are so many rows that this
-    /// is faster.
-    fn near_rows<'a>(&self, masks: &'a [u64], query: &Query, wanted: usize) -> Cow<'a, [u64]> {
-        let rows: u64 = masks.iter().map(|mask| u64::from(mask.count_ones())).sum();
-        let enough = wanted.saturating_mul(SIGNS_PER_WANTED).max(rows as usize / SIGNS_SHARE);
-        if rows < FROM_ROWS || enough > rows as usize / 4 {
-            return Cow::Borrowed(masks);
-        }
-        let mut near = masks.to_vec();
-        signs::keep_nearest(self.state(), &mut near, &query.signs(), enough);
-        Cow::Owned(near)
     }
 
     /// The best passage of an item, and the others that may be better.

@@ -6,12 +6,14 @@
 
 mod distance;
 mod portable;
+mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::sync::LazyLock;
 
 pub(crate) use distance::distances;
+pub(crate) use prefetch::{prefetch, prefetch_start};
 
 /// Rows that a call gets at most; a bit of a mask for each.
 pub(crate) const ROWS: usize = 64;
