@@ -4,8 +4,8 @@
 //! one, with `scale = max |x| / 127`; the instructions that multiply bytes want one side of each kind. The rows of a
 //! block are padded to a multiple of 64 bytes, with codes that a padded query multiplies by 0.
 
-use crate::kernel::{Kernel, LANES, ROWS};
-use crate::signs::signs;
+use crate::kernel::{Kernel, LANES, Planes, ROWS};
+use crate::signs::word_of;
 use crate::wiped::Wiped;
 
 /// The code of zero.
@@ -91,10 +91,22 @@ impl Query {
         self.codes.len()
     }
 
-    /// A bit for each component that is not negative.
-    pub(crate) fn signs(&self) -> Vec<u64> {
+    /// The query in four bits: each component is from -7 to 7.
+    pub(crate) fn planes(&self) -> Vec<Planes> {
+        let codes = || self.codes.iter().map(|code| f32::from(*code));
+        let mean_square = codes().map(|code| code * code).sum::<f32>() / self.codes.len() as f32;
+        // A component far larger than the others would leave nothing of them.
+        let largest = codes()
+            .fold(0.0, |largest: f32, code| largest.max(code.abs()))
+            .min(4.0 * mean_square.sqrt())
+            .max(1.0);
         let words = self.codes.as_chunks::<LANES>().0.iter();
-        words.map(|codes| signs(codes.map(|code| code >= 0))).collect()
+        words
+            .map(|codes| {
+                let small = codes.map(|code| (f32::from(code) * 7.0 / largest).round().clamp(-7.0, 7.0) as i8);
+                [1, 2, 4, 8].map(|bit| word_of(small.map(|code| code & bit != 0)))
+            })
+            .collect()
     }
 
     /// How far the approximate product with a row of this scale may be from the exact one, whatever the vectors are

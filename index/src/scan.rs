@@ -6,7 +6,7 @@
 use crate::best::{Best, Scored};
 use crate::block::{Block, HEAD_BYTES, ROWS, bits, mask_of};
 use crate::codes::Query;
-use crate::kernel::{distances, prefetch, prefetch_start};
+use crate::kernel::{Planes, agreements, prefetch, prefetch_start};
 
 /// How many blocks ahead heads are asked for.
 const HEADS_AHEAD: usize = 12;
@@ -17,7 +17,7 @@ const VALUES_AHEAD: usize = 4;
 /// With more rows than this in a block, the machine notices by itself that they are read in order.
 const SPARSE: u32 = 24;
 
-/// One block of so many is looked into to find out how near is near enough.
+/// One block of so many is looked into to find out how much agreement is enough.
 const SAMPLED: usize = 16;
 
 /// Blocks, and which of their rows take part.
@@ -40,20 +40,19 @@ impl Scan<'_> {
         }
     }
 
-    /// Offers about the `enough` rows to `best` whose signs are nearest to the query's; `rows` is how many there are.
-    /// A sample of the blocks says how near that is. Where the sample was far off, more rows are offered, or all
-    /// distances are counted and the scan is done again.
+    /// Offers about `enough` rows to `best`, those whose signs agree most with the query; `rows` is how many there are.
+    /// A sample of the blocks says how much that is. Where the sample was far off, more rows are offered, or all rows
+    /// are looked at for it and the scan is done again.
     pub(crate) fn near(&self, rows: usize, enough: usize, best: &mut Best<'_>) {
-        let signs = self.query.signs();
-        let limit = self.distance_of(&signs, SAMPLED, enough as f64 / rows as f64);
-        if self.within(&signs, limit, best) < enough / 2 {
-            let limit = self.distance_of(&signs, 1, enough as f64 / rows as f64);
-            self.within(&signs, limit, best);
+        let planes = self.query.planes();
+        let share = enough as f64 / rows as f64;
+        if self.from(&planes, self.limit_of(&planes, SAMPLED, share), best) < enough / 2 {
+            self.from(&planes, self.limit_of(&planes, 1, share), best);
         }
     }
 
-    /// Offers the rows to `best` that differ from the query in at most `limit` signs. How many there are.
-    fn within(&self, signs: &[u64], limit: u16, best: &mut Best<'_>) -> usize {
+    /// Offers the rows to `best` that agree with the query at least so much. How many there are.
+    fn from(&self, planes: &[Planes], limit: i32, best: &mut Best<'_>) -> usize {
         let mut found = 0;
         let mut near = [0; VALUES_AHEAD];
         for number in 0..self.blocks.len() + VALUES_AHEAD {
@@ -67,9 +66,9 @@ impl Scan<'_> {
             let Some(mask) = self.masks.get(number).filter(|mask| **mask != 0) else {
                 continue;
             };
-            let mut counted = [0; ROWS];
-            distances(self.blocks[number].signs.words(), signs, &mut counted);
-            let mask = mask & mask_of(&counted, |distance| distance <= limit);
+            let mut sums = [0; ROWS];
+            agreements(self.blocks[number].signs.words(), planes, &mut sums);
+            let mask = mask & mask_of(&sums, |sum| sum >= limit);
             found += mask.count_ones() as usize;
             self.ask_for_codes(number, mask);
             near[number % VALUES_AHEAD] = mask;
@@ -77,27 +76,29 @@ impl Scan<'_> {
         found
     }
 
-    /// The distance within which this share of the rows is, as one block of each `step` has them.
-    fn distance_of(&self, signs: &[u64], step: usize, share: f64) -> u16 {
-        let mut rows_at = vec![0_usize; signs.len() * 64 + 1];
+    /// How much this share of the rows agrees with the query at least, as one block of each `step` has them.
+    fn limit_of(&self, planes: &[Planes], step: usize, share: f64) -> i32 {
+        // No sum is farther from 0 than 8 times the count of components.
+        let most = planes.len() as i32 * 64 * 8;
+        let mut rows_at = vec![0_usize; 2 * most as usize + 1];
         let mut rows = 0;
         for number in (0..self.blocks.len()).step_by(step) {
             self.ask_for_head(number + 3 * step);
             self.ask_for_signs(number + step);
-            let mut counted = [0; ROWS];
-            distances(self.blocks[number].signs.words(), signs, &mut counted);
+            let mut sums = [0; ROWS];
+            agreements(self.blocks[number].signs.words(), planes, &mut sums);
             for row in bits(self.masks[number]) {
-                rows_at[usize::from(counted[row])] += 1;
+                rows_at[(most - sums[row]) as usize] += 1;
                 rows += 1;
             }
         }
         let wanted = (rows as f64 * share).ceil() as usize;
-        let mut within = 0;
-        let enough = rows_at.iter().position(|rows| {
-            within += rows;
-            within >= wanted
+        let mut above = 0;
+        let place = rows_at.iter().position(|rows| {
+            above += rows;
+            above >= wanted
         });
-        enough.unwrap_or(rows_at.len()) as u16
+        place.map_or(-most, |place| most - place as i32)
     }
 
     fn offer(&self, number: usize, mask: u64, best: &mut Best<'_>) {

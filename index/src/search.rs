@@ -140,3 +140,118 @@ pub fn best_by_item(hits: Vec<Hit>, k: usize) -> Vec<Hit> {
     best.truncate(k);
     best
 }
+
+#[cfg(test)]
+mod tests {
+    use ccod_words::KnowledgeType;
+    use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+    use super::*;
+    use crate::signs::Signs;
+    use crate::{Builder, Change, Row};
+
+    const DIMENSIONS: usize = 256;
+
+    fn near(center: &[f32], spread: f32, random: &mut SmallRng) -> Vec<f32> {
+        let vector: Vec<f32> = center
+            .iter()
+            .map(|x| x + (random.random::<f32>() - 0.5) * spread)
+            .collect();
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        vector.iter().map(|x| x / length).collect()
+    }
+
+    fn index(rows: usize, centers: &[Vec<f32>], spread: f32, random: &mut SmallRng) -> Index {
+        let mut builder = Builder::new(DIMENSIONS);
+        for number in 0..rows {
+            let row = Row {
+                address: number as u64,
+                id: &format!("item {}", number / 2),
+                passage: (number % 2) as u32,
+                passages: 2,
+                revision: 1,
+                kind: KnowledgeType::General,
+                agent: None,
+                session: None,
+                timestamp_ms: 0,
+                updated_ms: 0,
+                valid_from: 0,
+                metadata_terms: &[],
+                // Neighbours are alike, as the rows of one import are: no sample of blocks is a fair one.
+                vector: &near(&centers[number * centers.len() / rows], spread, random),
+            };
+            builder.add(&row).unwrap();
+        }
+        builder.finish()
+    }
+
+    fn centers(random: &mut SmallRng) -> Vec<Vec<f32>> {
+        (0..40).map(|_| near(&[0.0; DIMENSIONS], 1.0, random)).collect()
+    }
+
+    /// How many of the ten best by codes are found among the best 5 % by signs.
+    fn kept_by_signs(spread: f32) -> f64 {
+        let mut random = SmallRng::seed_from_u64(5);
+        let centers = centers(&mut random);
+        let index = index(20_000, &centers, spread, &mut random);
+        let state = index.state();
+        let blocks: Vec<&Block> = state.blocks.iter().collect();
+        let masks: Vec<u64> = blocks
+            .iter()
+            .map(|block| block.live() & !0x8000_0000_0000_0001)
+            .collect();
+        let rows: usize = masks.iter().map(|mask| mask.count_ones() as usize).sum();
+        let mut kept = 0;
+        for center in &centers {
+            let query = Query::new(&near(center, spread, &mut random));
+            let scan = Scan {
+                blocks: &blocks,
+                masks: &masks,
+                query: &query,
+            };
+            let (mut all, mut by_signs) = (Best::new(state, 50), Best::new(state, 50));
+            scan.all(&mut all);
+            scan.near(rows, 1_000, &mut by_signs);
+            let (all, by_signs) = (all.finish(), by_signs.finish());
+            assert_eq!(by_signs.len(), 50);
+            for scored in &by_signs {
+                let place = scored.place as usize;
+                assert_eq!(masks[place / ROWS] >> (place % ROWS) & 1, 1);
+            }
+            let is_kept = |scored: &&Scored| by_signs.iter().any(|other| other.place == scored.place);
+            kept += all[..10].iter().filter(is_kept).count();
+        }
+        kept as f64 / (10 * centers.len()) as f64
+    }
+
+    #[test]
+    fn signs_pass_over_far_rows_only() {
+        let kept = [0.1, 1.0].map(kept_by_signs);
+        println!(
+            "kept by signs: {:.3} in clusters, {:.3} of vectors without any",
+            kept[0], kept[1]
+        );
+        // The second is what no embedding of texts is like: nothing is near to anything.
+        assert!(kept[0] >= 0.99 && kept[1] >= 0.97, "{kept:?}");
+    }
+
+    #[test]
+    fn signs_stay_those_of_the_codes() {
+        let mut random = SmallRng::seed_from_u64(6);
+        let centers = centers(&mut random);
+        let full = index(300, &centers, 1.0, &mut random);
+        let removed: Vec<u64> = (0..250).map(|number| number * 7 % 300).collect();
+        let change = Change {
+            removed: &removed,
+            ..Change::default()
+        };
+        let index = full.apply(&change).unwrap();
+        let block = index.state().blocks.get(0);
+        let mut expected = Signs::new();
+        for (row, codes) in block.codes.chunks_exact(DIMENSIONS).enumerate() {
+            expected.set(row, codes);
+        }
+        assert_eq!(block.codes.len(), 50 * DIMENSIONS);
+        assert_eq!(block.signs.words(), expected.words());
+    }
+}

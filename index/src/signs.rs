@@ -1,8 +1,9 @@
 //! The signs of vectors: one bit for each component, to pass over most rows of a large index.
 //!
-//! A scan of the codes is bound by memory, and signs are an eighth of them. Two vectors at an angle a differ in about
-//! a share a/180 degrees of their signs. From the rows that pass a filter, those with the fewest differing signs go on
-//! to the codes: many more than are wanted, because the share is only a rough estimate.
+//! A scan of the codes is bound by memory, and signs are an eighth of them. The product of a query (in four bits) with
+//! the signs of a vector stands in for that with the vector. It is rough: with 384 components it is off by 0.04 for
+//! most rows, as a cosine, so many more rows than are wanted go on to the codes. (The signs of both sides would be off
+//! by 0.06.)
 
 use crate::kernel::{LANES, ROWS};
 use crate::wiped::Wiped;
@@ -28,7 +29,7 @@ impl Signs {
             self.0.push_filled(words * ROWS, 0);
         }
         for (word, codes) in codes.as_chunks::<LANES>().0.iter().enumerate() {
-            self.0[word * ROWS + row] = signs(codes.map(|code| code >= 128));
+            self.0[word * ROWS + row] = word_of(codes.map(|code| code >= 128));
         }
     }
 
@@ -47,7 +48,8 @@ impl Signs {
     }
 }
 
-pub(crate) fn signs(is_positive: [bool; LANES]) -> u64 {
-    let bits = is_positive.iter().enumerate();
-    bits.fold(0, |word, (bit, positive)| word | u64::from(*positive) << bit)
+/// A word of these bits.
+pub(crate) fn word_of(bits: [bool; LANES]) -> u64 {
+    let bits = bits.iter().enumerate();
+    bits.fold(0, |word, (place, bit)| word | u64::from(*bit) << place)
 }

@@ -4,7 +4,7 @@
 //! first query comes: AVX-512 VNNI, AVX-VNNI, AVX2 (`x86.rs`), dot products of NEON, and code that any compiler
 //! vectorises (`portable.rs`; NEON is always there on AArch64, so the portable code uses it).
 
-mod distance;
+mod agreement;
 mod portable;
 mod prefetch;
 #[cfg(target_arch = "x86_64")]
@@ -12,7 +12,7 @@ mod x86;
 
 use std::sync::LazyLock;
 
-pub(crate) use distance::distances;
+pub(crate) use agreement::{Planes, agreements};
 pub(crate) use prefetch::{prefetch, prefetch_start};
 
 /// Rows that a call gets at most; a bit of a mask for each.
