@@ -194,6 +194,16 @@ fn same_search(index: &Index, model: &Model, filter: &Filter, query: &[f32]) {
     assert_eq!(index.search(query, filter, 0), []);
 }
 
+/// [`same_answers`] for so many rows that not all pages and not all items can be compared.
+pub(crate) fn same_answers_of_many(index: &Index, model: &Model) {
+    same_counts(index, model);
+    for (number, filter) in filters().iter().enumerate() {
+        same_matching(index, model, filter);
+        same_lists(index, model, filter, 199 + number);
+        same_search(index, model, filter, &vector(number as u32));
+    }
+}
+
 pub(crate) fn same_answers(index: &Index, model: &Model, seed: u32) {
     same_gets(index, model);
     same_counts(index, model);

@@ -8,8 +8,8 @@ use ccod_index::{Change, Index, Mismatch, Row};
 use ccod_words::Filter;
 use proptest::prelude::*;
 
-use answers::same_answers;
-use rows::{DIMENSIONS, Model, ModelRow, NewItem, rows_of, step, steps};
+use answers::{same_answers, same_answers_of_many};
+use rows::{DIMENSIONS, Model, ModelRow, NewItem, Step, rows_of, step, steps};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
@@ -39,6 +39,31 @@ proptest! {
         let again = empty.apply(&Change { added: &rows, ..Change::default() }).unwrap();
         same_answers(&again, &model, seed);
     }
+}
+
+#[test]
+fn many_rows_are_searched_and_listed_like_a_plain_list() {
+    // Few times and few vectors, so that ids decide at the ends of pages; in no order.
+    let mut model = Model::default();
+    let items = (0..3_000_u32).map(|number| {
+        let mixed = number.wrapping_mul(0x9e37_79b9) >> 8;
+        NewItem {
+            passages: 1 + mixed % 3,
+            kind: (mixed / 3 % 9) as usize,
+            agent: (mixed % 5 < 4).then_some((mixed % 7) as u8),
+            session: Some((mixed % 11) as u8),
+            time: i64::from(mixed % 37) * 100,
+            tags: vec![(mixed % 6) as u8, (mixed / 6 % 6) as u8],
+            seed: mixed % 1_000,
+        }
+    });
+    let (added, _, _) = step(&mut model, &Step::Store(items.collect()));
+    let rows: Vec<Row<'_>> = added.iter().map(ModelRow::row).collect();
+    let change = Change {
+        added: &rows,
+        ..Change::default()
+    };
+    same_answers_of_many(&Index::new(DIMENSIONS).apply(&change).unwrap(), &model);
 }
 
 #[test]

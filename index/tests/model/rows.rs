@@ -167,9 +167,14 @@ pub(crate) fn step(model: &mut Model, step: &Step) -> (Vec<ModelRow>, Vec<u64>, 
                 }
                 let id = &ids[pick.index(ids.len())];
                 let gone = model.take(id);
+                removed.extend(gone.iter().map(|row| row.address));
+                if item.seed % 4 == 0 {
+                    // Another item in the same commit, not an update.
+                    added.extend(rows_of(item, &format!("instead of {id}"), 1));
+                    continue;
+                }
                 let mut item = item.clone();
                 item.time = gone[0].timestamp_ms;
-                removed.extend(gone.iter().map(|row| row.address));
                 added.extend(rows_of(&item, id, gone[0].revision + 1));
             }
         }
