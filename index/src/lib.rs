@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   Index             an immutable snapshot; a clone is a counter
-//!     blocks          64 rows each, in columns: codes of vectors, times, numbers of texts      block, codes
+//!     blocks          64 rows each, in columns: codes and signs of vectors, times, numbers     block, codes,
+//!                     of texts                                                                  signs
 //!     addresses       address of a row in Lance -> its place                                    trie
 //!     passages        number of an item -> the places of its passages                           trie
 //!     ids, agents, sessions, terms     texts <-> numbers                                        interner
@@ -18,17 +19,21 @@
 //! to be cleaned up.
 //!
 //! **Snapshots.** Blocks, pages of texts and nodes of the maps are shared by all snapshots that have them (`Arc`) and
-//! copied when a change concerns them. A change of one row copies two blocks at most (28 KiB each with 384 components)
+//! copied when a change concerns them. A change of one row copies two blocks at most (31 KiB each with 384 components)
 //! and a few nodes, however many rows there are.
 //!
 //! **Search.** A filter becomes masks first ([`Matching`]). Then the codes of the rows that pass it are multiplied with
-//! the query's, in the widest instructions of the machine (`kernel`), and the best items are kept (`best`). Codes have
-//! eight bits for each component, a quarter of the vector: memory is what bounds a scan. What comes out are candidates
-//! with approximate cosines; the caller reads their vectors from Lance and decides with [`best_by_item`].
+//! the query's, in the widest instructions of the machine (`scan`, `kernel`), and the best items are kept (`best`).
+//! Codes have eight bits for each component, a quarter of the vector: memory is what bounds a scan. Of very many rows
+//! the signs are compared first. What comes out are candidates with approximate cosines; the caller reads their vectors
+//! from Lance and decides with [`best_by_item`].
+//!
+//! **Lists** keep no order: blocks know the time of their oldest and newest item, and those that cannot be on the page
+//! are passed over.
 //!
 //! **Nothing stays.** Codes and texts are overwritten before their memory is freed, and a row that goes is overwritten
 //! at once in the new snapshot; the last snapshot that still has it takes it along. What remains of a row that went
-//! are hashes of 32 bits in freed nodes of the maps.
+//! are numbers in freed memory: its address and times, and hashes of 32 bits.
 
 mod best;
 mod block;

@@ -54,6 +54,10 @@ impl Matching {
         place.is_some_and(|place| self.masks[place / ROWS] >> (place % ROWS) & 1 == 1)
     }
 
+    pub(crate) fn masks(&self) -> &[u64] {
+        &self.masks
+    }
+
     /// How many rows match.
     #[must_use]
     pub fn rows(&self) -> u64 {

@@ -4,15 +4,16 @@ use std::collections::HashMap;
 
 use ccod_words::Filter;
 
-use crate::Index;
 use crate::best::{Best, Scored};
 use crate::block::{Block, ROWS};
 use crate::codes::Query;
 use crate::scan::Scan;
 use crate::signs::FROM_ROWS;
+use crate::{Index, Matching};
 
-/// How many candidates [`Index::search`] returns for each item that is asked for. With 384 components the ten best by
-/// codes are 0.96 to 0.99 of the ten best, and the fifty best have practically all of them (`tests/recall.rs`).
+/// How many candidates [`Index::search`] returns for each item that is asked for. Of the ten nearest of 10,000 rows
+/// with 384 components, the ten best by codes are 0.96 to 0.99 (the nearer all are to each other, the fewer), and the
+/// fifty best have all of them (`tests/recall.rs`).
 pub const RESCORE: usize = 5;
 
 /// Of at least [`FROM_ROWS`] rows, one in so many goes on from signs to codes,
@@ -42,21 +43,31 @@ impl Index {
     ///
     /// To get the exact answer, put exact cosines into the hits and call [`best_by_item`].
     ///
-    /// O(n): 1 byte is read for each component of each row that passes the filter.
+    /// O(n), bound by memory: 1 byte is read for each component of each row that passes the filter. From 200,000 such
+    /// rows on it is 1 bit, and then 1 byte for the hundredth part of the rows that is nearest by these bits. Of a
+    /// million rows around 100 directions that lost none of the ten best (`benches/scan.rs`); where nothing is near to
+    /// anything, it loses a few in a hundred.
     #[must_use]
     pub fn search(&self, query: &[f32], filter: &Filter, k: usize) -> Vec<Hit> {
-        let state = self.state();
+        self.matching(filter).search(query, k)
+    }
+}
+
+impl Matching {
+    /// As [`Index::search`], among these rows: a filter that several legs of a search share is applied once.
+    #[must_use]
+    pub fn search(&self, query: &[f32], k: usize) -> Vec<Hit> {
+        let (state, masks) = (self.index().state(), self.masks());
         if query.len() != state.dimensions || k == 0 {
             return Vec::new();
         }
-        let masks = self.masks(filter);
         let query = Query::new(query);
         let wanted = k.saturating_mul(RESCORE);
         let mut best = Best::new(state, wanted);
         let blocks: Vec<&Block> = state.blocks.iter().collect();
         let scan = Scan {
             blocks: &blocks,
-            masks: &masks,
+            masks,
             query: &query,
         };
         let rows: usize = masks.iter().map(|mask| mask.count_ones() as usize).sum();
@@ -68,14 +79,14 @@ impl Index {
         }
         let mut hits = Vec::new();
         for scored in best.finish() {
-            self.push_hits(&mut hits, &scored, &query, &masks);
+            self.push_hits(&mut hits, &scored, &query);
         }
         hits
     }
 
     /// The best passage of an item, and the others that may be better.
-    fn push_hits(&self, hits: &mut Vec<Hit>, best: &Scored, query: &Query, masks: &[u64]) {
-        let state = self.state();
+    fn push_hits(&self, hits: &mut Vec<Hit>, best: &Scored, query: &Query) {
+        let (state, masks) = (self.index().state(), self.masks());
         let id = state.ids.text(best.item).unwrap_or_default();
         let mut hit = |place: usize, cosine: f32| {
             let block = state.blocks.get(place / ROWS);

@@ -127,6 +127,20 @@ fn a_change_that_does_not_fit_is_refused_and_leaves_the_snapshot() {
     assert_eq!(after.at(0).map(|entry| entry.id), Some("c"));
     assert_eq!(after.at(1).map(|entry| entry.id), Some("a"));
     assert_eq!((index.len(), both.len(), after.len()), (1, 2, 2));
+    // The newest is the last row, and goes.
+    let newest = Row {
+        address: 5,
+        id: "d",
+        timestamp_ms: 7,
+        ..row
+    };
+    let newer = add(&after, newest).unwrap();
+    let change = Change {
+        removed: &[5],
+        ..Change::default()
+    };
+    let older = newer.apply(&change).unwrap();
+    assert_eq!((newer.counts().newest_ms, older.counts().newest_ms), (Some(7), Some(5)));
 }
 
 #[test]
