@@ -11,10 +11,9 @@ use crate::wiped::{Lists, Wiped};
 /// is what a change of one row copies.
 pub(crate) const ROWS: usize = KERNEL_ROWS;
 
-/// What a row has besides its vector and its metadata, with texts as numbers.
+/// What a row has besides its address, its vector and its metadata, with texts as numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cells {
-    pub(crate) address: u64,
     pub(crate) timestamp: i64,
     pub(crate) updated: i64,
     pub(crate) valid_from: i64,
@@ -66,7 +65,6 @@ pub(crate) struct Block {
     pub(crate) items: [u32; ROWS],
     pub(crate) passages: [u32; ROWS],
     passage_counts: [u32; ROWS],
-    pub(crate) addresses: [u64; ROWS],
     updated: [i64; ROWS],
     valid_from: [i64; ROWS],
     revisions: [i64; ROWS],
@@ -76,7 +74,6 @@ impl Block {
     pub(crate) fn new() -> Self {
         Self {
             len: 0,
-            addresses: [0; ROWS],
             timestamps: [0; ROWS],
             updated: [0; ROWS],
             valid_from: [0; ROWS],
@@ -106,7 +103,6 @@ impl Block {
 
     pub(crate) fn cells(&self, row: usize) -> Cells {
         Cells {
-            address: self.addresses[row],
             timestamp: self.timestamps[row],
             updated: self.updated[row],
             valid_from: self.valid_from[row],
@@ -121,7 +117,6 @@ impl Block {
     }
 
     fn set_cells(&mut self, row: usize, cells: &Cells) {
-        self.addresses[row] = cells.address;
         self.timestamps[row] = cells.timestamp;
         self.updated[row] = cells.updated;
         self.valid_from[row] = cells.valid_from;
@@ -190,10 +185,6 @@ impl Block {
         self.codes[start..start + taken.codes.len()].copy_from_slice(&taken.codes);
         self.signs.set(row, &taken.codes);
         self.find_span();
-    }
-
-    pub(crate) fn set_address(&mut self, row: usize, address: u64) {
-        self.addresses[row] = address;
     }
 
     fn find_span(&mut self) {

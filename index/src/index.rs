@@ -29,8 +29,11 @@ pub(crate) struct State {
     /// How many rows there are: places 0 to `len` are taken, 64 in each block.
     pub(crate) len: usize,
     pub(crate) blocks: Pages<Block>,
+    /// The addresses of the rows, 64 on a page as in a block. A compaction gives all rows new ones: apart from the
+    /// blocks, so that it does not copy those.
+    pub(crate) addresses: Pages<[u64; ROWS]>,
     /// Places of rows by address.
-    addresses: Trie,
+    places: Trie,
     /// Places of all passages of an item, by the item's number.
     passages: Trie,
     pub(crate) ids: Interner,
@@ -112,6 +115,7 @@ impl Index {
             len: _,
             blocks,
             addresses,
+            places,
             passages,
             ids,
             agents,
@@ -122,7 +126,8 @@ impl Index {
         let texts = [ids, agents, sessions, terms].map(Interner::bytes);
         crate::bytes::shared::<State>()
             + blocks.bytes(Block::bytes)
-            + addresses.bytes()
+            + addresses.bytes(|_| 0)
+            + places.bytes()
             + passages.bytes()
             + texts.iter().sum::<usize>()
             + totals.bytes()
@@ -137,7 +142,8 @@ impl Builder {
             dimensions,
             len: 0,
             blocks: Pages::new(),
-            addresses: Trie::new(),
+            addresses: Pages::new(),
+            places: Trie::new(),
             passages: Trie::new(),
             ids: Interner::new(),
             agents: Interner::new(),
@@ -181,11 +187,14 @@ impl State {
         Ok(())
     }
 
+    pub(crate) fn address(&self, place: usize) -> u64 {
+        self.addresses.get(place / ROWS)[place % ROWS]
+    }
+
     pub(crate) fn place_of(&self, address: u64) -> Option<usize> {
-        let mut places = self.addresses.numbers(tag_of_number(address));
-        places
-            .find(|place| self.blocks.get(*place as usize / ROWS).addresses[*place as usize % ROWS] == address)
-            .map(|place| place as usize)
+        let mut places = self.places.numbers(tag_of_number(address));
+        let place = places.find(|place| self.address(*place as usize) == address)?;
+        Some(place as usize)
     }
 
     pub(crate) fn places_of_item(&self, item: u32) -> impl Iterator<Item = usize> {
@@ -199,7 +208,7 @@ impl State {
     pub(crate) fn entry(&self, place: usize) -> Entry<'_> {
         let cells = self.blocks.get(place / ROWS).cells(place % ROWS);
         Entry {
-            address: cells.address,
+            address: self.address(place),
             id: self.ids.text(cells.item).unwrap_or_default(),
             passage: cells.passage,
             passages: cells.passages,
@@ -227,7 +236,6 @@ impl State {
             return Err(Mismatch::AddressTaken(row.address));
         }
         let cells = Cells {
-            address: row.address,
             timestamp: row.timestamp_ms,
             updated: row.updated_ms,
             valid_from: row.valid_from,
@@ -242,9 +250,11 @@ impl State {
         let terms: Vec<u32> = row.metadata_terms.iter().map(|term| self.terms.take(term)).collect();
         if self.len.is_multiple_of(ROWS) {
             self.blocks.push(Block::new());
+            self.addresses.push([0; ROWS]);
         }
         self.blocks.get_mut(self.len / ROWS).push(&cells, &terms, row.vector);
-        self.addresses.insert(tag_of_number(row.address), self.len as u32);
+        self.addresses.get_mut(self.len / ROWS)[self.len % ROWS] = row.address;
+        self.places.insert(tag_of_number(row.address), self.len as u32);
         self.passages.insert(tag_of_number(cells.item.into()), self.len as u32);
         self.totals.add(&cells);
         self.len += 1;
@@ -258,7 +268,7 @@ impl State {
         let cells = block.cells(place % ROWS);
         let terms = block.terms.get(place % ROWS).to_vec();
         self.totals.remove(&cells);
-        self.addresses.remove(tag_of_number(address), place as u32);
+        self.places.remove(tag_of_number(address), place as u32);
         self.passages.remove(tag_of_number(cells.item.into()), place as u32);
         self.ids.release(cells.item);
         self.agents.release(cells.agent);
@@ -269,13 +279,16 @@ impl State {
 
         let last = self.len - 1;
         let taken = self.blocks.get_mut(last / ROWS).pop();
+        let address = self.address(last);
         if last.is_multiple_of(ROWS) {
             self.blocks.pop();
+            self.addresses.pop();
         }
         if let Some(taken) = taken.filter(|_| place != last) {
             self.blocks.get_mut(place / ROWS).replace(place % ROWS, &taken);
             let (old, new) = (last as u32, place as u32);
-            self.addresses.replace(tag_of_number(taken.cells.address), old, new);
+            self.addresses.get_mut(place / ROWS)[place % ROWS] = address;
+            self.places.replace(tag_of_number(address), old, new);
             self.passages.replace(tag_of_number(taken.cells.item.into()), old, new);
         }
         self.len = last;
@@ -286,15 +299,15 @@ impl State {
         let mut places = Vec::with_capacity(moved.len());
         for (old, _) in moved {
             let place = self.place_of(*old).ok_or(Mismatch::UnknownAddress(*old))?;
-            self.addresses.remove(tag_of_number(*old), place as u32);
+            self.places.remove(tag_of_number(*old), place as u32);
             places.push(place);
         }
         for ((_, new), place) in moved.iter().zip(places) {
             if self.place_of(*new).is_some() {
                 return Err(Mismatch::AddressTaken(*new));
             }
-            self.blocks.get_mut(place / ROWS).set_address(place % ROWS, *new);
-            self.addresses.insert(tag_of_number(*new), place as u32);
+            self.addresses.get_mut(place / ROWS)[place % ROWS] = *new;
+            self.places.insert(tag_of_number(*new), place as u32);
         }
         Ok(())
     }

@@ -8,7 +8,8 @@
 //!   Index             an immutable snapshot; a clone is a counter
 //!     blocks          64 rows each, in columns: codes and signs of vectors, times, numbers     block, codes,
 //!                     of texts                                                                  signs
-//!     addresses       address of a row in Lance -> its place                                    trie
+//!     addresses       the rows' addresses in Lance                                              pages
+//!     places          address of a row in Lance -> its place                                    trie
 //!     passages        number of an item -> the places of its passages                           trie
 //!     ids, agents, sessions, terms     texts <-> numbers                                        interner
 //!     totals          counts of items                                                           counts

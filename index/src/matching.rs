@@ -66,8 +66,8 @@ impl Matching {
 
     /// The addresses of the rows that match, in no particular order.
     pub fn addresses(&self) -> impl Iterator<Item = u64> {
-        let blocks = self.index.state().blocks.iter().zip(&self.masks);
-        blocks.flat_map(|(block, mask)| bits(*mask).map(|row| block.addresses[row]))
+        let pages = self.index.state().addresses.iter().zip(&self.masks);
+        pages.flat_map(|(addresses, mask)| bits(*mask).map(|row| addresses[row]))
     }
 
     /// The snapshot.

@@ -91,7 +91,7 @@ impl Matching {
         let mut hit = |place: usize, cosine: f32| {
             let block = state.blocks.get(place / ROWS);
             hits.push(Hit {
-                address: block.addresses[place % ROWS],
+                address: state.address(place),
                 id: id.to_owned(),
                 passage: block.passages[place % ROWS],
                 cosine,
