@@ -35,6 +35,14 @@ impl Index {
         let Some(conditions) = Conditions::of(filter, self.state()) else {
             return vec![0; self.state().blocks.len()];
         };
+        if filter.is_empty() {
+            // Nothing has to be read: all blocks but the last are full.
+            let mut masks = vec![u64::MAX; self.state().blocks.len()];
+            if let (Some(mask), rows @ 1..) = (masks.last_mut(), self.len() % ROWS) {
+                *mask = (1 << rows) - 1;
+            }
+            return masks;
+        }
         let blocks: Vec<&Block> = self.state().blocks.iter().collect();
         let masks = blocks.iter().enumerate().map(|(number, block)| {
             if let Some(block) = blocks.get(number + AHEAD) {
