@@ -1,0 +1,62 @@
+//! The resident index of a project: its live rows in memory, in a form that answers searches, gets, lists and counts
+//! without a query engine.
+//!
+//! LanceDB's table is the truth. Whoever writes it feeds this index: one [`Builder`] when the project is opened, then
+//! one [`Change`] for each commit. The crate knows no runtime, no storage and no model, and nothing in it waits.
+//!
+//! ```text
+//!   Index             an immutable snapshot; a clone is a counter
+//!     blocks          64 rows each, in columns: codes and signs of vectors, times, numbers     block, codes,
+//!                     of texts                                                                  signs
+//!     addresses       the rows' addresses in Lance                                              pages
+//!     places          address of a row in Lance -> its place                                    trie
+//!     passages        number of an item -> the places of its passages                           trie
+//!     ids, agents, sessions, terms     texts <-> numbers                                        interner
+//!     totals          counts of items                                                           counts
+//! ```
+//!
+//! **Places.** Rows have the places 0 to n - 1 without gaps, 64 of them in a block. A row that goes is overwritten by
+//! the last one. So all rows in a block are live, a mask of 64 bits says which of them pass a filter, and nothing has
+//! to be cleaned up.
+//!
+//! **Snapshots.** Blocks, pages of texts and nodes of the maps are shared by all snapshots that have them (`Arc`) and
+//! copied when a change concerns them. A change of one row copies two blocks at most (31 KiB each with 384 components)
+//! and a few nodes, however many rows there are.
+//!
+//! **Search.** A filter becomes masks first ([`Matching`]). Then the codes of the rows that pass it are multiplied with
+//! the query's, in the widest instructions of the machine (`scan`, `kernel`), and the best items are kept (`best`).
+//! Codes have eight bits for each component, a quarter of the vector: memory is what bounds a scan. Of very many rows
+//! the signs are compared first. What comes out are candidates with approximate cosines; the caller reads their vectors
+//! from Lance and decides with [`best_by_item`].
+//!
+//! **Lists** keep no order: blocks know the time of their oldest and newest item, and those that cannot be on the page
+//! are passed over.
+//!
+//! **Nothing stays.** Codes and texts are overwritten before their memory is freed, and a row that goes is overwritten
+//! at once in the new snapshot; the last snapshot that still has it takes it along. What remains of a row that went
+//! are numbers in freed memory: its address and times, and hashes of 32 bits.
+
+mod best;
+mod block;
+mod bytes;
+mod codes;
+mod counts;
+mod index;
+mod interner;
+mod kernel;
+mod list;
+mod matching;
+mod pages;
+mod row;
+mod scan;
+mod search;
+mod signs;
+mod trie;
+mod wiped;
+
+pub use counts::Counts;
+pub use index::{Builder, Index};
+pub use list::{Listed, Page};
+pub use matching::Matching;
+pub use row::{Change, Entry, Mismatch, Row, metadata_term};
+pub use search::{Hit, RESCORE, best_by_item};

@@ -1,0 +1,179 @@
+//! What went is not in the process's memory any more.
+#![cfg(target_os = "linux")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+
+use ccod_index::{Builder, Change, Index, Row};
+use ccod_words::{Filter, KnowledgeType};
+
+const DIMENSIONS: usize = 128;
+
+/// Texts that are never in memory in the form in which they are looked for, but in the index.
+const HIDDEN: u8 = 0x15;
+
+fn hidden(word: &str, number: usize) -> Vec<u8> {
+    let digits = (0..6_u32)
+        .rev()
+        .map(|place| b'0' + (number / 10_usize.pow(place) % 10) as u8);
+    word.bytes().chain(digits).map(|byte| byte ^ HIDDEN).collect()
+}
+
+/// A text that overwrites itself.
+struct Shown(Vec<u8>);
+
+impl Shown {
+    fn of(hidden: &[u8]) -> Self {
+        Self(hidden.iter().map(|byte| byte ^ HIDDEN).collect())
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap()
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.0.fill(0);
+        std::hint::black_box(&self.0);
+    }
+}
+
+/// Few values: their codes are 1 and 255, which no array of floats has in a row.
+fn vector(number: usize) -> Vec<f32> {
+    let sign = |at: usize| {
+        let mixed = ((number * DIMENSIONS + at) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        if mixed >> 63 == 0 { 1.0 } else { -1.0 }
+    };
+    (0..DIMENSIONS)
+        .map(|at| sign(at) / (DIMENSIONS as f32).sqrt())
+        .collect()
+}
+
+/// The codes of [`vector`], hidden.
+fn hidden_codes(number: usize) -> Vec<u8> {
+    let codes = vector(number);
+    codes
+        .iter()
+        .map(|x| if *x > 0.0 { 255 ^ HIDDEN } else { 1 ^ HIDDEN })
+        .collect()
+}
+
+fn with_row<T>(number: usize, use_row: impl FnOnce(&Row<'_>) -> T) -> T {
+    let shown = |word| Shown::of(&hidden(word, number));
+    let (id, agent, session) = (shown("qvxj-id-"), shown("qvxj-agent-"), shown("qvxj-session-"));
+    let term = shown("qvxj-term-");
+    let mut terms = [term.text().to_owned()];
+    let row = Row {
+        address: number as u64,
+        id: id.text(),
+        passage: 0,
+        passages: 1,
+        revision: 1,
+        kind: KnowledgeType::General,
+        agent: Some(agent.text()),
+        session: Some(session.text()),
+        timestamp_ms: number as i64,
+        updated_ms: 0,
+        valid_from: 1,
+        metadata_terms: &terms,
+        vector: &vector(number),
+    };
+    let result = use_row(&row);
+    // A text of ASCII can be overwritten in its place.
+    let mut bytes = std::mem::take(&mut terms[0]).into_bytes();
+    bytes.fill(0);
+    std::hint::black_box(&bytes);
+    result
+}
+
+/// Which of the hidden texts are in the memory of this process as they were.
+fn found(hidden: &[Vec<u8>]) -> Vec<usize> {
+    let mut is_start = vec![false; 1 << 16];
+    for text in hidden {
+        is_start[usize::from(u16::from_le_bytes([text[0], text[1]]))] = true;
+    }
+    let mut found = Vec::new();
+    let mut memory = File::open("/proc/self/mem").unwrap();
+    let maps = BufReader::new(File::open("/proc/self/maps").unwrap());
+    for line in maps.lines().map(Result::unwrap) {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
+        if !rights.starts_with("rw") || line.ends_with("[vvar]") {
+            continue;
+        }
+        let (start, end) = range.split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        let (start, end) = (number(start), number(end));
+        let mut bytes = vec![0; (end - start) as usize];
+        memory.seek(SeekFrom::Start(start)).unwrap();
+        let read = memory.read(&mut bytes).unwrap_or(0);
+        assert!(read == bytes.len() || !line.ends_with("[heap]"), "{line}: {read} bytes");
+        // So that the copy is not found in turn.
+        bytes.iter_mut().for_each(|byte| *byte ^= HIDDEN);
+        for (start, pair) in bytes.array_windows().enumerate() {
+            if is_start[usize::from(u16::from_le_bytes(*pair))] {
+                let starting = hidden.iter().enumerate();
+                let starting = starting.filter(|(_, text)| bytes[start..].starts_with(text));
+                found.extend(starting.map(|(place, _)| place));
+            }
+        }
+        // The hidden texts were in what was read.
+        bytes.fill(0);
+        std::hint::black_box(&bytes);
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn removed(index: &Index, numbers: &[u64]) -> Index {
+    let change = Change {
+        removed: numbers,
+        ..Change::default()
+    };
+    index.apply(&change).unwrap()
+}
+
+#[test]
+fn nothing_of_a_row_is_in_memory_once_no_snapshot_has_it() {
+    let mut builder = Builder::new(DIMENSIONS);
+    for number in 0..300 {
+        with_row(number, |row| builder.add(row)).unwrap();
+    }
+    let mut index = builder.finish();
+    for number in 300..400 {
+        index = with_row(number, |row| {
+            let change = Change {
+                added: &[*row],
+                ..Change::default()
+            };
+            index.apply(&change).unwrap()
+        });
+    }
+    let of = |number| {
+        let texts = ["qvxj-id-", "qvxj-agent-", "qvxj-session-", "qvxj-term-"].map(|word| hidden(word, number));
+        texts.into_iter().chain([hidden_codes(number)])
+    };
+    // The first, some in the middle that others replace, and the last: 393 is that when its turn comes.
+    let gone = [0, 50, 51, 200, 398, 399, 393];
+    let searched: Vec<Vec<u8>> = gone.into_iter().flat_map(of).collect();
+    let nothing: Vec<usize> = Vec::new();
+    let all: Vec<usize> = (0..searched.len()).collect();
+    assert_eq!(found(&searched), all, "the search finds what is there");
+
+    let before = index.clone();
+    for number in gone {
+        index = removed(&index, &[number as u64]);
+    }
+    assert_eq!(found(&searched), all, "a snapshot from before has them");
+    drop(before);
+    assert_eq!(found(&searched), nothing, "no snapshot has them");
+
+    let kept: Vec<Vec<u8>> = of(100).chain(of(397)).collect();
+    assert_eq!(found(&kept).len(), kept.len());
+    drop(index.matching(&Filter::default()));
+    drop(index);
+    assert_eq!(found(&kept), nothing, "there is no snapshot");
+}
