@@ -200,6 +200,27 @@ struct Report<'a> {
     result: api::ImportResult,
 }
 
+/// An item of the file that was not imported.
+struct LeftOut {
+    /// The kind of the error, or `unreadable`.
+    reason: &'static str,
+    problem: api::ImportProblem,
+}
+
+impl LeftOut {
+    fn refused(line: u64, id: Option<String>, error: impl Into<Failure>) -> Self {
+        let error = WireError::from(error.into());
+        Self {
+            reason: error.kind().as_str(),
+            problem: api::ImportProblem {
+                line,
+                id,
+                message: error.message,
+            },
+        }
+    }
+}
+
 impl<'a> Report<'a> {
     async fn begin(app: &'a App, call: &Call<api::Import>) -> KnowledgeResult<Self> {
         let dry_run = call.params.dry_run;
@@ -217,11 +238,19 @@ impl<'a> Report<'a> {
     /// Stores the new items among these. An error is an error of the daemon or of the call, and ends the import.
     async fn group(&mut self, entries: Vec<Entry>) -> KnowledgeResult<()> {
         let (mut places, mut items) = (Vec::new(), Vec::new());
+        let mut left_out = Vec::new();
         for Entry { line, record } in entries {
             let record = match record {
                 Ok(record) => record,
-                Err(reason) => {
-                    self.skip("unreadable", line, None, reason);
+                Err(message) => {
+                    left_out.push(LeftOut {
+                        reason: "unreadable",
+                        problem: api::ImportProblem {
+                            line,
+                            id: None,
+                            message,
+                        },
+                    });
                     continue;
                 }
             };
@@ -231,7 +260,7 @@ impl<'a> Report<'a> {
                     places.push((line, id));
                     items.push(item);
                 }
-                Err(error) => self.refuse(line, id, error),
+                Err(error) => left_out.push(LeftOut::refused(line, id, error)),
             }
         }
         let done = self.import.group(items, &self.asked).await;
@@ -239,8 +268,15 @@ impl<'a> Report<'a> {
             match outcome {
                 Some(Imported::New) => self.result.imported += 1,
                 Some(Imported::Duplicate) => self.result.duplicates += 1,
-                Some(Imported::Refused(error)) => self.refuse(line, id, error),
+                Some(Imported::Refused(error)) => left_out.push(LeftOut::refused(line, id, error)),
                 None => {}
+            }
+        }
+        left_out.sort_by_key(|left| left.problem.line);
+        for LeftOut { reason, problem } in left_out {
+            *self.result.skipped.entry(reason.to_owned()).or_default() += 1;
+            if self.result.problems.len() < IMPORT_PROBLEMS {
+                self.result.problems.push(problem);
             }
         }
         done.ended.map_or(Ok(()), Err)
@@ -258,18 +294,6 @@ impl<'a> Report<'a> {
         // Always set: an item from elsewhere was not in this store at the times that it has.
         item.updated_at = updated_at?.or_else(|| Some(now_ms()));
         Ok(item)
-    }
-
-    fn refuse(&mut self, line: u64, id: Option<String>, error: impl Into<Failure>) {
-        let error = WireError::from(error.into());
-        self.skip(error.kind().as_str(), line, id, error.message);
-    }
-
-    fn skip(&mut self, reason: &str, line: u64, id: Option<String>, message: String) {
-        *self.result.skipped.entry(reason.to_owned()).or_default() += 1;
-        if self.result.problems.len() < IMPORT_PROBLEMS {
-            self.result.problems.push(api::ImportProblem { line, id, message });
-        }
     }
 
     /// The error of an import that did not come to its end.
