@@ -105,21 +105,27 @@ fn place(location: &Location<'_>) -> String {
 /// from the crate on, in errors (Lance puts its own lines into them), places and backtraces.
 #[must_use]
 pub fn without_build_paths(text: &str) -> Cow<'_, str> {
-    const REGISTRY: &str = "/registry/src/";
-    if !text.contains(REGISTRY) {
-        return Cow::Borrowed(text);
+    // Behind each comes one directory: of the registry, or of the compiler's commit.
+    let mut told = Cow::Borrowed(text);
+    for place in ["/registry/src/", "/rustc/"] {
+        if told.contains(place) {
+            told = Cow::Owned(without_paths_through(place, &told));
+        }
     }
+    told
+}
+
+fn without_paths_through(place: &str, text: &str) -> String {
     let mut told = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(REGISTRY) {
+    while let Some(at) = rest.find(place) {
         let begins_path = |character: char| character.is_whitespace() || "\"'`([{<,;:=".contains(character);
-        let (before, after) = (&rest[..at], &rest[at + REGISTRY.len()..]);
+        let (before, after) = (&rest[..at], &rest[at + place.len()..]);
         told.push_str(before.trim_end_matches(|character| !begins_path(character)));
-        // Then comes the directory of the one registry.
-        rest = after.split_once('/').map_or(after, |(_, of_crate)| of_crate);
+        rest = after.split_once('/').map_or(after, |(_, inside)| inside);
     }
     told.push_str(rest);
-    Cow::Owned(told)
+    told
 }
 
 /// `text` without the payloads of panics: tokio puts that of a joined task into its error, and other crates quote that
@@ -191,6 +197,12 @@ mod tests {
             "LanceError(IO): not found: /data/a.lance, lance-io-14.0.2/src/local.rs:9:5, at b-1/src/lib.rs\n  at (c-2/x.rs)"
         );
         assert_eq!(without_build_paths("/data/registry/x"), "/data/registry/x");
+        assert_eq!(
+            without_build_paths(
+                "failed to fill whole buffer, /rustc/59807616e1/library/core/src/ops/function.rs:250:5"
+            ),
+            "failed to fill whole buffer, library/core/src/ops/function.rs:250:5"
+        );
     }
 
     #[test]

@@ -116,7 +116,11 @@ impl Waiting {
 
 /// Waits until a whole request has arrived, or the end. It stays to be read.
 async fn asks(stream: &UnixStream, max_depth: usize) {
-    while stream.readable().await.is_ok() {
+    while let Ok(ready) = stream.ready(Interest::READABLE).await {
+        // Whatever has arrived, nothing more will; and this stays ready, so nothing could be waited for.
+        if ready.is_read_closed() {
+            return;
+        }
         // Being readable may be a mistake, or mean a part of a request: then this waits for more.
         match stream.try_io(Interest::READABLE, || peek(stream, max_depth)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -3,6 +3,7 @@
 use super::support::*;
 use ccod_protocol::limits::Limits;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 fn health(id: i64) -> Value {
     request(id, "admin.health", json!({}))
@@ -103,9 +104,7 @@ async fn who_is_no_operator_is_told_so_in_a_burst_and_keeps_no_place() {
         let mut wire = daemon.connect().await;
         // A connection that is refused already cannot be written to, and has its line all the same.
         let request = format!("{}\n", echo(id, json!([])));
-        tokio::io::AsyncWriteExt::write_all(&mut wire.stream, request.as_bytes())
-            .await
-            .ok();
+        wire.stream.write_all(request.as_bytes()).await.ok();
         burst.push((id, wire));
     }
     let mut operator = daemon.connect().await;
@@ -126,7 +125,8 @@ async fn an_operator_is_served_behind_a_burst_of_half_requests() {
         let mut burst = Vec::new();
         for _ in 0..300 {
             let mut wire = daemon.connect().await;
-            tokio::io::AsyncWriteExt::write_all(&mut wire.stream, br#"{"jsonrpc":"2.0","id":1,"method":"test."#)
+            wire.stream
+                .write_all(br#"{"jsonrpc":"2.0","id":1,"method":"test."#)
                 .await
                 .ok();
             burst.push(wire);
@@ -139,6 +139,43 @@ async fn an_operator_is_served_behind_a_burst_of_half_requests() {
             refused(&answers[0], &Value::Null, -32009);
         }
     }
+}
+
+/// Half a request that ends, or is left behind, is answered like any other, and nothing waits for its rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_requests_that_end_hold_up_nobody() {
+    let (daemon, _wire) = full().await;
+    for half in [&b"{\"jso"[..], b"\n", b" ", b"12", b""] {
+        let mut ended = Vec::new();
+        for _ in 0..20 {
+            let mut left = daemon.connect().await;
+            left.stream.write_all(half).await.ok();
+            drop(left);
+            let mut wire = daemon.connect().await;
+            wire.stream.write_all(half).await.ok();
+            wire.stream.shutdown().await.ok();
+            ended.push(wire);
+        }
+        let answer = daemon.connect().await.call(&health(1)).await;
+        assert_eq!(answer["result"]["status"], "ok", "{answer}");
+        for wire in &mut ended {
+            let answers = wire.rest().await;
+            // Nothing was asked with white space alone.
+            let is_blank = half.iter().all(u8::is_ascii_whitespace);
+            assert!(answers.len() == 1 || (is_blank && answers.is_empty()), "{answers:?}");
+            assert!(
+                answers
+                    .iter()
+                    .all(|answer| [-32700, -32600, -32009].contains(&code(answer))),
+                "{answers:?}"
+            );
+        }
+    }
+    daemon
+        .rig
+        .until("they are gone", |_| daemon.stats.snapshot().connections_open == 1)
+        .await;
+    assert!(daemon.stop().await.is_clean());
 }
 
 /// A request that is completed while its connection waits is served as well.

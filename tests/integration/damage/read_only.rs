@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::home::{OnDisk, Stored, TEXTS};
-use crate::support::{Daemon, Home, engine, ids};
+use crate::support::{Daemon, Home, engine, executable, ids};
 
 fn assert_read_only(daemon: &Daemon, words: &str) {
     let error = daemon.call_error("knowledge.store", json!({"text": "not now"}));
@@ -145,4 +146,103 @@ fn a_full_disk_is_read_only_until_there_is_room() {
     fs::remove_file(&filler).unwrap();
     assert_eq!(stored.health()["status"], "ok", "{}", stored.health());
     stored.assert_writable();
+}
+
+/// A daemon whose files may not grow beyond so many blocks of 512 bytes.
+fn with_limited_files(home: Home, blocks: u32) -> Daemon {
+    let mut command = Command::new("sh");
+    let prepared = home.command(&[]);
+    for (name, value) in prepared.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+        .current_dir("/")
+        .stdin(std::process::Stdio::null())
+        .args(["-c", r#"ulimit -f "$1" && exec "$0" daemon run"#, executable()])
+        .arg(blocks.to_string());
+    Daemon::spawn(home, command)
+}
+
+fn total(daemon: &Daemon) -> Value {
+    daemon.call("knowledge.stats", json!({}))["total"].take()
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_a_refusal_and_no_end() {
+    let mut daemon = with_limited_files(Home::new(), 80);
+    let items: Vec<Value> = (0..40)
+        .map(|number| json!({"text": format!("note {number}")}))
+        .collect();
+    let batch = daemon.call("knowledge.store_batch", json!({ "items": items }));
+    assert_eq!((&batch["stored"], &batch["failed"]), (&json!(0), &json!(40)), "{batch}");
+    let error = &batch["errors"][0];
+    assert_eq!(error["code"], -32024, "{error}");
+    assert!(error["message"].as_str().unwrap().contains("ulimit -f"), "{error}");
+    // It is there, and what fits is stored.
+    daemon.store("a small note");
+    assert_eq!(total(&daemon), 1);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+}
+
+/// The limit may be met within any file of a commit: that of the rows, of the words, of the deleted rows.
+#[test]
+fn a_file_that_is_cut_short_is_never_committed() {
+    for blocks in [4, 5, 6, 8, 10, 12, 14, 20] {
+        let mut daemon = Daemon::start();
+        let texts: Vec<String> = (0..12).map(|number| format!("a good note, number {number}")).collect();
+        let ids: Vec<String> = texts.iter().map(|text| daemon.store(text)).collect();
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+        let mut daemon = with_limited_files(daemon.into_home(), blocks);
+        let mut connection = daemon.connect();
+        let mut refused = 0;
+        let mut wanted = (texts[0].clone(), 12);
+        for (method, params) in [
+            ("knowledge.store", json!({"text": "one more note"})),
+            ("knowledge.update", json!({"id": ids[0], "text": "another text"})),
+            ("knowledge.delete", json!({"id": ids[1]})),
+            ("knowledge.store", json!({"text": "and one more note"})),
+        ] {
+            let answer = connection.request(method, params);
+            let error = &answer["error"];
+            if error.is_null() {
+                match method {
+                    "knowledge.store" => wanted.1 += 1,
+                    "knowledge.update" => wanted.0 = "another text".to_owned(),
+                    _ => wanted.1 -= 1,
+                }
+                continue;
+            }
+            refused += 1;
+            assert_eq!(
+                (&error["code"], &error["data"]["executed"]),
+                (&json!(-32024), &json!(false)),
+                "{answer}"
+            );
+            assert!(error["message"].as_str().unwrap().contains("ulimit -f"), "{answer}");
+        }
+        // A file of rows has more than 6,000 bytes.
+        assert!(refused == 4 || blocks > 12, "{blocks} blocks: {refused} refused");
+        let held = |daemon: &Daemon| {
+            let first = daemon.call("knowledge.get", json!({"id": ids[0]}));
+            (
+                first["text"].as_str().unwrap().to_owned(),
+                total(daemon).as_u64().unwrap(),
+            )
+        };
+        assert_eq!(held(&daemon), (wanted.0.clone(), wanted.1), "{blocks} blocks");
+        drop(connection);
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+        let daemon = daemon.restart_after_end();
+        assert_eq!(held(&daemon), wanted, "{blocks} blocks, after a restart");
+        let verified = daemon.call("admin.verify", json!({}));
+        assert_eq!(verified["ok"], true, "{blocks} blocks: {verified}");
+        daemon.store("and what is stored now is there");
+        assert_eq!(total(&daemon), wanted.1 + 1);
+    }
 }

@@ -1,12 +1,11 @@
 //! What was not said is not guessed: a misspelled name, a key that stands there twice, a repository without a recorded
-//! project, a home that another daemon has. And what the system refuses is told, not died of.
+//! project, a home that another daemon has.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Home, executable, exits, stderr, stdout};
+use crate::support::{Daemon, Home, exits, stderr, stdout};
 
 /// What git leaves of a repository, as far as it is looked at.
 fn repository(path: &Path) {
@@ -253,39 +252,6 @@ fn a_second_home_with_the_same_knowledge_is_told_whose_it_is() {
     let mut daemon = daemon;
     exits(second.run(&["--home", home.to_str().unwrap(), "daemon", "stop"]), 0);
     assert_eq!(daemon.wait(), Some(0));
-}
-
-#[test]
-fn a_file_that_may_not_grow_is_a_refusal_and_no_end() {
-    let home = Home::new();
-    let mut command = Command::new("sh");
-    let prepared = home.command(&[]);
-    for (name, value) in prepared.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    // In blocks of 512 bytes.
-    command.current_dir("/").stdin(std::process::Stdio::null()).args([
-        "-c",
-        "ulimit -f 80 && exec \"$0\" daemon run",
-        executable(),
-    ]);
-    let mut daemon = Daemon::spawn(home, command);
-    let items: Vec<Value> = (0..40)
-        .map(|number| json!({"text": format!("note {number}")}))
-        .collect();
-    let batch = daemon.call("knowledge.store_batch", json!({ "items": items }));
-    assert_eq!((&batch["stored"], &batch["failed"]), (&json!(0), &json!(40)), "{batch}");
-    let error = &batch["errors"][0];
-    assert_eq!(error["code"], -32024, "{error}");
-    assert!(error["message"].as_str().unwrap().contains("ulimit -f"), "{error}");
-    // It is there, and what fits is stored.
-    daemon.store("a small note");
-    assert_eq!(total(&daemon), 1);
-    daemon.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
 }
 
 #[test]

@@ -19,6 +19,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -29,7 +30,9 @@ use lance_table::format::{IndexMetadata, Manifest, Transaction};
 use lance_table::io::commit::{
     CommitError, CommitHandler, ManifestLocation, ManifestNamingScheme, ManifestWriter, write_version_hint,
 };
-use lance_table::io::deletion::deletion_file_path;
+use lance_table::io::deletion::{deletion_file_path, read_deletion_file};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use object_store::path::Path;
 use object_store::{Error as ObjectStoreError, ObjectStore as _, PutMode, PutOptions};
 use parking_lot::{Mutex, MutexGuard};
@@ -103,6 +106,62 @@ impl DurableCommitHandler {
         self.known.lock()
     }
 
+    /// Refuses a version of which a new file is shorter than what was written into it. Lance passes over an error of a
+    /// file's last write: a full disk, or the limit of a file's size, would otherwise be found out by the next reader.
+    async fn check_whole(
+        &self,
+        manifest: &Manifest,
+        indices: &[IndexMetadata],
+        base_path: &Path,
+        object_store: &ObjectStore,
+    ) -> std::io::Result<()> {
+        let is_new = {
+            let known = self.known();
+            let old: HashSet<PathBuf> = known.named.union(&known.synced).cloned().collect();
+            move |path: &PathBuf| !old.contains(path)
+        };
+        let local = |path: Path| PathBuf::from(to_local_path(&path));
+        for fragment in manifest.fragments.iter() {
+            let Some(file) = &fragment.deletion_file else { continue };
+            let path = local(deletion_file_path(base_path, fragment.id, file));
+            if !is_new(&path) {
+                continue;
+            }
+            // Its size stands nowhere, the number of its rows does.
+            let read = read_deletion_file(fragment.id, file, base_path, object_store).await;
+            let rows = read.ok().map(|deleted| deleted.len());
+            if rows.is_none() || file.num_deleted_rows.is_some_and(|wanted| rows != Some(wanted)) {
+                return Err(cut_short(&path));
+            }
+        }
+        let mut sized: Vec<(PathBuf, Option<u64>)> = Vec::new();
+        for file in manifest.fragments.iter().flat_map(|fragment| &fragment.files) {
+            let path = local(base_path.clone().join("data").join(file.path.as_str()));
+            sized.push((path, file.file_size_bytes.get().map(NonZero::get)));
+        }
+        for index in indices {
+            let directory = PathBuf::from(to_local_path(base_path))
+                .join("_indices")
+                .join(index.uuid.to_string());
+            for file in index.files.iter().flatten() {
+                sized.push((directory.join(&file.path), Some(file.size_bytes)));
+            }
+        }
+        sized.retain(|(path, _)| is_new(path));
+        tokio::task::spawn_blocking(move || {
+            for (path, wanted) in sized {
+                // One that is missing is for the sync to refuse, or to go past.
+                let Ok(found) = std::fs::metadata(&path) else { continue };
+                if wanted.is_some_and(|wanted| found.len() < wanted) {
+                    return Err(cut_short(&path));
+                }
+            }
+            Ok(())
+        })
+        .await
+        .map_err(std::io::Error::other)?
+    }
+
     /// Syncs those of the `referenced` files that are not known to be on disk, and the directories that hold them.
     async fn sync_references(&self, referenced: &HashSet<PathBuf>, base_path: &Path) -> std::io::Result<()> {
         let fresh: Vec<(PathBuf, bool)> = {
@@ -118,6 +177,16 @@ impl DurableCommitHandler {
         self.known().synced = referenced.difference(&missing).cloned().collect();
         Ok(())
     }
+}
+
+/// Why a file is shorter than what was written into it: the system's error of the write that was passed over, as far as
+/// that can be told afterwards.
+fn cut_short(path: &std::path::Path) -> std::io::Error {
+    let length = std::fs::metadata(path).map_or(0, |found| found.len());
+    let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
+    let errno = if length >= limit { Errno::EFBIG } else { Errno::ENOSPC };
+    tracing::error!(path = %path.display(), length, "a file is shorter than what was written into it; it is not committed");
+    errno.into()
 }
 
 /// Every file that a version consists of, as paths of this machine. Of an index whose directory is missing it is the
@@ -227,15 +296,14 @@ impl CommitHandler for DurableCommitHandler {
                 std::io::Error::from_raw_os_error,
             )))
         });
-        let referenced = match self.durability {
-            Durability::Full => {
-                let indices = indices.as_deref().unwrap_or_default();
-                let referenced = referenced_files(manifest, indices, base_path).map_err(other)?;
-                self.sync_references(&referenced, base_path).await.map_err(other)?;
-                referenced
-            }
-            Durability::Fast => HashSet::new(),
-        };
+        let listed = indices.as_deref().unwrap_or_default();
+        let referenced = referenced_files(manifest, listed, base_path).map_err(other)?;
+        self.check_whole(manifest, listed, base_path, object_store)
+            .await
+            .map_err(other)?;
+        if self.durability == Durability::Full {
+            self.sync_references(&referenced, base_path).await.map_err(other)?;
+        }
         let how = made(self.durability, manifest.version);
         manifest.table_metadata.insert(MADE_KEY.to_owned(), how);
 
