@@ -364,7 +364,7 @@ mod tests {
         let zero: &'static [EmbeddedPassage] = Box::leak(Box::new([passage("größte", 0, [0.0, 0.0])]));
         first("p", &|revision| revision.passages = zero, "has length 0.0000");
         let nan: &'static [EmbeddedPassage] = Box::leak(Box::new([passage("größte", 0, [f32::NAN, 0.0])]));
-        first("p", &|revision| revision.passages = nan, "no numbers");
+        first("p", &|revision| revision.passages = nan, "not numbers");
         let elsewhere: &'static [EmbeddedPassage] = Box::leak(Box::new([passage("größte", 1, [0.6, 0.8])]));
         first("p", &|revision| revision.passages = elsewhere, "not a part of its text");
     }
