@@ -45,6 +45,10 @@ impl Connection {
                     self.refuse_what_waits().await?;
                     if over.is_none() {
                         self.refuse_the_rest(reader, &mut chunk).await?;
+                        // Whoever is in the middle of a request learns that the rest of it is not read.
+                        if self.framer.is_partial() {
+                            self.say(None, WireError::shutting_down()).await?;
+                        }
                     }
                     return Ok(Ended::ByUs);
                 }

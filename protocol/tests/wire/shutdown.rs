@@ -6,6 +6,22 @@ use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+/// Idle connections are closed without a word; half a request is not a silent end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn half_a_request_is_told_that_its_rest_is_not_read() {
+    let daemon = Daemon::start();
+    let mut idle = daemon.connect().await;
+    assert_eq!(idle.call(&echo(1, json!([]))).await, result(1, json!([])));
+    let mut half = daemon.connect().await;
+    half.send(format!("{}\n{{\"jsonrpc\":", echo(1, json!([])))).await;
+    assert_eq!(half.line().await, Some(result(1, json!([]))));
+    assert!(daemon.stop().await.is_clean());
+    assert_eq!(idle.rest().await, Vec::<Value>::new());
+    let answers = half.rest().await;
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    refused(&answers[0], &Value::Null, -32053);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn accepted_requests_are_answered_and_later_ones_refused() {
     let daemon = Daemon::start();
