@@ -4,12 +4,13 @@
 //! syncs none of it. [`DurableCommitHandler`] stands in front of every commit of a table (add, merge, delete,
 //! index, compaction, creation) and keeps one order:
 //!
-//! 1. every file that the new manifest names and that is not known to be on disk is synced, then the
+//! 1. every new file has the size that was written into it, or the commit is refused;
+//! 2. every file that the new manifest names and that is not known to be on disk is synced, then the
 //!    directories that hold them;
-//! 2. the manifest is staged, synced, linked under its final name, and its directory synced.
+//! 3. the manifest is staged, synced, linked under its final name, and its directory synced.
 //!
 //! So a manifest that can be seen is never empty and never names data that a power cut could take away. With
-//! `durability = "fast"` step 1 and the syncs of step 2 are left out. Each manifest says in the table's metadata how
+//! `durability = "fast"` step 2 and the syncs of step 3 are left out. Each manifest says in the table's metadata how
 //! it was made, so that recovery can tell a commit that a power cut may have torn from a file that was lost later.
 //!
 //! A file that the version before names too and that is not there any more is damage that is known or will be found;
