@@ -139,6 +139,8 @@ fn is_fence(line: &[u8]) -> bool {
 pub(crate) struct Entries<R> {
     lines: Lines<R>,
     max_bytes: usize,
+    /// A line that was looked at and belongs to what is read next.
+    held: Option<Line>,
     /// The line of the `---` that ended the last text and begins the next item.
     opened: Option<u64>,
     /// Whether a line around the texts was found to end in CRLF.
@@ -156,6 +158,7 @@ impl<R: BufRead> Entries<R> {
         Self {
             lines,
             max_bytes,
+            held: None,
             opened: None,
             converted: false,
         }
@@ -185,7 +188,15 @@ impl<R: BufRead> Entries<R> {
                 None => return Ok(None),
             },
         };
-        let fields = self.fields()?;
+        let (fields, closed) = self.fields()?;
+        if let (Err(reason), Some(fence)) = (&fields, closed)
+            && self.next_is_a_field()?
+        {
+            // The `---` that was to close these fields is lost: this one begins the next item.
+            self.opened = Some(fence);
+            let record = Err(reason.clone());
+            return Ok(Some(Entry { line, record }));
+        }
         let body = self.body()?;
         let ended = self.opened.is_some();
         let record = fields.and_then(|mut fields| {
@@ -196,10 +207,24 @@ impl<R: BufRead> Entries<R> {
         Ok(Some(Entry { line, record }))
     }
 
+    fn line(&mut self) -> io::Result<Option<Line>> {
+        match self.held.take() {
+            Some(line) => Ok(Some(line)),
+            None => self.lines.next(),
+        }
+    }
+
+    /// Whether the next line reads as a field, which no text of ours begins with: a blank line stands before it.
+    fn next_is_a_field(&mut self) -> io::Result<bool> {
+        self.held = self.line()?;
+        let next = self.held.as_ref().filter(|line| !line.too_long);
+        Ok(next.is_some_and(|line| matches!(field(&line.bytes), Ok(Some(_)))))
+    }
+
     /// Finds the first `---`; lines before it do not belong to an item.
     fn find_first(&mut self) -> io::Result<Option<First>> {
         let mut stray = None;
-        while let Some(line) = self.lines.next()? {
+        while let Some(line) = self.line()? {
             if is_fence(&line.bytes) {
                 self.note_line_end(&line);
                 let Some(stray) = stray else {
@@ -215,15 +240,15 @@ impl<R: BufRead> Entries<R> {
         Ok(stray.map(First::Stray))
     }
 
-    /// Reads the fields up to and including the `---` that closes them. Reading goes on after them
+    /// Reads the fields up to and including the `---` that closes them, and the line of that. Reading goes on after them
     /// whatever they hold.
-    fn fields(&mut self) -> io::Result<Result<Map<String, Value>, String>> {
+    fn fields(&mut self) -> io::Result<(Result<Map<String, Value>, String>, Option<u64>)> {
         let mut fields = Map::new();
         let mut problem = None;
-        while let Some(line) = self.lines.next()? {
+        while let Some(line) = self.line()? {
             self.note_line_end(&line);
             if is_fence(&line.bytes) {
-                return Ok(problem.map_or(Ok(fields), Err));
+                return Ok((problem.map_or(Ok(fields), Err), Some(line.number)));
             }
             let field = if line.too_long {
                 Err("is too long".to_owned())
@@ -245,7 +270,7 @@ impl<R: BufRead> Entries<R> {
                 problem = Some(shortened(format!("line {} {reason}", line.number)));
             }
         }
-        Ok(Err("the fields are not closed by a line of `---`".to_owned()))
+        Ok((Err("the fields are not closed by a line of `---`".to_owned()), None))
     }
 
     /// Reads what stands below the fields, up to the next `---` or the end of the file.
@@ -253,7 +278,7 @@ impl<R: BufRead> Entries<R> {
         let mut body = Vec::new();
         let mut too_long = false;
         let mut first = true;
-        while let Some(line) = self.lines.next()? {
+        while let Some(line) = self.line()? {
             if is_fence(&line.bytes) {
                 self.note_line_end(&line);
                 self.opened = Some(line.number);
@@ -480,6 +505,38 @@ mod tests {
         assert!(reason(&found[3]).contains("second time"));
         assert!(reason(&found[4]).contains("`metadata`"));
         assert!(reason(&found[6]).contains("not closed"));
+    }
+
+    /// Bytes that a disk or an editor has lost may have held a `---`.
+    #[test]
+    fn a_lost_fence_costs_no_item_after_the_next() {
+        let item = |number: usize| format!("---\nid: i{number}\ntype: issue\n---\n\ntext {number}\n\n");
+        let whole: String = (0..6).map(item).collect();
+        let (from, to) = (whole.find("id: i2").unwrap(), whole.find("text 2").unwrap());
+        let in_fields = format!(
+            "{}{}{}",
+            &whole[..from + 3],
+            "\0".repeat(to - from - 6),
+            &whole[to - 3..]
+        );
+        let from = whole.find("text 2").unwrap();
+        let around = format!("{}{}{}", &whole[..from + 4], "\0".repeat(14), &whole[from + 18..]);
+        for (damaged, lost) in [(in_fields, vec![2]), (around, vec![3])] {
+            let ids: Vec<String> = entries(&damaged)
+                .into_iter()
+                .filter_map(|entry| entry.record.ok()?.id)
+                .collect();
+            let expected: Vec<String> = (0..6)
+                .filter(|number| !lost.contains(number))
+                .map(|number| format!("i{number}"))
+                .collect();
+            assert_eq!(ids, expected, "{damaged:?}");
+        }
+        // A text by hand that begins like a field, below fields that are whole.
+        assert_eq!(
+            texts("---\ntype: issue\n---\nid: not a field\n---\ntype: issue\n---\nb\n").len(),
+            2
+        );
     }
 
     #[test]
