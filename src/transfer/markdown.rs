@@ -147,6 +147,9 @@ pub(crate) struct Entries<R> {
     converted: bool,
 }
 
+/// The fields of an item, or what is wrong with them.
+type Fields = Result<Map<String, Value>, String>;
+
 /// The beginning of a file, and its line.
 enum First {
     Item(u64),
@@ -242,7 +245,7 @@ impl<R: BufRead> Entries<R> {
 
     /// Reads the fields up to and including the `---` that closes them, and the line of that. Reading goes on after them
     /// whatever they hold.
-    fn fields(&mut self) -> io::Result<(Result<Map<String, Value>, String>, Option<u64>)> {
+    fn fields(&mut self) -> io::Result<(Fields, Option<u64>)> {
         let mut fields = Map::new();
         let mut problem = None;
         while let Some(line) = self.line()? {
