@@ -92,6 +92,8 @@ impl SparePlaces {
             state.free -= 1;
             return Ok(SparePlace(Arc::clone(self)));
         }
+        // Those that have given up leave here, for no place may be free for long.
+        state.queue.retain(|one| !one.is_closed());
         let (tell, told) = oneshot::channel();
         state.queue.push_back(tell);
         Err(told)
@@ -166,6 +168,11 @@ mod tests {
         assert!(third.as_mut().now_or_never().is_none());
         first.wanted().now_or_never().unwrap();
         drop(given_up);
+        drop(Box::pin(places.take()).as_mut().now_or_never());
+        let mut fourth = Box::pin(places.take());
+        assert!(fourth.as_mut().now_or_never().is_none());
+        assert_eq!(places.state.lock().queue.len(), 3, "who has given up is not kept");
+        drop(fourth);
         assert!(first.hand_over().is_none());
         assert!(third.as_mut().now_or_never().is_none());
         let second = second.now_or_never().unwrap();
