@@ -116,29 +116,21 @@ impl DurableCommitHandler {
         base_path: &Path,
         object_store: &ObjectStore,
     ) -> std::io::Result<()> {
-        let is_new = {
-            let known = self.known();
-            let old: HashSet<PathBuf> = known.named.union(&known.synced).cloned().collect();
-            move |path: &PathBuf| !old.contains(path)
-        };
         let local = |path: Path| PathBuf::from(to_local_path(&path));
-        for fragment in manifest.fragments.iter() {
-            let Some(file) = &fragment.deletion_file else { continue };
-            let path = local(deletion_file_path(base_path, fragment.id, file));
-            if !is_new(&path) {
-                continue;
-            }
-            // Its size stands nowhere, the number of its rows does.
-            let read = read_deletion_file(fragment.id, file, base_path, object_store).await;
-            let rows = read.ok().map(|deleted| deleted.len());
-            if rows.is_none() || file.num_deleted_rows.is_some_and(|wanted| rows != Some(wanted)) {
-                return Err(cut_short(&path));
-            }
-        }
+        let mut deletions = Vec::new();
         let mut sized: Vec<(PathBuf, Option<u64>)> = Vec::new();
-        for file in manifest.fragments.iter().flat_map(|fragment| &fragment.files) {
-            let path = local(base_path.clone().join("data").join(file.path.as_str()));
-            sized.push((path, file.file_size_bytes.get().map(NonZero::get)));
+        for fragment in manifest.fragments.iter() {
+            if let Some(file) = &fragment.deletion_file {
+                deletions.push((
+                    local(deletion_file_path(base_path, fragment.id, file)),
+                    fragment.id,
+                    file,
+                ));
+            }
+            for file in &fragment.files {
+                let path = local(base_path.clone().join("data").join(file.path.as_str()));
+                sized.push((path, file.file_size_bytes.get().map(NonZero::get)));
+            }
         }
         for index in indices {
             let directory = PathBuf::from(to_local_path(base_path))
@@ -148,7 +140,20 @@ impl DurableCommitHandler {
                 sized.push((directory.join(&file.path), Some(file.size_bytes)));
             }
         }
-        sized.retain(|(path, _)| is_new(path));
+        {
+            let known = self.known();
+            let is_new = |path: &PathBuf| !known.named.contains(path) && !known.synced.contains(path);
+            deletions.retain(|(path, ..)| is_new(path));
+            sized.retain(|(path, _)| is_new(path));
+        }
+        for (path, fragment, file) in deletions {
+            // Its size stands nowhere, the number of its rows does.
+            let read = read_deletion_file(fragment, file, base_path, object_store).await;
+            let rows = read.ok().map(|deleted| deleted.len());
+            if rows.is_none() || file.num_deleted_rows.is_some_and(|wanted| rows != Some(wanted)) {
+                return Err(cut_short(&path));
+            }
+        }
         tokio::task::spawn_blocking(move || {
             for (path, wanted) in sized {
                 // One that is missing is for the sync to refuse, or to go past.
