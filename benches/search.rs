@@ -121,6 +121,7 @@ async fn main() {
             durability,
             index_cache_bytes: 64 << 20,
             metadata_cache_bytes: 64 << 20,
+            resident_bytes: 1 << 30,
             min_free_bytes: 0,
             model: ModelIdentity {
                 name: "random@0".to_owned(),

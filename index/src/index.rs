@@ -106,6 +106,13 @@ impl Index {
         self.0.place_of(address).map(|place| self.0.entry(place))
     }
 
+    /// The addresses of the live rows in a range of addresses, as those of a fragment. O(n).
+    #[must_use]
+    pub fn addresses_in(&self, range: std::ops::Range<u64>) -> Vec<u64> {
+        let addresses = (0..self.0.len).map(|place| self.0.address(place));
+        addresses.filter(|address| range.contains(address)).collect()
+    }
+
     /// What the index takes in memory, in bytes: all that it reaches, also what it shares with other snapshots, with 16
     /// bytes for the bookkeeping of each allocation. Walks all nodes: O(n / 64).
     #[must_use]
@@ -153,7 +160,13 @@ impl Builder {
         })
     }
 
-    /// Adds a live row. O(log n), nothing is copied.
+    /// Starts with the rows of an index, which stays as it is: what changes is copied, as in [`Index::apply`].
+    #[must_use]
+    pub fn of(index: &Index) -> Self {
+        Self(State::clone(&index.0))
+    }
+
+    /// Adds a live row. O(log n); of what an index shares, what changes is copied.
     ///
     /// # Errors
     /// [`Mismatch`] where the table has two rows at one address or a vector of another length.

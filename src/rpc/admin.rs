@@ -264,9 +264,18 @@ fn caches(app: &App, embedder: &serde_json::Map<String, Value>) -> BTreeMap<Stri
         .into_iter()
         .filter_map(|(name, value)| Some((name.strip_prefix("cache_")?.to_owned(), value)))
         .collect();
+    let resident = app.store().resident();
+    let resident = BTreeMap::from([
+        ("projects".to_owned(), resident.projects),
+        ("passages".to_owned(), resident.passages),
+        ("bytes".to_owned(), resident.bytes),
+        ("capacity_bytes".to_owned(), resident.limit_bytes),
+        ("evicted".to_owned(), resident.evicted),
+    ]);
     BTreeMap::from([
         ("lance_session".to_owned(), lance),
         ("query_vectors".to_owned(), queries),
+        ("resident_index".to_owned(), resident),
     ])
 }
 

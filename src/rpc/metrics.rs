@@ -172,6 +172,13 @@ impl Metrics {
         );
         self.counters("cache_hits", "What was in the cache", of("hits"));
         self.counters("cache_misses", "What was not", of("misses"));
+        self.gauges("cache_projects", "Projects with a part in the cache", level("projects"));
+        self.gauges("cache_passages", "Passages in the cache", level("passages"));
+        self.counters(
+            "cache_evictions",
+            "How often a project's part gave way to others",
+            of("evicted"),
+        );
     }
 
     fn server(&mut self, status: &StatusResult) {

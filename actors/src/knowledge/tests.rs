@@ -51,6 +51,7 @@ impl Running {
             durability: Durability::Fast,
             index_cache_bytes: 1 << 20,
             metadata_cache_bytes: 1 << 20,
+            resident_bytes: 1 << 30,
             min_free_bytes: 0,
             model: ModelIdentity {
                 name: model.identity().to_owned(),

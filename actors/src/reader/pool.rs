@@ -304,6 +304,7 @@ mod tests {
             durability: Durability::Fast,
             index_cache_bytes: 1 << 20,
             metadata_cache_bytes: 1 << 20,
+            resident_bytes: 1 << 30,
             min_free_bytes: 0,
             model: ModelIdentity {
                 name: "none@0".to_owned(),

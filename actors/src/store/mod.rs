@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`error`], `guarded`, `disk`, [`disk_space`], [`lock`], `caches` | what errors mean; reading what may be damaged; files of state; space to write; the lock of the data directory |
 //! | [`table`] | what lies on disk: schema, rows, identities, keyword index, durable commits |
+//! | [`index`] | the live rows of each open project in memory, at the version that readers see |
 //! | [`view`] | what readers see: one immutable version of a table, and all queries on it |
 //! | [`mod@write`] | what the writer does to a table: append, change, purge, forget |
 //! | [`upkeep`] | debts of a table, and the steps that pay them |
@@ -25,6 +26,7 @@ mod disk;
 pub mod disk_space;
 pub mod error;
 mod guarded;
+pub mod index;
 mod inventory;
 pub mod lock;
 mod project;
@@ -54,12 +56,13 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     /// The parts in their order; those of one line may use each other.
-    const ORDER: [&[&str]; 9] = [
+    const ORDER: [&[&str]; 10] = [
         &["error", "guarded", "disk", "lock", "caches", "swap"],
         &["table"],
+        &["index"],
         &["view"],
-        // What is there to be read quickly, and what is asked in SQL, come here.
-        &["index", "sql"],
+        // What is asked in SQL comes here.
+        &["sql"],
         &["write"],
         &["upkeep"],
         &["damage"],

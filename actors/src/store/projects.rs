@@ -15,6 +15,7 @@ use crate::store::access::WriteAccess;
 use crate::store::caches::SharedSession;
 use crate::store::discover::{self, LeftAside};
 use crate::store::disk_space::WriteState;
+use crate::store::index::{Budget, ResidentStats};
 use crate::store::lock::StoreLock;
 use crate::store::project::{Project, ProjectSettings, Published};
 use crate::store::swap::{self, Finished};
@@ -37,6 +38,8 @@ pub struct StoreConfig {
     pub index_cache_bytes: usize,
     /// Cache of manifests and file metadata, for all projects together, in bytes (default 1 GiB a connection).
     pub metadata_cache_bytes: usize,
+    /// Bytes that the indexes of live items may take in memory, of all projects together.
+    pub resident_bytes: u64,
     /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep still has
     /// space. 0 lets the disk fill up.
     pub min_free_bytes: u64,
@@ -52,6 +55,8 @@ pub struct Store {
     /// Held for as long as anything of the store is in use.
     pub(super) lock: StoreLock,
     pub(super) session: Arc<SharedSession>,
+    /// Which projects have an index in memory.
+    pub(super) resident: Arc<Budget>,
     /// What became of the interrupted restores when the store was opened.
     pub(super) finished: Finished,
     /// By the name folded to lower case, so that a collision is seen on every file system.
@@ -88,6 +93,7 @@ impl Store {
             config.index_cache_bytes,
             config.metadata_cache_bytes,
         ));
+        let resident = Arc::new(Budget::new(config.resident_bytes));
         lock.check()?;
         let finished = swap::finish_interrupted(&config.knowledge_dir);
         discover::remove_left_probes(&config.knowledge_dir, |_| false);
@@ -95,6 +101,7 @@ impl Store {
             config,
             lock,
             session,
+            resident,
             finished,
             projects: RwLock::new(BTreeMap::new()),
             left_aside: RwLock::default(),
@@ -196,6 +203,7 @@ impl Store {
             model: self.config.model.clone(),
             retention: self.config.retention,
             session: Arc::clone(&self.session),
+            resident: Arc::clone(&self.resident),
         };
         // Nobody follows the changes of the daemon's own projects.
         let publications = (!name.is_own()).then(|| Arc::clone(&self.published));
@@ -312,6 +320,11 @@ impl Store {
     /// Bytes in use of the shared caches.
     pub fn cache_bytes(&self) -> u64 {
         self.session.current().size_bytes()
+    }
+
+    /// What the indexes of live items take in memory.
+    pub fn resident(&self) -> ResidentStats {
+        self.resident.stats()
     }
 
     /// Where the commit numbers of a project come from, as far as it is open.

@@ -17,6 +17,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::Caches;
 use crate::store::error::read_error;
 use crate::store::guarded::guarded;
+use crate::store::index::ViewIndex;
 use crate::store::table::holds_table;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{TableShape, column};
@@ -125,6 +126,7 @@ async fn oldest_closed(
         shape,
         0,
         Arc::new(TableDamage::default()),
+        ViewIndex::default(),
     );
     let scanner = view.scan(&[column::CLOSED_AT], col(column::CLOSED_AT).is_not_null())?;
     let mut stream = scanner.try_into_stream().await.map_err(read_error)?;

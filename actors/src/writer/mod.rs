@@ -29,3 +29,4 @@ pub use commit::{
 pub use handle::WriterHandle;
 pub use incoming::IncomingStore;
 pub use message::{ExclusiveRequest, LaneDone, WriteReply, WriteRequest, WriterMessage, WriterStats};
+pub use undo::UndoNote;

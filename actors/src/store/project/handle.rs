@@ -13,6 +13,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::SharedSession;
 use crate::store::damage;
 use crate::store::disk_space::WriteState;
+use crate::store::index::Keeper;
 use crate::store::table::lineage::Lineage;
 use crate::store::table::schema::TableShape;
 use crate::store::upkeep;
@@ -45,6 +46,8 @@ pub struct Project {
     /// The table. Held by the writer for the whole of a commit, so that a commit that outlives the actor which
     /// started it is never joined by a second one.
     pub(super) table: Mutex<Option<WriteTable>>,
+    /// The index of what is live.
+    pub(super) keeper: Arc<Keeper>,
     pub(super) record: OpeningRecord,
     pub(super) damage: DamageLedger,
     /// Whether the last write failed because there was no space or no permission.
@@ -72,10 +75,12 @@ impl Project {
         writes: WriteState,
         suspended: bool,
     ) -> Self {
+        let keeper = Keeper::new(Arc::clone(&settings.resident));
         Self {
             settings,
             published,
             table: Mutex::default(),
+            keeper,
             record: OpeningRecord::default(),
             damage: DamageLedger::default(),
             writes,
@@ -292,6 +297,7 @@ impl Project {
     pub(in crate::store) fn forget_findings(&self) {
         self.record.clear(self.name());
         self.damage.clear();
+        self.keeper.clear();
         self.set_unerased(None);
     }
 

@@ -170,6 +170,7 @@ impl Project {
             self.settings.retention,
             damage.clone(),
             self.held().clone(),
+            Arc::clone(&self.keeper),
         );
         match guarded(opened).await {
             Ok(opened) => opened,

@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 
 use crate::domain::ProjectName;
 use crate::store::caches::SharedSession;
+use crate::store::index::Budget;
 use crate::store::lock::StoreLock;
 use crate::store::table::durable::Durability;
 use crate::store::table::schema::ModelIdentity;
@@ -24,4 +25,6 @@ pub(in crate::store) struct ProjectSettings {
     pub(in crate::store) retention: TimeDelta,
     /// The caches, which all projects share.
     pub(in crate::store) session: Arc<SharedSession>,
+    /// The bound on the indexes in memory, which all projects share.
+    pub(in crate::store) resident: Arc<Budget>,
 }

@@ -121,7 +121,10 @@ impl WriteTable {
             options,
             remap_options: None,
         };
-        self.lancedb().optimize(action).await.map(drop).map_err(write_error)
+        self.lancedb().optimize(action).await.map(drop).map_err(write_error)?;
+        // Right after it: then it is seen where the rows have gone, and none has to be read again.
+        self.snapshot().await?.follow(&[]).await;
+        Ok(())
     }
 
     async fn optimize_index(&self, options: OptimizeOptions) -> KnowledgeResult<()> {

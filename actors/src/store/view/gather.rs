@@ -12,7 +12,7 @@ use crate::store::error::read_error;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::column;
 use crate::store::view::filter;
-use crate::store::view::{ProjectView, row_id};
+use crate::store::view::{ProjectView, resident, row_id};
 
 /// Items that are read at once: with the largest texts some tens of megabytes.
 pub(crate) const ITEMS_AT_ONCE: usize = 32;
@@ -100,6 +100,9 @@ impl ProjectView {
     /// [`KnowledgeError::AnswerTooLarge`] where they are more than `limit_bytes`.
     pub async fn get(&self, ids: &[String], limit_bytes: usize) -> KnowledgeResult<Vec<StoredItem>> {
         self.check_shape()?;
+        if let Some(index) = self.index().await? {
+            return self.items_within(&resident::places_of(&index, ids), limit_bytes).await;
+        }
         let Some(wanted) = filter::any_of(column::ID, ids) else {
             return Ok(Vec::new());
         };
@@ -148,6 +151,10 @@ impl ProjectView {
     /// # Errors
     /// [`KnowledgeError::AnswerTooLarge`] where they are more than `limit_bytes`.
     pub async fn live_ids(&self, ids: &[String], limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
+        self.check_shape()?;
+        if let Some(index) = self.index().await? {
+            return resident::live_ids(&index, ids, limit_bytes);
+        }
         match filter::any_of(column::ID, ids) {
             None => Ok(Vec::new()),
             Some(wanted) => self.ids_of(wanted.and(filter::live(None)), limit_bytes).await,
@@ -159,6 +166,10 @@ impl ProjectView {
     /// # Errors
     /// [`KnowledgeError::AnswerTooLarge`] where they are more than `limit_bytes`.
     pub async fn matching_ids(&self, filter: &Filter, limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
+        self.check_shape()?;
+        if let Some(index) = self.index().await? {
+            return resident::matching_ids(&index, filter, limit_bytes);
+        }
         self.ids_of(filter::matching(filter, None), limit_bytes).await
     }
 

@@ -18,7 +18,7 @@ use crate::store::table::columns::item_columns;
 use crate::store::table::rows::{RowReader, row_key};
 use crate::store::table::schema::column;
 use crate::store::view::fusion::RankedItem;
-use crate::store::view::{ProjectView, filter, row_id};
+use crate::store::view::{ProjectView, filter, resident, row_id};
 
 /// A page of a list.
 #[derive(Clone, Debug)]
@@ -52,27 +52,40 @@ impl ProjectView {
         if page.is_empty() {
             return Ok(Vec::new());
         }
-        let row_ids: Vec<u64> = page.iter().map(|item| item.row_id).collect();
+        let mut places: Vec<u64> = page.iter().map(|item| item.row_id).collect();
+        // The whole text stands in passage 0; where another passage matched, it is fetched as well.
+        let index = self.index_at_hand();
+        for item in page {
+            places.extend(
+                index
+                    .as_ref()
+                    .and_then(|index| resident::other_first_place(index, item.row_id)),
+            );
+        }
         let projection = ProjectionRequest::from_columns(self.present(&item_columns()), self.dataset.schema());
-        let batch = self.dataset.take_rows(&row_ids, projection).await.map_err(read_error)?;
-        if batch.num_rows() != page.len() {
+        let batch = self.dataset.take_rows(&places, projection).await.map_err(read_error)?;
+        if batch.num_rows() != places.len() {
             return Err(KnowledgeError::internal(format!(
                 "{} rows were asked for and {} came back",
-                page.len(),
+                places.len(),
                 batch.num_rows()
             )));
         }
         let rows = RowReader(&batch);
-
-        // The whole text stands in passage 0; where another passage matched, it is fetched as well.
+        let mut first_items: HashMap<String, StoredItem> = HashMap::new();
+        for row in page.len()..batch.num_rows() {
+            let item = rows.item(row)?;
+            first_items.insert(item.item.id.clone(), item);
+        }
+        // Those that are not live now are not in the index.
         let mut first_rows = Vec::new();
-        for row in 0..batch.num_rows() {
-            if rows.small_int(column::PASSAGE, row)? != 0 {
+        for row in 0..page.len() {
+            let id = rows.required_text(column::ID, row)?;
+            if rows.small_int(column::PASSAGE, row)? != 0 && !first_items.contains_key(id) {
                 let revision = rows.int(column::REVISION, row)?.unwrap_or(1);
-                first_rows.push(row_key(rows.required_text(column::ID, row)?, revision, 0));
+                first_rows.push(row_key(id, revision, 0));
             }
         }
-        let mut first_items: HashMap<String, StoredItem> = HashMap::new();
         if let Some(predicate) = filter::any_of(column::ROW_KEY, &first_rows) {
             for batch in Self::collect(&self.scan(&item_columns(), predicate)?).await? {
                 for row in 0..batch.num_rows() {
@@ -114,6 +127,9 @@ impl ProjectView {
     /// [`KnowledgeError::AnswerTooLarge`] where the page is larger than an answer may be.
     pub async fn list(&self, request: &ListRequest) -> KnowledgeResult<ListPage> {
         self.check_shape()?;
+        if let Some(index) = self.index().await? {
+            return self.list_from(&index, request).await;
+        }
         let matching = filter::matching(&request.filter, None).and(filter::first_passage());
         let total = self.count(matching.clone()).await?;
         let predicate = match &request.after {

@@ -1,6 +1,7 @@
 //! The two legs of a search as LanceDB runs them: nearest vectors and keywords.
 
 use arrow_array::Float32Array;
+use lance::dataset::scanner::Scanner;
 use lance_index::scalar::FullTextSearchQuery;
 use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::expr::col;
@@ -19,7 +20,7 @@ use std::collections::HashSet;
 /// Column of the cosine distance (1 - cosine) in the vector leg's results.
 const DISTANCE: &str = "_distance";
 /// Column of BM25 in the keyword leg's results.
-const BM25: &str = "_score";
+pub(super) const BM25: &str = "_score";
 
 impl ProjectView {
     /// The best passages of one leg, if the mode asks for it: `passages` of them at most, without those of the
@@ -36,16 +37,28 @@ impl ProjectView {
             hits: Vec::new(),
             is_last: true,
         };
+        // What is live now is in memory; how things were at some time is not.
+        let index = match request.at {
+            None => self.index().await?,
+            Some(_) => None,
+        };
+        let matching = index.map(|index| index.matching(&request.filter));
         let mut predicate = filter::matching(&request.filter, request.at);
         if !known.is_empty() {
             let known = known.iter().map(|id| lit(id.as_str())).collect();
             predicate = predicate.and(col(column::ID).in_list(known, true));
         }
         match (kind, request.mode, &request.vector) {
-            (LegKind::Vector, SearchMode::Hybrid | SearchMode::Vector, Some(vector)) => {
-                self.vector_leg(vector, predicate, passages, request.min_similarity, source)
-                    .await
-            }
+            (LegKind::Vector, SearchMode::Hybrid | SearchMode::Vector, Some(vector)) => match &matching {
+                Some(matching) => {
+                    self.vector_leg_from(matching, vector, request, known, passages, source)
+                        .await
+                }
+                None => {
+                    self.vector_leg(vector, predicate, passages, request.min_similarity, source)
+                        .await
+                }
+            },
             (LegKind::Vector, _, _) | (LegKind::Text, SearchMode::Vector, _) => Ok(nothing),
             (LegKind::Text, SearchMode::Hybrid | SearchMode::Text, vector) => match &self.damage.keyword_index {
                 // By meaning alone, which `degraded` says.
@@ -54,10 +67,16 @@ impl ProjectView {
                     part: "keyword index",
                     reason: format!("{reason}; it is rebuilt with the next store"),
                 }),
-                None => {
-                    self.text_leg(&request.query, predicate, passages, vector.as_deref(), source)
-                        .await
-                }
+                None => match &matching {
+                    Some(matching) => {
+                        self.text_leg_from(matching, &request.query, vector.as_deref(), known, passages, source)
+                            .await
+                    }
+                    None => {
+                        self.text_leg(&request.query, predicate, passages, vector.as_deref(), source)
+                            .await
+                    }
+                },
             },
         }
     }
@@ -126,16 +145,7 @@ impl ProjectView {
             None => &[column::ID, BM25],
         };
         let mut scanner = self.scan(columns, predicate)?;
-        let search = FullTextSearchQuery::new(query.to_owned())
-            .with_column(column::PASSAGE_TEXT.to_owned())
-            .map_err(read_error)?
-            .limit(Some(passages as i64));
-        scanner
-            .full_text_search(search)
-            .map_err(read_error)?
-            .limit(Some(passages as i64), None)
-            .map_err(read_error)?
-            .with_row_id();
+        keyword_query(scanner.with_row_id(), query, passages)?;
         let mut hits = Vec::new();
         for batch in Self::collect(&scanner).await? {
             let rows = RowReader(&batch);
@@ -161,8 +171,23 @@ impl ProjectView {
     }
 }
 
+/// Makes a scan one for the passages that hold words of `query`, `passages` of them at most.
+pub(super) fn keyword_query(scanner: &mut Scanner, query: &str, passages: usize) -> KnowledgeResult<()> {
+    let limit = i64::try_from(passages).map_err(KnowledgeError::internal)?;
+    let search = FullTextSearchQuery::new(query.to_owned())
+        .with_column(column::PASSAGE_TEXT.to_owned())
+        .map_err(read_error)?
+        .limit(Some(limit));
+    scanner
+        .full_text_search(search)
+        .map_err(read_error)?
+        .limit(Some(limit), None)
+        .map_err(read_error)?;
+    Ok(())
+}
+
 /// Best first; of equals in the order of the table, so that it is the same every time.
-fn sort_best_first(hits: &mut [LegHit], score: impl Fn(&LegHit) -> Option<f32>) {
+pub(super) fn sort_best_first(hits: &mut [LegHit], score: impl Fn(&LegHit) -> Option<f32>) {
     hits.sort_by(|a, b| {
         let by_score = score(b).partial_cmp(&score(a)).unwrap_or(std::cmp::Ordering::Equal);
         by_score.then(a.row_id.cmp(&b.row_id))

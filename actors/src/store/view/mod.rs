@@ -12,6 +12,7 @@ mod items;
 mod leg_queries;
 mod legs;
 mod project_view;
+mod resident;
 pub mod search;
 mod stats;
 

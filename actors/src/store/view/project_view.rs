@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
+use ccod_index::Index;
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
@@ -19,9 +20,11 @@ use tokio::sync::OnceCell;
 use crate::domain::{Filter, ItemStats, ProjectName, SearchMode};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
+use crate::store::index::ViewIndex;
 use crate::store::table::columns::Column;
 use crate::store::table::schema::{TableShape, may_be_missing};
 use crate::store::table::table_damage::TableDamage;
+use crate::store::table::written::WrittenFragment;
 use crate::store::view::filter;
 
 /// Column of the row's address in this version.
@@ -36,6 +39,7 @@ pub struct ProjectView {
     pub(super) sequence: i64,
     pub(super) damage: Arc<TableDamage>,
     pub(super) stats: OnceCell<Arc<ItemStats>>,
+    index: ViewIndex,
 }
 
 /// A search, checked and embedded.
@@ -74,6 +78,7 @@ impl ProjectView {
         shape: TableShape,
         sequence: i64,
         damage: Arc<TableDamage>,
+        index: ViewIndex,
     ) -> Self {
         Self {
             project,
@@ -82,6 +87,7 @@ impl ProjectView {
             sequence,
             damage,
             stats: OnceCell::new(),
+            index,
         }
     }
 
@@ -124,6 +130,42 @@ impl ProjectView {
     pub fn degraded(&self) -> Option<String> {
         let found = self.damage.describe();
         (!found.is_empty()).then(|| format!("project {}: {}", self.project, found.join("; ")))
+    }
+
+    /// The live rows in memory; none where there are too many of them, or where the table is of another shape.
+    ///
+    /// # Errors
+    /// Where they have to be read and cannot be.
+    pub(crate) async fn index(&self) -> KnowledgeResult<Option<Index>> {
+        match self.shape {
+            TableShape::Current { .. } => self.index.get(&self.dataset, &self.damage).await,
+            TableShape::Foreign { .. } => Ok(None),
+        }
+    }
+
+    /// As [`ProjectView::index`], if it need not be read.
+    pub(crate) fn index_at_hand(&self) -> Option<Index> {
+        self.index.at_hand(&self.dataset, &self.damage)
+    }
+
+    /// Makes the index of this version out of that of one before, if there is one, and of what was `written` since.
+    pub(crate) async fn follow(&self, written: &[WrittenFragment]) {
+        if let TableShape::Current { .. } = self.shape {
+            self.index.follow(&self.dataset, &self.damage, written).await;
+        }
+    }
+
+    /// The same version, asked as if there were no index.
+    #[cfg(test)]
+    pub(crate) fn without_index(&self) -> Self {
+        Self::new(
+            self.project.clone(),
+            Arc::clone(&self.dataset),
+            self.shape.clone(),
+            self.sequence,
+            Arc::clone(&self.damage),
+            ViewIndex::default(),
+        )
     }
 
     pub(crate) fn dataset(&self) -> &Arc<Dataset> {

@@ -7,7 +7,7 @@ use crate::error::KnowledgeResult;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::TableShape;
 use crate::store::table::schema::column;
-use crate::store::view::{ProjectView, filter};
+use crate::store::view::{ProjectView, filter, resident};
 use std::collections::BTreeMap;
 
 impl ProjectView {
@@ -25,6 +25,9 @@ impl ProjectView {
                 total: self.row_count().await? as u64,
                 ..ItemStats::default()
             });
+        }
+        if let Some(index) = self.index().await? {
+            return Ok(resident::stats(&index));
         }
         let columns = [column::PASSAGE, column::TYPE, column::AGENT, column::TIMESTAMP];
         let mut stats = ItemStats::default();

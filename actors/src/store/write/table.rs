@@ -17,12 +17,14 @@ use lancedb::{Connection, Table};
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{read_error, write_error};
+use crate::store::index::{Keeper, ViewIndex};
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::identity::{IdentityKind, SeenIdentities};
 use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform};
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::table::table_damage::TableDamage;
+use crate::store::table::written::WrittenFragment;
 use crate::store::table::{dataset_shape, keyword_index};
 use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
@@ -50,6 +52,10 @@ pub struct WriteTable {
     pub(super) oldest_closed: Option<DateTime<Utc>>,
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
     pub(super) held: HeldVersions,
+    /// Makes and keeps the index of what is live.
+    pub(super) keeper: Arc<Keeper>,
+    /// What was written since the last view and is still at hand.
+    pub(super) written: Vec<WrittenFragment>,
     /// What of it cannot be read. Views leave it out.
     pub(super) damage: Arc<TableDamage>,
     /// What was mended, for `admin.status`.
@@ -83,6 +89,7 @@ impl WriteTable {
         retention: TimeDelta,
         damage: TableDamage,
         held: HeldVersions,
+        keeper: Arc<Keeper>,
     ) -> KnowledgeResult<Self> {
         let schema = table.schema().await.map_err(read_error)?;
         let dataset = current_dataset(&table).await?;
@@ -97,6 +104,8 @@ impl WriteTable {
             retention,
             oldest_closed: None,
             held,
+            keeper,
+            written: Vec::new(),
             damage: Arc::new(damage),
             notes: Vec::new(),
         };
@@ -251,13 +260,22 @@ impl WriteTable {
         let dataset = current_dataset(&self.table).await?;
         let version = dataset.version().version;
         let view = Arc::new(self.view_of(dataset, self.last_sequence));
+        view.follow(&std::mem::take(&mut self.written)).await;
         self.held.add(version, &view);
         Ok(view)
     }
 
     fn view_of(&self, dataset: Arc<Dataset>, sequence: i64) -> ProjectView {
         let damage = Arc::clone(&self.damage);
-        ProjectView::new(self.project.clone(), dataset, self.shape.clone(), sequence, damage)
+        let index = ViewIndex::of(&self.keeper);
+        ProjectView::new(
+            self.project.clone(),
+            dataset,
+            self.shape.clone(),
+            sequence,
+            damage,
+            index,
+        )
     }
 
     /// What of the table cannot be read.

@@ -1,0 +1,449 @@
+//! The index answers as the table does: random sequences of every kind of write, upkeep and reopening, and after each
+//! of them everything is asked both ways.
+
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::domain::{
+    Content, Deletion, Filter, KnowledgeType, NewItem, OnDuplicate, ProjectName, SearchMode, UpdateParams, now_ms,
+};
+use crate::store::table::rows::EmbeddedPassage;
+use crate::store::upkeep::{Pace, due_steps};
+use crate::store::view::search::search;
+use crate::store::view::{ListRequest, SearchRequest};
+use crate::store::{Durability, ModelIdentity, ProjectView, Store, StoreConfig, StoreLock, WriteAccess};
+use crate::writer::commit::{OpOutcome, plan_group};
+use crate::writer::{DeleteTarget, PreparedItem, PreparedUpdate, UndeleteTarget, UndoNote, WriteOp};
+
+const MODEL: &str = "random@1";
+const DIMENSIONS: usize = 40;
+const WORDS: [&str; 12] = [
+    "socket", "writer", "lease", "commit", "index", "vector", "table", "panic", "retry", "budget", "token", "lock",
+];
+/// Items at most: all of their passages fit into one round of each leg of a search.
+const ITEMS: usize = 24;
+const EVERYTHING: usize = 1 << 24;
+
+struct Project {
+    access: WriteAccess,
+    name: ProjectName,
+    random: StdRng,
+    /// Ids of items that are live.
+    live: Vec<String>,
+    deleted: Vec<String>,
+    deletions: Vec<Deletion>,
+    /// Steps that were taken, for the message of a failure.
+    steps: Vec<String>,
+}
+
+fn open(home: &std::path::Path) -> WriteAccess {
+    let config = StoreConfig {
+        knowledge_dir: home.to_owned(),
+        durability: Durability::Fast,
+        index_cache_bytes: 8 << 20,
+        metadata_cache_bytes: 8 << 20,
+        resident_bytes: 1 << 30,
+        min_free_bytes: 0,
+        model: ModelIdentity {
+            name: MODEL.to_owned(),
+            dimensions: DIMENSIONS,
+        },
+        retention: TimeDelta::days(7),
+    };
+    // The last store of this directory may still be on its way out.
+    let lock = (0..200).find_map(|_| {
+        let lock = StoreLock::acquire(home).ok();
+        if lock.is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        lock
+    });
+    Store::open(config, lock.unwrap()).unwrap().1
+}
+
+impl Project {
+    fn vector(&mut self) -> Vec<f32> {
+        let vector: Vec<f32> = (0..DIMENSIONS).map(|_| self.random.random_range(-1.0..1.0)).collect();
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        vector.iter().map(|x| x / length).collect()
+    }
+
+    fn words(&mut self, number: usize) -> String {
+        let word = |random: &mut StdRng| WORDS[random.random_range(0..WORDS.len())];
+        let words: Vec<&str> = (0..number).map(|_| word(&mut self.random)).collect();
+        words.join(" ")
+    }
+
+    fn passages(&mut self, text: &str) -> Vec<EmbeddedPassage> {
+        let parts: Vec<&str> = text.split(". ").collect();
+        let mut start = 0;
+        let mut passages = Vec::new();
+        for part in parts {
+            let end = start + part.chars().count();
+            passages.push(EmbeddedPassage {
+                start,
+                end,
+                text: part.to_owned(),
+                vector: self.vector().into(),
+            });
+            start = end + ". ".len();
+        }
+        passages
+    }
+
+    fn text(&mut self) -> String {
+        let passages = self.random.random_range(1..=3);
+        let parts: Vec<String> = (0..passages)
+            .map(|_| {
+                let words = self.random.random_range(2..=8);
+                self.words(words)
+            })
+            .collect();
+        // Never the same text twice, which would be a duplicate.
+        format!("{} {}", self.random.random::<u32>(), parts.join(". "))
+    }
+
+    fn metadata(&mut self) -> serde_json::Map<String, Value> {
+        let metadata = match self.random.random_range(0..4) {
+            0 => json!({}),
+            1 => json!({"area": "store", "n": self.random.random_range(0..3)}),
+            2 => json!({"area": "wire"}),
+            _ => json!({"area": "store", "ä": null, "deep": {"x": [1]}}),
+        };
+        metadata.as_object().unwrap().clone()
+    }
+
+    fn store(&mut self) -> WriteOp {
+        let text = self.text();
+        let kinds = [KnowledgeType::Decision, KnowledgeType::Issue, KnowledgeType::General];
+        let item = NewItem {
+            content: Content {
+                knowledge_type: kinds[self.random.random_range(0..kinds.len())],
+                agent: (self.random.random_range(0..3) > 0).then(|| format!("agent{}", self.random.random_range(0..3))),
+                session_id: (self.random.random_range(0..2) > 0)
+                    .then(|| format!("session{}", self.random.random_range(0..3))),
+                metadata: self.metadata(),
+                text: text.clone(),
+            },
+            id: None,
+            idempotency_key: None,
+            on_duplicate: OnDuplicate::Store,
+            timestamp: now_ms() - TimeDelta::minutes(self.random.random_range(0..600)),
+            updated_at: None,
+        };
+        WriteOp::Store(PreparedItem {
+            content_hash: item.content_hash(),
+            item,
+            passages: self.passages(&text),
+        })
+    }
+
+    fn some(&mut self, of: &[String], most: usize) -> Vec<String> {
+        let number = self.random.random_range(1..=most);
+        let pick = |random: &mut StdRng| of[random.random_range(0..of.len())].clone();
+        let mut picked: Vec<String> = (0..number).map(|_| pick(&mut self.random)).collect();
+        picked.sort();
+        picked.dedup();
+        picked
+    }
+
+    fn update(&mut self, id: String) -> WriteOp {
+        let new_text = self.random.random_range(0..2) > 0;
+        let text = new_text.then(|| self.text());
+        let passages = text.as_ref().map(|text| self.passages(text));
+        let metadata = (!new_text).then(|| self.metadata().into());
+        WriteOp::Update(PreparedUpdate {
+            change: UpdateParams {
+                id,
+                text,
+                agent: Some(format!("agent{}", self.random.random_range(0..5))),
+                metadata,
+                ..UpdateParams::default()
+            },
+            passages,
+        })
+    }
+
+    async fn commit(&mut self, group: Vec<WriteOp>) {
+        let project = self.access.project(&self.name).unwrap();
+        let mut guard = self.access.lock(&project, true).await.unwrap();
+        let table = guard.table().unwrap();
+        let planned = plan_group(table, &group).await.unwrap();
+        let outcome = planned.commit(table).await.unwrap();
+        guard.publish().await.unwrap();
+        for outcome in outcome.items {
+            match outcome.unwrap() {
+                OpOutcome::Stored(stored) => self.live.push(stored.id),
+                OpOutcome::Deleted(deleted) => {
+                    self.live.retain(|id| !deleted.ids.contains(id));
+                    self.deleted.extend(deleted.ids);
+                    self.deletions.extend(deleted.deletion);
+                }
+                OpOutcome::Undeleted(undeleted) => {
+                    self.deleted.retain(|id| !undeleted.restored.contains(id));
+                    self.live.extend(undeleted.restored);
+                }
+                OpOutcome::Updated(_) => {}
+                OpOutcome::NotEmbedded => panic!("{:?}", self.steps),
+            }
+        }
+    }
+
+    async fn step(&mut self, home: &std::path::Path) {
+        let (live, deleted) = (self.live.clone(), self.deleted.clone());
+        let choice = self.random.random_range(0..14);
+        let mut note = |step: String| self.steps.push(step);
+        match choice {
+            0..=4 if live.len() < ITEMS => {
+                let number = self.random.random_range(1..=4);
+                note(format!("store {number}"));
+                let group = (0..number).map(|_| self.store()).collect();
+                self.commit(group).await;
+            }
+            5 | 6 if !live.is_empty() => {
+                let ids = self.some(&live, 3);
+                self.steps.push(format!("update {ids:?}"));
+                let group = ids.into_iter().map(|id| self.update(id)).collect();
+                self.commit(group).await;
+            }
+            7 if !live.is_empty() => {
+                let ids = self.some(&live, 4);
+                self.steps.push(format!("delete {ids:?}"));
+                let delete = WriteOp::Delete(DeleteTarget::Ids(ids), UndoNote::default());
+                // In one group with something new.
+                let store = self.store();
+                self.commit(vec![delete, store]).await;
+            }
+            8 => {
+                let filter = self.filter();
+                self.steps.push(format!("delete {filter:?}"));
+                let target = DeleteTarget::Matching(filter);
+                self.commit(vec![WriteOp::Delete(target, UndoNote::default())]).await;
+            }
+            9 if !deleted.is_empty() => {
+                let target = match self.deletions.pop().filter(|_| self.random.random_range(0..2) > 0) {
+                    Some(deletion) => UndeleteTarget::Deletion(deletion),
+                    None => UndeleteTarget::Ids(self.some(&deleted, 3)),
+                };
+                self.steps.push(format!("undelete {target:?}"));
+                if live.len() < ITEMS {
+                    self.commit(vec![WriteOp::Undelete(target)]).await;
+                }
+            }
+            10 if !live.is_empty() => {
+                let ids = self.some(&live, 2);
+                self.steps.push(format!("purge {ids:?}"));
+                self.purge(&ids).await;
+            }
+            11 => {
+                self.steps.push("upkeep".to_owned());
+                self.upkeep(false).await;
+            }
+            12 => {
+                self.steps.push("thorough upkeep".to_owned());
+                self.upkeep(true).await;
+            }
+            13 if self.random.random_range(0..2) > 0 => {
+                self.steps.push("open again".to_owned());
+                let project = self.access.project(&self.name).unwrap();
+                self.access.forget(&project).await;
+            }
+            13 => {
+                self.steps.push("restart".to_owned());
+                let gone = std::mem::replace(&mut self.access, open(&home.with_file_name("elsewhere")));
+                drop(gone);
+                self.access = open(home);
+            }
+            _ => {}
+        }
+    }
+
+    async fn purge(&mut self, ids: &[String]) {
+        let project = self.access.project(&self.name).unwrap();
+        let mut guard = self.access.lock(&project, false).await.unwrap();
+        let table = guard.table().unwrap();
+        table.purge(ids).await.unwrap();
+        table.erase_removed().await.unwrap();
+        guard.publish().await.unwrap();
+        self.live.retain(|id| !ids.contains(id));
+        self.deletions.clear();
+    }
+
+    async fn upkeep(&mut self, thorough: bool) {
+        let project = self.access.project(&self.name).unwrap();
+        let mut guard = self.access.lock(&project, true).await.unwrap();
+        let table = guard.table().unwrap();
+        if thorough {
+            table.maintain_thoroughly().await.unwrap();
+        } else if let Some(step) = due_steps(&table.debt().await.unwrap(), Pace::Quiet).first() {
+            table.maintain(*step).await.unwrap();
+        }
+        guard.publish().await.unwrap();
+        let table = guard.table().unwrap();
+        if self.random.random_range(0..2) > 0 {
+            table.prune().await.unwrap();
+        }
+    }
+
+    fn filter(&mut self) -> Filter {
+        let agents = ["agent0", "agent1", "agent4"];
+        let mut filter = match self.random.random_range(0..5) {
+            0 => json!({"agent": agents[self.random.random_range(0..3)]}),
+            1 => json!({"session_id": ["session0", "session2"], "type": ["issue", "decision"]}),
+            2 => json!({"metadata": {"area": "store"}}),
+            3 => json!({"metadata": {"ä": null, "deep": {"x": [1]}}}),
+            _ => json!({"type": "general"}),
+        };
+        if self.random.random_range(0..3) == 0 {
+            let since = now_ms() - TimeDelta::minutes(self.random.random_range(0..600));
+            filter["since"] = json!(crate::domain::format_time(since));
+        }
+        serde_json::from_value(filter).unwrap()
+    }
+
+    async fn view(&self) -> Option<Arc<ProjectView>> {
+        self.access.store().view(&self.name).await.unwrap()
+    }
+
+    async fn check(&mut self) {
+        let Some(view) = self.view().await else { return };
+        let table = Arc::new(view.without_index());
+        assert!(view.index().await.unwrap().is_some());
+        assert_eq!(
+            view.stats().await.unwrap(),
+            table.stats().await.unwrap(),
+            "{:?}",
+            self.steps
+        );
+
+        let filters = [Filter::default(), self.filter(), self.filter()];
+        let mut ids = self.live.clone();
+        ids.extend(self.deleted.iter().take(3).cloned());
+        ids.push("unknown-1".to_owned());
+        assert_eq!(
+            view.get(&ids, EVERYTHING).await.unwrap(),
+            table.get(&ids, EVERYTHING).await.unwrap(),
+            "{:?}",
+            self.steps
+        );
+        assert_eq!(
+            view.live_ids(&ids, EVERYTHING).await.unwrap(),
+            table.live_ids(&ids, EVERYTHING).await.unwrap(),
+        );
+        for filter in filters {
+            assert_eq!(
+                view.matching_ids(&filter, EVERYTHING).await.unwrap(),
+                table.matching_ids(&filter, EVERYTHING).await.unwrap(),
+                "{filter:?} {:?}",
+                self.steps
+            );
+            self.check_lists(&view, &table, &filter).await;
+            for mode in [SearchMode::Vector, SearchMode::Text, SearchMode::Hybrid] {
+                self.check_search(&view, &table, &filter, mode).await;
+            }
+        }
+    }
+
+    async fn check_lists(&mut self, view: &ProjectView, table: &ProjectView, filter: &Filter) {
+        let mut after = None;
+        loop {
+            let request = ListRequest {
+                filter: filter.clone(),
+                newest_first: self.random.random_range(0..2) > 0,
+                limit: 7,
+                after: after.clone(),
+                max_answer_bytes: EVERYTHING,
+            };
+            let (own, other) = (view.list(&request).await.unwrap(), table.list(&request).await.unwrap());
+            assert_eq!(own.items, other.items, "{request:?} {:?}", self.steps);
+            assert_eq!((own.total, own.more), (other.total, other.more), "{request:?}");
+            let last = own
+                .items
+                .last()
+                .map(|stored| (stored.item.timestamp, stored.item.id.clone()));
+            // The order may change on the way: then it goes back or ends.
+            if !own.more || last.is_none() || self.random.random_range(0..3) == 0 {
+                return;
+            }
+            after = last;
+        }
+    }
+
+    async fn check_search(
+        &mut self,
+        view: &Arc<ProjectView>,
+        table: &Arc<ProjectView>,
+        filter: &Filter,
+        mode: SearchMode,
+    ) {
+        let vector = (mode != SearchMode::Text).then(|| Arc::from(self.vector()));
+        let request = SearchRequest {
+            query: self.words(3),
+            vector,
+            mode,
+            filter: filter.clone(),
+            limit: 100,
+            offset: 0,
+            threshold: None,
+            min_similarity: [-1.0, 0.05][self.random.random_range(0..2)],
+            at: None,
+            except: None,
+            text_budget: None,
+            max_answer_bytes: EVERYTHING,
+        };
+        let own = search(std::slice::from_ref(view), &request, MODEL).await.unwrap();
+        let other = search(std::slice::from_ref(table), &request, MODEL).await.unwrap();
+        let shown = |outcome: &crate::store::view::search::SearchOutcome| {
+            let hits = outcome.hits.iter();
+            hits.map(|hit| (hit.stored.item.id.clone(), hit.passage.index, hit.similarity, hit.bm25))
+                .collect::<Vec<_>>()
+        };
+        let (own_hits, other_hits) = (shown(&own), shown(&other));
+        let near = |a: Option<f32>, b: Option<f32>| match (a, b) {
+            (Some(a), Some(b)) => (a - b).abs() < 1e-3,
+            (a, b) => a == b,
+        };
+        let same = own_hits.len() == other_hits.len()
+            && own_hits
+                .iter()
+                .zip(&other_hits)
+                .all(|(a, b)| (&a.0, a.1) == (&b.0, b.1) && near(a.2, b.2) && near(a.3, b.3));
+        assert!(
+            same && own.more == other.more && own.mode == other.mode,
+            "{request:?}\n{own_hits:?}\n{other_hits:?}\n{:?}",
+            self.steps
+        );
+        for (hit, other) in own.hits.iter().zip(&other.hits) {
+            assert_eq!(hit.stored, other.stored);
+            assert_eq!(hit.passage, other.passage);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_histories_are_answered_from_memory_as_from_the_table() {
+    for seed in 0..4 {
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join("home");
+        for place in ["home", "elsewhere"] {
+            std::fs::create_dir(directory.path().join(place)).unwrap();
+        }
+        let mut project = Project {
+            access: open(&home),
+            name: ProjectName::parse("random", "project_id").unwrap(),
+            random: StdRng::seed_from_u64(seed),
+            live: Vec::new(),
+            deleted: Vec::new(),
+            deletions: Vec::new(),
+            steps: vec![format!("seed {seed}")],
+        };
+        for _ in 0..40 {
+            project.step(&home).await;
+            project.check().await;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Which projects have an index in memory: those that were used last, as far as the bound allows.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::keeper::Keeper;
+
+/// The bound on the indexes of all projects together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Projects that may have an index, the one that was used last at the end.
+    keepers: Vec<Weak<Keeper>>,
+    evicted: u64,
+}
+
+/// What the indexes of all projects take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResidentStats {
+    /// Projects that have one.
+    pub projects: u64,
+    /// Passages in them.
+    pub passages: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes that they may take.
+    pub limit_bytes: u64,
+    /// How often one gave way to others since the start, or was too large by itself.
+    pub evicted: u64,
+}
+
+impl State {
+    /// Puts a project last, where those are that were used last.
+    fn put_last(&mut self, keeper: &Arc<Keeper>) {
+        let own = Arc::downgrade(keeper);
+        self.keepers
+            .retain(|known| known.strong_count() > 0 && !known.ptr_eq(&own));
+        self.keepers.push(own);
+    }
+}
+
+impl Budget {
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        Self {
+            limit_bytes,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Whether an index of so many bytes fits at all.
+    pub(super) fn can_hold(&self, bytes: u64) -> bool {
+        bytes <= self.limit_bytes
+    }
+
+    /// Notes that a project's index is read.
+    pub(super) fn note_use(&self, keeper: &Arc<Keeper>) {
+        let mut state = self.state.lock();
+        // It mostly is the last already.
+        if !state
+            .keepers
+            .last()
+            .is_some_and(|last| last.ptr_eq(&Arc::downgrade(keeper)))
+        {
+            state.put_last(keeper);
+        }
+    }
+
+    /// Notes that a project's index is new or has changed. If all of them together are too large now, those go that
+    /// were used least recently: the new one last, if it is too large alone.
+    pub(super) fn note_change(&self, keeper: &Arc<Keeper>) {
+        let mut evicted = Vec::new();
+        {
+            let mut state = self.state.lock();
+            state.put_last(keeper);
+            let held: Vec<Arc<Keeper>> = state.keepers.iter().filter_map(Weak::upgrade).collect();
+            let mut bytes: u64 = held.iter().map(|keeper| keeper.bytes()).sum();
+            for oldest in held {
+                if bytes <= self.limit_bytes {
+                    break;
+                }
+                if oldest.bytes() > 0 {
+                    bytes -= oldest.bytes();
+                    state.evicted += 1;
+                    evicted.push(oldest);
+                }
+            }
+        }
+        // Outside the lock, for it takes a while.
+        for keeper in evicted {
+            keeper.evict();
+        }
+    }
+
+    /// What the indexes take now.
+    pub(crate) fn stats(&self) -> ResidentStats {
+        let state = self.state.lock();
+        let mut stats = ResidentStats {
+            limit_bytes: self.limit_bytes,
+            evicted: state.evicted,
+            ..ResidentStats::default()
+        };
+        for keeper in state.keepers.iter().filter_map(Weak::upgrade) {
+            if let Some(passages) = keeper.passages() {
+                stats.projects += 1;
+                stats.passages += passages;
+                stats.bytes += keeper.bytes();
+            }
+        }
+        stats
+    }
+}

@@ -1,0 +1,243 @@
+//! What a view answers from the index in memory, without a query: counts, lists, gets, and both legs of a search.
+
+use std::collections::{BTreeMap, HashSet};
+
+use ccod_index::{Hit, Index, Matching, best_by_item};
+use chrono::{DateTime, Utc};
+use lance::dataset::ProjectionRequest;
+use lance::dataset::scanner::{RowAddrMask, RowAddrTreeMap};
+
+use crate::domain::{Filter, ItemStats, Order};
+use crate::error::KnowledgeResult;
+use crate::store::error::read_error;
+use crate::store::index::{rows_of, unit};
+use crate::store::table::keyword_index;
+use crate::store::table::rows::RowReader;
+use crate::store::table::schema::column;
+use crate::store::view::fusion::LegHit;
+use crate::store::view::gather::AnswerBudget;
+use crate::store::view::items::{ListPage, ListRequest};
+use crate::store::view::leg_queries::{BM25, cosine, keyword_query, sort_best_first};
+use crate::store::view::legs::LegPage;
+use crate::store::view::{ProjectView, SearchRequest, row_id};
+
+/// Below one part in so many of a table's rows, those that match are named to the keyword index.
+const FEW_PART: u64 = 8;
+/// How many times more passages the keyword index is asked for when too few of them matched.
+const ASKED_MORE: usize = 4;
+
+/// Counts of the live items.
+pub(super) fn stats(index: &Index) -> ItemStats {
+    let counts = index.counts();
+    let time = |ms: Option<i64>| ms.and_then(DateTime::<Utc>::from_timestamp_millis);
+    let by_kind: BTreeMap<String, u64> = counts
+        .by_kind
+        .into_iter()
+        .map(|(kind, items)| (kind.as_str().to_owned(), items))
+        .collect();
+    ItemStats {
+        total: counts.items,
+        passages: counts.passages,
+        by_kind,
+        by_agent: counts.by_agent,
+        oldest: time(counts.oldest_ms),
+        newest: time(counts.newest_ms),
+    }
+}
+
+/// Where the first passages of the live items with these ids stand, in the order of the table.
+pub(super) fn places_of(index: &Index, ids: &[String]) -> Vec<u64> {
+    let first = |id: &String| {
+        index
+            .get(id)
+            .first()
+            .filter(|entry| entry.passage == 0)
+            .map(|entry| entry.address)
+    };
+    let mut places: Vec<u64> = ids.iter().filter_map(first).collect();
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+/// Where the first passage of the item stands of which another passage stands here; none where this is the first.
+pub(super) fn other_first_place(index: &Index, place: u64) -> Option<u64> {
+    let entry = index.at(place).filter(|entry| entry.passage != 0)?;
+    let first = index.get(entry.id).into_iter().find(|entry| entry.passage == 0);
+    first.map(|first| first.address)
+}
+
+/// The ids of the live items that are in `ids`, sorted, if an answer of `limit_bytes` may hold them.
+pub(super) fn live_ids(index: &Index, ids: &[String], limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
+    let mut budget = AnswerBudget::new(limit_bytes);
+    let mut live: Vec<String> = ids.iter().filter(|id| index.contains(id)).cloned().collect();
+    live.sort_unstable();
+    live.dedup();
+    for id in &live {
+        budget.take(id.len() + "\"\"".len())?;
+    }
+    Ok(live)
+}
+
+/// The ids of the items that pass `filter`, sorted, if an answer of `limit_bytes` may hold them.
+pub(super) fn matching_ids(index: &Index, filter: &Filter, limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
+    let mut budget = AnswerBudget::new(limit_bytes);
+    let mut ids = Vec::new();
+    for listed in index.list(filter, Order::Oldest, None, usize::MAX).items {
+        budget.take(listed.id.len() + "\"\"".len())?;
+        ids.push(listed.id);
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+impl ProjectView {
+    /// The nearest items that are not `known`, nearest first: `items` of them, unless there are fewer.
+    pub(super) async fn vector_leg_from(
+        &self,
+        matching: &Matching,
+        vector: &[f32],
+        request: &SearchRequest,
+        known: &HashSet<String>,
+        items: usize,
+        source: usize,
+    ) -> KnowledgeResult<LegPage> {
+        let wanted = known.len().saturating_add(items);
+        let found = self.nearest(matching, &unit(vector), wanted).await?;
+        let mut page = LegPage {
+            hits: Vec::with_capacity(items),
+            is_last: found.len() < wanted,
+        };
+        for hit in found {
+            if hit.cosine < request.min_similarity {
+                // What is below the limit is last, so there is nothing behind it either.
+                page.is_last = true;
+                break;
+            }
+            if !known.contains(&hit.id) {
+                page.hits.push(LegHit {
+                    source,
+                    id: hit.id,
+                    row_id: hit.address,
+                    similarity: Some(hit.cosine),
+                    bm25: None,
+                });
+            }
+        }
+        Ok(page)
+    }
+
+    /// The `k` nearest items with their cosines, nearest first.
+    async fn nearest(&self, matching: &Matching, vector: &[f32], k: usize) -> KnowledgeResult<Vec<Hit>> {
+        let mut candidates = matching.search(vector, k);
+        let places: Vec<u64> = candidates.iter().map(|hit| hit.address).collect();
+        let cosines = self.cosines_at(&places, vector).await?;
+        for (hit, cosine) in candidates.iter_mut().zip(cosines) {
+            hit.cosine = cosine;
+        }
+        Ok(best_by_item(candidates, k))
+    }
+
+    /// The cosines of a vector with those of these rows, read from the table.
+    async fn cosines_at(&self, places: &[u64], vector: &[f32]) -> KnowledgeResult<Vec<f32>> {
+        let projection = ProjectionRequest::from_columns([column::VECTOR], self.dataset.schema());
+        let batch = self.dataset.take_rows(places, projection).await.map_err(read_error)?;
+        let rows = RowReader(&batch);
+        (0..batch.num_rows())
+            .map(|row| Ok(cosine(vector, &rows.vector(row)?)))
+            .collect()
+    }
+
+    /// The passages that hold words of `query` and match, best BM25 first, with their cosine where there is a vector.
+    ///
+    /// The keyword index knows nothing of what is live and of filters. It is asked for more than is wanted, and what
+    /// does not match is left out; only where little matches is it given the rows to look at, which it then checks one
+    /// by one.
+    pub(super) async fn text_leg_from(
+        &self,
+        matching: &Matching,
+        query: &str,
+        vector: Option<&[f32]>,
+        known: &HashSet<String>,
+        passages: usize,
+        source: usize,
+    ) -> KnowledgeResult<LegPage> {
+        let nothing = LegPage {
+            hits: Vec::new(),
+            is_last: true,
+        };
+        let matches = matching.rows();
+        if matches == 0 || !keyword_index::has_terms(query)? {
+            return Ok(nothing);
+        }
+        let index = matching.index();
+        let rows = rows_of(&self.dataset);
+        let is_among_few = matches.saturating_mul(FEW_PART) < rows;
+        let all_match = matches == rows && known.is_empty();
+        let mut asked = match all_match {
+            true => passages,
+            false => (passages + known.len()).saturating_mul(2),
+        };
+        loop {
+            let mut scanner = self.scanner();
+            scanner.project(&[BM25]).map_err(read_error)?.with_row_id();
+            if is_among_few {
+                let allowed = RowAddrTreeMap::from_iter(matching.addresses());
+                scanner.with_row_id_prefilter(RowAddrMask::from_allowed(allowed));
+            }
+            keyword_query(&mut scanner, query, asked)?;
+            let (mut hits, mut found) = (Vec::new(), 0);
+            for batch in Self::collect(&scanner).await? {
+                found += batch.num_rows();
+                let scores = RowReader(&batch);
+                for row in 0..batch.num_rows() {
+                    let address = row_id(&batch, row)?;
+                    let entry = index.at(address).filter(|_| matching.is_live_and_matches(address));
+                    if let Some(entry) = entry.filter(|entry| !known.contains(entry.id)) {
+                        hits.push(LegHit {
+                            source,
+                            id: entry.id.to_owned(),
+                            row_id: address,
+                            similarity: None,
+                            bm25: scores.float(BM25, row),
+                        });
+                    }
+                }
+            }
+            let is_last = found < asked;
+            if hits.len() < passages && !is_last {
+                asked = asked.saturating_mul(ASKED_MORE);
+                continue;
+            }
+            sort_best_first(&mut hits, |hit| hit.bm25);
+            let is_last = is_last && hits.len() <= passages;
+            hits.truncate(passages);
+            if let Some(vector) = vector {
+                let places: Vec<u64> = hits.iter().map(|hit| hit.row_id).collect();
+                let cosines = self.cosines_at(&places, vector).await?;
+                for (hit, cosine) in hits.iter_mut().zip(cosines) {
+                    hit.similarity = Some(cosine);
+                }
+            }
+            return Ok(LegPage { hits, is_last });
+        }
+    }
+
+    /// A page of a list.
+    pub(super) async fn list_from(&self, index: &Index, request: &ListRequest) -> KnowledgeResult<ListPage> {
+        let order = if request.newest_first {
+            Order::Newest
+        } else {
+            Order::Oldest
+        };
+        let after = request.after.as_ref();
+        let after = after.map(|(time, id)| (time.timestamp_millis(), id.as_str()));
+        let page = index.list(&request.filter, order, after, request.limit);
+        let places: Vec<u64> = page.items.iter().map(|listed| listed.address).collect();
+        Ok(ListPage {
+            items: self.items_within(&places, request.max_answer_bytes).await?,
+            total: page.total,
+            more: page.more,
+        })
+    }
+}
