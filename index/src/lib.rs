@@ -54,9 +54,10 @@ mod signs;
 mod trie;
 mod wiped;
 
+pub use ccod_words::metadata_term;
 pub use counts::Counts;
 pub use index::{Builder, Index};
 pub use list::{Listed, Page};
 pub use matching::Matching;
-pub use row::{Change, Entry, Mismatch, Row, metadata_term};
+pub use row::{Change, Entry, Mismatch, Row};
 pub use search::{Hit, RESCORE, best_by_item};

@@ -1,13 +1,12 @@
 //! Which rows pass a filter: a bit for each.
 
-use ccod_words::Filter;
+use ccod_words::{Filter, metadata_term};
 
 use crate::Index;
 use crate::block::{Block, HEAD_BYTES, ROWS, bits, kind_number, mask_of};
 use crate::index::State;
 use crate::interner::Interner;
 use crate::kernel::{prefetch, prefetch_start};
-use crate::row::metadata_term;
 
 /// How many blocks ahead columns are asked for.
 const AHEAD: usize = 8;
