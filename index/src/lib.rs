@@ -51,6 +51,7 @@ mod row;
 mod scan;
 mod search;
 mod signs;
+mod text;
 mod trie;
 mod wiped;
 
@@ -61,3 +62,4 @@ pub use list::{Listed, Page};
 pub use matching::Matching;
 pub use row::{Change, Entry, Mismatch, Row};
 pub use search::{Hit, RESCORE, best_by_item};
+pub use text::WipedText;
