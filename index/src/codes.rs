@@ -181,8 +181,8 @@ impl PreparedQuery {
     /// How far [`Self::scores`] may be from [`Self::product`] for rows of at most this extent. With the query as
     /// `codes + residual` and the row too, the difference is `residual * row + codes * (residual of the row)`, and no
     /// product is larger than that of the lengths (Cauchy and Schwarz). The residuals' lengths are known, not guessed:
-    /// of vectors with 384 components and length 1 each is 0.008, so the bound is 0.016. The usual difference is a
-    /// twentieth of that.
+    /// of vectors with 384 components and length 1 each is 0.008, so the bound is 0.016. The usual difference is less
+    /// than a twentieth of that.
     pub(crate) fn bound(&self, extent: Extent) -> f32 {
         // What `dot` and the products after it may lose.
         let float = (self.codes.len() / LANES + 16) as f32 * f32::EPSILON * self.length * extent.length;

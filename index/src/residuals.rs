@@ -4,10 +4,10 @@
 //! (`codes`). d is the first residual: what rounding to c left over, at most half a step, in steps of 1/254, so it is
 //! from -127 to 127 too. e is the second, the same of d; only rows with a large scale have it.
 //!
-//! **How exact that is.** With d, a component is off by at most s / 508, which is a 64,516th of the largest component of
-//! the vector; the cosine with a query of length 1 by a standard deviation of s / 880. Embeddings with 384 components
-//! have none above 0.2 or so, and then that is less than 2e-6. Where one is larger, there is a second residual, and
-//! 32-bit floating point is all that is left of the error.
+//! **How exact that is.** With d, a component is off by at most s / 508, which is a 64,516th of the largest component
+//! of the vector; the cosine with a query of length 1 by a standard deviation of s / 880. Up to a largest component of
+//! 0.2 that is less than 2e-6. Where it is larger, which is rare with hundreds of components, there is a second
+//! residual, and 32-bit floating point is all that is left of the error.
 //!
 //! Residuals stand in columns of their own: the scan of the codes does not read them.
 

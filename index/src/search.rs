@@ -39,9 +39,9 @@ pub struct Hit {
 }
 
 impl Index {
-    /// The `k` items nearest to `query`, a vector of length 1, among those that pass `filter`; fewer if there are not so
-    /// many. An item is as near as its nearest passage. Best first, ids deciding between equals. Nothing where `query`
-    /// has another length than the vectors. What is answered depends on [`Self::precision`].
+    /// The `k` items nearest to `query`, a vector of length 1, among those that pass `filter`; fewer if there are not
+    /// so many. An item is as near as its nearest passage. Best first, ids deciding between equals. Nothing where `query` has
+    /// not as many components as the vectors. What is answered depends on [`Self::precision`].
     ///
     /// **[`Precision::Exact`]:** that answer: one hit for each item, with the first of its nearest passages. It is what
     /// [`Self::cosine`] of every row would give: rows are passed over only where the bound of what the codes leave open
@@ -55,7 +55,9 @@ impl Index {
     /// O(n), bound by memory: 1 byte is read for each component of each row that passes the filter. With
     /// [`Precision::Coarse`], from 200,000 such rows on it is 1 bit, and then 1 byte for the hundredth part of the rows
     /// that is nearest by these bits. Of a million rows around 100 directions that lost none of the ten best
-    /// (`benches/scan.rs`); where nothing is near to anything, it loses a few in a hundred.
+    /// (`benches/scan.rs`); where nothing is near to anything, it loses a few in a hundred. With [`Precision::Exact`],
+    /// a row whose cosine is less than 0.016 below that of the `k`-th item costs some 0.15 us more: all rows where all
+    /// vectors are nearly the same.
     #[must_use]
     pub fn search(&self, query: &[f32], filter: &Filter, k: usize) -> Vec<Hit> {
         self.matching(filter).search(&PreparedQuery::new(query), k)
