@@ -45,8 +45,8 @@
 //! are passed over.
 //!
 //! **Nothing stays.** Codes, residuals and texts are overwritten before their memory is freed, and a row that goes is
-//! overwritten at once in the new snapshot; the last snapshot that still has it takes it along. What remains of a row that went
-//! are numbers in freed memory: its address and times, and hashes of 32 bits.
+//! overwritten at once in the new snapshot; the last snapshot that still has it takes it along. What remains of a row that
+//! went are numbers in freed memory: its address and times, and hashes of 32 bits.
 
 mod best;
 mod block;

@@ -40,8 +40,8 @@ pub struct Hit {
 
 impl Index {
     /// The `k` items nearest to `query`, a vector of length 1, among those that pass `filter`; fewer if there are not
-    /// so many. An item is as near as its nearest passage. Best first, ids deciding between equals. Nothing where `query` has
-    /// not as many components as the vectors. What is answered depends on [`Self::precision`].
+    /// so many. An item is as near as its nearest passage. Best first, ids deciding between equals. Nothing where `query`
+    /// has not as many components as the vectors. What is answered depends on [`Self::precision`].
     ///
     /// **[`Precision::Exact`]:** that answer: one hit for each item, with the first of its nearest passages. It is what
     /// [`Self::cosine`] of every row would give: rows are passed over only where the bound of what the codes leave open
