@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub use ccod_words::{
     Content, Filter, Item, KnowledgeType, OnDuplicate, Order, PROBE_PREFIX, Passage, ProjectName, SearchMode,
-    UpdateParams, format_time, parse_time,
+    UpdateParams, format_time, metadata_term, parse_time,
 };
 
 pub use crate::clock::now_ms;
@@ -150,11 +150,6 @@ pub(crate) fn metadata_terms(metadata: &Map<String, Value>) -> Vec<String> {
         }
     }
     terms
-}
-
-/// One term of [`metadata_terms`].
-pub(crate) fn metadata_term(key: &str, value: &Value) -> String {
-    format!("{key}={value}")
 }
 
 /// One revision of an item as it stands in the store.

@@ -1,12 +1,12 @@
 //! What the index costs: scans with and without a filter, changes, lists, gets, memory.
 //!
-//! `cargo bench -p ccod-index`, or with counts of rows: `cargo bench -p ccod-index -- 10000 100000`. One thread; vectors
-//! of 384 components around 100 directions, one passage for each item; medians.
+//! `cargo bench -p ccod-index`, or with counts of rows: `cargo bench -p ccod-index -- 10000 100000`; each with both
+//! precisions. One thread; vectors of 384 components around 100 directions, one passage for each item; medians.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use ccod_index::{Builder, Change, Index, Row, best_by_item};
+use ccod_index::{Builder, Change, Index, Precision, PreparedQuery, Row, best_by_item};
 use ccod_words::{Filter, KnowledgeType, OneOrMany, Order};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -98,9 +98,9 @@ fn median(mut call: impl FnMut(usize)) -> f64 {
     times[times.len() / 2]
 }
 
-fn build(rows: usize, vectors: &mut Vectors) -> Index {
+fn build(rows: usize, precision: Precision, vectors: &mut Vectors) -> Index {
     let resident_before = resident();
-    let mut builder = Builder::new(DIMENSIONS);
+    let mut builder = Builder::new(DIMENSIONS, precision);
     let mut took = 0.0;
     for start in (0..rows).step_by(1_000) {
         // Generating is not what is measured.
@@ -148,23 +148,28 @@ fn kept_by_signs(index: &Index, queries: &[Vec<f32>]) -> String {
     format!("{:.3} of 10 and {:.3} of 50", share(kept[0]), share(kept[1]))
 }
 
-fn measure(rows: usize) {
-    println!("{rows} rows");
+fn measure(rows: usize, precision: Precision) {
+    println!("{rows} rows, {precision:?}");
     let mut vectors = Vectors::new();
-    let index = build(rows, &mut vectors);
+    let index = build(rows, precision, &mut vectors);
     let queries: Vec<Vec<f32>> = (0..16).map(|_| vectors.next()).collect();
     let read = |rows: usize| (rows * DIMENSIONS) as f64 / 1e6;
 
     let everything = Filter::default();
     let scan = median(|call| drop(black_box(index.search(&queries[call % 16], &everything, 10))));
-    if rows < 200_000 {
+    let signs_first = precision == Precision::Coarse && rows >= 200_000;
+    if !signs_first {
         println!("  search               {scan:8.3} ms, {:.1} GB/s", read(rows) / scan);
     } else {
         // An eighth of the size in signs, then the codes of one row in a hundred.
         let bytes = read(rows) / 8.0 + read(rows) / 100.0;
         println!("  search, signs first  {scan:8.3} ms, {:.1} GB/s", bytes / scan);
     }
-    if rows >= 200_000 {
+    for k in [100, 300] {
+        let deep = median(|call| drop(black_box(index.search(&queries[call % 16], &everything, k))));
+        println!("  search, the best {k} {deep:8.3} ms");
+    }
+    if signs_first {
         println!("  of the best by codes, signs keep {}", kept_by_signs(&index, &queries));
     }
     let filters = [
@@ -205,6 +210,22 @@ fn measure(rows: usize) {
         get * 1e3,
         counts * 1e3
     );
+    let query = PreparedQuery::new(&queries[0]);
+    let prepare = median(|call| drop(black_box(PreparedQuery::new(&queries[call % 16]))));
+    let cosine = median(|call| {
+        let number = call * 7_919 % rows;
+        black_box(index.cosine(((number / 1_000) as u64) << 32 | (number % 1_000) as u64, &query));
+    });
+    println!(
+        "  cosine               {:8.3} us, prepare {:.1} us",
+        cosine * 1e3,
+        prepare * 1e3
+    );
+    let fragment = median(|call| {
+        let fragment = (call % rows.div_ceil(1_000)) as u64;
+        drop(black_box(index.addresses_in(fragment << 32..(fragment + 1) << 32)));
+    });
+    println!("  addresses in 1,000   {fragment:8.3} ms");
 
     let vector = vectors.next();
     let mut current = index.clone();
@@ -259,6 +280,8 @@ fn main() {
         given
     };
     for rows in counts {
-        measure(rows);
+        for precision in [Precision::Exact, Precision::Coarse] {
+            measure(rows, precision);
+        }
     }
 }

@@ -2,13 +2,15 @@
 
 use ccod_words::KnowledgeType;
 
-use crate::codes;
+use crate::codes::{self, Extent, PreparedQuery};
+use crate::index::Precision;
 use crate::kernel::ROWS as KERNEL_ROWS;
+use crate::residuals::{Digits, Residuals};
 use crate::signs::Signs;
 use crate::wiped::{Lists, Wiped};
 
-/// Rows of a block: the bits of a mask. With 384 components it has 24 KiB of codes, 3 KiB of signs and 4 KiB of other columns; that
-/// is what a change of one row copies.
+/// Rows of a block: the bits of a mask. With 384 components it has 24 KiB of codes, 24 KiB of residuals or 3 KiB of
+/// signs, and 4 KiB of other columns; that is what a change of one row copies.
 pub(crate) const ROWS: usize = KERNEL_ROWS;
 
 /// What a row has besides its address, its vector and its metadata, with texts as numbers.
@@ -32,6 +34,7 @@ pub(crate) struct Taken {
     terms: Vec<u32>,
     scale: f32,
     codes: Wiped<u8>,
+    residuals: Residuals,
 }
 
 /// Bytes at the beginning of a [`Block`] that say what is in it and where the rest is.
@@ -44,15 +47,20 @@ pub(crate) const HEAD_BYTES: usize = 192;
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub(crate) struct Block {
-    len: usize,
+    len: u32,
+    precision: Precision,
     /// The rows that are an item's first passage.
     pub(crate) firsts: u64,
     /// The earliest and the latest creation among [`Self::firsts`].
     pub(crate) span: Option<(i64, i64)>,
     /// The codes of the vectors, row after row.
     pub(crate) codes: Wiped<u8>,
-    /// The signs of the vectors.
+    /// What no row is larger than; nothing where there are no residuals. Rows that go leave it as it is.
+    pub(crate) extent: Extent,
+    /// The signs of the vectors; empty where there are residuals.
     pub(crate) signs: Signs,
+    /// What the codes leave over, if the index keeps it.
+    residuals: Residuals,
     /// The numbers of each row's metadata terms.
     pub(crate) terms: Lists<u32>,
     /// Places in [`KnowledgeType::ALL`].
@@ -71,9 +79,10 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(precision: Precision) -> Self {
         Self {
             len: 0,
+            precision,
             timestamps: [0; ROWS],
             updated: [0; ROWS],
             valid_from: [0; ROWS],
@@ -88,6 +97,8 @@ impl Block {
             terms: Lists::new(),
             codes: Wiped::new(),
             signs: Signs::new(),
+            extent: Extent::default(),
+            residuals: Residuals::new(),
             firsts: 0,
             span: None,
         }
@@ -95,7 +106,7 @@ impl Block {
 
     /// A bit for each row.
     pub(crate) fn live(&self) -> u64 {
-        match self.len {
+        match self.len as usize {
             ROWS => u64::MAX,
             len => (1 << len) - 1,
         }
@@ -132,15 +143,22 @@ impl Block {
 
     /// Appends a row.
     pub(crate) fn push(&mut self, cells: &Cells, terms: &[u32], vector: &[f32]) {
-        let row = self.len;
+        let row = self.len as usize;
         self.len += 1;
         self.set_cells(row, cells);
         self.terms.push(terms);
-        self.codes
-            .reserve_total(self.len.next_power_of_two() * codes::width(vector.len()));
+        let places = self.len.next_power_of_two() as usize;
+        self.codes.reserve_total(places * codes::width(vector.len()));
         let start = self.codes.len();
         self.scales[row] = codes::push_codes(&mut self.codes, vector);
-        self.signs.set(row, &self.codes[start..]);
+        match self.precision {
+            Precision::Exact => {
+                let (codes, scale) = (&self.codes[start..], self.scales[row]);
+                self.residuals.push(vector, codes, scale, places);
+                self.extend(row);
+            }
+            Precision::Coarse => self.signs.set(row, &self.codes[start..]),
+        }
         if cells.passage == 0 {
             let time = cells.timestamp;
             self.span = Some(
@@ -152,8 +170,8 @@ impl Block {
 
     /// Takes the last row out and overwrites its place.
     pub(crate) fn pop(&mut self) -> Option<Taken> {
-        let last = self.len.checked_sub(1)?;
-        let start = self.codes.len() / self.len * last;
+        let last = self.len.checked_sub(1)? as usize;
+        let start = self.codes.len() / (last + 1) * last;
         let mut codes = Wiped::new();
         codes.push_all(&self.codes[start..]);
         let taken = Taken {
@@ -161,6 +179,7 @@ impl Block {
             terms: self.terms.get(last).to_vec(),
             scale: self.scales[last],
             codes,
+            residuals: self.residuals.pop(),
         };
         self.codes.truncate(start);
         self.signs.clear(last);
@@ -171,7 +190,7 @@ impl Block {
         };
         self.set_cells(last, &nothing);
         self.scales[last] = 0.0;
-        self.len = last;
+        self.len = last as u32;
         self.find_span();
         Some(taken)
     }
@@ -183,8 +202,34 @@ impl Block {
         self.scales[row] = taken.scale;
         let start = row * taken.codes.len();
         self.codes[start..start + taken.codes.len()].copy_from_slice(&taken.codes);
-        self.signs.set(row, &taken.codes);
+        match self.precision {
+            Precision::Exact => {
+                self.residuals.replace(row, &taken.residuals);
+                self.extend(row);
+            }
+            Precision::Coarse => self.signs.set(row, &taken.codes),
+        }
         self.find_span();
+    }
+
+    fn extend(&mut self, row: usize) {
+        let extent = Extent::of(self.digits(row), self.scales[row]);
+        self.extent = self.extent.max(extent);
+    }
+
+    fn width(&self) -> usize {
+        self.codes.len() / self.len as usize
+    }
+
+    /// All that is known of a row's vector, in steps of its scale.
+    pub(crate) fn digits(&self, row: usize) -> Digits<'_> {
+        let width = self.width();
+        self.residuals.row(row, &self.codes[row * width..(row + 1) * width])
+    }
+
+    /// The product of a row with a query, as exactly as it is to be had here.
+    pub(crate) fn product(&self, row: usize, query: &PreparedQuery) -> f32 {
+        query.product(self.digits(row), self.scales[row])
     }
 
     fn find_span(&mut self) {
@@ -196,7 +241,7 @@ impl Block {
 
     /// What it takes besides itself.
     pub(crate) fn bytes(&self) -> usize {
-        self.terms.bytes() + self.codes.bytes() + self.signs.bytes()
+        self.terms.bytes() + self.codes.bytes() + self.signs.bytes() + self.residuals.bytes()
     }
 }
 

@@ -29,16 +29,10 @@ pub struct Row<'a> {
     pub updated_ms: i64,
     /// The commit since which the row counts.
     pub valid_from: i64,
-    /// What a condition on metadata is compared with, as [`metadata_term`] writes it.
+    /// What a condition on metadata is compared with, as [`metadata_term`](crate::metadata_term) writes it.
     pub metadata_terms: &'a [String],
     /// Of length 1, with as many components as all vectors of the index.
     pub vector: &'a [f32],
-}
-
-/// The term that a condition on metadata asks for, and that a row with this value under this key has.
-#[must_use]
-pub fn metadata_term(key: &str, value: &serde_json::Value) -> String {
-    format!("{key}={value}")
 }
 
 /// What a commit does to the live rows. Rows move first, then some go, then others come: so an address that is

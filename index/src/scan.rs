@@ -3,9 +3,9 @@
 //! Blocks lie anywhere in memory, so the scan runs in three steps that are some blocks apart: the head of a block is
 //! asked for, then the codes (and signs) that its head points to, then they are read.
 
-use crate::best::{Best, Scored};
+use crate::best::{Collect, Scored};
 use crate::block::{Block, HEAD_BYTES, ROWS, bits, mask_of};
-use crate::codes::Query;
+use crate::codes::PreparedQuery;
 use crate::kernel::{Planes, agreements, prefetch, prefetch_start};
 
 /// How many blocks ahead heads are asked for.
@@ -24,12 +24,12 @@ const SAMPLED: usize = 16;
 pub(crate) struct Scan<'a> {
     pub(crate) blocks: &'a [&'a Block],
     pub(crate) masks: &'a [u64],
-    pub(crate) query: &'a Query,
+    pub(crate) query: &'a PreparedQuery,
 }
 
 impl Scan<'_> {
     /// Offers all rows to `best`.
-    pub(crate) fn all(&self, best: &mut Best<'_>) {
+    pub(crate) fn all(&self, best: &mut impl Collect) {
         for number in 0..self.blocks.len() {
             self.ask_for_head(number + HEADS_AHEAD);
             let ahead = number + VALUES_AHEAD;
@@ -43,7 +43,7 @@ impl Scan<'_> {
     /// Offers about `enough` rows to `best`, those whose signs agree most with the query; `rows` is how many there are.
     /// A sample of the blocks says how much that is. Where the sample was far off, more rows are offered, or all rows
     /// are looked at for it and the scan is done again.
-    pub(crate) fn near(&self, rows: usize, enough: usize, best: &mut Best<'_>) {
+    pub(crate) fn near(&self, rows: usize, enough: usize, best: &mut impl Collect) {
         let planes = self.query.planes();
         let share = enough as f64 / rows as f64;
         if self.from(&planes, self.limit_of(&planes, SAMPLED, share), best) < enough / 2 {
@@ -52,7 +52,7 @@ impl Scan<'_> {
     }
 
     /// Offers the rows to `best` that agree with the query at least so much. How many there are.
-    fn from(&self, planes: &[Planes], limit: i32, best: &mut Best<'_>) -> usize {
+    fn from(&self, planes: &[Planes], limit: i32, best: &mut impl Collect) -> usize {
         let mut found = 0;
         let mut near = [0; VALUES_AHEAD];
         for number in 0..self.blocks.len() + VALUES_AHEAD {
@@ -101,22 +101,33 @@ impl Scan<'_> {
         place.map_or(-most, |place| most - place as i32)
     }
 
-    fn offer(&self, number: usize, mask: u64, best: &mut Best<'_>) {
+    fn offer(&self, number: usize, mask: u64, best: &mut impl Collect) {
         if mask == 0 {
             return;
         }
         let block = self.blocks[number];
         let mut scores = [0.0; ROWS];
         self.query.scores(&block.codes, &block.scales, mask, &mut scores);
-        let threshold = best.threshold();
+        let bound = self.query.bound(block.extent);
+        let threshold = best.threshold() - bound;
         for row in bits(mask & mask_of(&scores, |score| score >= threshold)) {
             best.push(Scored {
                 score: scores[row],
+                bound,
                 item: block.items[row],
                 passage: block.passages[row],
                 place: (number * ROWS + row) as u32,
             });
         }
+    }
+
+    /// Asks for all that is known of a row's vector.
+    #[inline]
+    pub(crate) fn ask_for_digits(&self, place: usize) {
+        let digits = self.blocks[place / ROWS].digits(place % ROWS);
+        prefetch(digits.codes);
+        prefetch(digits.first);
+        prefetch(digits.second);
     }
 
     #[inline]

@@ -4,16 +4,16 @@ use std::collections::HashMap;
 
 use ccod_words::Filter;
 
-use crate::best::{Best, Scored};
+use crate::best::{Best, Candidates, Collect, Scored};
 use crate::block::{Block, ROWS};
-use crate::codes::Query;
+use crate::codes::PreparedQuery;
 use crate::scan::Scan;
 use crate::signs::FROM_ROWS;
-use crate::{Index, Matching};
+use crate::{Index, Matching, Precision};
 
-/// How many candidates [`Index::search`] returns for each item that is asked for. Of the ten nearest of 10,000 rows
-/// with 384 components, the ten best by codes are 0.96 to 0.99 (the nearer all are to each other, the fewer), and the
-/// fifty best have all of them (`tests/recall.rs`).
+/// How many candidates a search with [`Precision::Coarse`] returns for each item that is asked for. Of the ten nearest
+/// of 10,000 rows with 384 components, the ten best by codes are 0.96 to 0.99 (the nearer all are to each other, the
+/// fewer), and the fifty best have all of them (`tests/recall.rs`).
 pub const RESCORE: usize = 5;
 
 /// Of at least [`FROM_ROWS`] rows, one in so many goes on from signs to codes,
@@ -21,6 +21,9 @@ const SIGNS_SHARE: usize = 100;
 
 /// and at least so many for each candidate.
 const SIGNS_PER_WANTED: usize = 40;
+
+/// How many candidates ahead of the one that is read the next are asked for.
+const CANDIDATES_AHEAD: usize = 6;
 
 /// A passage that is near to the query.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,46 +34,98 @@ pub struct Hit {
     pub id: String,
     /// Which passage of the item it is, from 0.
     pub passage: u32,
-    /// The cosine of the angle between passage and query: approximate in what [`Index::search`] returns.
+    /// The cosine of the angle between passage and query, as exact as [`Precision`] says.
     pub cosine: f32,
 }
 
 impl Index {
-    /// Candidates for the `k` items nearest to `query`, a vector of length 1, among those that pass `filter`: the
-    /// [`RESCORE`] times `k` best items by approximate cosines, best first, ids deciding between equals. An item is as
-    /// near as its nearest passage. Where the codes cannot tell which passage that is, the item has several hits, one
-    /// after the other; so an item's exact cosine is always that of one of its hits.
+    /// The `k` items nearest to `query`, a vector of length 1, among those that pass `filter`; fewer if there are not
+    /// so many. An item is as near as its nearest passage. Best first, ids deciding between equals. Nothing where `query`
+    /// has not as many components as the vectors. What is answered depends on [`Self::precision`].
     ///
-    /// To get the exact answer, put exact cosines into the hits and call [`best_by_item`].
+    /// **[`Precision::Exact`]:** that answer: one hit for each item, with the first of its nearest passages. It is what
+    /// [`Self::cosine`] of every row would give: rows are passed over only where the bound of what the codes leave open
+    /// shows that they cannot be in it. So the first 100 of 300 are what 100 are asked for.
     ///
-    /// O(n), bound by memory: 1 byte is read for each component of each row that passes the filter. From 200,000 such
-    /// rows on it is 1 bit, and then 1 byte for the hundredth part of the rows that is nearest by these bits. Of a
-    /// million rows around 100 directions that lost none of the ten best (`benches/scan.rs`); where nothing is near to
-    /// anything, it loses a few in a hundred.
+    /// **[`Precision::Coarse`]:** candidates for it, the [`RESCORE`] times `k` best items by approximate cosines. Where
+    /// the codes cannot tell which passage of an item is the nearest, the item has several hits, one after the other;
+    /// so an item's exact cosine is always that of one of its hits. To get the exact answer, put exact cosines into the
+    /// hits and call [`best_by_item`].
+    ///
+    /// O(n), bound by memory: 1 byte is read for each component of each row that passes the filter. With
+    /// [`Precision::Coarse`], from 200,000 such rows on it is 1 bit, and then 1 byte for the hundredth part of the rows
+    /// that is nearest by these bits. Of a million rows around 100 directions that lost none of the ten best
+    /// (`benches/scan.rs`); where nothing is near to anything, it loses a few in a hundred. With [`Precision::Exact`],
+    /// a row whose cosine is less than 0.016 below that of the `k`-th item costs some 0.15 us more: all rows where all
+    /// vectors are nearly the same.
     #[must_use]
     pub fn search(&self, query: &[f32], filter: &Filter, k: usize) -> Vec<Hit> {
-        self.matching(filter).search(query, k)
+        self.matching(filter).search(&PreparedQuery::new(query), k)
     }
 }
 
 impl Matching {
-    /// As [`Index::search`], among these rows: a filter that several legs of a search share is applied once.
+    /// As [`Index::search`], among these rows: a filter and a query that several legs of a search share are made ready
+    /// once.
     #[must_use]
-    pub fn search(&self, query: &[f32], k: usize) -> Vec<Hit> {
-        let (state, masks) = (self.index().state(), self.masks());
-        if query.len() != state.dimensions || k == 0 {
+    pub fn search(&self, query: &PreparedQuery, k: usize) -> Vec<Hit> {
+        let state = self.index().state();
+        if query.dimensions() != state.dimensions || k == 0 {
             return Vec::new();
         }
-        let query = Query::new(query);
-        let wanted = k.saturating_mul(RESCORE);
-        let mut best = Best::new(state, wanted);
         let blocks: Vec<&Block> = state.blocks.iter().collect();
         let scan = Scan {
             blocks: &blocks,
-            masks,
-            query: &query,
+            masks: self.masks(),
+            query,
         };
-        let rows: usize = masks.iter().map(|mask| mask.count_ones() as usize).sum();
+        match state.precision {
+            Precision::Exact => self.exact(&scan, k),
+            Precision::Coarse => self.coarse(&scan, k),
+        }
+    }
+
+    fn exact(&self, scan: &Scan<'_>, k: usize) -> Vec<Hit> {
+        let state = self.index().state();
+        let mut candidates = Candidates::new(state, k);
+        scan.all(&mut candidates);
+        let mut candidates = candidates.finish();
+        // The best of them first: their exact scores show that most others need not be looked at.
+        let first = candidates.len().min(k.saturating_mul(2));
+        if first < candidates.len() {
+            candidates.select_nth_unstable_by(first, |a, b| (b.score + b.bound).total_cmp(&(a.score + a.bound)));
+        }
+        let mut best = Best::new(state, k);
+        for (number, candidate) in candidates.iter().enumerate() {
+            if let Some(next) = candidates.get(number + CANDIDATES_AHEAD) {
+                scan.ask_for_digits(next.place as usize);
+            }
+            if number == first {
+                best.sort_out();
+            }
+            if candidate.score + candidate.bound < best.threshold() {
+                continue;
+            }
+            let place = candidate.place as usize;
+            let score = scan.blocks[place / ROWS].product(place % ROWS, scan.query);
+            if score >= best.threshold() {
+                best.push(Scored { score, ..*candidate });
+            }
+        }
+        let hits = best.finish().into_iter().map(|scored| Hit {
+            address: state.address(scored.place as usize),
+            id: state.ids.text(scored.item).unwrap_or_default().to_owned(),
+            passage: scored.passage,
+            cosine: scored.score,
+        });
+        hits.collect()
+    }
+
+    fn coarse(&self, scan: &Scan<'_>, k: usize) -> Vec<Hit> {
+        let state = self.index().state();
+        let wanted = k.saturating_mul(RESCORE);
+        let mut best = Best::new(state, wanted);
+        let rows: usize = scan.masks.iter().map(|mask| mask.count_ones() as usize).sum();
         let enough = wanted.saturating_mul(SIGNS_PER_WANTED).max(rows / SIGNS_SHARE);
         if rows < FROM_ROWS || enough > rows / 4 {
             scan.all(&mut best);
@@ -79,13 +134,13 @@ impl Matching {
         }
         let mut hits = Vec::new();
         for scored in best.finish() {
-            self.push_hits(&mut hits, &scored, &query);
+            self.push_hits(&mut hits, &scored, scan.query);
         }
         hits
     }
 
     /// The best passage of an item, and the others that may be better.
-    fn push_hits(&self, hits: &mut Vec<Hit>, best: &Scored, query: &Query) {
+    fn push_hits(&self, hits: &mut Vec<Hit>, best: &Scored, query: &PreparedQuery) {
         let (state, masks) = (self.index().state(), self.masks());
         let id = state.ids.text(best.item).unwrap_or_default();
         let mut hit = |place: usize, cosine: f32| {
@@ -173,7 +228,7 @@ mod tests {
     }
 
     fn index(rows: usize, centers: &[Vec<f32>], spread: f32, random: &mut SmallRng) -> Index {
-        let mut builder = Builder::new(DIMENSIONS);
+        let mut builder = Builder::new(DIMENSIONS, Precision::Coarse);
         for number in 0..rows {
             let row = Row {
                 address: number as u64,
@@ -214,7 +269,7 @@ mod tests {
         let rows: usize = masks.iter().map(|mask| mask.count_ones() as usize).sum();
         let mut kept = 0;
         for center in &centers {
-            let query = Query::new(&near(center, spread, &mut random));
+            let query = PreparedQuery::new(&near(center, spread, &mut random));
             let scan = Scan {
                 blocks: &blocks,
                 masks: &masks,

@@ -93,7 +93,7 @@ impl<T: Copy + Default> Drop for Wiped<T> {
     }
 }
 
-fn wipe<T: Copy + Default>(values: &mut [T]) {
+pub(crate) fn wipe<T: Copy + Default>(values: &mut [T]) {
     values.fill(T::default());
     // The compiler must take the values for read here, or it would leave out writes to what is freed next.
     black_box(values);

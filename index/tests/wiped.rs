@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::sync::{Mutex, PoisonError};
 
-use ccod_index::{Builder, Change, Index, Row};
+use ccod_index::{Builder, Change, Index, Precision, PreparedQuery, Row, WipedText};
 use ccod_words::{Filter, KnowledgeType};
 
 const DIMENSIONS: usize = 128;
@@ -39,16 +40,27 @@ impl Drop for Shown {
     }
 }
 
-/// Few values: their codes are 1 and 255, which no array of floats has in a row.
+/// A bit for each component: 64 bits from a number, mixed.
+fn bit(number: usize, at: usize, salt: u64) -> bool {
+    let mixed = ((number * DIMENSIONS + at) as u64 + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed >> 63 == 1
+}
+
+/// Few values: their codes are 1 and 255, with residuals of 0 or a fifth of a step towards 0, and no array of floats
+/// has such bytes in a row.
 fn vector(number: usize) -> Vec<f32> {
-    let sign = |at: usize| {
-        let mixed = ((number * DIMENSIONS + at) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        if mixed >> 63 == 0 { 1.0 } else { -1.0 }
+    let largest = 1.0 / (DIMENSIONS as f32).sqrt();
+    let component = |at| {
+        let size = if at > 0 && bit(number, at, 7) {
+            126.8 / 127.0
+        } else {
+            1.0
+        };
+        let sign = if bit(number, at, 1) { -1.0 } else { 1.0 };
+        size * sign * largest
     };
-    (0..DIMENSIONS)
-        .map(|at| sign(at) / (DIMENSIONS as f32).sqrt())
-        .collect()
+    (0..DIMENSIONS).map(component).collect()
 }
 
 /// The codes of [`vector`], hidden.
@@ -57,6 +69,25 @@ fn hidden_codes(number: usize) -> Vec<u8> {
     codes
         .iter()
         .map(|x| if *x > 0.0 { 255 ^ HIDDEN } else { 1 ^ HIDDEN })
+        .collect()
+}
+
+/// The residuals of [`vector`], hidden: 51 of 254 steps are a fifth.
+fn hidden_residuals(number: usize) -> Vec<u8> {
+    let residual = |at| match (at > 0 && bit(number, at, 7), bit(number, at, 1)) {
+        (false, _) => 128 ^ HIDDEN,
+        (true, false) => (128 - 51) ^ HIDDEN,
+        (true, true) => (128 + 51) ^ HIDDEN,
+    };
+    (0..DIMENSIONS).map(residual).collect()
+}
+
+/// The codes of [`vector`] as a query has them, with a sign, hidden.
+fn hidden_query(number: usize) -> Vec<u8> {
+    let codes = vector(number);
+    codes
+        .iter()
+        .map(|x| if *x > 0.0 { 127 ^ HIDDEN } else { 129 ^ HIDDEN })
         .collect()
 }
 
@@ -128,6 +159,9 @@ fn found(hidden: &[Vec<u8>]) -> Vec<usize> {
     found
 }
 
+/// What one test has read of the memory, another would find.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn removed(index: &Index, numbers: &[u64]) -> Index {
     let change = Change {
         removed: numbers,
@@ -138,7 +172,8 @@ fn removed(index: &Index, numbers: &[u64]) -> Index {
 
 #[test]
 fn nothing_of_a_row_is_in_memory_once_no_snapshot_has_it() {
-    let mut builder = Builder::new(DIMENSIONS);
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut builder = Builder::new(DIMENSIONS, Precision::Exact);
     for number in 0..300 {
         with_row(number, |row| builder.add(row)).unwrap();
     }
@@ -154,7 +189,9 @@ fn nothing_of_a_row_is_in_memory_once_no_snapshot_has_it() {
     }
     let of = |number| {
         let texts = ["qvxj-id-", "qvxj-agent-", "qvxj-session-", "qvxj-term-"].map(|word| hidden(word, number));
-        texts.into_iter().chain([hidden_codes(number)])
+        texts
+            .into_iter()
+            .chain([hidden_codes(number), hidden_residuals(number)])
     };
     // The first, some in the middle that others replace, and the last: 393 is that when its turn comes.
     let gone = [0, 50, 51, 200, 398, 399, 393];
@@ -176,4 +213,24 @@ fn nothing_of_a_row_is_in_memory_once_no_snapshot_has_it() {
     drop(index.matching(&Filter::default()));
     drop(index);
     assert_eq!(found(&kept), nothing, "there is no snapshot");
+}
+
+#[test]
+fn texts_and_queries_overwrite_themselves() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let searched = [hidden("qvxj-text-", 1), hidden("qvxj-text-", 2), hidden_query(3)];
+    let mut texts = [0, 1].map(|place| {
+        let mut text = String::with_capacity(64);
+        searched[place]
+            .iter()
+            .for_each(|byte| text.push(char::from(byte ^ HIDDEN)));
+        text
+    });
+    // What stands behind the end of a string goes with it.
+    texts[1].truncate(1);
+    let texts = texts.map(WipedText::from);
+    let query = PreparedQuery::new(&vector(3));
+    assert_eq!(found(&searched), [0, 1, 2]);
+    drop((texts, query));
+    assert_eq!(found(&searched), Vec::<usize>::new());
 }

@@ -5,6 +5,7 @@
 //! vectorises (`portable.rs`; NEON is always there on AArch64, so the portable code uses it).
 
 mod agreement;
+mod dot;
 mod portable;
 mod prefetch;
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +14,7 @@ mod x86;
 use std::sync::LazyLock;
 
 pub(crate) use agreement::{Planes, agreements};
+pub(crate) use dot::dot;
 pub(crate) use prefetch::{prefetch, prefetch_start};
 
 /// Rows that a call gets at most; a bit of a mask for each.

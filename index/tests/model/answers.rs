@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ccod_index::{Counts, Hit, Index, best_by_item};
+use ccod_index::{Counts, Hit, Index, Precision, PreparedQuery, best_by_item};
 use ccod_words::{Filter, KnowledgeType, OneOrMany, Order};
 use chrono::DateTime;
 use serde_json::json;
@@ -161,7 +161,55 @@ fn same_matching(index: &Index, model: &Model, filter: &Filter) {
     }
 }
 
+/// What the index knows of vectors is nearly what they are, and its searches follow from that and nothing else.
+fn same_exact_search(index: &Index, model: &Model, filter: &Filter, query: &[f32]) {
+    let prepared = PreparedQuery::new(query);
+    let passing = model.rows.iter().filter(|row| row.passes(filter));
+    let all = passing.map(|row| {
+        let cosine = index.cosine(row.address, &prepared).unwrap();
+        let exact = dot(&row.vector, query);
+        assert!((exact - cosine).abs() < 1e-6, "{exact} {cosine}");
+        let vector = index.vector(row.address).unwrap();
+        for (found, component) in vector.iter().zip(&row.vector) {
+            assert!((found - component).abs() < 1e-6, "{vector:?} {:?}", row.vector);
+        }
+        Hit {
+            address: row.address,
+            id: row.id.clone(),
+            passage: row.passage,
+            cosine,
+        }
+    });
+    let expected = best_by_item(all.collect(), usize::MAX);
+    let matching = index.matching(filter);
+    for k in [0, 1, 3, 10, 1_000, usize::MAX] {
+        let wanted = &expected[..k.min(expected.len())];
+        assert_eq!(matching.search(&prepared, k), wanted);
+    }
+    assert_eq!(index.search(query, filter, 5), expected[..expected.len().min(5)]);
+    for gone in model.deleted.iter().flatten() {
+        if index.at(gone.address).is_none() {
+            assert_eq!(index.cosine(gone.address, &prepared), None);
+            assert_eq!(index.vector(gone.address), None);
+        }
+    }
+}
+
+fn same_fragments(index: &Index, model: &Model) {
+    for fragment in 0..model.fragments + 1 {
+        let range = fragment << 32..(fragment + 1) << 32;
+        let live = model.rows.iter().map(|row| row.address);
+        let mut expected: Vec<u64> = live.filter(|address| range.contains(address)).collect();
+        expected.sort_unstable();
+        assert_eq!(index.addresses_in(range), expected);
+    }
+}
+
 fn same_search(index: &Index, model: &Model, filter: &Filter, query: &[f32]) {
+    if index.precision() == Precision::Exact {
+        same_exact_search(index, model, filter, query);
+        return;
+    }
     let passing: Vec<&ModelRow> = model.rows.iter().filter(|row| row.passes(filter)).collect();
     let all = passing.iter().map(|row| Hit {
         address: row.address,
@@ -197,6 +245,7 @@ fn same_search(index: &Index, model: &Model, filter: &Filter, query: &[f32]) {
 /// [`same_answers`] for so many rows that not all pages and not all items can be compared.
 pub(crate) fn same_answers_of_many(index: &Index, model: &Model) {
     same_counts(index, model);
+    same_fragments(index, model);
     for (number, filter) in filters().iter().enumerate() {
         same_matching(index, model, filter);
         same_lists(index, model, filter, 199 + number);
@@ -207,6 +256,7 @@ pub(crate) fn same_answers_of_many(index: &Index, model: &Model) {
 pub(crate) fn same_answers(index: &Index, model: &Model, seed: u32) {
     same_gets(index, model);
     same_counts(index, model);
+    same_fragments(index, model);
     for (number, filter) in filters().iter().enumerate() {
         same_matching(index, model, filter);
         same_lists(index, model, filter, 1 + (seed as usize + number * 5) % 23);

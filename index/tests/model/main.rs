@@ -4,20 +4,23 @@
 mod answers;
 mod rows;
 
-use ccod_index::{Change, Index, Mismatch, Row};
+use ccod_index::{Change, Index, Mismatch, Precision, Row};
 use ccod_words::Filter;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use answers::{same_answers, same_answers_of_many};
 use rows::{DIMENSIONS, Model, ModelRow, NewItem, Step, rows_of, step, steps};
+
+const PRECISIONS: [Precision; 2] = [Precision::Exact, Precision::Coarse];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn all_answers_are_those_of_a_plain_list(steps in steps(), seed in 0..300_u32) {
+    fn all_answers_are_those_of_a_plain_list(steps in steps(), seed in 0..300_u32, precision in select(&PRECISIONS)) {
         let mut model = Model::default();
-        let mut index = Index::new(DIMENSIONS);
+        let mut index = Index::new(DIMENSIONS, precision);
         let mut snapshots = vec![(index.clone(), model.clone())];
         for one in &steps {
             let (added, removed, moved) = step(&mut model, one);
@@ -63,7 +66,9 @@ fn many_rows_are_searched_and_listed_like_a_plain_list() {
         added: &rows,
         ..Change::default()
     };
-    same_answers_of_many(&Index::new(DIMENSIONS).apply(&change).unwrap(), &model);
+    for precision in PRECISIONS {
+        same_answers_of_many(&Index::new(DIMENSIONS, precision).apply(&change).unwrap(), &model);
+    }
 }
 
 #[test]
@@ -88,7 +93,7 @@ fn a_change_that_does_not_fit_is_refused_and_leaves_the_snapshot() {
             ..Change::default()
         })
     };
-    let index = add(&Index::new(DIMENSIONS), row).unwrap();
+    let index = add(&Index::new(DIMENSIONS, Precision::Exact), row).unwrap();
     assert_eq!(
         add(&index, Row { id: "b", ..row }).unwrap_err(),
         Mismatch::AddressTaken(0)
@@ -167,27 +172,30 @@ fn what_went_gives_its_memory_back() {
     };
     let rows = items(5_000);
     let rows: Vec<Row<'_>> = rows.iter().map(ModelRow::row).collect();
-    let empty = Index::new(DIMENSIONS);
-    let full = empty
-        .apply(&Change {
-            added: &rows,
-            ..Change::default()
-        })
-        .unwrap();
-    let removed: Vec<u64> = (0..4_900).map(|number| number * 31 % 5_000).collect();
-    let few = full
-        .apply(&Change {
-            removed: &removed,
-            ..Change::default()
-        })
-        .unwrap();
-    assert!(few.bytes() < full.bytes() / 5, "{} of {}", few.bytes(), full.bytes());
-    let rest: Vec<u64> = few.matching(&Filter::default()).addresses().collect();
-    let none = few
-        .apply(&Change {
-            removed: &rest,
-            ..Change::default()
-        })
-        .unwrap();
-    assert_eq!((none.len(), none.bytes()), (0, empty.bytes()));
+    for precision in PRECISIONS {
+        let empty = Index::new(DIMENSIONS, precision);
+        let full = empty
+            .apply(&Change {
+                added: &rows,
+                ..Change::default()
+            })
+            .unwrap();
+        let removed: Vec<u64> = (0..4_900).map(|number| number * 31 % 5_000).collect();
+        let few = full
+            .apply(&Change {
+                removed: &removed,
+                ..Change::default()
+            })
+            .unwrap();
+        assert!(few.bytes() < full.bytes() / 5, "{} of {}", few.bytes(), full.bytes());
+        let rest: Vec<u64> = few.matching(&Filter::default()).addresses().collect();
+        let none = few
+            .apply(&Change {
+                removed: &rest,
+                ..Change::default()
+            })
+            .unwrap();
+        assert_eq!((none.len(), none.bytes()), (0, empty.bytes()));
+        assert_eq!(none.precision(), precision);
+    }
 }

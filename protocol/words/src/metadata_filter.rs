@@ -36,6 +36,15 @@ impl MetadataFilter {
     }
 }
 
+/// The term that a condition on metadata asks for: `key=value`, the value as JSON writes it. An item has one for each
+/// key of its metadata, and one for each element of a list that is neither a list nor an object.
+///
+/// Stored rows hold these terms, so the format is part of what lies on disk.
+#[must_use]
+pub fn metadata_term(key: &str, value: &Value) -> String {
+    format!("{key}={value}")
+}
+
 impl FromIterator<(String, Value)> for MetadataFilter {
     /// The same condition twice is one.
     fn from_iter<I: IntoIterator<Item = (String, Value)>>(conditions: I) -> Self {

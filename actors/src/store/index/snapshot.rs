@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use ccod_index::{Builder, Change, Index, Row};
+use ccod_index::{Builder, Change, Index, Precision, Row};
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
@@ -23,6 +23,11 @@ use crate::store::error::read_error;
 use crate::store::table::schema::{column, vector_dimensions};
 use crate::store::table::table_damage::TableDamage;
 use crate::store::table::written::WrittenFragment;
+
+/// Tables of fewer rows have an index of exact cosines, with 16 bits and more for each component. Of more rows that
+/// would be a gigabyte for each million: those have one byte for each component and their signs, by which a search
+/// passes over most rows, and the cosines of the best are read from the table.
+const EXACT_BELOW_ROWS: u64 = 300_000;
 
 /// The index of one version of a table, as far as it can be read.
 #[derive(Clone)]
@@ -60,7 +65,11 @@ impl Snapshot {
 
     /// Reads the index from a table.
     pub(super) async fn read(dataset: &Arc<Dataset>, damage: &Arc<TableDamage>) -> KnowledgeResult<Self> {
-        let mut builder = Builder::new(dimensions(dataset)?);
+        let precision = match rows_of(dataset) {
+            0..EXACT_BELOW_ROWS => Precision::Exact,
+            _ => Precision::Coarse,
+        };
+        let mut builder = Builder::new(dimensions(dataset)?, precision);
         let fragments: Vec<Fragment> = readable(dataset, damage).into_values().cloned().collect();
         for_each_row_of(dataset, fragments, |row| builder.add(row)).await?;
         Ok(Self {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
+use ccod_index::Precision;
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use lance::dataset::ProjectionRequest;
@@ -218,6 +219,11 @@ impl ProjectView {
     /// The direction of a live item: the mean of its passages' vectors.
     pub async fn item_vector(&self, id: &str) -> KnowledgeResult<Option<Arc<[f32]>>> {
         self.check_shape()?;
+        if let Some(index) = self.index().await?
+            && index.precision() == Precision::Exact
+        {
+            return Ok(resident::direction(&index, id));
+        }
         let predicate = col(column::ID).eq(lit(id)).and(filter::live(None));
         let mut sum: Vec<f32> = Vec::new();
         for batch in Self::collect(&self.scan(&[column::VECTOR], predicate)?).await? {

@@ -1,8 +1,9 @@
 //! What a view answers from the index in memory, without a query: counts, lists, gets, and both legs of a search.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
-use ccod_index::{Hit, Index, Matching, best_by_item};
+use ccod_index::{Hit, Index, Matching, Precision, PreparedQuery, best_by_item};
 use chrono::{DateTime, Utc};
 use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::{RowAddrMask, RowAddrTreeMap};
@@ -67,6 +68,21 @@ pub(super) fn other_first_place(index: &Index, place: u64) -> Option<u64> {
     first.map(|first| first.address)
 }
 
+/// The sum of the vectors of an item's passages.
+pub(super) fn direction(index: &Index, id: &str) -> Option<Arc<[f32]>> {
+    let vectors = index
+        .get(id)
+        .into_iter()
+        .filter_map(|entry| index.vector(entry.address));
+    let sum = vectors.reduce(|mut sum, vector| {
+        for (total, component) in sum.iter_mut().zip(vector) {
+            *total += component;
+        }
+        sum
+    });
+    sum.map(Arc::from)
+}
+
 /// The ids of the live items that are in `ids`, sorted, if an answer of `limit_bytes` may hold them.
 pub(super) fn live_ids(index: &Index, ids: &[String], limit_bytes: usize) -> KnowledgeResult<Vec<String>> {
     let mut budget = AnswerBudget::new(limit_bytes);
@@ -103,7 +119,7 @@ impl ProjectView {
         source: usize,
     ) -> KnowledgeResult<LegPage> {
         let wanted = known.len().saturating_add(items);
-        let found = self.nearest(matching, &unit(vector), wanted).await?;
+        let found = self.nearest(matching, vector, wanted).await?;
         let mut page = LegPage {
             hits: Vec::with_capacity(items),
             is_last: found.len() < wanted,
@@ -129,17 +145,25 @@ impl ProjectView {
 
     /// The `k` nearest items with their cosines, nearest first.
     async fn nearest(&self, matching: &Matching, vector: &[f32], k: usize) -> KnowledgeResult<Vec<Hit>> {
-        let mut candidates = matching.search(vector, k);
-        let places: Vec<u64> = candidates.iter().map(|hit| hit.address).collect();
-        let cosines = self.cosines_at(&places, vector).await?;
-        for (hit, cosine) in candidates.iter_mut().zip(cosines) {
+        let mut found = matching.search(&PreparedQuery::new(&unit(vector)), k);
+        if matching.index().precision() == Precision::Exact {
+            return Ok(found);
+        }
+        let places: Vec<u64> = found.iter().map(|hit| hit.address).collect();
+        let cosines = self.cosines_at(matching.index(), &places, vector).await?;
+        for (hit, cosine) in found.iter_mut().zip(cosines) {
             hit.cosine = cosine;
         }
-        Ok(best_by_item(candidates, k))
+        Ok(best_by_item(found, k))
     }
 
-    /// The cosines of a vector with those of these rows, read from the table.
-    async fn cosines_at(&self, places: &[u64], vector: &[f32]) -> KnowledgeResult<Vec<f32>> {
+    /// The cosines of a vector with those of these rows, from memory or, where there they are not exact, from the table.
+    async fn cosines_at(&self, index: &Index, places: &[u64], vector: &[f32]) -> KnowledgeResult<Vec<f32>> {
+        if index.precision() == Precision::Exact {
+            let query = PreparedQuery::new(&unit(vector));
+            let cosine = |place: &u64| index.cosine(*place, &query).unwrap_or(0.0);
+            return Ok(places.iter().map(cosine).collect());
+        }
         let projection = ProjectionRequest::from_columns([column::VECTOR], self.dataset.schema());
         let batch = self.dataset.take_rows(places, projection).await.map_err(read_error)?;
         let rows = RowReader(&batch);
@@ -214,7 +238,7 @@ impl ProjectView {
             hits.truncate(passages);
             if let Some(vector) = vector {
                 let places: Vec<u64> = hits.iter().map(|hit| hit.row_id).collect();
-                let cosines = self.cosines_at(&places, vector).await?;
+                let cosines = self.cosines_at(index, &places, vector).await?;
                 for (hit, cosine) in hits.iter_mut().zip(cosines) {
                     hit.similarity = Some(cosine);
                 }
