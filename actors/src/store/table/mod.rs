@@ -9,6 +9,7 @@ mod open;
 pub mod rows;
 pub mod schema;
 pub mod table_damage;
+pub(crate) mod written;
 
 pub(crate) use open::{
     EMPTY_LINK, MEND_LINK, MOUNT, checked_reads, dataset_shape, holds_table, is_link, table_directory,

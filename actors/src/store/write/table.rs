@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_array::{RecordBatch, RecordBatchIterator};
 use arrow_schema::SchemaRef;
+use arrow_select::concat::concat_batches;
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::WriteParams;
@@ -19,14 +19,15 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{read_error, write_error};
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::identity::{IdentityKind, SeenIdentities};
-use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform};
+use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform, refuse_nan, share_a_key};
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::table::table_damage::TableDamage;
+use crate::store::table::written::{WrittenFragment, keep_written};
 use crate::store::table::{dataset_shape, keyword_index};
 use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
-use crate::store::view::{Horizon, IdentityRow, ProjectView, config_number};
+use crate::store::view::{Horizon, IdentityRow, PlacedRows, ProjectView, RowPlaces, config_number};
 
 /// Name of the keyword index.
 pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
@@ -54,6 +55,8 @@ pub struct WriteTable {
     pub(super) damage: Arc<TableDamage>,
     /// What was mended, for `admin.status`.
     pub(super) notes: Vec<String>,
+    /// What the last commits have written, for who keeps rows resident; see [`WriteTable::take_written`].
+    pub(super) written: Vec<WrittenFragment>,
 }
 
 /// What one commit did.
@@ -99,6 +102,7 @@ impl WriteTable {
             held,
             damage: Arc::new(damage),
             notes: Vec::new(),
+            written: Vec::new(),
         };
         if let TableShape::Current { .. } = opened.shape {
             opened.load_identities(dataset).await?;
@@ -270,6 +274,13 @@ impl WriteTable {
         std::mem::take(&mut self.notes)
     }
 
+    /// The fragments that commits have written since this was last asked, oldest first, as far as they are still in
+    /// memory. Whoever needs a fragment that is not among them reads it from disk.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what keeps rows resident is not there yet"))]
+    pub(crate) fn take_written(&mut self) -> Vec<WrittenFragment> {
+        std::mem::take(&mut self.written)
+    }
+
     /// Sets what of the table cannot be read, and numbers the next commit after all that were lost.
     pub(crate) fn set_damage(&mut self, damage: TableDamage) {
         self.last_sequence = self.last_sequence.max(damage.floor());
@@ -338,10 +349,11 @@ impl WriteTable {
 
     /// Closes whole rows and writes revisions, in one commit: all passages of all items change together or not
     /// at all. `closing` holds the rows as they are and `closed_at` a time for each; the commit's number must be
-    /// [`WriteTable::next_sequence`].
+    /// [`WriteTable::next_sequence`]. The rows that are closed come first in the new fragment, then those that are
+    /// opened, each in the order in which they were given.
     pub async fn change(
         &mut self,
-        closing: &RecordBatch,
+        closing: &PlacedRows,
         closed_at: &[DateTime<Utc>],
         revisions: &[NewRevision<'_>],
     ) -> KnowledgeResult<Written> {
@@ -352,26 +364,24 @@ impl WriteTable {
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
         self.grow().await?;
         // They may have been read before the table grew.
-        let closed = close_rows(&conform(closing, &self.schema)?, sequence, closed_at)?;
+        let closed = close_rows(&conform(&closing.rows, &self.schema)?, sequence, closed_at)?;
         let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
-        let rows = closed.num_rows() + opened.num_rows();
-        self.merge(vec![closed, opened]).await?;
-        self.committed(sequence, revisions);
+        // What is opened has a revision that its item never had: no row that stays in the table has its key either.
+        debug_assert!(!share_a_key(&closed, &opened));
+        let entering = concat_batches(&self.schema, [&closed, &opened]).map_err(KnowledgeError::internal)?;
+        drop((closed, opened));
+        let rows = entering.num_rows();
+        let written = self.exchange(&closing.places, entering).await?;
+        self.committed(sequence, revisions, written);
         self.oldest_closed = self.oldest_closed.into_iter().chain([first_closed]).min();
         Ok(Written { sequence, rows })
     }
 
-    /// Writes rows over those with the same key, and those without one beside them, as one version.
-    async fn merge(&self, batches: Vec<RecordBatch>) -> KnowledgeResult<()> {
-        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).map(Ok);
-        let source = RecordBatchIterator::new(batches.collect::<Vec<_>>(), Arc::clone(&self.schema));
-        let mut merge = self.table.merge_insert(&[column::ROW_KEY]);
-        merge.when_matched_update_all(None).when_not_matched_insert_all();
-        merge.execute(Box::new(source)).await.map(drop).map_err(write_error)
-    }
-
-    fn committed(&mut self, sequence: i64, revisions: &[NewRevision<'_>]) {
+    fn committed(&mut self, sequence: i64, revisions: &[NewRevision<'_>], written: Option<WrittenFragment>) {
         self.last_sequence = sequence;
+        if let Some(written) = written {
+            keep_written(&mut self.written, written);
+        }
         for revision in revisions {
             let key = revision.item.idempotency_key.as_deref();
             remember(&mut self.seen, revision.id, revision.content_hash, key);
@@ -399,20 +409,11 @@ impl WriteTable {
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
         self.grow().await?;
         let batch = build_batch(&self.schema, self.project.as_str(), revisions)?;
+        refuse_nan(&batch)?;
         let rows = batch.num_rows();
-        self.add(batch).await?;
-        self.committed(sequence, revisions);
+        let written = self.exchange(&RowPlaces::default(), batch).await?;
+        self.committed(sequence, revisions, written);
         Ok(Written { sequence, rows })
-    }
-
-    async fn add(&self, batch: RecordBatch) -> KnowledgeResult<()> {
-        self.table
-            .add(batch)
-            .write_parallelism(1)
-            .execute()
-            .await
-            .map(drop)
-            .map_err(write_error)
     }
 
     pub(crate) fn lancedb(&self) -> &Table {

@@ -10,13 +10,13 @@ use super::ops::{DeleteTarget, UndeleteTarget, WriteOp};
 use crate::error::KnowledgeResult;
 use crate::store::table::rows::{StoredRevision, revisions};
 use crate::store::table::schema::column;
-use crate::store::view::{ProjectView, filter};
+use crate::store::view::{PlacedRows, ProjectView, filter};
 
 /// The live items and deleted revisions that the changes of a group concern, read in one go.
 #[derive(Default)]
 pub(super) struct Concerned {
-    /// Whole rows of the live revisions.
-    pub(super) live_rows: Option<RecordBatch>,
+    /// Whole rows of the live revisions, and where they lie.
+    pub(super) live_rows: Option<PlacedRows>,
     /// The live revisions, by id.
     pub(super) live: HashMap<String, StoredRevision>,
     /// The newest closed revision of items that are to be undeleted, by id.
@@ -55,8 +55,8 @@ impl Concerned {
             None => filter::any_of(column::ID, &live_ids).map(|ids| ids.and(filter::live(None))),
         };
         if let Some(live) = live {
-            let rows = view.rows(live).await?;
-            for ((id, _), revision) in revisions(&rows)? {
+            let rows = view.placed_rows(live).await?;
+            for ((id, _), revision) in revisions(&rows.rows)? {
                 concerned.live.insert(id, revision);
             }
             concerned.live_rows = Some(rows);
