@@ -368,8 +368,11 @@ impl WriteTable {
         let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
         // What is opened has a revision that its item never had: no row that stays in the table has its key either.
         debug_assert!(!share_a_key(&closed, &opened));
-        let entering = concat_batches(&self.schema, [&closed, &opened]).map_err(KnowledgeError::internal)?;
-        drop((closed, opened));
+        let entering = if opened.num_rows() == 0 {
+            closed // Of a delete of very much there is no copy more than there has to be.
+        } else {
+            concat_batches(&self.schema, [&closed, &opened]).map_err(KnowledgeError::internal)?
+        };
         let rows = entering.num_rows();
         let written = self.exchange(&closing.places, entering).await?;
         self.committed(sequence, revisions, written);
