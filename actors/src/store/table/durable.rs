@@ -1,8 +1,8 @@
 //! Commits that survive power loss.
 //!
 //! Lance writes data files, deletion files and index files, then publishes a manifest that names them, and
-//! syncs none of it. [`DurableCommitHandler`] stands in front of every commit of a table (add, merge, delete,
-//! index, compaction, creation) and keeps one order:
+//! syncs none of it. [`DurableCommitHandler`] stands in front of every commit of a table (append, update,
+//! delete, index, compaction, creation) and keeps one order:
 //!
 //! 1. every new file has the size that was written into it, or the commit is refused;
 //! 2. every file that the new manifest names and that is not known to be on disk is synced, then the

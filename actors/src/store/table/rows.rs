@@ -1,13 +1,11 @@
 //! Items to rows and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type, TimestampMillisecondType};
-use arrow_array::{
-    Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, new_null_array,
-};
+use arrow_array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMillisecondArray, new_null_array};
 use arrow_schema::SchemaRef;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -151,11 +149,25 @@ pub fn tombstone_batch(
     close_rows(&batch, sequence, &closed_at)
 }
 
-/// Rows of which nothing but the key is meant: those that a merge is to remove.
-pub fn key_batch(schema: &SchemaRef, row_keys: Vec<String>) -> KnowledgeResult<RecordBatch> {
-    let nobody = vec![(String::new(), 0); row_keys.len()];
-    let batch = tombstone_batch(schema, "", &nobody, 0, DateTime::UNIX_EPOCH)?;
-    with_column(&batch, column::ROW_KEY, Arc::new(StringArray::from(row_keys)))
+/// Refuses vectors that hold what is not a number: no search by meaning would ever find their rows.
+pub(crate) fn refuse_nan(batch: &RecordBatch) -> KnowledgeResult<()> {
+    let rows = RowReader(batch);
+    for row in 0..batch.num_rows() {
+        if rows.vector(row)?.iter().any(|component| component.is_nan()) {
+            return Err(KnowledgeError::internal("an embedding holds what is not a number"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a row of one batch has the key of a row of the other.
+pub(crate) fn share_a_key(one: &RecordBatch, other: &RecordBatch) -> bool {
+    let keys = |batch: &RecordBatch| -> HashSet<String> {
+        let rows = RowReader(batch);
+        let keys = (0..batch.num_rows()).filter_map(|row| rows.text(column::ROW_KEY, row).ok().flatten());
+        keys.map(str::to_owned).collect()
+    };
+    !keys(one).is_disjoint(&keys(other))
 }
 
 /// The same rows, closed by commit `sequence`, each at its own time.
@@ -185,14 +197,15 @@ pub struct StoredRevision {
     pub key_hash: Option<String>,
     /// Its passages, in order.
     pub passages: Vec<EmbeddedPassage>,
-    /// Its rows in the batch that was read.
+    /// Its rows in the batch that was read. A row that stands in the table twice, which it must not, is there twice: it
+    /// is closed with the other, or the item would stay live.
     pub rows: Vec<u32>,
 }
 
 /// Gathers the revisions in a batch of whole rows, by id and number.
 pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64), StoredRevision>> {
-    /// A revision's first row, and all of its passages with their rows.
-    type Gathered = (Option<StoredRevision>, BTreeMap<u32, (u32, EmbeddedPassage)>);
+    /// A revision's first row, all of its passages with their rows, and rows of passages that are there twice.
+    type Gathered = (Option<StoredRevision>, BTreeMap<u32, (u32, EmbeddedPassage)>, Vec<u32>);
     let reader = RowReader(batch);
     let mut found: BTreeMap<(String, i64), Gathered> = BTreeMap::new();
     for row in 0..batch.num_rows() {
@@ -216,14 +229,17 @@ pub fn revisions(batch: &RecordBatch) -> KnowledgeResult<BTreeMap<(String, i64),
             vector: reader.vector(row)?.into(),
         };
         let number = u32::try_from(row).map_err(KnowledgeError::internal)?;
-        entry.1.insert(passage.index, (number, embedded));
+        if let Some((again, _)) = entry.1.insert(passage.index, (number, embedded)) {
+            entry.2.push(again);
+        }
     }
     found
         .into_iter()
-        .map(|((id, number), (revision, passages))| {
+        .map(|((id, number), (revision, passages, again))| {
             let mut revision =
                 revision.ok_or_else(|| KnowledgeError::internal(format!("item {id} has lost its first passage")))?;
             (revision.rows, revision.passages) = passages.into_values().unzip();
+            revision.rows.extend(again);
             Ok(((id, number), revision))
         })
         .collect()
@@ -473,11 +489,50 @@ mod tests {
         let closed = close_rows(&kept, 9, &[DateTime::UNIX_EPOCH]).unwrap();
         assert_eq!(RowReader(&closed).int("future", 0).unwrap(), Some(7));
         assert_eq!(RowReader(&closed).int(column::VALID_TO, 0).unwrap(), Some(9));
-        for made in [
-            tombstone_batch(&newer, "p", &[("a".to_owned(), 2)], 4, DateTime::UNIX_EPOCH),
-            key_batch(&newer, vec!["a/1/0".to_owned()]),
-        ] {
-            assert_eq!(made.unwrap().schema(), newer);
-        }
+        let made = tombstone_batch(&newer, "p", &[("a".to_owned(), 2)], 4, DateTime::UNIX_EPOCH);
+        assert_eq!(made.unwrap().schema(), newer);
+    }
+
+    #[test]
+    fn a_row_that_stands_in_the_table_twice_is_closed_twice() {
+        let once = batch(&table_schema(2, "model"), 2, None);
+        let twice = arrow_select::concat::concat_batches(&once.schema(), [&once, &once]).unwrap();
+        let found = revisions(&twice).unwrap().into_values().next().unwrap();
+        let mut rows = found.rows.clone();
+        rows.sort_unstable();
+        assert_eq!((rows, found.passages.len()), (vec![0, 1], 1));
+    }
+
+    #[test]
+    fn vectors_that_are_not_numbers_are_refused() {
+        let sound = batch(&table_schema(2, "model"), 1, None);
+        assert!(refuse_nan(&sound).is_ok());
+        let vector = EmbeddedPassage {
+            start: 0,
+            end: 6,
+            text: "a text".to_owned(),
+            vector: Arc::from([0.6, f32::NAN]),
+        };
+        let revision = NewRevision {
+            id: "a",
+            revision: 1,
+            item: &item(),
+            content_hash: "hash",
+            passages: &[vector],
+            updated_at: DateTime::UNIX_EPOCH,
+            valid_from: 3,
+            key_hash: None,
+            opened_at: DateTime::UNIX_EPOCH,
+        };
+        let damaged = build_batch(&sound.schema(), "p", &[revision]).unwrap();
+        assert!(refuse_nan(&damaged).is_err());
+    }
+
+    #[test]
+    fn keys_are_of_a_revision() {
+        let schema = table_schema(2, "model");
+        let (first, second) = (batch(&schema, 1, None), batch(&schema, 2, None));
+        assert!(share_a_key(&first, &first) && !share_a_key(&first, &second));
+        assert!(!share_a_key(&first, &RecordBatch::new_empty(schema)));
     }
 }

@@ -57,20 +57,6 @@ impl ProjectView {
         Ok(found)
     }
 
-    /// The keys of the rows that match, of all passages and revisions.
-    pub(crate) async fn row_keys(&self, predicate: Expr) -> KnowledgeResult<Vec<String>> {
-        let scanner = self.scan(&[column::ROW_KEY], predicate)?;
-        let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
-        let mut keys = Vec::new();
-        while let Some(batch) = stream.try_next().await.map_err(read_error)? {
-            let rows = RowReader(&batch);
-            for row in 0..batch.num_rows() {
-                keys.push(rows.required_text(column::ROW_KEY, row)?.to_owned());
-            }
-        }
-        Ok(keys)
-    }
-
     /// Calls `visit` for every item of the table, live or closed.
     pub(crate) async fn for_each_identity(
         &self,

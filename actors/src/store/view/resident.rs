@@ -61,6 +61,17 @@ pub(super) fn places_of(index: &Index, ids: &[String]) -> Vec<u64> {
     places
 }
 
+/// Where all passages of the live items with these ids stand, in the order of the table.
+pub(super) fn all_places_of(index: &Index, ids: &[String]) -> Vec<u64> {
+    let mut places: Vec<u64> = ids
+        .iter()
+        .flat_map(|id| index.get(id).into_iter().map(|entry| entry.address))
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
 /// Where the first passage of the item stands of which another passage stands here; none where this is the first.
 pub(super) fn other_first_place(index: &Index, place: u64) -> Option<u64> {
     let entry = index.at(place).filter(|entry| entry.passage != 0)?;

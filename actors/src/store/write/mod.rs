@@ -1,5 +1,6 @@
 //! What the writer does to a table.
 
+mod direct;
 mod growth;
 mod purge;
 mod retention;

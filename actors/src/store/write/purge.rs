@@ -2,11 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_array::{RecordBatch, RecordBatchIterator};
-use lance::dataset::{MergeInsertBuilder, WhenMatched, WhenNotMatched};
 use lancedb::datafusion::logical_expr::lit;
 use lancedb::expr::col;
 
@@ -14,7 +11,7 @@ use crate::domain::now_ms;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::disk;
 use crate::store::error::{read_error, write_error};
-use crate::store::table::rows::{key_batch, tombstone_batch};
+use crate::store::table::rows::tombstone_batch;
 use crate::store::table::schema::column;
 use crate::store::view::filter;
 use crate::store::write::WriteTable;
@@ -51,8 +48,10 @@ impl WriteTable {
         })
         .await?;
         let content = wanted.and(col(column::PASSAGES).gt(lit(0_i32)));
-        let removed = view.row_keys(content).await?;
+        let removed = view.row_places(content).await?;
         drop(view);
+        // They may hold what is to go.
+        self.written.clear();
         if !found.is_empty() {
             // Also for those that are gone already: who asks again wants to be sure.
             self.begin_erasing().await?;
@@ -67,9 +66,8 @@ impl WriteTable {
             let sequence = self.next_sequence();
             let at = now_ms();
             let tombstones = tombstone_batch(&self.schema, self.project.as_str(), &tombstones, sequence, at)?;
-            let removed = key_batch(&self.schema, removed)?;
             fail::fail_point!("write::before_purge_commit");
-            self.remove_and_add(removed, tombstones).await?;
+            self.exchange(&removed, tombstones).await?;
             self.last_sequence = sequence;
             self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
         }
@@ -123,25 +121,5 @@ impl WriteTable {
             .parent()
             .ok_or_else(|| KnowledgeError::internal("the table is in no directory"))?;
         Ok(directory.join(ERASING_MARK))
-    }
-
-    /// Removes the rows with the keys of one batch and adds those of the other, as one version. LanceDB's merge
-    /// knows no deleting of what is matched, Lance's does.
-    async fn remove_and_add(&self, removed: RecordBatch, added: RecordBatch) -> KnowledgeResult<()> {
-        let wrapper = self
-            .table
-            .dataset()
-            .ok_or_else(|| KnowledgeError::internal("the table is not stored on this machine"))?;
-        let dataset = wrapper.get().await.map_err(read_error)?;
-        let batches = [Ok(removed), Ok(added)];
-        let source = RecordBatchIterator::new(batches, Arc::clone(&self.schema));
-        let mut merge = MergeInsertBuilder::try_new(dataset, vec![column::ROW_KEY.to_owned()]).map_err(write_error)?;
-        merge
-            .when_matched(WhenMatched::Delete)
-            .when_not_matched(WhenNotMatched::InsertAll);
-        let merge = merge.try_build().map_err(write_error)?;
-        let (dataset, _) = merge.execute_reader(source).await.map_err(write_error)?;
-        wrapper.update(Arc::unwrap_or_clone(dataset));
-        Ok(())
     }
 }

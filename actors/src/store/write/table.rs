@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_array::{RecordBatch, RecordBatchIterator};
 use arrow_schema::SchemaRef;
+use arrow_select::concat::concat_batches;
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::WriteParams;
@@ -20,15 +20,15 @@ use crate::store::error::{read_error, write_error};
 use crate::store::index::{Keeper, ViewIndex};
 use crate::store::table::durable::DurableCommitHandler;
 use crate::store::table::identity::{IdentityKind, SeenIdentities};
-use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform};
+use crate::store::table::rows::{NewRevision, build_batch, close_rows, conform, refuse_nan, share_a_key};
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::table::table_damage::TableDamage;
-use crate::store::table::written::WrittenFragment;
+use crate::store::table::written::{WrittenFragment, keep_written};
 use crate::store::table::{dataset_shape, keyword_index};
 use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
-use crate::store::view::{Horizon, IdentityRow, ProjectView, config_number};
+use crate::store::view::{Horizon, IdentityRow, PlacedRows, ProjectView, RowPlaces, config_number};
 
 /// Name of the keyword index.
 pub(crate) const TEXT_INDEX: &str = "passage_text_idx";
@@ -54,12 +54,12 @@ pub struct WriteTable {
     pub(super) held: HeldVersions,
     /// Makes and keeps the index of what is live.
     pub(super) keeper: Arc<Keeper>,
-    /// What was written since the last view and is still at hand.
-    pub(super) written: Vec<WrittenFragment>,
     /// What of it cannot be read. Views leave it out.
     pub(super) damage: Arc<TableDamage>,
     /// What was mended, for `admin.status`.
     pub(super) notes: Vec<String>,
+    /// What the last commits have written, for the index; see [`WriteTable::take_written`].
+    pub(super) written: Vec<WrittenFragment>,
 }
 
 /// What one commit did.
@@ -105,9 +105,9 @@ impl WriteTable {
             oldest_closed: None,
             held,
             keeper,
-            written: Vec::new(),
             damage: Arc::new(damage),
             notes: Vec::new(),
+            written: Vec::new(),
         };
         if let TableShape::Current { .. } = opened.shape {
             opened.load_identities(dataset).await?;
@@ -260,7 +260,7 @@ impl WriteTable {
         let dataset = current_dataset(&self.table).await?;
         let version = dataset.version().version;
         let view = Arc::new(self.view_of(dataset, self.last_sequence));
-        view.follow(&std::mem::take(&mut self.written)).await;
+        view.follow(&self.take_written()).await;
         self.held.add(version, &view);
         Ok(view)
     }
@@ -286,6 +286,12 @@ impl WriteTable {
     /// What was mended since this was last asked.
     pub(crate) fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
+    }
+
+    /// The fragments that commits have written since this was last asked, oldest first, as far as they are still in
+    /// memory. Whoever needs a fragment that is not among them reads it from disk.
+    pub(crate) fn take_written(&mut self) -> Vec<WrittenFragment> {
+        std::mem::take(&mut self.written)
     }
 
     /// Sets what of the table cannot be read, and numbers the next commit after all that were lost.
@@ -356,10 +362,11 @@ impl WriteTable {
 
     /// Closes whole rows and writes revisions, in one commit: all passages of all items change together or not
     /// at all. `closing` holds the rows as they are and `closed_at` a time for each; the commit's number must be
-    /// [`WriteTable::next_sequence`].
+    /// [`WriteTable::next_sequence`]. The rows that are closed come first in the new fragment, then those that are
+    /// opened, each in the order in which they were given.
     pub async fn change(
         &mut self,
-        closing: &RecordBatch,
+        closing: &PlacedRows,
         closed_at: &[DateTime<Utc>],
         revisions: &[NewRevision<'_>],
     ) -> KnowledgeResult<Written> {
@@ -370,26 +377,27 @@ impl WriteTable {
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
         self.grow().await?;
         // They may have been read before the table grew.
-        let closed = close_rows(&conform(closing, &self.schema)?, sequence, closed_at)?;
+        let closed = close_rows(&conform(&closing.rows, &self.schema)?, sequence, closed_at)?;
         let opened = build_batch(&self.schema, self.project.as_str(), revisions)?;
-        let rows = closed.num_rows() + opened.num_rows();
-        self.merge(vec![closed, opened]).await?;
-        self.committed(sequence, revisions);
+        // What is opened has a revision that its item never had: no row that stays in the table has its key either.
+        debug_assert!(!share_a_key(&closed, &opened));
+        let entering = if opened.num_rows() == 0 {
+            closed // Of a delete of very much there is no copy more than there has to be.
+        } else {
+            concat_batches(&self.schema, [&closed, &opened]).map_err(KnowledgeError::internal)?
+        };
+        let rows = entering.num_rows();
+        let written = self.exchange(&closing.places, entering).await?;
+        self.committed(sequence, revisions, written);
         self.oldest_closed = self.oldest_closed.into_iter().chain([first_closed]).min();
         Ok(Written { sequence, rows })
     }
 
-    /// Writes rows over those with the same key, and those without one beside them, as one version.
-    async fn merge(&self, batches: Vec<RecordBatch>) -> KnowledgeResult<()> {
-        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0).map(Ok);
-        let source = RecordBatchIterator::new(batches.collect::<Vec<_>>(), Arc::clone(&self.schema));
-        let mut merge = self.table.merge_insert(&[column::ROW_KEY]);
-        merge.when_matched_update_all(None).when_not_matched_insert_all();
-        merge.execute(Box::new(source)).await.map(drop).map_err(write_error)
-    }
-
-    fn committed(&mut self, sequence: i64, revisions: &[NewRevision<'_>]) {
+    fn committed(&mut self, sequence: i64, revisions: &[NewRevision<'_>], written: Option<WrittenFragment>) {
         self.last_sequence = sequence;
+        if let Some(written) = written {
+            keep_written(&mut self.written, written);
+        }
         for revision in revisions {
             let key = revision.item.idempotency_key.as_deref();
             remember(&mut self.seen, revision.id, revision.content_hash, key);
@@ -417,20 +425,11 @@ impl WriteTable {
         debug_assert!(revisions.iter().all(|revision| revision.valid_from == sequence));
         self.grow().await?;
         let batch = build_batch(&self.schema, self.project.as_str(), revisions)?;
+        refuse_nan(&batch)?;
         let rows = batch.num_rows();
-        self.add(batch).await?;
-        self.committed(sequence, revisions);
+        let written = self.exchange(&RowPlaces::default(), batch).await?;
+        self.committed(sequence, revisions, written);
         Ok(Written { sequence, rows })
-    }
-
-    async fn add(&self, batch: RecordBatch) -> KnowledgeResult<()> {
-        self.table
-            .add(batch)
-            .write_parallelism(1)
-            .execute()
-            .await
-            .map(drop)
-            .map_err(write_error)
     }
 
     pub(crate) fn lancedb(&self) -> &Table {

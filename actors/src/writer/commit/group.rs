@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use arrow_array::UInt32Array;
-use arrow_select::take::take_record_batch;
 use chrono::{DateTime, Utc};
 
 use super::concerned::Concerned;
@@ -12,7 +10,7 @@ use super::ops::{ItemOutcome, OpOutcome, PreparedItem, WriteOp};
 use super::plan::{DeletionTimes, Plan};
 use super::revision::opened_at;
 use crate::domain::now_ms;
-use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::error::KnowledgeResult;
 use crate::store::WriteTable;
 use crate::store::table::rows::NewRevision;
 use crate::writer::turn;
@@ -168,8 +166,7 @@ impl PlannedGroup<'_> {
         turn::hold("writer::hold_planned").await;
         let written = match &self.concerned.live_rows {
             Some(rows) if !self.plan.closing.is_empty() => {
-                let indices = UInt32Array::from(self.plan.closing);
-                let closing = take_record_batch(rows, &indices).map_err(KnowledgeError::internal)?;
+                let closing = rows.take(self.plan.closing)?;
                 table.change(&closing, &self.plan.closed_at, &revisions).await?
             }
             _ => table.append(&revisions).await?,

@@ -13,6 +13,8 @@ mod plan;
 mod revision;
 
 #[cfg(test)]
+mod on_a_table;
+#[cfg(test)]
 mod tests;
 
 pub use group::{GroupOutcome, PlannedGroup, plan_group};
