@@ -19,6 +19,8 @@
 //! | [`transfer`] | backup and restore |
 
 mod access;
+#[cfg(test)]
+mod agreement;
 mod caches;
 pub mod damage;
 mod discover;
@@ -56,7 +58,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     /// The parts in their order; those of one line may use each other.
-    const ORDER: [&[&str]; 10] = [
+    const ORDER: [&[&str]; 11] = [
         &["error", "guarded", "disk", "lock", "caches", "swap"],
         &["table"],
         &["index"],
@@ -78,6 +80,8 @@ mod tests {
         ],
         // And tables of the old tool here.
         &["transfer", "migrate"],
+        // Tests of several parts.
+        &["agreement"],
     ];
 
     fn rank(part: &str) -> Option<usize> {

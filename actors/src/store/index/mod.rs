@@ -8,8 +8,6 @@
 //! The table is the truth, and an index can always be read from it again. So whatever goes wrong here costs time and
 //! nothing else.
 
-#[cfg(test)]
-mod agreement;
 mod budget;
 mod keeper;
 mod rows;

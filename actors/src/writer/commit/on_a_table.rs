@@ -246,6 +246,7 @@ async fn an_update_is_one_fragment_of_what_it_closes_and_then_what_it_opens() {
     );
     assert_eq!(bench.found("zebra").await, ["a"]);
     bench.write(vec![update("a", &["ape", "bear", "cat", "dog"])]).await;
+    let last = bench.written().await.pop().unwrap();
     assert_eq!(
         bench.shape().await,
         Shape {
@@ -259,7 +260,6 @@ async fn an_update_is_one_fragment_of_what_it_closes_and_then_what_it_opens() {
     assert_eq!(bench.found("tiger").await, ["b"]);
     assert_eq!(bench.live().await, ["a/3/0", "a/3/1", "a/3/2", "a/3/3", "b/1/0"]);
     assert_eq!(bench.rows().await.len(), 3 + 3 + 4 + 1);
-    let last = bench.written().await.pop().unwrap();
     let order = ["a/2/0", "a/2/1", "a/2/2", "a/3/0", "a/3/1", "a/3/2", "a/3/3"];
     assert_eq!(keys(&last.rows), order);
     // And as before once it is indexed.
