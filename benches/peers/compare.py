@@ -65,6 +65,7 @@ def search_rows():
 ROWS = [
     *search_rows(),
     Row("embedding a query alone", {"ours": "embed", "onnx": "embed"}),
+    Row("embedding a query alone, ONNX Runtime's threads spinning", {"ours": "embed", "onnx": "embed_spinning"}),
     Row("get by id", {"ours": "get", "chroma": "get", "lancedb": "get"}),
     Row("list of 20", {"ours": "list"}),
     Row("stats", {"ours": "stats"}),
@@ -84,6 +85,7 @@ STORE_ROWS = [
         stores=True, marks={"old-tool": " \\*"}),
     Row("store one, vector given", dict.fromkeys(["chroma", "lancedb", "old-tool"], "add"), stores=True),
 ]  # fmt: skip
+FILL = Row("filling, for each item (the others: vectors given)", {})
 COLD = Row("start of the process to the first answered search", {}, marks={"old-tool": " \\*"})
 MEMORY = [
     Row("resident memory, empty", {}, "MiB"),
@@ -162,6 +164,7 @@ class Comparison:
         self.rounds = {}  # The same by round: how far the medians of the rounds differ shows the noise.
         self.parts = {}
         self.embedder = None
+        self.stored = 0  # Items that the rounds have stored.
         self.contestants = self.candidates(known)
 
     def candidates(self, known):
@@ -233,7 +236,9 @@ class Comparison:
                 if name == "ours":
                     contestant.call("admin.health", {})
                     self.note(MEMORY[0], name, report.memory_mib(contestant.pid()))
+                    begun = time.perf_counter()
                     contestant.fill(self.items)
+                    self.note(FILL, name, (time.perf_counter() - begun) * 1e3 / len(self.items))
                     self.version = contestant.call("rpc.version", {})["version"]
                     contestant.stop()
                     # The same home a second time, for what durability costs.
@@ -242,7 +247,10 @@ class Comparison:
                     self.contestants["ours-fast"] = Ours(self.arguments.ccod, copy, "fast")
                 else:
                     progress(f"filling {name}")
+                    begun = time.perf_counter()
                     contestant.ask(do="fill", **paths)
+                    if name != "onnx":
+                        self.note(FILL, name, (time.perf_counter() - begun) * 1e3 / len(self.items))
                     contestant.stop()
 
     def cold_starts(self):
@@ -280,11 +288,9 @@ class Comparison:
         calls = []
         for number in range(count):
             if row.stores:
-                item = self.source.item(0)
                 # An id of its own, also in the other rows and rounds.
-                item["id"] = f"new-{len(self.source.asked):06}"
-                self.source.asked.add(item["id"])
-                call = {"item": item}
+                self.stored += 1
+                call = {"item": {**self.source.item(0), "id": f"new-{self.stored:06}"}}
             elif row.title.startswith("get"):
                 call = {"id": self.source.rng.choice(self.items)["id"]}
             else:
@@ -292,9 +298,11 @@ class Comparison:
             if row.filtered:
                 call["session"] = self.sessions[number % len(self.sessions)]
             calls.append(call)
-        return self.with_vectors(calls)
+        ops = ["vector"] if row is COLD else [row.ops[name] for name in row.ops if name in self.contestants]
+        return self.with_vectors(calls) if {"vector", "hybrid", "add"} & set(ops) else calls
 
     def with_vectors(self, calls):
+        """What the others get where a vector is given. Ours and what embeds for itself read the text."""
         if self.embedder:
             for call in calls:
                 text = call["item"]["text"] if "item" in call else call.get("text")
@@ -387,8 +395,9 @@ class Comparison:
             f"{arguments.items} items of {words / len(self.items):.0f} words on average (seed {arguments.seed}, texts "
             f"{texts.VERSION}), {arguments.rounds} rounds of {arguments.queries} calls after {WARM_UP} to warm up, one "
             "client",
-            'ours: durability "full" (synced before the answer), items embedded by itself; LanceDB and the old tool '
-            "sync nothing, Chroma leaves it to SQLite; vectors of the others computed before",
+            'ours: durability "full", on disk before the answer; Chroma syncs its SQLite database, LanceDB and the old '
+            "tool sync nothing",
+            "ours embeds the items; the others get vectors of ONNX Runtime that were computed before",
             "versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()),
         ]
         if hasattr(self, "version"):
@@ -400,7 +409,7 @@ class Comparison:
         for line in self.setting():
             print(f"- {line}")
         print()
-        rows = [*search_rows(), *ROWS[len(list(search_rows())) :], *STORE_ROWS, *TOGETHER_ROWS, COLD, *MEMORY]
+        rows = [*ROWS, *STORE_ROWS, *TOGETHER_ROWS, FILL, COLD, *MEMORY]
         columns = {name: heading for name, heading in HEADINGS.items() if name == "ours" or self.was_run(name)}
         print(report.table(rows, self.samples, columns))
         print(NOTES)

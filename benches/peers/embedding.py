@@ -23,12 +23,16 @@ def model_path():
 
 
 class Embedder:
-    def __init__(self):
+    def __init__(self, spinning=False):
+        """`spinning` is ONNX Runtime's own default: its threads wait for work without sleeping. Where other processes
+        want the processor too, a query then takes twice as long, so it is off unless asked for."""
         # The tokenizer file pads everything to 128 tokens, which would make short queries slow.
         self.tokenizer = tokenizers.Tokenizer.from_file(texts.TOKENIZER)
         self.tokenizer.enable_padding()
         self.tokenizer.enable_truncation(MAX_TOKENS)
-        self.session = onnxruntime.InferenceSession(model_path(), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        self.session = onnxruntime.InferenceSession(model_path(), options, providers=["CPUExecutionProvider"])
 
     def embed(self, batch):
         """Unit vectors: the mean over the tokens, as the model was trained."""

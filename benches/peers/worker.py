@@ -20,7 +20,7 @@ class Onnx:
     def __init__(self, directory):
         from embedding import Embedder
 
-        self.embedder = Embedder()
+        self.embedder, self.default = Embedder(), Embedder(spinning=True)
 
     def fill(self, items, vectors):
         pass
@@ -30,6 +30,9 @@ class Onnx:
 
     def embed(self, call):
         return self.embedder.embed([call["text"]])[0]
+
+    def embed_spinning(self, call):
+        return self.default.embed([call["text"]])[0]
 
 
 class Chroma:
