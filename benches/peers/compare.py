@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ class Row:
     unit: str = "ms"
     filtered: bool = False
     stores: bool = False
+    compared: bool = True  # Whether a ratio says anything.
     marks: dict = dataclasses.field(default_factory=dict)
 
 
@@ -85,7 +87,7 @@ STORE_ROWS = [
         stores=True, marks={"old-tool": " \\*"}),
     Row("store one, vector given", dict.fromkeys(["chroma", "lancedb", "old-tool"], "add"), stores=True),
 ]  # fmt: skip
-FILL = Row("filling, for each item (the others: vectors given)", {})
+FILL = Row("filling, for each item (the others: vectors given)", {}, compared=False)
 COLD = Row("start of the process to the first answered search", {}, marks={"old-tool": " \\*"})
 MEMORY = [
     Row("resident memory, empty", {}, "MiB"),
@@ -93,7 +95,9 @@ MEMORY = [
     Row("resident memory, after everything", {}, "MiB"),
 ]
 NOTES = """
-\\* The old tool's store with a given vector: its own embedding was a hash of the text and cost nothing.
+\\* The old tool's store with a given vector: its own embedding was a hash of the text and cost nothing. It had no
+upkeep: every store makes a fragment, and its searches become slower with each round.
+
 Resident memory of the others is of their whole process: the interpreter, the library and, but for the old tool, the
 model. "Empty" is the library loaded and the store opened, for ours the daemon with an empty home.
 """
@@ -397,7 +401,8 @@ class Comparison:
             "client",
             'ours: durability "full", on disk before the answer; Chroma syncs its SQLite database, LanceDB and the old '
             "tool sync nothing",
-            "ours embeds the items; the others get vectors of ONNX Runtime that were computed before",
+            "ours embeds the items; the others get vectors of ONNX Runtime that were computed before; its threads "
+            + ("spin" if arguments.spinning else "sleep between calls, but for the row that says otherwise"),
             "versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()),
         ]
         if hasattr(self, "version"):
@@ -463,6 +468,10 @@ def parsed():
     parser.add_argument("--only", action="append", choices=list(HEADINGS), help="run these alone (may be repeated)")
     parser.add_argument("--skip-node", action="store_true", help="leave out the old tool's store")
     parser.add_argument("--ccod", default=default_ccod(), help="the daemon's executable")
+    parser.add_argument(
+        "--spinning", action="store_true",
+        help="let ONNX Runtime's threads spin where it embeds for the others: its default, quicker on an idle machine",
+    )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write every number to this file")
     parser.add_argument("--cache", help="directory for what is installed and computed; ~/.cache/ccod/peers by default")
     return parser.parse_args()
@@ -470,7 +479,10 @@ def parsed():
 
 def main():
     arguments = parsed()
+    # So that what was started is stopped, and the items are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     known = json.loads(os.environ["CCOD_PEERS"])
+    os.environ["CCOD_PEERS_SPINNING"] = str(int(arguments.spinning))  # For the workers.
     # In TMPDIR; it should be a disk, not memory, for what durability costs.
     place = tempfile.mkdtemp(prefix="ccod-peers-")
     comparison = Comparison(arguments, known, place)

@@ -23,9 +23,12 @@ def model_path():
 
 
 class Embedder:
-    def __init__(self, spinning=False):
-        """`spinning` is ONNX Runtime's own default: its threads wait for work without sleeping. Where other processes
-        want the processor too, a query then takes twice as long, so it is off unless asked for."""
+    def __init__(self, spinning=None):
+        """`spinning` is ONNX Runtime's own default: its threads wait for work without sleeping. On an idle machine that
+        is quicker, but where other processes want the processor too, a query takes twice as long. By default as
+        compare.py was told."""
+        if spinning is None:
+            spinning = os.environ.get("CCOD_PEERS_SPINNING") == "1"
         # The tokenizer file pads everything to 128 tokens, which would make short queries slow.
         self.tokenizer = tokenizers.Tokenizer.from_file(texts.TOKENIZER)
         self.tokenizer.enable_padding()

@@ -64,7 +64,8 @@ def table(rows, samples, columns):
             if column == "ours":
                 cells.append(cell(row, found.get(own), None))
             else:
-                cells.append(cell(row, found.get(column), found.get(own), row.marks.get(column, "")))
+                compared = found.get(own) if row.compared else None
+                cells.append(cell(row, found.get(column), compared, row.marks.get(column, "")))
         lines.append(f"| {row.title}, {row.unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

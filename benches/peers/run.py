@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compares ccod with what else an agent's knowledge could be kept in: Chroma, LanceDB, the old tool's store.
 
-usage: run.py [--items N] [--queries N] [--rounds N] [--only NAME]... [--skip-node] [--ccod PATH] [--json FILE]
+usage: run.py [--items N] [--queries N] [--rounds N] [--seed N] [--only NAME]... [--skip-node] [--spinning]
+              [--ccod PATH] [--json FILE] [--cache DIR]
 
 This file makes an environment with the pinned packages, outside the checkout, and starts compare.py in it, which
-explains the rest. Needs Python 3.9 or newer and, for the old tool's store, node and npm; whatever cannot be installed
+explains the rest. NAME is ours, chroma, lancedb, old-tool or onnx. Needs Python 3.9 or newer and, for the old tool's store, node and npm; whatever cannot be installed
 is reported as "not run".
 """
 
@@ -90,7 +91,7 @@ def main():
     node, reason = (None, "left out with --skip-node") if "--skip-node" in sys.argv else node_environment(cache)
     known = {"cache": cache, "missing": missing, "node": node, "node_missing": reason}
     environment = dict(os.environ, CCOD_PEERS=json.dumps(known))
-    sys.exit(subprocess.run([python, os.path.join(HERE, "compare.py"), *sys.argv[1:]], env=environment).returncode)
+    os.execve(python, [python, os.path.join(HERE, "compare.py"), *sys.argv[1:]], environment)
 
 
 if __name__ == "__main__":

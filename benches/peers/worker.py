@@ -20,7 +20,7 @@ class Onnx:
     def __init__(self, directory):
         from embedding import Embedder
 
-        self.embedder, self.default = Embedder(), Embedder(spinning=True)
+        self.sleeping, self.spinning = Embedder(spinning=False), Embedder(spinning=True)
 
     def fill(self, items, vectors):
         pass
@@ -29,10 +29,10 @@ class Onnx:
         pass
 
     def embed(self, call):
-        return self.embedder.embed([call["text"]])[0]
+        return self.sleeping.embed([call["text"]])[0]
 
     def embed_spinning(self, call):
-        return self.default.embed([call["text"]])[0]
+        return self.spinning.embed([call["text"]])[0]
 
 
 class Chroma:
