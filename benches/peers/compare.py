@@ -176,7 +176,9 @@ class Comparison:
         # Without the daemon there is nothing to compare with, but the others' numbers may be wanted.
         if self.wanted("ours"):
             if os.access(self.arguments.ccod, os.X_OK):
-                found["ours"] = Ours(self.arguments.ccod, os.path.join(self.place, "ours"))
+                # A copy: a build that replaces the file meanwhile must not change what is measured.
+                self.program = shutil.copy2(self.arguments.ccod, os.path.join(self.place, "ccod"))
+                found["ours"] = Ours(self.program, os.path.join(self.place, "ours"))
             else:
                 self.not_run["ours"] = f"{self.arguments.ccod} is not an executable; build it, or give --ccod"
         missing = known["missing"]
@@ -248,7 +250,7 @@ class Comparison:
                     # The same home a second time, for what durability costs.
                     copy = contestant.home + "-fast"
                     shutil.copytree(contestant.home, copy, ignore=shutil.ignore_patterns("run"))
-                    self.contestants["ours-fast"] = Ours(self.arguments.ccod, copy, "fast")
+                    self.contestants["ours-fast"] = Ours(self.program, copy, "fast")
                 else:
                     progress(f"filling {name}")
                     begun = time.perf_counter()
@@ -406,8 +408,7 @@ class Comparison:
             "versions: " + ", ".join(f"{package} {version}" for package, version in versions().items()),
         ]
         if hasattr(self, "version"):
-            size = os.path.getsize(arguments.ccod) / 1e6
-            lines.insert(1, f"ours: ccod {self.version}, an executable of {size:.0f} MB")
+            lines.insert(1, f"ours: ccod {self.version}, {report.description_of(self.program)}")
         return lines
 
     def print(self):

@@ -1,5 +1,7 @@
 """The setting and the table, as Markdown."""
 
+import datetime
+import hashlib
 import os
 import platform
 import statistics
@@ -21,6 +23,14 @@ def processor():
     except OSError:
         pass
     return name, [flag for flag in FLAGS if flag in flags]
+
+
+def description_of(program):
+    """Which executable it was. The version alone does not say: builds of many commits have the same."""
+    with open(program, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()[:12]
+    built = datetime.datetime.fromtimestamp(os.path.getmtime(program), datetime.timezone.utc)
+    return f"{os.path.getsize(program) / 1e6:.0f} MB, sha256 {digest}, built {built:%Y-%m-%d %H:%M} UTC"
 
 
 def quantile(values, part):

@@ -5,8 +5,8 @@ usage: run.py [--items N] [--queries N] [--rounds N] [--seed N] [--only NAME]...
               [--ccod PATH] [--json FILE] [--cache DIR]
 
 This file makes an environment with the pinned packages, outside the checkout, and starts compare.py in it, which
-explains the rest. NAME is ours, chroma, lancedb, old-tool or onnx. Needs Python 3.9 or newer and, for the old tool's store, node and npm; whatever cannot be installed
-is reported as "not run".
+explains the rest. NAME is ours, chroma, lancedb, old-tool or onnx. Needs Python 3.11 or newer, as numpy does, and for
+the old tool's store node and npm; whatever cannot be installed is reported as "not run".
 """
 
 import hashlib
