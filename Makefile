@@ -12,7 +12,7 @@ FEATURES := failpoints
 # The command line without the engine.
 CLI := -p ccod --no-default-features
 
-.PHONY: all build demo test quick lint fmt bench dist install deps clean help
+.PHONY: all build demo test quick lint fmt bench peers dist install deps clean help
 
 all: build
 
@@ -47,6 +47,10 @@ fmt: ## Formats the code
 
 bench: deps ## Runs the benchmarks (shipped profile); they print their numbers
 	cargo bench --locked --profile dist
+
+peers: ## Compares a built daemon with Chroma, LanceDB, the old tool's store (PEERS="--items 1000")
+	python3 -m unittest discover -q benches/peers
+	python3 benches/peers/run.py $(PEERS)
 
 dist: deps ## Builds the shipped programs: two, and both in one file
 	scripts/dist.sh

@@ -1,5 +1,5 @@
 //! The store alone, without embedder and socket: vector, keyword and hybrid search and single commits over
-//! 10,000 rows of random vectors. For comparing build profiles and settings.
+//! 10,000 rows of random vectors and realistic words. For comparing build profiles and settings.
 //!
 //! `cargo bench --bench search [-- ROWS]`, and with `--profile dist` for the shipped one.
 
@@ -19,23 +19,27 @@ use ccod_actors::writer::{PreparedItem, WriteOp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+#[path = "common/texts.rs"]
+mod texts;
+
+use texts::Texts;
+
 /// The daemon's allocator: with another one the profiles would be compared as no user runs them.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROWS: usize = 10_000;
 const DIMENSIONS: usize = 384;
-const WORDS: [&str; 24] = [
-    "alpha", "bravo", "cache", "delta", "engine", "filter", "gamma", "handler", "index", "journal", "kernel", "lambda",
-    "module", "network", "object", "parser", "queue", "router", "socket", "token", "update", "vector", "worker",
-    "yield",
-];
 
-fn item(random: &mut StdRng, number: usize) -> PreparedItem {
-    let words: Vec<&str> = (0..30).map(|_| WORDS[random.random_range(0..WORDS.len())]).collect();
-    let text = format!("{} item{number}", words.join(" "));
+fn vector(random: &mut StdRng) -> Arc<[f32]> {
     let vector: Vec<f32> = (0..DIMENSIONS).map(|_| random.random_range(-1.0..1.0)).collect();
     let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.iter().map(|x| x / norm).collect()
+}
+
+/// One passage each, also the long ones that the daemon would cut.
+fn item(texts: &Texts, random: &mut StdRng, number: usize) -> PreparedItem {
+    let text = texts.text(random);
     let item = NewItem {
         content: Content {
             text: text.clone(),
@@ -55,7 +59,7 @@ fn item(random: &mut StdRng, number: usize) -> PreparedItem {
             start: 0,
             end: text.chars().count(),
             text,
-            vector: vector.iter().map(|x| x / norm).collect::<Vec<f32>>().into(),
+            vector: vector(random),
         }],
     }
 }
@@ -114,6 +118,7 @@ async fn main() {
     );
     println!("rows: {rows}, dimensions: {DIMENSIONS}");
     let mut random = StdRng::seed_from_u64(7);
+    let texts = Texts::new(&mut random);
     let home = tempfile::tempdir().unwrap();
     for durability in [Durability::Full, Durability::Fast] {
         let config = StoreConfig {
@@ -136,7 +141,7 @@ async fn main() {
 
         let mut times = Vec::new();
         for number in 0..200 {
-            let one = [item(&mut random, number)];
+            let one = [item(&texts, &mut random, number)];
             let begun = Instant::now();
             commit(&access, &project, &one).await;
             times.push(begun.elapsed());
@@ -151,33 +156,30 @@ async fn main() {
         );
         for start in (200..rows).step_by(1_000) {
             let items: Vec<PreparedItem> = (start..(start + 1_000).min(rows))
-                .map(|n| item(&mut random, n))
+                .map(|n| item(&texts, &mut random, n))
                 .collect();
             commit(&access, &project, &items).await;
         }
         let views = vec![store.view(&project).await.unwrap().unwrap()];
         println!("before upkeep: {} fragments", views[0].fragments());
-        searches(&views, &mut random, "unindexed rows").await;
+        searches(&views, &texts, &mut random, "unindexed rows").await;
         drop(views);
         println!("upkeep: {} steps", upkeep(&access, &project).await);
         let views = vec![store.view(&project).await.unwrap().unwrap()];
         println!("after upkeep: {} fragments", views[0].fragments());
-        searches(&views, &mut random, "after upkeep").await;
+        searches(&views, &texts, &mut random, "after upkeep").await;
     }
 }
 
-async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], random: &mut StdRng, state: &str) {
+/// Each query is a new one. A single one of rare words may find nothing.
+async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], texts: &Texts, random: &mut StdRng, state: &str) {
     for mode in [SearchMode::Vector, SearchMode::Text, SearchMode::Hybrid] {
         let mut times = Vec::new();
-        for number in 0..150 {
-            let probe = item(random, number);
+        let mut hits = 0;
+        for _ in 0..150 {
             let request = SearchRequest {
-                query: format!(
-                    "{} {}",
-                    WORDS[number % WORDS.len()],
-                    WORDS[(number * 7 + 3) % WORDS.len()]
-                ),
-                vector: (mode != SearchMode::Text).then(|| Arc::clone(&probe.passages[0].vector)),
+                query: texts.query(random),
+                vector: (mode != SearchMode::Text).then(|| vector(random)),
                 mode,
                 filter: Filter::default(),
                 limit: 10,
@@ -192,8 +194,9 @@ async fn searches(views: &[Arc<ccod_actors::store::ProjectView>], random: &mut S
             let begun = Instant::now();
             let found = search(views, &request, "random@0").await.unwrap();
             times.push(begun.elapsed());
-            assert_eq!(found.hits.len(), 10);
+            hits += found.hits.len();
         }
+        assert!(hits > 0);
         report(&format!("search {}, {state}", mode.as_str()), times);
     }
 }
