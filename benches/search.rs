@@ -127,6 +127,7 @@ async fn main() {
             index_cache_bytes: 64 << 20,
             metadata_cache_bytes: 64 << 20,
             resident_bytes: 1 << 30,
+            text_cache_bytes: 1 << 20,
             min_free_bytes: 0,
             model: ModelIdentity {
                 name: "random@0".to_owned(),

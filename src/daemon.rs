@@ -304,6 +304,7 @@ fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {
         index_cache_bytes: config.store.session_index_cache_bytes as usize,
         metadata_cache_bytes: config.store.session_metadata_cache_bytes as usize,
         resident_bytes: config.search.resident_bytes,
+        text_cache_bytes: config.search.text_cache_bytes,
         min_free_bytes: config.store.min_free_bytes,
         model,
         retention: chrono::TimeDelta::days(i64::from(config.store.retention_days)),

@@ -160,6 +160,11 @@ pub struct SearchConfig {
     /// larger by itself is searched on disk, which takes longer. `0` keeps none in memory.
     #[schemars(range(min = 0, max = 1_u64 << 40))]
     pub resident_bytes: u64,
+    /// Bytes that the items may take that answers have shown lately, of all projects together: what was shown is mostly
+    /// shown again, and comes from memory then. The default is enough for some 25,000 items of 400 characters. `0`
+    /// keeps none.
+    #[schemars(range(min = 0, max = 1_u64 << 40))]
+    pub text_cache_bytes: u64,
 }
 
 impl Default for SearchConfig {
@@ -167,6 +172,7 @@ impl Default for SearchConfig {
         Self {
             min_similarity: 0.2,
             resident_bytes: 1024 * 1024 * 1024,
+            text_cache_bytes: 32 * 1024 * 1024,
         }
     }
 }

@@ -265,6 +265,7 @@ fn caches(app: &App, embedder: &serde_json::Map<String, Value>) -> BTreeMap<Stri
         .filter_map(|(name, value)| Some((name.strip_prefix("cache_")?.to_owned(), value)))
         .collect();
     let resident = app.store().resident();
+    let texts = resident.texts;
     let resident = BTreeMap::from([
         ("projects".to_owned(), resident.projects),
         ("passages".to_owned(), resident.passages),
@@ -272,8 +273,16 @@ fn caches(app: &App, embedder: &serde_json::Map<String, Value>) -> BTreeMap<Stri
         ("capacity_bytes".to_owned(), resident.limit_bytes),
         ("evicted".to_owned(), resident.evicted),
     ]);
+    let shown = BTreeMap::from([
+        ("entries".to_owned(), texts.rows),
+        ("bytes".to_owned(), texts.bytes),
+        ("capacity_bytes".to_owned(), texts.limit_bytes),
+        ("hits".to_owned(), texts.hits),
+        ("misses".to_owned(), texts.misses),
+    ]);
     BTreeMap::from([
         ("lance_session".to_owned(), lance),
+        ("shown_items".to_owned(), shown),
         ("query_vectors".to_owned(), queries),
         ("resident_index".to_owned(), resident),
     ])

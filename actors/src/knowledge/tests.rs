@@ -52,6 +52,7 @@ impl Running {
             index_cache_bytes: 1 << 20,
             metadata_cache_bytes: 1 << 20,
             resident_bytes: 1 << 30,
+            text_cache_bytes: 1 << 20,
             min_free_bytes: 0,
             model: ModelIdentity {
                 name: model.identity().to_owned(),

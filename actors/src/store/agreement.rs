@@ -47,6 +47,7 @@ fn open(home: &std::path::Path) -> WriteAccess {
         index_cache_bytes: 8 << 20,
         metadata_cache_bytes: 8 << 20,
         resident_bytes: 1 << 30,
+        text_cache_bytes: 1 << 20,
         min_free_bytes: 0,
         model: ModelIdentity {
             name: MODEL.to_owned(),

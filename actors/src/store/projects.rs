@@ -40,6 +40,8 @@ pub struct StoreConfig {
     pub metadata_cache_bytes: usize,
     /// Bytes that the indexes of live items may take in memory, of all projects together.
     pub resident_bytes: u64,
+    /// Bytes that the rows may take that answers have shown lately, of all projects together.
+    pub text_cache_bytes: u64,
     /// Bytes of the file system that stay free: what adds to a project is refused below it, so that upkeep still has
     /// space. 0 lets the disk fill up.
     pub min_free_bytes: u64,
@@ -93,7 +95,7 @@ impl Store {
             config.index_cache_bytes,
             config.metadata_cache_bytes,
         ));
-        let resident = Arc::new(Budget::new(config.resident_bytes));
+        let resident = Arc::new(Budget::new(config.resident_bytes, config.text_cache_bytes));
         lock.check()?;
         let finished = swap::finish_interrupted(&config.knowledge_dir);
         discover::remove_left_probes(&config.knowledge_dir, |_| false);

@@ -5,12 +5,13 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::keeper::Keeper;
+use super::texts::Texts;
 
 /// The bound on the indexes of all projects together.
-#[derive(Debug)]
 pub(crate) struct Budget {
     limit_bytes: u64,
     state: Mutex<State>,
+    pub(super) texts: Texts,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +34,23 @@ pub struct ResidentStats {
     pub limit_bytes: u64,
     /// How often one gave way to others since the start, or was too large by itself.
     pub evicted: u64,
+    /// The rows that answers have shown lately.
+    pub texts: TextStats,
+}
+
+/// The rows that answers have shown lately, of all projects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextStats {
+    /// How many are kept.
+    pub rows: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes that they may take.
+    pub limit_bytes: u64,
+    /// Rows that were asked for and there.
+    pub hits: u64,
+    /// Rows that were asked for and read from the table.
+    pub misses: u64,
 }
 
 impl State {
@@ -46,10 +64,12 @@ impl State {
 }
 
 impl Budget {
-    pub(crate) fn new(limit_bytes: u64) -> Self {
+    /// Bounds in bytes: of all indexes together, and of the rows that answers have shown lately.
+    pub(crate) fn new(limit_bytes: u64, texts_limit_bytes: u64) -> Self {
         Self {
             limit_bytes,
             state: Mutex::default(),
+            texts: Texts::new(texts_limit_bytes),
         }
     }
 
@@ -97,12 +117,24 @@ impl Budget {
         }
     }
 
+    fn text_stats(&self) -> TextStats {
+        let (hits, misses) = self.texts.hits();
+        TextStats {
+            rows: self.texts.rows(),
+            bytes: self.texts.bytes(),
+            limit_bytes: self.texts.capacity(),
+            hits,
+            misses,
+        }
+    }
+
     /// What the indexes take now.
     pub(crate) fn stats(&self) -> ResidentStats {
         let state = self.state.lock();
         let mut stats = ResidentStats {
             limit_bytes: self.limit_bytes,
             evicted: state.evicted,
+            texts: self.text_stats(),
             ..ResidentStats::default()
         };
         for keeper in state.keepers.iter().filter_map(Weak::upgrade) {

@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use ccod_index::Index;
+use ccod_index::{Entry, Index};
 use lance::Dataset;
 use parking_lot::Mutex;
 
 use super::budget::Budget;
 use super::snapshot::{Snapshot, dimensions, rows_of};
+use super::texts::ShownRow;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::guarded::guarded;
 use crate::store::table::table_damage::TableDamage;
@@ -34,6 +35,8 @@ pub(crate) struct Keeper {
     bytes: AtomicU64,
     /// Rows of the table when its index was found too large; `u64::MAX` if it was not.
     too_large: AtomicU64,
+    /// The number of the table among the rows that were shown lately.
+    number: AtomicU64,
 }
 
 impl fmt::Debug for Keeper {
@@ -72,6 +75,8 @@ pub(crate) struct ViewIndex {
     /// None for a view beside the store, which reads its table once.
     keeper: Option<Arc<Keeper>>,
     slot: Arc<Slot>,
+    /// The number of the table among the rows that were shown lately.
+    number: u64,
 }
 
 impl ViewIndex {
@@ -80,6 +85,7 @@ impl ViewIndex {
         Self {
             keeper: Some(Arc::clone(keeper)),
             slot: Arc::default(),
+            number: keeper.number(),
         }
     }
 
@@ -108,6 +114,19 @@ impl ViewIndex {
         self.slot.get().or_else(made)
     }
 
+    /// A row that was shown lately, if it is kept.
+    pub(crate) fn shown(&self, entry: &Entry<'_>) -> Option<ShownRow> {
+        let keeper = self.keeper.as_ref()?;
+        keeper.budget.texts.get(self.number, entry)
+    }
+
+    /// Keeps a row that is shown.
+    pub(crate) fn keep_shown(&self, entry: &Entry<'_>, row: &ShownRow) {
+        if let Some(keeper) = self.keeper.as_ref().filter(|keeper| keeper.number() == self.number) {
+            keeper.budget.texts.put(self.number, entry, row);
+        }
+    }
+
     /// Makes the index of this version, if there is one of a version before, out of that and what was `written` since.
     pub(crate) async fn follow(&self, dataset: &Arc<Dataset>, damage: &Arc<TableDamage>, written: &[WrittenFragment]) {
         if let Some(keeper) = &self.keeper {
@@ -118,8 +137,10 @@ impl ViewIndex {
 
 impl Keeper {
     pub(crate) fn new(budget: Arc<Budget>) -> Arc<Self> {
+        let number = AtomicU64::new(budget.texts.number());
         Arc::new(Self {
             budget,
+            number,
             latest: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             slots: Mutex::default(),
@@ -283,6 +304,18 @@ impl Keeper {
             self.too_large.store(latest.rows(), Ordering::Relaxed);
         }
         self.clear();
+    }
+
+    fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Forgets the rows that were shown, since something was removed from the table for good or another table has taken
+    /// its place. Readers of versions from before keep none of them from now on.
+    pub(crate) fn forget_shown(&self) {
+        let texts = &self.budget.texts;
+        let before = self.number.swap(texts.number(), Ordering::AcqRel);
+        texts.forget(before);
     }
 
     /// Forgets the index of every version.

@@ -3,7 +3,7 @@
 //!
 //! `snapshot` is the index of one version of a table: read from it, or made from that of another version by what
 //! differs between the two. `rows` turns rows of the table into those of the index. `keeper` has the newest snapshot of
-//! a project, and `budget` decides which projects have one.
+//! a project, and `budget` decides which projects have one. `texts` keeps the rows that were shown lately.
 //!
 //! The table is the truth, and an index can always be read from it again. So whatever goes wrong here costs time and
 //! nothing else.
@@ -12,9 +12,11 @@ mod budget;
 mod keeper;
 mod rows;
 mod snapshot;
+mod texts;
 
 pub(crate) use budget::Budget;
-pub use budget::ResidentStats;
+pub use budget::{ResidentStats, TextStats};
 pub(crate) use keeper::{Keeper, ViewIndex};
 pub(crate) use rows::unit;
 pub(crate) use snapshot::rows_of;
+pub(crate) use texts::ShownRow;

@@ -298,6 +298,7 @@ impl Project {
         self.record.clear(self.name());
         self.damage.clear();
         self.keeper.clear();
+        self.keeper.forget_shown();
         self.set_unerased(None);
     }
 

@@ -91,7 +91,7 @@ async fn gather<F: Future<Output = KnowledgeResult<Vec<StoredItem>>>>(
 impl ProjectView {
     /// The items at these places, in their order, if an answer of `limit_bytes` may hold them.
     pub(crate) async fn items_within(&self, rows: &[u64], limit_bytes: usize) -> KnowledgeResult<Vec<StoredItem>> {
-        gather(rows, limit_bytes, |some| async move { self.items_at(&some).await }).await
+        gather(rows, limit_bytes, |some| async move { self.shown_items(&some).await }).await
     }
 
     /// The live items with these ids, in no particular order.

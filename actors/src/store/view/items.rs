@@ -7,7 +7,6 @@ use arrow_array::RecordBatch;
 use ccod_index::Precision;
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::ColumnOrdering;
 use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::expr::col;
@@ -63,30 +62,18 @@ impl ProjectView {
                     .and_then(|index| resident::other_first_place(index, item.row_id)),
             );
         }
-        let projection = ProjectionRequest::from_columns(self.present(&item_columns()), self.dataset.schema());
-        let batch = self.dataset.take_rows(&places, projection).await.map_err(read_error)?;
-        if batch.num_rows() != places.len() {
-            return Err(KnowledgeError::internal(format!(
-                "{} rows were asked for and {} came back",
-                places.len(),
-                batch.num_rows()
-            )));
-        }
-        let rows = RowReader(&batch);
-        let mut first_items: HashMap<String, StoredItem> = HashMap::new();
-        for row in page.len()..batch.num_rows() {
-            let item = rows.item(row)?;
-            first_items.insert(item.item.id.clone(), item);
-        }
+        let rows = self.shown_rows(&places).await?;
+        let (rows, others) = rows.split_at(page.len());
+        let mut first_items: HashMap<String, StoredItem> = others
+            .iter()
+            .map(|row| (row.stored.item.id.clone(), row.stored.clone()))
+            .collect();
         // Those that are not live now are not in the index.
-        let mut first_rows = Vec::new();
-        for row in 0..page.len() {
-            let id = rows.required_text(column::ID, row)?;
-            if rows.small_int(column::PASSAGE, row)? != 0 && !first_items.contains_key(id) {
-                let revision = rows.int(column::REVISION, row)?.unwrap_or(1);
-                first_rows.push(row_key(id, revision, 0));
-            }
-        }
+        let first_rows: Vec<String> = rows
+            .iter()
+            .filter(|row| row.passage.index != 0 && !first_items.contains_key(&row.stored.item.id))
+            .map(|row| row_key(&row.stored.item.id, row.stored.revision, 0))
+            .collect();
         if let Some(predicate) = filter::any_of(column::ROW_KEY, &first_rows) {
             for batch in Self::collect(&self.scan(&item_columns(), predicate)?).await? {
                 for row in 0..batch.num_rows() {
@@ -97,21 +84,20 @@ impl ProjectView {
         }
 
         let mut hits = Vec::with_capacity(page.len());
-        for (row, ranked) in page.iter().enumerate() {
-            let mut stored = rows.item(row)?;
-            if rows.small_int(column::PASSAGE, row)? != 0 {
-                let Some(first) = first_items.get(&stored.item.id) else {
-                    // Its first passage was in a fragment that is damaged; admin.verify names it.
-                    tracing::warn!(project = %self.project, id = stored.item.id, "an item has lost its first passage");
-                    hits.push(None);
-                    continue;
-                };
-                stored = first.clone();
-            }
-            let passage = rows.passage(row)?.in_bytes_of(&stored.item.text);
+        for (row, ranked) in rows.iter().zip(page) {
+            let stored = match row.passage.index {
+                0 => Some(&row.stored),
+                _ => first_items.get(&row.stored.item.id),
+            };
+            let Some(stored) = stored else {
+                // Its first passage was in a fragment that is damaged; admin.verify names it.
+                tracing::warn!(project = %self.project, id = row.stored.item.id, "an item has lost its first passage");
+                hits.push(None);
+                continue;
+            };
             hits.push(Some(Hit {
-                stored,
-                passage,
+                stored: stored.clone(),
+                passage: row.passage.clone().in_bytes_of(&stored.item.text),
                 score: ranked.score,
                 similarity: ranked.similarity,
                 bm25: ranked.bm25,

@@ -15,6 +15,7 @@ mod places;
 mod project_view;
 mod resident;
 pub mod search;
+mod shown;
 mod stats;
 
 pub use horizon::Horizon;

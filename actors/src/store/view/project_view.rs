@@ -39,7 +39,7 @@ pub struct ProjectView {
     pub(super) sequence: i64,
     pub(super) damage: Arc<TableDamage>,
     pub(super) stats: OnceCell<Arc<ItemStats>>,
-    index: ViewIndex,
+    pub(super) index: ViewIndex,
 }
 
 /// A search, checked and embedded.
