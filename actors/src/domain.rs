@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 pub use ccod_words::{
-    Content, Filter, Item, KnowledgeType, OnDuplicate, Order, PROBE_PREFIX, Passage, ProjectName, SearchMode,
-    UpdateParams, format_time, metadata_term, parse_time,
+    Content, Filter, Item, KnowledgeType, OnDuplicate, OneOrMany, Order, PROBE_PREFIX, Passage, ProjectName,
+    SearchMode, UpdateParams, format_time, metadata_term, parse_time,
 };
 
 pub use crate::clock::now_ms;

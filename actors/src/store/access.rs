@@ -131,6 +131,13 @@ impl WriteAccess {
         project.clear_view();
     }
 
+    /// Forgets a project's table and all that is kept of it in memory: the next user reads it from disk. For whoever
+    /// measures how long that takes.
+    pub async fn forget_all(&self, project: &Project) {
+        self.forget(project).await;
+        project.forget_memory();
+    }
+
     /// After a write to a table with the damage `before` has failed with `error`: looks whether something damaged was
     /// in its way. True if the write is worth repeating without that.
     pub async fn mend(&self, project: &Project, error: &KnowledgeError, before: Option<&TableDamage>) -> bool {

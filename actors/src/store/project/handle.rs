@@ -297,9 +297,14 @@ impl Project {
     pub(in crate::store) fn forget_findings(&self) {
         self.record.clear(self.name());
         self.damage.clear();
+        self.forget_memory();
+        self.set_unerased(None);
+    }
+
+    /// Forgets the index of what is live, and what was shown of it.
+    pub(in crate::store) fn forget_memory(&self) {
         self.keeper.clear();
         self.keeper.forget_shown();
-        self.set_unerased(None);
     }
 
     /// From now on nothing is written to the project; with `false`, it is written to again.

@@ -216,10 +216,22 @@ pub(crate) fn item_columns() -> Vec<&'static str> {
 /// The item of a row of passage 0 (the other passages do not hold the whole text).
 pub(crate) fn read_item(rows: &RowReader<'_>, row: usize) -> KnowledgeResult<StoredItem> {
     let mut stored = StoredItem::default();
-    for read in COLUMNS.iter().filter_map(|column| column.read) {
-        read(rows, row, &mut stored)?;
-    }
+    read_item_but(&[], rows, row, &mut stored)?;
     Ok(stored)
+}
+
+/// As [`read_item`], but for what is `known` of it: that stays as it is, and its columns need not be there.
+pub(crate) fn read_item_but(
+    known: &[&str],
+    rows: &RowReader<'_>,
+    row: usize,
+    stored: &mut StoredItem,
+) -> KnowledgeResult<()> {
+    let wanted = COLUMNS.iter().filter(|column| !known.contains(&column.name));
+    for read in wanted.filter_map(|column| column.read) {
+        read(rows, row, stored)?;
+    }
+    Ok(())
 }
 
 impl NewRow<'_> {

@@ -364,6 +364,12 @@ impl RowReader<'_> {
 
     /// The passage of a row, its place in Unicode scalar values.
     pub fn passage(&self, row: usize) -> KnowledgeResult<Passage> {
+        let index = u32::try_from(self.small_int(column::PASSAGE, row)?).map_err(KnowledgeError::internal)?;
+        self.passage_of(row, index)
+    }
+
+    /// As [`RowReader::passage`], of a row whose number among the item's passages is known.
+    pub(crate) fn passage_of(&self, row: usize, index: u32) -> KnowledgeResult<Passage> {
         let place = |name| -> KnowledgeResult<u64> {
             let place = self.int(name, row)?.unwrap_or(0);
             Ok(u64::try_from(place).unwrap_or(0))
@@ -372,7 +378,7 @@ impl RowReader<'_> {
             text: self.required_text(column::PASSAGE_TEXT, row)?.to_owned(),
             start: place(column::START)?,
             end: place(column::END)?,
-            index: u32::try_from(self.small_int(column::PASSAGE, row)?).map_err(KnowledgeError::internal)?,
+            index,
         })
     }
 
