@@ -41,12 +41,16 @@ struct Project {
 }
 
 fn open(home: &std::path::Path) -> WriteAccess {
+    open_with(home, 1 << 30)
+}
+
+fn open_with(home: &std::path::Path, resident_bytes: u64) -> WriteAccess {
     let config = StoreConfig {
         knowledge_dir: home.to_owned(),
         durability: Durability::Fast,
         index_cache_bytes: 8 << 20,
         metadata_cache_bytes: 8 << 20,
-        resident_bytes: 1 << 30,
+        resident_bytes,
         text_cache_bytes: 1 << 20,
         min_free_bytes: 0,
         model: ModelIdentity {
@@ -437,6 +441,95 @@ impl Project {
     }
 }
 
+impl Project {
+    fn new(access: WriteAccess, name: &str, seed: u64) -> Self {
+        Self {
+            access,
+            name: ProjectName::parse(name, "project_id").unwrap(),
+            random: StdRng::seed_from_u64(seed),
+            live: Vec::new(),
+            deleted: Vec::new(),
+            deletions: Vec::new(),
+            steps: vec![format!("seed {seed}")],
+        }
+    }
+
+    async fn fill(&mut self, items: usize) {
+        let group = (0..items).map(|_| self.store()).collect();
+        self.commit(group).await;
+    }
+
+    /// The items that are found and shown, all of them.
+    async fn shown(&self) -> usize {
+        let view = self.view().await.unwrap();
+        view.get(&self.live, EVERYTHING).await.unwrap().len()
+    }
+}
+
+/// Bytes of the index of a project of so many items.
+async fn index_bytes(items: usize) -> u64 {
+    let home = tempfile::tempdir().unwrap();
+    let mut project = Project::new(open(home.path()), "measured", 1);
+    project.fill(items).await;
+    assert_eq!(project.shown().await, items);
+    project.access.store().resident().bytes
+}
+
+#[tokio::test]
+async fn projects_that_were_used_least_recently_give_way_and_one_that_is_too_large_is_read_on_disk() {
+    let (small, large) = (20, 400);
+    let bound = index_bytes(small).await * 2 + index_bytes(small).await / 2;
+    assert!(index_bytes(large).await > bound);
+    let home = tempfile::tempdir().unwrap();
+    let mut access = open_with(home.path(), bound);
+    let mut projects = Vec::new();
+    for name in ["a", "b", "c", "large"] {
+        let mut project = Project::new(access, name, 2);
+        project.fill(if name == "large" { large } else { small }).await;
+        access = WriteAccess {
+            store: Arc::clone(project.access.store()),
+        };
+        projects.push(project);
+    }
+    let store = Arc::clone(access.store());
+    for round in 0..3 {
+        for project in &projects {
+            assert_eq!(project.shown().await, project.live.len());
+            let resident = store.resident();
+            assert!(resident.bytes <= bound, "{round} {resident:?}");
+            assert_eq!(resident.limit_bytes, bound);
+        }
+    }
+    // Two of the small ones have room at a time, so each use of one makes another go; the large one never has.
+    let resident = store.resident();
+    assert_eq!(resident.projects, 2, "{resident:?}");
+    assert!(resident.evicted >= 6, "{resident:?}");
+    assert_eq!(projects[3].shown().await, large);
+    let after = store.resident();
+    assert_eq!((after.projects, after.evicted), (resident.projects, resident.evicted));
+    assert!(projects[3].view().await.unwrap().index().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_purge_leaves_nothing_of_what_was_shown() {
+    let home = tempfile::tempdir().unwrap();
+    let mut project = Project::new(open(home.path()), "purged", 3);
+    project.fill(10).await;
+    assert_eq!(project.shown().await, 10);
+    assert_eq!(project.shown().await, 10);
+    let texts = project.access.store().resident().texts;
+    assert_eq!((texts.rows, texts.hits, texts.misses), (10, 10, 10));
+    // A reader of the version before may still show what is purged, and keeps nothing of it.
+    let before = project.view().await.unwrap();
+    let ids = project.live[..3].to_vec();
+    project.purge(&ids).await;
+    assert_eq!(project.access.store().resident().texts.rows, 0);
+    before.get(&ids, EVERYTHING).await.ok();
+    assert_eq!(project.access.store().resident().texts.rows, 0);
+    assert_eq!(project.shown().await, 7);
+    assert_eq!(project.access.store().resident().texts.rows, 7);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_are_answered_from_memory_as_from_the_table() {
     for seed in 0..2 {
@@ -445,15 +538,7 @@ async fn random_histories_are_answered_from_memory_as_from_the_table() {
         for place in ["home", "elsewhere"] {
             std::fs::create_dir(directory.path().join(place)).unwrap();
         }
-        let mut project = Project {
-            access: open(&home),
-            name: ProjectName::parse("random", "project_id").unwrap(),
-            random: StdRng::seed_from_u64(seed),
-            live: Vec::new(),
-            deleted: Vec::new(),
-            deletions: Vec::new(),
-            steps: vec![format!("seed {seed}")],
-        };
+        let mut project = Project::new(open(&home), "random", seed);
         for _ in 0..40 {
             project.step(&home).await;
             project.check().await;
