@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ccod_index::Change;
 use chrono::TimeDelta;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -13,6 +14,7 @@ use crate::domain::{
 };
 use crate::store::table::rows::EmbeddedPassage;
 use crate::store::upkeep::{Pace, due_steps};
+use crate::store::verify::verify;
 use crate::store::view::search::{SearchOutcome, search};
 use crate::store::view::{ListRequest, SearchRequest};
 use crate::store::{Durability, ModelIdentity, ProjectView, Store, StoreConfig, StoreLock, WriteAccess};
@@ -318,6 +320,7 @@ impl Project {
         let Some(view) = self.view().await else { return };
         let table = Arc::new(view.without_index());
         assert!(view.index().await.unwrap().is_some());
+        assert_eq!(view.check_index().await.unwrap(), None, "{:?}", self.steps);
         assert_eq!(
             view.stats().await.unwrap(),
             table.stats().await.unwrap(),
@@ -508,6 +511,41 @@ async fn projects_that_were_used_least_recently_give_way_and_one_that_is_too_lar
     let after = store.resident();
     assert_eq!((after.projects, after.evicted), (resident.projects, resident.evicted));
     assert!(projects[3].view().await.unwrap().index().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn verify_finds_an_index_that_is_wrong_and_has_it_made_again() {
+    let home = tempfile::tempdir().unwrap();
+    let mut project = Project::new(open(home.path()), "verified", 4);
+    project.fill(10).await;
+    assert_eq!(project.shown().await, 10);
+    let store = Arc::clone(project.access.store());
+    let flaws = async || {
+        let verified = verify(&store, &project.name, |_, _| {}, || false).await.unwrap();
+        verified
+            .unwrap()
+            .flaws
+            .into_iter()
+            .map(|flaw| flaw.problem)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(flaws().await, [""; 0]);
+
+    let view = project.view().await.unwrap();
+    let right = view.index().await.unwrap().unwrap();
+    let gone = right.get(&project.live[3])[0].address;
+    let change = Change {
+        removed: &[gone],
+        ..Change::default()
+    };
+    view.replace_index(right.apply(&change).unwrap());
+    assert!(project.shown().await < 10);
+    let [flaw] = &flaws().await[..] else {
+        panic!("it was not found")
+    };
+    assert!(flaw.contains("the index in memory was wrong"), "{flaw}");
+    assert_eq!(project.shown().await, 10);
+    assert_eq!(flaws().await, [""; 0]);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ const LARGE_PASSAGES: usize = 50_000;
 const MEASURED_PART: u64 = 16;
 
 /// Makes and keeps the newest index of a project. Kept by the project, so that a table that is opened again after a
-/// failure is compared with the index and not read anew.
+/// failure is compared with the index and not read again.
 pub(crate) struct Keeper {
     budget: Arc<Budget>,
     latest: Mutex<Option<Snapshot>>,
@@ -112,6 +112,33 @@ impl ViewIndex {
             latest.map(|latest| latest.index.clone())
         };
         self.slot.get().or_else(made)
+    }
+
+    /// Compares the index of this version, if it is at hand, with one that is read from the table now. Answers what is
+    /// other in it; then all of the project's are forgotten, and the next reader makes them again.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub(crate) async fn check(
+        &self,
+        dataset: &Arc<Dataset>,
+        damage: &Arc<TableDamage>,
+    ) -> KnowledgeResult<Option<String>> {
+        let (Some(index), Some(keeper)) = (self.at_hand(dataset, damage), &self.keeper) else {
+            return Ok(None);
+        };
+        let differs = Snapshot::read(dataset, damage).await?.difference_to(&index);
+        if differs.is_some() {
+            keeper.clear();
+            keeper.forget_shown();
+        }
+        Ok(differs)
+    }
+
+    /// Puts another index in the place of the one of this version.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, index: Index) {
+        self.slot.set(Some(index));
     }
 
     /// A row that was shown lately, if it is kept.

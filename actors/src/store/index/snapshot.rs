@@ -121,6 +121,21 @@ impl Snapshot {
         })
     }
 
+    /// What is in `index` other than here, if anything is: both are of the same version.
+    pub(super) fn difference_to(&self, index: &Index) -> Option<String> {
+        let (own, other) = (self.index.len(), index.len());
+        if own != other {
+            return Some(format!("it holds {other} passages, the table {own}"));
+        }
+        let mut addresses = self.index.addresses_in(0..u64::MAX).into_iter();
+        let differs = addresses.find(|address| {
+            let same = self.index.at(*address) == index.at(*address);
+            !same || self.index.vector(*address) != index.vector(*address)
+        });
+        let item = differs.and_then(|address| self.index.at(address).map(|entry| entry.id));
+        item.map(|id| format!("item {id} is not in it as it is in the table"))
+    }
+
     async fn difference(&self, dataset: &Arc<Dataset>, damage: &Arc<TableDamage>) -> KnowledgeResult<Difference> {
         let before = readable(&self.dataset, &self.damage);
         let after = readable(dataset, damage);
@@ -138,7 +153,7 @@ impl Snapshot {
                     let (gone, back) = self.deletions(dataset, *id).await?;
                     difference.removed.extend(gone);
                     if back {
-                        // Rows that were deleted are there again: another history. Seldom, and read anew.
+                        // Rows that were deleted are there again: another history. Seldom, and read again.
                         difference.removed.extend(self.index.addresses_in(addresses_of(*id)));
                         difference.added.push((*new).clone());
                     }

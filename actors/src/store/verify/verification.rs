@@ -63,6 +63,10 @@ pub(super) const FIX_ROW: &str = "store the item again and delete this one, or r
 /// What to do about a damaged keyword index.
 const FIX_INDEX: &str = "restart the daemon: it rebuilds a damaged keyword index";
 
+/// What to do about an index in memory that does not agree with its table.
+const FIX_MEMORY: &str = "nothing is lost, and it has been made again from the table; please report it with the log of \
+                          the daemon, for it should not happen";
+
 /// What to do about a damaged configuration of a table.
 const FIX_CONFIGURATION: &str = "restore the project from a backup; until then it can be read and exported";
 
@@ -236,6 +240,12 @@ async fn verify_view(
     rows.finish(&mut flaws);
 
     if let TableShape::Current { .. } = view.shape() {
+        // Of a table that is damaged it is known that not all is in memory.
+        if flaws.listed.is_empty()
+            && let Some(difference) = view.check_index().await?
+        {
+            flaws.add(format!("the index in memory was wrong: {difference}"), FIX_MEMORY);
+        }
         check_keyword_index(view, &dataset, &rows.samples, &mut flaws, &is_over).await?;
     }
     Ok(Verified {

@@ -148,11 +148,22 @@ impl ProjectView {
         self.index.at_hand(&self.dataset, &self.damage)
     }
 
+    /// What is wrong with the index of this version, if it is at hand and something is; it is made again then.
+    pub(crate) async fn check_index(&self) -> KnowledgeResult<Option<String>> {
+        self.index.check(&self.dataset, &self.damage).await
+    }
+
     /// Makes the index of this version out of that of one before, if there is one, and of what was `written` since.
     pub(crate) async fn follow(&self, written: &[WrittenFragment]) {
         if let TableShape::Current { .. } = self.shape {
             self.index.follow(&self.dataset, &self.damage, written).await;
         }
+    }
+
+    /// Puts another index in the place of the right one.
+    #[cfg(test)]
+    pub(crate) fn replace_index(&self, index: Index) {
+        self.index.replace(index);
     }
 
     /// The same version, asked as if there were no index.
