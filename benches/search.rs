@@ -293,6 +293,7 @@ fn request(query: String, vector: Option<Arc<[f32]>>, mode: SearchMode) -> Searc
         except: None,
         text_budget: None,
         max_answer_bytes: usize::MAX,
+        keywords_ahead: None,
     }
 }
 

@@ -70,6 +70,7 @@ impl Knowledge {
             except: None,
             text_budget: None,
             max_answer_bytes: usize::MAX,
+            keywords_ahead: None,
         };
         let projects = Projects::Named(vec![project.clone()]);
         let found = routes.readers.search(projects, request, asked.deadline).await?;

@@ -1,13 +1,17 @@
 //! Searching by meaning and by words, and embedding for others.
 
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
 use super::{Asked, Knowledge};
 use crate::domain::{Filter, SearchMode};
 use crate::embedder::Lane;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::reader::{Projects, Within};
-use crate::store::view::SearchRequest;
 use crate::store::view::filter::AsOf;
 use crate::store::view::search::SearchOutcome;
+use crate::store::view::{KeywordsAhead, SearchRequest};
 
 /// What is searched for.
 #[derive(Clone, Debug)]
@@ -44,7 +48,7 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Embedded {
     /// One for each text, in their order.
-    pub vectors: Vec<std::sync::Arc<[f32]>>,
+    pub vectors: Vec<Arc<[f32]>>,
     /// The texts that are longer than the model takes, by number: their vectors are of their beginnings.
     pub truncated: Vec<usize>,
 }
@@ -56,27 +60,10 @@ impl Knowledge {
     /// Those of the embedder, where meaning was asked for alone, and of the readers.
     pub async fn search(&self, projects: Projects, search: Search, asked: &Asked) -> KnowledgeResult<Found> {
         let routes = self.routes();
-        let mut mode = search.mode;
-        let (mut vector, mut away) = (None, None);
-        if mode != SearchMode::Text {
-            let embedded = match routes.embedder() {
-                Ok(embedder) => embedder.embed_query(&search.query, asked.deadline, asked.origin).await,
-                Err(error) => Err(error),
-            };
-            match embedded {
-                Ok(embedded) => vector = Some(embedded),
-                // Keywords still find something, and the caller is told.
-                Err(error @ KnowledgeError::Unavailable { .. }) if mode == SearchMode::Hybrid => {
-                    mode = SearchMode::Text;
-                    away = Some(error.to_string());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let request = SearchRequest {
+        let mut request = SearchRequest {
             query: search.query,
-            vector,
-            mode,
+            vector: None,
+            mode: search.mode,
             filter: search.filter,
             limit: search.limit,
             offset: search.offset,
@@ -86,10 +73,55 @@ impl Knowledge {
             except: None,
             text_budget: search.text_budget,
             max_answer_bytes: self.limits.max_answer_bytes,
+            keywords_ahead: None,
         };
+        let mut away = None;
+        if request.mode != SearchMode::Text {
+            let (embedded, ahead) = self.embed_and_look_up(&projects, &request, asked).await;
+            match embedded {
+                Ok(embedded) => request.vector = Some(embedded),
+                // Keywords still find something, and the caller is told.
+                Err(error @ KnowledgeError::Unavailable { .. }) if request.mode == SearchMode::Hybrid => {
+                    request.mode = SearchMode::Text;
+                    away = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+            request.keywords_ahead = ahead;
+        }
+        let mode = request.mode;
         let mut outcome = routes.readers.search(projects, request, asked.deadline).await?;
         outcome.degraded = both(away, outcome.degraded);
         Ok(Found { mode, outcome })
+    }
+
+    /// Embeds the query, and looks up its words meanwhile where they are wanted too.
+    async fn embed_and_look_up(
+        &self,
+        projects: &Projects,
+        request: &SearchRequest,
+        asked: &Asked,
+    ) -> (KnowledgeResult<Arc<[f32]>>, Option<KeywordsAhead>) {
+        let routes = self.routes();
+        let embedder = match routes.embedder() {
+            Ok(embedder) => embedder,
+            Err(error) => return (Err(error), None),
+        };
+        let mut embedding = pin!(embedder.embed_query(&request.query, asked.deadline, asked.origin));
+        // A vector that is remembered is there at once. Later pages have the words of the first.
+        let waits = request.mode == SearchMode::Hybrid && !matches!(projects, Projects::At(_));
+        if !waits {
+            return (embedding.await, None);
+        }
+        match futures::poll!(&mut embedding) {
+            Poll::Ready(embedded) => (embedded, None),
+            Poll::Pending => {
+                let ahead = routes
+                    .readers
+                    .keywords_ahead(projects.clone(), request.clone(), asked.deadline);
+                futures::join!(embedding, ahead)
+            }
+        }
     }
 
     /// What is read for an answer, as far as it can be sent.

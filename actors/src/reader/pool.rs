@@ -10,13 +10,13 @@ use tokio::sync::Semaphore;
 use super::answers::{ChangePage, FoundItems, MatchingItems, MatchingSize, Projects, Seen, StatsReport, Within};
 use super::job::ReadJob;
 use super::queries;
-use crate::admission::Admission;
+use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::{Filter, ProjectName, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::Store;
 use crate::store::view::search::SearchOutcome;
-use crate::store::view::{ListPage, ListRequest, SearchRequest};
+use crate::store::view::{KeywordsAhead, ListPage, ListRequest, SearchRequest};
 use crate::writer::DeleteTarget;
 
 /// Settings of the pool.
@@ -106,6 +106,20 @@ impl ReaderPool {
             queries::search_projects(&store, &projects, &request).await
         })
         .await
+    }
+
+    /// Looks up the words of a search while its query is being embedded, if there is a reader that has nothing else to
+    /// do.
+    pub async fn keywords_ahead(
+        &self,
+        projects: Projects,
+        request: SearchRequest,
+        deadline: Deadline,
+    ) -> Option<KeywordsAhead> {
+        let permit = self.admission.try_acquire(1).ok()?;
+        let lease = self.idle.take_now()?;
+        let query = async move |store| queries::keywords_ahead(&store, &projects, &request).await;
+        self.run("keywords_ahead", deadline, query, lease, permit).await.ok()
     }
 
     /// Lists.
@@ -224,6 +238,22 @@ impl ReaderPool {
         let Ok(lease) = tokio::time::timeout(deadline.remaining(), self.idle.take()).await else {
             return Err(late);
         };
+        self.run(name, deadline, query, lease, permit).await
+    }
+
+    async fn run<R, Q, F>(
+        &self,
+        name: &'static str,
+        deadline: Deadline,
+        query: Q,
+        lease: Lease,
+        permit: Permit,
+    ) -> KnowledgeResult<R>
+    where
+        R: Send + 'static,
+        Q: FnOnce(Arc<Store>) -> F + Send + 'static,
+        F: Future<Output = KnowledgeResult<R>> + Send + 'static,
+    {
         let reader = lease.reader.clone();
         let (job, answer) = ReadJob::new(name, query, deadline, lease, permit);
         let unavailable = |reason: &str| KnowledgeError::Unavailable {
@@ -241,6 +271,17 @@ impl ReaderPool {
 }
 
 impl IdleReaders {
+    /// A reader, if one has nothing to do and nobody waits for it.
+    fn take_now(self: &Arc<Self>) -> Option<Lease> {
+        self.available.try_acquire().ok()?.forget();
+        let reader = self.readers.lock().pop()?;
+        // A dead one is not put back: the supervisor adds its successor.
+        is_alive(&reader).then(|| Lease {
+            pool: Arc::clone(self),
+            reader,
+        })
+    }
+
     async fn take(self: &Arc<Self>) -> Lease {
         loop {
             // The semaphore is never closed; if it were, waiting for the deadline is the right thing.

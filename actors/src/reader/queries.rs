@@ -10,7 +10,7 @@ use crate::domain::{Filter, ProjectName, SearchMode, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
 use crate::store::view::search::{PageVersion, SearchOutcome, search, search_in};
-use crate::store::view::{ListPage, ListRequest, ProjectView, SearchRequest};
+use crate::store::view::{KeywordsAhead, ListPage, ListRequest, ProjectView, SearchRequest};
 use crate::store::{Lineage, Store};
 use crate::writer::DeleteTarget;
 
@@ -208,6 +208,22 @@ pub(super) async fn search_projects(
     Ok(outcome)
 }
 
+/// What a search finds by words, as far as it can be looked up before the query has a vector.
+pub(super) async fn keywords_ahead(
+    store: &Arc<Store>,
+    projects: &Projects,
+    request: &SearchRequest,
+) -> KnowledgeResult<KeywordsAhead> {
+    let look_up = async {
+        match searchable_views(store, projects).await {
+            Ok((views, _)) => KeywordsAhead::look_up(&views, request).await,
+            Err(_) => KeywordsAhead::default(),
+        }
+    };
+    // What fails here is tried again by the search, which reports it.
+    Ok(panics::catch(look_up).await.unwrap_or_default())
+}
+
 /// Whether an error says something about a project, and not about the request or the daemon.
 fn is_of_a_project(error: &KnowledgeError) -> bool {
     matches!(
@@ -335,6 +351,7 @@ async fn similar_in(
         except: Some(id.clone()),
         text_budget: None,
         max_answer_bytes: within.max_answer_bytes,
+        keywords_ahead: None,
     };
     // Vectors of one table come from one model, whichever that is.
     let model = match view.shape() {

@@ -16,7 +16,7 @@ use crate::store::table::rows::EmbeddedPassage;
 use crate::store::upkeep::{Pace, due_steps};
 use crate::store::verify::verify;
 use crate::store::view::search::{SearchOutcome, search};
-use crate::store::view::{ListRequest, SearchRequest};
+use crate::store::view::{KeywordsAhead, ListRequest, SearchRequest};
 use crate::store::{Durability, ModelIdentity, ProjectView, Store, StoreConfig, StoreLock, WriteAccess};
 use crate::writer::commit::{OpOutcome, plan_group};
 use crate::writer::{DeleteTarget, PreparedItem, PreparedUpdate, UndeleteTarget, UndoNote, WriteOp};
@@ -402,6 +402,7 @@ impl Project {
             except: None,
             text_budget: None,
             max_answer_bytes: EVERYTHING,
+            keywords_ahead: None,
         };
         let own = search(std::slice::from_ref(view), &request, MODEL).await.unwrap();
         let other = search(std::slice::from_ref(table), &request, MODEL).await.unwrap();
@@ -411,6 +412,14 @@ impl Project {
                 .collect::<Vec<_>>()
         };
         let (mut own_hits, mut other_hits) = (shown(&own), shown(&other));
+        // Words that were looked up before make no difference.
+        let ahead = KeywordsAhead::look_up(std::slice::from_ref(view), &request).await;
+        let with_ahead = SearchRequest {
+            keywords_ahead: Some(ahead),
+            ..request.clone()
+        };
+        let early = search(std::slice::from_ref(view), &with_ahead, MODEL).await.unwrap();
+        assert_eq!(shown(&early), own_hits, "{request:?} {:?}", self.steps);
         // BM25 goes by all rows that are not indexed yet, or, with a filter in the query, by those of them that pass
         // it: what is found is the same, its order need not be.
         let is_scored_alike = mode == SearchMode::Vector;

@@ -68,10 +68,7 @@ impl ProjectView {
                     reason: format!("{reason}; it is rebuilt with the next store"),
                 }),
                 None => match &matching {
-                    Some(matching) => {
-                        self.text_leg_from(matching, &request.query, vector.as_deref(), known, passages, source)
-                            .await
-                    }
+                    Some(matching) => self.text_leg_from(matching, request, known, passages, source).await,
                     None => {
                         self.text_leg(&request.query, predicate, passages, vector.as_deref(), source)
                             .await

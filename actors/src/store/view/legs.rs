@@ -33,7 +33,7 @@ impl LegKind {
 }
 
 /// The passages of one fetch, best first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LegPage {
     /// The passages.
     pub hits: Vec<LegHit>,

@@ -25,7 +25,7 @@ use crate::store::table::columns::Column;
 use crate::store::table::schema::{TableShape, may_be_missing};
 use crate::store::table::table_damage::TableDamage;
 use crate::store::table::written::WrittenFragment;
-use crate::store::view::filter;
+use crate::store::view::{KeywordsAhead, filter};
 
 /// Column of the row's address in this version.
 const ROW_ID: &str = "_rowid";
@@ -69,6 +69,8 @@ pub struct SearchRequest {
     pub text_budget: Option<usize>,
     /// What the answer may take.
     pub max_answer_bytes: usize,
+    /// What was found of the words before the vector was there.
+    pub keywords_ahead: Option<KeywordsAhead>,
 }
 
 impl ProjectView {

@@ -191,11 +191,34 @@ impl ProjectView {
     pub(super) async fn text_leg_from(
         &self,
         matching: &Matching,
-        query: &str,
-        vector: Option<&[f32]>,
+        request: &SearchRequest,
         known: &HashSet<String>,
         passages: usize,
         source: usize,
+    ) -> KnowledgeResult<LegPage> {
+        let ahead = request.keywords_ahead.as_ref().filter(|_| known.is_empty());
+        let mut page = match ahead.and_then(|ahead| ahead.page_of(self, passages)) {
+            Some(page) => page,
+            None => self.keyword_page(matching, &request.query, known, passages).await?,
+        };
+        page.hits.iter_mut().for_each(|hit| hit.source = source);
+        if let Some(vector) = &request.vector {
+            let places: Vec<u64> = page.hits.iter().map(|hit| hit.row_id).collect();
+            let cosines = self.cosines_at(matching.index(), &places, vector).await?;
+            for (hit, cosine) in page.hits.iter_mut().zip(cosines) {
+                hit.similarity = Some(cosine);
+            }
+        }
+        Ok(page)
+    }
+
+    /// The passages of [`ProjectView::text_leg_from`] without their cosines, and of no source yet.
+    pub(super) async fn keyword_page(
+        &self,
+        matching: &Matching,
+        query: &str,
+        known: &HashSet<String>,
+        passages: usize,
     ) -> KnowledgeResult<LegPage> {
         let nothing = LegPage {
             hits: Vec::new(),
@@ -230,7 +253,7 @@ impl ProjectView {
                     let entry = index.at(address).filter(|_| matching.is_live_and_matches(address));
                     if let Some(entry) = entry.filter(|entry| !known.contains(entry.id)) {
                         hits.push(LegHit {
-                            source,
+                            source: 0,
                             id: entry.id.to_owned(),
                             row_id: address,
                             similarity: None,
@@ -247,13 +270,6 @@ impl ProjectView {
             sort_best_first(&mut hits, |hit| hit.bm25);
             let is_last = is_last && hits.len() <= passages;
             hits.truncate(passages);
-            if let Some(vector) = vector {
-                let places: Vec<u64> = hits.iter().map(|hit| hit.row_id).collect();
-                let cosines = self.cosines_at(index, &places, vector).await?;
-                for (hit, cosine) in hits.iter_mut().zip(cosines) {
-                    hit.similarity = Some(cosine);
-                }
-            }
             return Ok(LegPage { hits, is_last });
         }
     }

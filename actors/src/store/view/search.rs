@@ -24,7 +24,7 @@ use crate::store::view::{ProjectView, SearchRequest};
 /// Passages that each leg fetches in the first round; each further round fetches twice as many as the one
 /// before. Several passages of one item collapse into one result, and fusion needs depth to see that both legs
 /// agree.
-const FIRST_ROUND_PASSAGES: usize = 100;
+pub(super) const FIRST_ROUND_PASSAGES: usize = 100;
 /// Items that each leg has after the first round, unless there are fewer; twice as many after each further one.
 /// A leg whose passages are of fewer items reads on.
 const FIRST_ROUND_ITEMS: usize = 10;
@@ -274,6 +274,7 @@ impl PoolKey {
             except: _,
             text_budget: _,
             max_answer_bytes: _,
+            keywords_ahead: _,
         } = request;
         let mut digest = Sha256::new();
         let plain = format!("{model:?} {query:?} {mode:?} {filter:?} {threshold:?} {min_similarity:?} {at:?}");

@@ -134,6 +134,7 @@ impl Bench {
             except: None,
             text_budget: None,
             max_answer_bytes: 1 << 20,
+            keywords_ahead: None,
         };
         let outcome = search(&[self.view().await], &request, MODEL).await.unwrap();
         let mut ids: Vec<String> = outcome.hits.into_iter().map(|hit| hit.stored.item.id).collect();
