@@ -11,7 +11,11 @@ use crate::store::index::ShownRow;
 use crate::store::table::columns::{item_columns, read_item_but};
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::column;
+use crate::store::table::written::WrittenFragment;
 use crate::store::view::ProjectView;
+
+/// Rows of a commit that are kept at once. More are a bulk load, which would push out what is read.
+const KEPT_OF_A_COMMIT: usize = 64;
 
 /// Columns of a live row that the index knows: each column that is not read makes reading a row quicker.
 const IN_THE_INDEX: [&str; 13] = [
@@ -57,6 +61,31 @@ impl ProjectView {
     pub(super) async fn shown_items(&self, places: &[u64]) -> KnowledgeResult<Vec<StoredItem>> {
         let rows = self.shown_rows(places).await?;
         Ok(rows.into_iter().map(|row| row.stored).collect())
+    }
+
+    /// Keeps what the writer has just written, and still has at hand, as if it had been shown: it is often asked for
+    /// next.
+    pub(crate) fn keep_written(&self, written: &[WrittenFragment]) {
+        let Some(index) = self.index_at_hand() else { return };
+        let few = written
+            .iter()
+            .filter(|written| written.rows.num_rows() <= KEPT_OF_A_COMMIT);
+        for written in few {
+            let rows = RowReader(&written.rows);
+            for row in 0..written.rows.num_rows() {
+                // What cannot be read here is read when it is asked for.
+                let (Ok(stored), Ok(passage)) = (rows.item(row), rows.passage(row)) else {
+                    return;
+                };
+                let entries = index.get(&stored.item.id).into_iter();
+                let is_of = |entry: &Entry<'_>| entry.passage == passage.index && entry.valid_from == stored.valid_from;
+                if stored.valid_to.is_none()
+                    && let Some(entry) = entries.into_iter().find(is_of)
+                {
+                    self.index.keep_shown(&entry, &ShownRow { stored, passage });
+                }
+            }
+        }
     }
 
     async fn read_rows(&self, places: &[u64], index: Option<&Index>) -> KnowledgeResult<Vec<ShownRow>> {

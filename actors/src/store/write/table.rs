@@ -260,7 +260,9 @@ impl WriteTable {
         let dataset = current_dataset(&self.table).await?;
         let version = dataset.version().version;
         let view = Arc::new(self.view_of(dataset, self.last_sequence));
-        view.follow(&self.take_written()).await;
+        let written = self.take_written();
+        view.follow(&written).await;
+        view.keep_written(&written);
         self.held.add(version, &view);
         Ok(view)
     }
