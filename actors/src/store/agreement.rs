@@ -162,7 +162,7 @@ impl Project {
         let new_text = self.random.random_range(0..2) > 0;
         let text = new_text.then(|| self.text());
         let passages = text.as_ref().map(|text| self.passages(text));
-        let metadata = (!new_text).then(|| self.metadata().into());
+        let metadata = (!new_text).then(|| self.metadata());
         WriteOp::Update(PreparedUpdate {
             change: UpdateParams {
                 id,

@@ -110,7 +110,7 @@ impl ProjectView {
         (0..batch.num_rows())
             .map(|row| {
                 let entry = entries.as_ref().and_then(|entries| entries.get(row));
-                let mut stored = entry.map_or_else(|| Ok(StoredItem::default()), |entry| self.from_index(entry))?;
+                let mut stored = entry.map_or_else(|| Ok(StoredItem::default()), |entry| self.known_of(entry))?;
                 read_item_but(known, &rows, row, &mut stored)?;
                 let index = match entry {
                     Some(entry) => entry.passage,
@@ -123,7 +123,7 @@ impl ProjectView {
     }
 
     /// What the index knows of an item: what [`IN_THE_INDEX`] names.
-    fn from_index(&self, entry: &Entry<'_>) -> KnowledgeResult<StoredItem> {
+    fn known_of(&self, entry: &Entry<'_>) -> KnowledgeResult<StoredItem> {
         let time = |ms: i64| {
             DateTime::from_timestamp_millis(ms)
                 .ok_or_else(|| KnowledgeError::internal("the index holds an impossible time"))

@@ -54,6 +54,7 @@ impl WriteTable {
         self.written.clear();
         if !found.is_empty() {
             // Also for those that are gone already: who asks again wants to be sure.
+            self.keeper.forget_shown();
             self.begin_erasing().await?;
         }
         if !removed.is_empty() {
@@ -68,7 +69,6 @@ impl WriteTable {
             let tombstones = tombstone_batch(&self.schema, self.project.as_str(), &tombstones, sequence, at)?;
             fail::fail_point!("write::before_purge_commit");
             self.exchange(&removed, tombstones).await?;
-            self.keeper.forget_shown();
             self.last_sequence = sequence;
             self.oldest_closed = Some(self.oldest_closed.map_or(at, |oldest| oldest.min(at)));
         }
