@@ -523,6 +523,56 @@ async fn projects_that_were_used_least_recently_give_way_and_one_that_is_too_lar
 }
 
 #[tokio::test]
+async fn equally_good_passages_come_in_the_order_of_the_table_however_often_it_is_opened() {
+    let home = tempfile::tempdir().unwrap();
+    let mut project = Project::new(open(home.path()), "equals", 5);
+    let mut stored = 0;
+    // More than one fetch of a leg, in several segments of the keyword index.
+    for _ in 0..6 {
+        let group: Vec<WriteOp> = (0..60)
+            .map(|_| {
+                let WriteOp::Store(mut item) = project.store() else {
+                    unreachable!()
+                };
+                stored += 1;
+                item.item.content.text = "socket writer lease".to_owned();
+                item.item.id = Some(format!("equal-{stored:03}"));
+                item.passages.truncate(1);
+                item.passages[0].text.clone_from(&item.item.content.text);
+                WriteOp::Store(item)
+            })
+            .collect();
+        project.commit(group).await;
+        project.upkeep(false).await;
+    }
+    let request = SearchRequest {
+        query: "lease".to_owned(),
+        vector: None,
+        mode: SearchMode::Text,
+        filter: Filter::default(),
+        limit: 50,
+        offset: 0,
+        threshold: None,
+        min_similarity: 0.0,
+        at: None,
+        except: None,
+        text_budget: None,
+        max_answer_bytes: EVERYTHING,
+        keywords_ahead: None,
+    };
+    let mut first: Option<Vec<String>> = None;
+    for _ in 0..4 {
+        let known = project.access.project(&project.name).unwrap();
+        project.access.forget_all(&known).await;
+        let view = [project.view().await.unwrap()];
+        let found = search(&view, &request, MODEL).await.unwrap();
+        let ids: Vec<String> = found.hits.into_iter().map(|hit| hit.stored.item.id).collect();
+        assert_eq!(ids.len(), 50);
+        assert_eq!(*first.get_or_insert_with(|| ids.clone()), ids);
+    }
+}
+
+#[tokio::test]
 async fn verify_finds_an_index_that_is_wrong_and_has_it_made_again() {
     let home = tempfile::tempdir().unwrap();
     let mut project = Project::new(open(home.path()), "verified", 4);

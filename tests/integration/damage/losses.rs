@@ -74,6 +74,32 @@ fn a_write_without_effect_that_finds_the_damage_gives_nothing_up_either() {
     assert_eq!(stored.problems(), "");
 }
 
+/// And as the reads find it: none of them takes anything out of the table.
+#[test]
+fn a_read_that_finds_the_damage_gives_nothing_up_and_says_what_is_missing() {
+    let stored = Stored::new();
+    let (kept, name) = (fs::read(&stored.data_files[1]).unwrap(), name_of_the_file(&stored));
+    fs::remove_file(&stored.data_files[1]).unwrap();
+    // Of the others, whose texts need not be in memory, and of the one that is gone.
+    for query in ["penguins", "compiler", "sourdough", "violin"] {
+        stored
+            .daemon
+            .call("knowledge.search", json!({"query": query, "mode": "text"}));
+    }
+    let history = stored
+        .daemon
+        .connect()
+        .request("knowledge.history", json!({"id": stored.ids[1]}));
+    let told = history.to_string();
+    assert!(told.contains(&name), "{told}");
+    let list = stored.daemon.call("knowledge.list", json!({}));
+    assert!(list["degraded"].as_str().unwrap_or_default().contains(&name), "{list}");
+    assert!(stored.disk.set_aside().is_empty());
+    let stored = stored.damaged(|stored| fs::write(&stored.data_files[1], kept).unwrap());
+    assert_eq!(stored.found(), [0, 1, 2, 3]);
+    assert_eq!(stored.problems(), "");
+}
+
 #[test]
 fn every_answer_that_may_be_short_says_so() {
     let (stored, _) = without_a_file();

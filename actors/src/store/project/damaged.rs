@@ -45,7 +45,11 @@ impl Project {
         let location = table_directory(self.directory());
         let plain = damage::inspect(view.dataset(), &location, &BTreeMap::new()).await?;
         let mut found = plain.fragments;
-        found.extend(damage::unreadable_fragments(view.dataset(), &view.damage().fragments).await?);
+        // Those whose files are gone are not read: they would count as ones of which something can be saved, and what
+        // saves it takes them out of the table, though their files may be put back.
+        let mut known = view.damage().fragments.clone();
+        known.extend(found.clone());
+        found.extend(damage::unreadable_fragments(view.dataset(), &known).await?);
         found.retain(|id, _| !view.damage().fragments.contains_key(id));
         let mut keyword_index = plain.keyword_index;
         if found.is_empty() && keyword_index.is_none() {

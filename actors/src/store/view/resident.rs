@@ -26,6 +26,8 @@ use crate::store::view::{ProjectView, SearchRequest, row_id};
 const FEW_PART: u64 = 8;
 /// How many times more passages the keyword index is asked for when too few of them matched.
 const ASKED_MORE: usize = 4;
+/// Passages that it is asked for at most to have all that are equally good.
+const MOST_ASKED: usize = 10_000;
 
 /// Counts of the live items.
 pub(super) fn stats(index: &Index) -> ItemStats {
@@ -233,7 +235,7 @@ impl ProjectView {
         let is_among_few = matches.saturating_mul(FEW_PART) < rows;
         let all_match = matches == rows && known.is_empty();
         let mut asked = match all_match {
-            true => passages,
+            true => passages + passages / 2,
             false => (passages + known.len()).saturating_mul(2),
         };
         loop {
@@ -244,12 +246,14 @@ impl ProjectView {
                 scanner.with_row_id_prefilter(RowAddrMask::from_allowed(allowed));
             }
             keyword_query(&mut scanner, query, asked)?;
-            let (mut hits, mut found) = (Vec::new(), 0);
+            let (mut hits, mut found, mut least) = (Vec::new(), 0, f32::INFINITY);
             for batch in Self::collect(&scanner).await? {
                 found += batch.num_rows();
                 let scores = RowReader(&batch);
                 for row in 0..batch.num_rows() {
                     let address = row_id(&batch, row)?;
+                    let score = scores.float(BM25, row);
+                    least = least.min(score.unwrap_or(0.0));
                     let entry = index.at(address).filter(|_| matching.is_live_and_matches(address));
                     if let Some(entry) = entry.filter(|entry| !known.contains(entry.id)) {
                         hits.push(LegHit {
@@ -257,17 +261,26 @@ impl ProjectView {
                             id: entry.id.to_owned(),
                             row_id: address,
                             similarity: None,
-                            bm25: scores.float(BM25, row),
+                            bm25: score,
                         });
                     }
                 }
             }
             let is_last = found < asked;
-            if hits.len() < passages && !is_last {
+            sort_best_first(&mut hits, |hit| hit.bm25);
+            let Some(last) = passages.checked_sub(1).and_then(|last| hits.get(last)) else {
+                if is_last {
+                    return Ok(LegPage { hits, is_last });
+                }
+                asked = asked.saturating_mul(ASKED_MORE);
+                continue;
+            };
+            // Which of equally good passages come where not all of them are asked for is up to chance. With all of them
+            // here, the order of the table decides.
+            if last.bm25.unwrap_or(0.0) <= least && !is_last && asked < MOST_ASKED {
                 asked = asked.saturating_mul(ASKED_MORE);
                 continue;
             }
-            sort_best_first(&mut hits, |hit| hit.bm25);
             let is_last = is_last && hits.len() <= passages;
             hits.truncate(passages);
             return Ok(LegPage { hits, is_last });
