@@ -12,6 +12,7 @@ use super::budget::Budget;
 use super::snapshot::{Snapshot, dimensions, rows_of};
 use super::texts::ShownRow;
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::panics;
 use crate::store::guarded::guarded;
 use crate::store::table::table_damage::TableDamage;
 use crate::store::table::written::WrittenFragment;
@@ -238,7 +239,7 @@ impl Keeper {
             },
             None => Snapshot::read(dataset, damage).await?,
         };
-        Ok(self.keep(slot, snapshot))
+        Ok(self.keep(slot, snapshot, false))
     }
 
     /// Makes the index of a version that the writer is about to publish, if there is one of a version before.
@@ -259,11 +260,13 @@ impl Keeper {
             self.note_slot(slot);
             return;
         }
-        match latest.at(dataset, damage, written).await {
-            Ok(snapshot) => {
-                self.keep(slot, snapshot);
+        // The commit is made: a panic over what is damaged elsewhere must not make its outcome unknown.
+        match panics::catch(latest.at(dataset, damage, written)).await {
+            Ok(Ok(snapshot)) => {
+                self.keep(slot, snapshot, true);
             }
-            Err(error) => self.mistrust(&error),
+            Ok(Err(error)) => self.mistrust(&error),
+            Err(panic) => self.mistrust(&KnowledgeError::unreadable(panic)),
         }
     }
 
@@ -273,17 +276,19 @@ impl Keeper {
         self.clear();
     }
 
-    fn keep(self: &Arc<Self>, slot: &Arc<Slot>, snapshot: Snapshot) -> Index {
+    /// Keeps a snapshot for its view, and as the newest if it is `published` now or no other is newer.
+    fn keep(self: &Arc<Self>, slot: &Arc<Slot>, snapshot: Snapshot, published: bool) -> Index {
         let index = snapshot.index.clone();
         free(slot.set(Some(index.clone())));
         self.note_slot(slot);
         let replaced = {
             let mut latest = self.latest.lock();
-            // A page of a search may have asked for an older one.
+            // A page of a search may have asked for an older one; and a table that was restored begins with other
+            // versions than the one before, of which somebody may still have made a snapshot.
             let is_newer = latest
                 .as_ref()
                 .is_none_or(|latest| latest.version() <= snapshot.version());
-            if is_newer {
+            if published || is_newer {
                 self.measure(&snapshot.index);
                 latest.replace(snapshot)
             } else {
