@@ -64,7 +64,8 @@ fn protocol_and_actors_do_not_know_each_other() {
             .collect()
     };
     assert_eq!(ours_under("ccod-protocol"), ["ccod-words"]);
-    assert_eq!(ours_under("ccod-actors"), ["ccod-words"]);
+    assert_eq!(ours_under("ccod-actors"), ["ccod-index", "ccod-words"]);
+    assert_eq!(ours_under("ccod-index"), ["ccod-words"]);
     assert_eq!(ours_under("ccod-words"), [""; 0]);
 }
 
