@@ -87,7 +87,7 @@ impl Knowledge {
                 }
                 Err(error) => return Err(error),
             }
-            request.keywords_ahead = ahead;
+            request.keywords_ahead = ahead.map(Arc::new);
         }
         let mode = request.mode;
         let mut outcome = routes.readers.search(projects, request, asked.deadline).await?;

@@ -415,7 +415,7 @@ impl Project {
         // Words that were looked up before make no difference.
         let ahead = KeywordsAhead::look_up(std::slice::from_ref(view), &request).await;
         let with_ahead = SearchRequest {
-            keywords_ahead: Some(ahead),
+            keywords_ahead: Some(Arc::new(ahead)),
             ..request.clone()
         };
         let early = search(std::slice::from_ref(view), &with_ahead, MODEL).await.unwrap();

@@ -43,11 +43,15 @@ impl ProjectView {
             Some(_) => None,
         };
         let matching = index.map(|index| index.matching(&request.filter));
-        let mut predicate = filter::matching(&request.filter, request.at);
-        if !known.is_empty() {
+        // Only where LanceDB is asked.
+        let predicate = || {
+            let matching = filter::matching(&request.filter, request.at);
+            if known.is_empty() {
+                return matching;
+            }
             let known = known.iter().map(|id| lit(id.as_str())).collect();
-            predicate = predicate.and(col(column::ID).in_list(known, true));
-        }
+            matching.and(col(column::ID).in_list(known, true))
+        };
         match (kind, request.mode, &request.vector) {
             (LegKind::Vector, SearchMode::Hybrid | SearchMode::Vector, Some(vector)) => match &matching {
                 Some(matching) => {
@@ -55,7 +59,7 @@ impl ProjectView {
                         .await
                 }
                 None => {
-                    self.vector_leg(vector, predicate, passages, request.min_similarity, source)
+                    self.vector_leg(vector, predicate(), passages, request.min_similarity, source)
                         .await
                 }
             },
@@ -70,7 +74,7 @@ impl ProjectView {
                 None => match &matching {
                     Some(matching) => self.text_leg_from(matching, request, known, passages, source).await,
                     None => {
-                        self.text_leg(&request.query, predicate, passages, vector.as_deref(), source)
+                        self.text_leg(&request.query, predicate(), passages, vector.as_deref(), source)
                             .await
                     }
                 },

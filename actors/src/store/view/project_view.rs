@@ -70,7 +70,7 @@ pub struct SearchRequest {
     /// What the answer may take.
     pub max_answer_bytes: usize,
     /// What was found of the words before the vector was there.
-    pub keywords_ahead: Option<KeywordsAhead>,
+    pub keywords_ahead: Option<Arc<KeywordsAhead>>,
 }
 
 impl ProjectView {

@@ -278,7 +278,7 @@ impl ProjectView {
             // Which of equally good passages come where not all of them are asked for is up to chance. With all of them
             // here, the order of the table decides.
             if last.bm25.unwrap_or(0.0) <= least && !is_last && asked < MOST_ASKED {
-                asked = asked.saturating_mul(ASKED_MORE);
+                asked = asked.saturating_mul(ASKED_MORE).min(MOST_ASKED);
                 continue;
             }
             let is_last = is_last && hits.len() <= passages;
