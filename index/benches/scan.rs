@@ -72,6 +72,7 @@ fn with_row<T>(number: usize, vector: &[f32], use_row: impl FnOnce(&Row<'_>) -> 
         valid_from: 1,
         metadata_terms: &terms,
         vector,
+        words: None,
     })
 }
 

@@ -5,6 +5,7 @@ use ccod_words::KnowledgeType;
 use crate::codes::{self, Extent, PreparedQuery};
 use crate::index::Precision;
 use crate::kernel::ROWS as KERNEL_ROWS;
+use crate::keywords::UNREAD;
 use crate::residuals::{Digits, Residuals};
 use crate::signs::Signs;
 use crate::wiped::{Lists, Wiped};
@@ -32,6 +33,8 @@ pub(crate) struct Cells {
 pub(crate) struct Taken {
     pub(crate) cells: Cells,
     terms: Vec<u32>,
+    pub(crate) words: Vec<u32>,
+    length: u32,
     scale: f32,
     codes: Wiped<u8>,
     residuals: Residuals,
@@ -63,6 +66,10 @@ pub(crate) struct Block {
     residuals: Residuals,
     /// The numbers of each row's metadata terms.
     pub(crate) terms: Lists<u32>,
+    /// The numbers of each row's words, in no order.
+    pub(crate) words: Lists<u32>,
+    /// How many words each row has, repeated ones too; [`UNREAD`] where they are not known.
+    pub(crate) lengths: [u32; ROWS],
     /// Places in [`KnowledgeType::ALL`].
     pub(crate) kinds: [u8; ROWS],
     pub(crate) agents: [u32; ROWS],
@@ -95,6 +102,8 @@ impl Block {
             kinds: [0; ROWS],
             scales: [0.0; ROWS],
             terms: Lists::new(),
+            words: Lists::new(),
+            lengths: [UNREAD; ROWS],
             codes: Wiped::new(),
             signs: Signs::new(),
             extent: Extent::default(),
@@ -142,11 +151,13 @@ impl Block {
     }
 
     /// Appends a row.
-    pub(crate) fn push(&mut self, cells: &Cells, terms: &[u32], vector: &[f32]) {
+    pub(crate) fn push(&mut self, cells: &Cells, terms: &[u32], (words, length): (&[u32], u32), vector: &[f32]) {
         let row = self.len as usize;
         self.len += 1;
         self.set_cells(row, cells);
         self.terms.push(terms);
+        self.words.push(words);
+        self.lengths[row] = length;
         let places = self.len.next_power_of_two() as usize;
         self.codes.reserve_total(places * codes::width(vector.len()));
         let start = self.codes.len();
@@ -177,6 +188,8 @@ impl Block {
         let taken = Taken {
             cells: self.cells(last),
             terms: self.terms.get(last).to_vec(),
+            words: self.words.get(last).to_vec(),
+            length: self.lengths[last],
             scale: self.scales[last],
             codes,
             residuals: self.residuals.pop(),
@@ -184,6 +197,8 @@ impl Block {
         self.codes.truncate(start);
         self.signs.clear(last);
         self.terms.pop();
+        self.words.pop();
+        self.lengths[last] = UNREAD;
         let nothing = Cells {
             passage: 1,
             ..Cells::default()
@@ -199,6 +214,7 @@ impl Block {
     pub(crate) fn replace(&mut self, row: usize, taken: &Taken) {
         self.set_cells(row, &taken.cells);
         self.terms.set(row, &taken.terms);
+        self.set_words(row, &taken.words, taken.length);
         self.scales[row] = taken.scale;
         let start = row * taken.codes.len();
         self.codes[start..start + taken.codes.len()].copy_from_slice(&taken.codes);
@@ -210,6 +226,12 @@ impl Block {
             Precision::Coarse => self.signs.set(row, &taken.codes),
         }
         self.find_span();
+    }
+
+    /// Sets the words of a row.
+    pub(crate) fn set_words(&mut self, row: usize, words: &[u32], length: u32) {
+        self.words.set(row, words);
+        self.lengths[row] = length;
     }
 
     fn extend(&mut self, row: usize) {
@@ -241,7 +263,7 @@ impl Block {
 
     /// What it takes besides itself.
     pub(crate) fn bytes(&self) -> usize {
-        self.terms.bytes() + self.codes.bytes() + self.signs.bytes() + self.residuals.bytes()
+        self.terms.bytes() + self.words.bytes() + self.codes.bytes() + self.signs.bytes() + self.residuals.bytes()
     }
 }
 

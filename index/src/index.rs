@@ -8,6 +8,7 @@ use crate::codes;
 use crate::counts::Totals;
 use crate::interner::{Interner, NONE};
 use crate::kernel::WIDTH_MAX;
+use crate::keywords::Keywords;
 use crate::pages::Pages;
 use crate::row::{Change, Entry, Mismatch, Row};
 use crate::trie::{Trie, tag_of_number};
@@ -57,6 +58,7 @@ pub(crate) struct State {
     pub(crate) agents: Interner,
     pub(crate) sessions: Interner,
     pub(crate) terms: Interner,
+    pub(crate) keywords: Keywords,
     pub(crate) totals: Totals,
 }
 
@@ -77,9 +79,20 @@ impl Index {
     /// # Errors
     /// [`Mismatch`] where the change does not fit: then this index is not what the table is, and must be built again.
     pub fn apply(&self, change: &Change<'_>) -> Result<Self, Mismatch> {
+        self.changed(|state| state.apply(change))
+    }
+
+    /// A snapshot that differs from this one in what `change` does.
+    pub(crate) fn changed(&self, change: impl FnOnce(&mut State) -> Result<(), Mismatch>) -> Result<Self, Mismatch> {
         let mut state = State::clone(&self.0);
-        state.apply(change)?;
+        change(&mut state)?;
         Ok(Self(Arc::new(state)))
+    }
+
+    /// Whether both are the same snapshot.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// The length of the vectors.
@@ -155,6 +168,7 @@ impl Index {
             agents,
             sessions,
             terms,
+            keywords,
             totals,
         } = &*self.0;
         let texts = [ids, agents, sessions, terms].map(Interner::bytes);
@@ -164,6 +178,7 @@ impl Index {
             + places.bytes()
             + passages.bytes()
             + texts.iter().sum::<usize>()
+            + keywords.bytes()
             + totals.bytes()
     }
 }
@@ -184,6 +199,7 @@ impl Builder {
             agents: Interner::new(),
             sessions: Interner::new(),
             terms: Interner::new(),
+            keywords: Keywords::new(),
             totals: Totals::new(),
         })
     }
@@ -293,7 +309,9 @@ impl State {
             self.blocks.push(Block::new(self.precision));
             self.addresses.push([0; ROWS]);
         }
-        self.blocks.get_mut(self.len / ROWS).push(&cells, &terms, row.vector);
+        let (words, length) = self.keywords.add(self.len, row.words)?;
+        let block = self.blocks.get_mut(self.len / ROWS);
+        block.push(&cells, &terms, (&words, length), row.vector);
         self.addresses.get_mut(self.len / ROWS)[self.len % ROWS] = row.address;
         self.places.insert(tag_of_number(row.address), self.len as u32);
         self.passages.insert(tag_of_number(cells.item.into()), self.len as u32);
@@ -308,6 +326,8 @@ impl State {
         let block = self.blocks.get(place / ROWS);
         let cells = block.cells(place % ROWS);
         let terms = block.terms.get(place % ROWS).to_vec();
+        let words = block.words.get(place % ROWS).to_vec();
+        self.keywords.remove(place, &words, block.lengths[place % ROWS]);
         self.totals.remove(&cells);
         self.places.remove(tag_of_number(address), place as u32);
         self.passages.remove(tag_of_number(cells.item.into()), place as u32);
@@ -327,6 +347,7 @@ impl State {
         }
         if let Some(taken) = taken.filter(|_| place != last) {
             self.blocks.get_mut(place / ROWS).replace(place % ROWS, &taken);
+            self.keywords.move_row(&taken.words, last, place);
             let (old, new) = (last as u32, place as u32);
             self.addresses.get_mut(place / ROWS)[place % ROWS] = address;
             self.places.replace(tag_of_number(address), old, new);

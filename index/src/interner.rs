@@ -50,7 +50,17 @@ impl Interner {
 
     /// The number of a text that some row has.
     pub(crate) fn find(&self, text: &str) -> Option<u32> {
-        self.find_tagged(self.tag(text.as_bytes()), text.as_bytes())
+        self.find_bytes(text.as_bytes())
+    }
+
+    /// As [`Self::find`].
+    pub(crate) fn find_bytes(&self, text: &[u8]) -> Option<u32> {
+        self.find_tagged(self.tag(text), text)
+    }
+
+    /// How many rows have the text of a number that is not free.
+    pub(crate) fn uses(&self, number: u32) -> u32 {
+        self.pages.get(number as usize / PAGE).uses[number as usize % PAGE]
     }
 
     pub(crate) fn text_bytes(&self, number: u32) -> &[u8] {
@@ -68,19 +78,24 @@ impl Interner {
 
     /// The number of a text that one more row has.
     pub(crate) fn take(&mut self, text: &str) -> u32 {
-        let tag = self.tag(text.as_bytes());
-        if let Some(number) = self.find_tagged(tag, text.as_bytes()) {
+        self.take_bytes(text.as_bytes())
+    }
+
+    /// As [`Self::take`].
+    pub(crate) fn take_bytes(&mut self, text: &[u8]) -> u32 {
+        let tag = self.tag(text);
+        if let Some(number) = self.find_tagged(tag, text) {
             self.take_again(number);
             return number;
         }
         let number = if self.free == NONE {
-            self.push(text.as_bytes())
+            self.push(text)
         } else {
             let number = self.free;
             let page = self.pages.get_mut(number as usize / PAGE);
             let place = number as usize % PAGE;
             self.free = page.uses[place];
-            page.texts.set(place, text.as_bytes());
+            page.texts.set(place, text);
             page.uses[place] = 1;
             number
         };

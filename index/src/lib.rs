@@ -12,6 +12,7 @@
 //!     places          address of a row in Lance -> its place                                    trie
 //!     passages        number of an item -> the places of its passages                           trie
 //!     ids, agents, sessions, terms     texts <-> numbers                                        interner
+//!     keywords        words <-> numbers, number of a word -> the places that have it           keywords, postings
 //!     totals          counts of items                                                           counts
 //! ```
 //!
@@ -41,6 +42,10 @@
 //!
 //! (`benches/scan.rs`, on an Intel Xeon with AVX-512 that others used too. Best of three.)
 //!
+//! **Words.** Each row may come with the words of its text, or get them later ([`Index::with_words`]); once all rows have
+//! them, a search by words needs nothing else ([`Matching::search_words`]). What a word weighs is counted over the live
+//! rows alone.
+//!
 //! **Lists** keep no order: blocks know the time of their oldest and newest item, and those that cannot be on the page
 //! are passed over.
 //!
@@ -56,15 +61,18 @@ mod counts;
 mod index;
 mod interner;
 mod kernel;
+mod keywords;
 mod list;
 mod matching;
 mod pages;
+mod postings;
 mod residuals;
 mod row;
 mod scan;
 mod search;
 mod signs;
 mod text;
+mod tokens;
 mod trie;
 mod vectors;
 mod wiped;
@@ -73,8 +81,10 @@ pub use ccod_words::metadata_term;
 pub use codes::PreparedQuery;
 pub use counts::Counts;
 pub use index::{Builder, Index, Precision};
+pub use keywords::{PreparedWords, WordHit};
 pub use list::{Listed, Page};
 pub use matching::Matching;
 pub use row::{Change, Entry, Mismatch, Row};
 pub use search::{Hit, RESCORE, best_by_item};
 pub use text::WipedText;
+pub use tokens::Tokens;

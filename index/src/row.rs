@@ -2,6 +2,7 @@
 
 use ccod_words::KnowledgeType;
 
+use crate::Tokens;
 use crate::kernel::WIDTH_MAX;
 
 /// A live row of a project's table: one passage of an item.
@@ -33,6 +34,8 @@ pub struct Row<'a> {
     pub metadata_terms: &'a [String],
     /// Of length 1, with as many components as all vectors of the index.
     pub vector: &'a [f32],
+    /// The words of the text, if they are known already.
+    pub words: Option<&'a Tokens>,
 }
 
 /// What a commit does to the live rows. Rows move first, then some go, then others come: so an address that is

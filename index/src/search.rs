@@ -245,6 +245,7 @@ mod tests {
                 metadata_terms: &[],
                 // Neighbours are alike, as the rows of one import are: no sample of blocks is a fair one.
                 vector: &near(&centers[number * centers.len() / rows], spread, random),
+                words: None,
             };
             builder.add(&row).unwrap();
         }

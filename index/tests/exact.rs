@@ -45,6 +45,7 @@ fn row<'a>(number: usize, passages: usize, id: &'a str, vector: &'a [f32]) -> Ro
         valid_from: 1,
         metadata_terms: &[],
         vector,
+        words: None,
     }
 }
 

@@ -46,6 +46,7 @@ fn index_of(vectors: &[Vec<f32>], precision: Precision) -> Index {
             valid_from: 1,
             metadata_terms: &[],
             vector,
+            words: None,
         };
         builder.add(&row).unwrap();
     }

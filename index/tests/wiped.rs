@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::sync::{Mutex, PoisonError};
 
-use ccod_index::{Builder, Change, Index, Precision, PreparedQuery, Row, WipedText};
+use ccod_index::{Builder, Change, Index, Precision, PreparedQuery, PreparedWords, Row, Tokens, WipedText};
 use ccod_words::{Filter, KnowledgeType};
 
 const DIMENSIONS: usize = 128;
@@ -91,10 +91,16 @@ fn hidden_query(number: usize) -> Vec<u8> {
         .collect()
 }
 
+fn words(number: usize) -> Tokens {
+    let word = Shown::of(&hidden("qvxj-word-", number));
+    ["often", word.text(), "often"].into_iter().collect()
+}
+
 fn with_row<T>(number: usize, use_row: impl FnOnce(&Row<'_>) -> T) -> T {
     let shown = |word| Shown::of(&hidden(word, number));
     let (id, agent, session) = (shown("qvxj-id-"), shown("qvxj-agent-"), shown("qvxj-session-"));
     let term = shown("qvxj-term-");
+    let words = words(number);
     let mut terms = [term.text().to_owned()];
     let row = Row {
         address: number as u64,
@@ -110,6 +116,7 @@ fn with_row<T>(number: usize, use_row: impl FnOnce(&Row<'_>) -> T) -> T {
         valid_from: 1,
         metadata_terms: &terms,
         vector: &vector(number),
+        words: Some(&words),
     };
     let result = use_row(&row);
     // A text of ASCII can be overwritten in its place.
@@ -188,7 +195,8 @@ fn nothing_of_a_row_is_in_memory_once_no_snapshot_has_it() {
         });
     }
     let of = |number| {
-        let texts = ["qvxj-id-", "qvxj-agent-", "qvxj-session-", "qvxj-term-"].map(|word| hidden(word, number));
+        let kinds = ["id", "agent", "session", "term", "word"];
+        let texts = kinds.map(|kind| hidden(&format!("qvxj-{kind}-"), number));
         texts
             .into_iter()
             .chain([hidden_codes(number), hidden_residuals(number)])
@@ -218,7 +226,12 @@ fn nothing_of_a_row_is_in_memory_once_no_snapshot_has_it() {
 #[test]
 fn texts_and_queries_overwrite_themselves() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let searched = [hidden("qvxj-text-", 1), hidden("qvxj-text-", 2), hidden_query(3)];
+    let searched = [
+        hidden("qvxj-text-", 1),
+        hidden("qvxj-text-", 2),
+        hidden_query(3),
+        hidden("qvxj-word-", 4),
+    ];
     let mut texts = [0, 1].map(|place| {
         let mut text = String::with_capacity(64);
         searched[place]
@@ -230,7 +243,8 @@ fn texts_and_queries_overwrite_themselves() {
     texts[1].truncate(1);
     let texts = texts.map(WipedText::from);
     let query = PreparedQuery::new(&vector(3));
-    assert_eq!(found(&searched), [0, 1, 2]);
-    drop((texts, query));
+    let prepared = PreparedWords::new(&words(4));
+    assert_eq!(found(&searched), [0, 1, 2, 3]);
+    drop((texts, query, prepared));
     assert_eq!(found(&searched), Vec::<usize>::new());
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ccod_index::{Counts, Hit, Index, Precision, PreparedQuery, best_by_item};
+use ccod_index::{Counts, Hit, Index, Precision, PreparedQuery, PreparedWords, Tokens, WordHit, best_by_item};
 use ccod_words::{Filter, KnowledgeType, OneOrMany, Order};
 use chrono::DateTime;
 use serde_json::json;
 
-use crate::rows::{Model, ModelRow, vector};
+use crate::rows::{Model, ModelRow, vector, words};
 
 fn filters() -> Vec<Filter> {
     let time = |ms: i64| DateTime::from_timestamp_micros(ms * 1_000 + 900);
@@ -242,6 +242,98 @@ fn same_search(index: &Index, model: &Model, filter: &Filter, query: &[f32]) {
     assert_eq!(index.search(query, filter, 0), []);
 }
 
+/// BM25 by its formula, over all rows.
+fn bm25(model: &Model, row: &ModelRow, query: &Tokens) -> f64 {
+    let count = |row: &ModelRow, word: &str| row.words.iter().filter(|other| *other == word).count() as f64;
+    let rows = model.rows.len() as f64;
+    let tokens: usize = model.rows.iter().map(|row| row.words.len()).sum();
+    let norm = 1.2 * (0.25 + 0.75 * row.words.len() as f64 / (tokens as f64 / rows));
+    let scores = query.iter().filter(|word| count(row, word) > 0.0).map(|word| {
+        let holders = model.rows.iter().filter(|row| count(row, word) > 0.0).count() as f64;
+        let rarity = (1.0 + (rows - holders + 0.5) / (holders + 0.5)).ln();
+        rarity * 2.2 * count(row, word) / (count(row, word) + norm)
+    });
+    scores.sum()
+}
+
+fn same_words(index: &Index, model: &Model, filter: &Filter, query: &Tokens) {
+    let prepared = PreparedWords::new(query);
+    let matching = index.matching(filter);
+    let mut best: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
+    for row in model.rows.iter().filter(|row| row.passes(filter)) {
+        let score = bm25(model, row, query);
+        let known = best.entry(&row.id).or_insert((0.0, 0));
+        if score > known.0 + 1e-9 || (score > known.0 - 1e-9 && row.passage < known.1) {
+            *known = (score, row.passage);
+        }
+    }
+    best.retain(|_, (score, _)| *score > 0.0);
+    let found = matching
+        .search_words(&prepared, usize::MAX)
+        .expect("all words are known");
+    assert_eq!(found.len(), best.len());
+    for hit in &found {
+        let (score, _) = best[hit.id.as_str()];
+        assert!((score - f64::from(hit.bm25)).abs() < 1e-4, "{hit:?} {score}");
+        let row = model.rows.iter().find(|row| row.address == hit.address).expect("live");
+        assert_eq!((&row.id, row.passage), (&hit.id, hit.passage));
+        assert!((bm25(model, row, query) - score).abs() < 1e-4);
+    }
+    let in_order =
+        |pair: &[WordHit]| pair[0].bm25 > pair[1].bm25 || (pair[0].bm25 == pair[1].bm25 && pair[0].id < pair[1].id);
+    assert!(found.windows(2).all(in_order), "{found:?}");
+    for k in [0, 1, 3, 10] {
+        let few = matching.search_words(&prepared, k).expect("all words are known");
+        assert_eq!(few, found[..k.min(found.len())]);
+    }
+}
+
+/// Words that are missing come later, and then everything is as if they had come with their rows.
+fn same_word_search(index: &Index, model: &Model, seed: u32) {
+    let unread = index.unread_words();
+    assert_eq!(index.addresses_without_words(usize::MAX).len(), unread);
+    assert_eq!(
+        unread,
+        model
+            .rows
+            .iter()
+            .filter(|row| index.words(row.address).is_none())
+            .count()
+    );
+    let all = index.matching(&Filter::default());
+    assert_eq!(
+        all.search_words(&PreparedWords::new(&words(7)), 10).is_none(),
+        unread > 0
+    );
+    let of = |address: &u64| {
+        model
+            .rows
+            .iter()
+            .find(|row| row.address == *address)
+            .map(|row| (*address, &row.words))
+    };
+    let mut whole = index.clone();
+    while whole.unread_words() > 0 {
+        let some = whole.addresses_without_words(3);
+        let gone = (u64::MAX, &model.rows[0].words);
+        whole = whole.with_words(some.iter().filter_map(of).chain([gone])).unwrap();
+    }
+    assert_eq!(index.unread_words(), unread);
+    for row in &model.rows {
+        let mut expected: Vec<&str> = row.words.iter().collect();
+        expected.sort_unstable();
+        let length = expected.len() as u32;
+        expected.dedup();
+        assert_eq!(whole.words(row.address), Some((expected, length)));
+    }
+    for (number, filter) in filters().iter().enumerate() {
+        same_words(&whole, model, filter, &words(seed + number as u32));
+    }
+    let odd: Tokens = ["w0", "w3", "unheard", "w3"].into_iter().collect();
+    same_words(&whole, model, &Filter::default(), &odd);
+    same_words(&whole, model, &Filter::default(), &Tokens::default());
+}
+
 /// [`same_answers`] for so many rows that not all pages and not all items can be compared.
 pub(crate) fn same_answers_of_many(index: &Index, model: &Model) {
     same_counts(index, model);
@@ -254,6 +346,7 @@ pub(crate) fn same_answers_of_many(index: &Index, model: &Model) {
 }
 
 pub(crate) fn same_answers(index: &Index, model: &Model, seed: u32) {
+    same_word_search(index, model, seed);
     same_gets(index, model);
     same_counts(index, model);
     same_fragments(index, model);

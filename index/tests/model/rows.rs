@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ccod_index::{Row, metadata_term};
+use ccod_index::{Row, Tokens, metadata_term};
 use ccod_words::{Filter, KnowledgeType};
 use proptest::prelude::*;
 use proptest::sample::Index as Pick;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 pub(crate) const DIMENSIONS: usize = 12;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct ModelRow {
     pub(crate) address: u64,
     pub(crate) id: String,
@@ -23,6 +23,9 @@ pub(crate) struct ModelRow {
     pub(crate) timestamp_ms: i64,
     pub(crate) terms: Vec<String>,
     pub(crate) vector: Vec<f32>,
+    pub(crate) words: Tokens,
+    /// Whether the row comes without its words.
+    pub(crate) is_unread: bool,
 }
 
 impl ModelRow {
@@ -41,6 +44,7 @@ impl ModelRow {
             valid_from: self.revision + 100,
             metadata_terms: &self.terms,
             vector: &self.vector,
+            words: (!self.is_unread).then_some(&self.words),
         }
     }
 
@@ -125,6 +129,16 @@ pub(crate) fn vector(seed: u32) -> Vec<f32> {
     vector
 }
 
+/// From none to some dozens, of a vocabulary in which some are frequent.
+pub(crate) fn words(seed: u32) -> Tokens {
+    let word = |at: u32| {
+        let mixed = (seed * 31 + at * 7_919).wrapping_mul(0x9e37_79b9) >> 16;
+        format!("w{}", (mixed % 40) * (mixed / 40 % 40) / 40)
+    };
+    let words: Vec<String> = (0..seed % 40).map(word).collect();
+    words.iter().map(String::as_str).collect()
+}
+
 pub(crate) fn rows_of(item: &NewItem, id: &str, revision: i64) -> Vec<ModelRow> {
     (0..item.passages)
         .map(|passage| ModelRow {
@@ -143,6 +157,8 @@ pub(crate) fn rows_of(item: &NewItem, id: &str, revision: i64) -> Vec<ModelRow> 
                 .map(|tag| metadata_term("tag", &json!(format!("t{tag}"))))
                 .collect(),
             vector: vector(item.seed + passage * 7),
+            words: words(item.seed + passage * 3),
+            is_unread: item.seed % 7 == 3,
         })
         .collect()
 }
