@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub use ccod_words::{
     Content, Filter, Item, KnowledgeType, OnDuplicate, OneOrMany, Order, PROBE_PREFIX, Passage, ProjectName,
-    SearchMode, UpdateParams, format_time, metadata_term, parse_time,
+    SearchMode, UpdateParams, format_time, metadata_term, parse_time, term_in_order,
 };
 
 pub use crate::clock::now_ms;

@@ -1,4 +1,4 @@
-//! What the index costs: scans with and without a filter, changes, lists, gets, memory.
+//! What the index costs: scans with and without a filter, words, changes, lists, gets, memory.
 //!
 //! `cargo bench -p ccod-index`, or with counts of rows: `cargo bench -p ccod-index -- 10000 100000`; each with both
 //! precisions. One thread; vectors of 384 components around 100 directions, one passage for each item; medians.
@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use ccod_index::{Builder, Change, Index, Precision, PreparedQuery, Row, best_by_item};
+use ccod_index::{Builder, Change, Index, Precision, PreparedQuery, PreparedWords, Row, Tokens, best_by_item};
 use ccod_words::{Filter, KnowledgeType, OneOrMany, Order};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -74,6 +74,98 @@ fn with_row<T>(number: usize, vector: &[f32], use_row: impl FnOnce(&Row<'_>) -> 
         vector,
         words: None,
     })
+}
+
+/// Words by Zipf's law over so many, as `benches/common/texts.rs` has them.
+const VOCABULARY: usize = 14_060;
+/// Words of a row, without those that an analyser leaves out.
+const ROW_WORDS: usize = 40;
+
+struct Words {
+    random: SmallRng,
+    sums: Vec<f64>,
+}
+
+impl Words {
+    fn new() -> Self {
+        let mut sum = 0.0;
+        let frequencies = (1..=VOCABULARY).map(|rank| 1.0 / (rank as f64 + 2.7));
+        let sums = frequencies.map(|frequency| {
+            sum += frequency;
+            sum
+        });
+        Self {
+            random: SmallRng::seed_from_u64(8),
+            sums: sums.collect(),
+        }
+    }
+
+    /// Some words; the sixty most frequent are left out, as an analyser does.
+    fn next(&mut self, count: usize) -> Tokens {
+        let (from, to) = (self.sums[59], self.sums[VOCABULARY - 1]);
+        let words: Vec<String> = (0..count)
+            .map(|_| {
+                let part = self.random.random_range(from..to);
+                format!("word{}", self.sums.partition_point(|sum| *sum <= part))
+            })
+            .collect();
+        words.iter().map(String::as_str).collect()
+    }
+}
+
+/// Words come last, as in a large project; then searches, and changes of rows that have words.
+fn measure_words(index: &Index, vectors: &mut Vectors) {
+    let mut words = Words::new();
+    let (mut filled, mut took) = (index.clone(), 0.0);
+    while filled.unread_words() > 0 {
+        let rows: Vec<(u64, Tokens)> = filled
+            .addresses_without_words(512)
+            .into_iter()
+            .map(|address| (address, words.next(ROW_WORDS)))
+            .collect();
+        let begin = Instant::now();
+        filled = filled
+            .with_words(rows.iter().map(|(address, words)| (*address, words)))
+            .expect("fits");
+        took += begin.elapsed().as_secs_f64();
+    }
+    let rows = filled.len();
+    println!(
+        "  words of all rows    {:8.1} ms, {:.1} us and {:.0} bytes a row",
+        took * 1e3,
+        took * 1e6 / rows as f64,
+        (filled.bytes() - index.bytes()) as f64 / rows as f64
+    );
+    let queries: Vec<PreparedWords> = (0..64).map(|_| PreparedWords::new(&words.next(6))).collect();
+    let everything = filled.matching(&Filter::default());
+    let session_id = Some(OneOrMany::One("session-7".to_owned()));
+    let few = filled.matching(&Filter {
+        session_id,
+        ..Filter::default()
+    });
+    for (name, matching) in [("all", everything), ("1 %", few)] {
+        let search = median(|call| drop(black_box(matching.search_words(&queries[call % 64], 100))));
+        println!("  search 6 words, {name:<8} {search:5.3} ms");
+    }
+    let (vector, tokens) = (vectors.next(), words.next(ROW_WORDS));
+    let mut current = filled.clone();
+    let update = median(|call| {
+        let number = call * 7 % rows;
+        let address = ((number / 1_000) as u64) << 32 | (number % 1_000) as u64;
+        current = with_row(rows + call, &vector, |row| {
+            let row = Row {
+                words: Some(&tokens),
+                ..*row
+            };
+            let change = Change {
+                removed: &[address],
+                added: &[row],
+                moved: &[],
+            };
+            current.apply(&change).expect("fits")
+        });
+    });
+    println!("  apply, one row with words replaced {:.1} us", update * 1e3);
 }
 
 /// What the process has in memory, in bytes; 0 where the system does not say.
@@ -228,6 +320,9 @@ fn measure(rows: usize, precision: Precision) {
     });
     println!("  addresses in 1,000   {fragment:8.3} ms");
 
+    if precision == Precision::Exact {
+        measure_words(&index, &mut vectors);
+    }
     let vector = vectors.next();
     let mut current = index.clone();
     let store = median(|call| {

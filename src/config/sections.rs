@@ -154,7 +154,7 @@ pub struct SearchConfig {
     /// 0.1 with the bundled model, and what matches nothing must return nothing.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_similarity: f64,
-    /// Bytes that the indexes of what is live may take in memory, of all projects together: some 1 KB for each
+    /// Bytes that the indexes of what is live may take in memory, of all projects together: some 1.5 KB for each
     /// passage, 0.6 KB in projects of more than 300,000. The default is enough for a million and a half. Of what does
     /// not fit, the projects that were used least recently are read again when they are next used, and one that is
     /// larger by itself is searched on disk, which takes longer. `0` keeps none in memory.

@@ -68,7 +68,11 @@ impl Knowledge {
             limit: search.limit,
             offset: search.offset,
             threshold: search.threshold,
-            min_similarity: self.limits.min_similarity,
+            min_similarity: match search.mode {
+                // By meaning alone, nothing is cut but by the threshold that the caller sets.
+                SearchMode::Vector => -1.0,
+                SearchMode::Hybrid | SearchMode::Text => self.limits.min_similarity,
+            },
             at: search.at,
             except: None,
             text_budget: search.text_budget,

@@ -572,6 +572,100 @@ async fn equally_good_passages_come_in_the_order_of_the_table_however_often_it_i
     }
 }
 
+/// A search by words that shows all that it finds: ids with BM25, best first.
+async fn found_by_words(project: &Project, query: &str) -> Vec<(String, f32)> {
+    let request = SearchRequest {
+        query: query.to_owned(),
+        vector: None,
+        mode: SearchMode::Text,
+        filter: Filter::default(),
+        limit: 100,
+        offset: 0,
+        threshold: None,
+        min_similarity: 0.0,
+        at: None,
+        except: None,
+        text_budget: None,
+        max_answer_bytes: EVERYTHING,
+        keywords_ahead: None,
+    };
+    let view = [project.view().await.unwrap()];
+    let found = search(&view, &request, MODEL).await.unwrap();
+    let hits = found.hits.into_iter();
+    hits.map(|hit| (hit.stored.item.id, hit.bm25.unwrap())).collect()
+}
+
+#[tokio::test]
+async fn revisions_that_are_closed_change_nothing_of_what_words_weigh() {
+    let home = tempfile::tempdir().unwrap();
+    let mut project = Project::new(open(home.path()), "revised", 6);
+    project.fill(40).await;
+    let before = found_by_words(&project, "socket panic").await;
+    assert!(before.len() > 5, "{before:?}");
+    // Each update closes the rows of a revision and opens the same text again.
+    let best = before[0].0.clone();
+    for number in 0..60 {
+        let change = UpdateParams {
+            id: best.clone(),
+            metadata: json!({ "number": number }).as_object().cloned(),
+            ..UpdateParams::default()
+        };
+        let passages = None;
+        project
+            .commit(vec![WriteOp::Update(PreparedUpdate { change, passages })])
+            .await;
+        if number % 25 == 0 {
+            project.upkeep(false).await;
+        }
+    }
+    assert_eq!(found_by_words(&project, "socket panic").await, before);
+    // Nor does it matter whether an item that is gone was ever there.
+    let stored = project.live.len();
+    project.fill(20).await;
+    let more = project.live[stored..].to_vec();
+    assert_ne!(found_by_words(&project, "socket panic").await, before);
+    let delete = WriteOp::Delete(DeleteTarget::Ids(more), UndoNote::default());
+    project.commit(vec![delete]).await;
+    assert_eq!(found_by_words(&project, "socket panic").await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_project_is_searched_before_its_words_are_in_memory() {
+    let home = tempfile::tempdir().unwrap();
+    let mut project = Project::new(open(home.path()), "large", 7);
+    // More than one part of words, in several fragments; the last comes as rows that are at hand.
+    for items in [500, 300, 20] {
+        project.fill(items).await;
+    }
+    let expected = found_by_words(&project, "lease budget").await;
+    let view = project.view().await.unwrap();
+    let whole = view.index().await.unwrap().unwrap();
+    let known = project.access.project(&project.name).unwrap();
+    project.access.forget_all(&known).await;
+    // LanceDB's keyword index or memory, as far as it has come: the same words are found.
+    assert_eq!(found_by_words(&project, "lease budget").await.len(), expected.len());
+    let view = project.view().await.unwrap();
+    // What is written meanwhile must not stop it.
+    project.fill(1).await;
+    let index = loop {
+        let view = project.view().await.unwrap();
+        let index = view.index().await.unwrap().unwrap();
+        if index.unread_words() == 0 {
+            break index;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    drop(view);
+    for address in whole.addresses_in(0..u64::MAX) {
+        assert_eq!(index.words(address), whole.words(address));
+    }
+    assert_eq!(project.view().await.unwrap().check_index().await.unwrap(), None);
+    let last = project.live.last().cloned().unwrap();
+    let delete = WriteOp::Delete(DeleteTarget::Ids(vec![last]), UndoNote::default());
+    project.commit(vec![delete]).await;
+    assert_eq!(found_by_words(&project, "lease budget").await, expected);
+}
+
 #[tokio::test]
 async fn verify_finds_an_index_that_is_wrong_and_has_it_made_again() {
     let home = tempfile::tempdir().unwrap();

@@ -22,7 +22,7 @@ pub use invalid::{Invalid, UnknownWord};
 pub use item::{Content, Item, Passage, Record, Revision, SearchHit, StoreParams, UpdateParams};
 pub use key::{KEY_BYTES_MAX, check_key};
 pub use kind::{Durability, Executed, KnowledgeType, OnDuplicate, Order, SearchMode};
-pub use metadata_filter::{MetadataFilter, metadata_term};
+pub use metadata_filter::{MetadataFilter, metadata_term, term_in_order};
 pub use project::{DEFAULT_PROJECT, PROBE_PREFIX, PROJECT_NAME_MAX, ProjectName};
 pub use text::shortened;
 pub use time::{AsOf, format_time, parse_time};

@@ -39,10 +39,39 @@ impl MetadataFilter {
 /// The term that a condition on metadata asks for: `key=value`, the value as JSON writes it. An item has one for each
 /// key of its metadata, and one for each element of a list that is neither a list nor an object.
 ///
+/// The keys of objects are in the order of their bytes, so that objects are equal whatever order they were written in.
+///
 /// Stored rows hold these terms, so the format is part of what lies on disk.
 #[must_use]
 pub fn metadata_term(key: &str, value: &Value) -> String {
-    format!("{key}={value}")
+    format!("{key}={}", in_order(value))
+}
+
+/// A term as [`metadata_term`] writes it now, of one that was written when keys of objects still kept the order of
+/// their caller. None where it is the same.
+#[must_use]
+pub fn term_in_order(term: &str) -> Option<String> {
+    // A key may have this sign in it too, and then what is behind the first is mostly no JSON.
+    let values = term.match_indices('=').map(|(at, _)| (&term[..at], &term[at + 1..]));
+    let mut objects = values.filter(|(_, value)| value.starts_with(['{', '[']));
+    let (key, value) = objects.find_map(|(key, json)| Some((key, serde_json::from_str(json).ok()?)))?;
+    Some(metadata_term(key, &value)).filter(|ordered| ordered != term)
+}
+
+/// A value with the keys of its objects in the order of their bytes.
+fn in_order(value: &Value) -> Cow<'_, Value> {
+    match value {
+        Value::Object(object) => {
+            let mut entries: Vec<(&String, &Value)> = object.iter().collect();
+            entries.sort_unstable_by_key(|(key, _)| *key);
+            let entries = entries
+                .into_iter()
+                .map(|(key, value)| (key.clone(), in_order(value).into_owned()));
+            Cow::Owned(Value::Object(entries.collect()))
+        }
+        Value::Array(values) => Cow::Owned(values.iter().map(|value| in_order(value).into_owned()).collect()),
+        _ => Cow::Borrowed(value),
+    }
 }
 
 impl FromIterator<(String, Value)> for MetadataFilter {
@@ -213,6 +242,31 @@ mod tests {
             r#"{"a":{"b":1,"b":2}}"#,
         ] {
             assert!(serde_json::from_str::<MetadataFilter>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn objects_are_equal_whatever_the_order_of_their_keys() {
+        let one: Value = serde_json::from_str(r#"{"b":[{"y":1,"x":null}],"a":"="}"#).unwrap();
+        let other: Value = serde_json::from_str(r#"{"a":"=","b":[{"x":null,"y":1}]}"#).unwrap();
+        let term = r#"k={"a":"=","b":[{"x":null,"y":1}]}"#;
+        assert_eq!(metadata_term("k", &one), term);
+        assert_eq!(metadata_term("k", &other), term);
+        assert_ne!(metadata_term("k", &json!([2, 1])), metadata_term("k", &json!([1, 2])));
+    }
+
+    #[test]
+    fn terms_of_before_are_put_in_order() {
+        assert_eq!(
+            term_in_order(r#"k={"b":1,"a":2}"#).as_deref(),
+            Some(r#"k={"a":2,"b":1}"#)
+        );
+        assert_eq!(
+            term_in_order(r#"a=b={"b":1,"a":2}"#).as_deref(),
+            Some(r#"a=b={"a":2,"b":1}"#)
+        );
+        for same in ["k=1", "k=\"{\"", r#"k={"a":2,"b":1}"#, "k=[2,1]", "k", "", r#"k={"a":"#] {
+            assert_eq!(term_in_order(same), None, "{same}");
         }
     }
 }

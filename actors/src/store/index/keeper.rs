@@ -1,10 +1,10 @@
 //! The index of a project through its versions.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use ccod_index::{Entry, Index};
+use ccod_index::{Entry, Index, Tokens};
 use lance::Dataset;
 use parking_lot::Mutex;
 
@@ -38,6 +38,8 @@ pub(crate) struct Keeper {
     too_large: AtomicU64,
     /// The number of the table among the rows that were shown lately.
     number: AtomicU64,
+    /// Whether words are being read that the newest index lacks.
+    pub(super) is_filling: AtomicBool,
 }
 
 impl fmt::Debug for Keeper {
@@ -128,7 +130,7 @@ impl ViewIndex {
         let (Some(index), Some(keeper)) = (self.at_hand(dataset, damage), &self.keeper) else {
             return Ok(None);
         };
-        let differs = Snapshot::read(dataset, damage).await?.difference_to(&index);
+        let differs = Snapshot::read_whole(dataset, damage).await?.difference_to(&index);
         if differs.is_some() {
             keeper.clear();
             keeper.forget_shown();
@@ -175,6 +177,7 @@ impl Keeper {
             measured: Mutex::default(),
             bytes: AtomicU64::new(0),
             too_large: AtomicU64::new(u64::MAX),
+            is_filling: AtomicBool::new(false),
         })
     }
 
@@ -297,7 +300,50 @@ impl Keeper {
         };
         free(replaced.map(|replaced| replaced.index));
         self.budget.note_change(self);
+        self.fill_words();
         index
+    }
+
+    /// The newest snapshot, if there is one.
+    pub(super) fn latest(&self) -> Option<Snapshot> {
+        self.latest.lock().clone()
+    }
+
+    /// Puts words into the newest index, if there still is one, that were missing in `source`.
+    ///
+    /// # Errors
+    /// Where there are more rows than words can be kept of.
+    pub(super) async fn add_words(self: &Arc<Self>, source: &Snapshot, words: &[(u64, Tokens)]) -> KnowledgeResult<()> {
+        let _making = self.making.lock().await;
+        let Some(latest) = self.latest() else { return Ok(()) };
+        let filled = latest.with_words(source, words)?;
+        let index = filled.index.clone();
+        {
+            let mut current = self.latest.lock();
+            // It may have given way to others.
+            let Some(current) = current.as_mut().filter(|current| current.index.is_same(&latest.index)) else {
+                return Ok(());
+            };
+            *current = filled;
+        }
+        let slots: Vec<Arc<Slot>> = self.slots.lock().iter().filter_map(Weak::upgrade).collect();
+        for slot in slots {
+            let mut own = slot.0.lock();
+            if let Some(own) = own.as_mut().filter(|own| own.is_same(&latest.index)) {
+                *own = index.clone();
+            }
+        }
+        if index.unread_words() == 0 {
+            *self.measured.lock() = (0, 0);
+            self.measure(&index);
+            self.budget.note_change(self);
+        }
+        Ok(())
+    }
+
+    /// Whether an index that becomes larger by this part of itself still fits.
+    pub(super) fn can_grow(&self, part: f64) -> bool {
+        self.budget.can_hold((self.bytes() as f64 * (1.0 + part)) as u64)
     }
 
     fn note_slot(&self, slot: &Arc<Slot>) {

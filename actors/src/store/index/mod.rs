@@ -3,7 +3,8 @@
 //!
 //! `snapshot` is the index of one version of a table: read from it, or made from that of another version by what
 //! differs between the two. `rows` turns rows of the table into those of the index. `keeper` has the newest snapshot of
-//! a project, and `budget` decides which projects have one. `texts` keeps the rows that were shown lately.
+//! a project, `words` adds the words of texts to it, and `budget` decides which projects have one. `texts` keeps the
+//! rows that were shown lately.
 //!
 //! The table is the truth, and an index can always be read from it again. So whatever goes wrong here costs time and
 //! nothing else.
@@ -13,6 +14,7 @@ mod keeper;
 mod rows;
 mod snapshot;
 mod texts;
+mod words;
 
 pub(crate) use budget::Budget;
 pub use budget::{ResidentStats, TextStats};

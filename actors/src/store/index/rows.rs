@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, UInt64Type};
 use arrow_array::{Array, FixedSizeListArray, ListArray, RecordBatch, StringArray};
-use ccod_index::Row;
+use ccod_index::{Row, Tokens};
 
-use crate::domain::KnowledgeType;
+use crate::domain::{KnowledgeType, term_in_order};
 use crate::error::{KnowledgeError, KnowledgeResult};
+use crate::store::table::keyword_index::Analyser;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::column;
 
@@ -29,6 +30,12 @@ pub(super) const COLUMNS: [&str; 13] = [
     column::VECTOR,
 ];
 
+/// As [`COLUMNS`], with the texts that words are made of.
+pub(super) fn columns_with_texts() -> Vec<&'static str> {
+    let texts = [column::PASSAGE_TEXT];
+    COLUMNS.into_iter().chain(texts).collect()
+}
+
 /// Lance's column of the row's address, where the table has no stable ids of rows.
 const ROW_ID: &str = "_rowid";
 
@@ -39,12 +46,14 @@ const UNIT_TOLERANCE: f32 = 1e-5;
 struct Converted<'a> {
     terms: Vec<String>,
     vector: Cow<'a, [f32]>,
+    words: Option<Tokens>,
 }
 
 /// Calls `take` with every row of `batch` that is live. `address_of` gives the address of a row by its place in the
-/// batch; none for a row that is not there any more.
+/// batch; none for a row that is not there any more. With an `analyser`, rows get their words, if the batch has texts.
 pub(super) fn for_each_live<E: std::fmt::Display>(
     batch: &RecordBatch,
+    mut analyser: Option<&mut Analyser>,
     address_of: impl Fn(usize) -> Option<u64>,
     mut take: impl FnMut(&Row<'_>) -> Result<(), E>,
 ) -> KnowledgeResult<()> {
@@ -53,12 +62,18 @@ pub(super) fn for_each_live<E: std::fmt::Display>(
     let terms = batch
         .column_by_name(column::METADATA_TERMS)
         .and_then(|column| column.as_list_opt::<i32>());
+    let has_texts = batch.column_by_name(column::PASSAGE_TEXT).is_some();
     for place in 0..batch.num_rows() {
         let Some(address) = address_of(place) else { continue };
         if rows.int(column::VALID_TO, place)?.is_some() {
             continue;
         }
+        let words = match &mut analyser {
+            Some(analyser) if has_texts => Some(analyser.words(rows.required_text(column::PASSAGE_TEXT, place)?)),
+            _ => None,
+        };
         let converted = Converted {
+            words,
             terms: terms.map_or_else(|| Ok(Vec::new()), |terms| texts(terms, place))?,
             vector: unit(vector(vectors, place)?),
         };
@@ -76,6 +91,7 @@ pub(super) fn for_each_live<E: std::fmt::Display>(
             valid_from: rows.int(column::VALID_FROM, place)?.unwrap_or(0),
             metadata_terms: &converted.terms,
             vector: &converted.vector,
+            words: converted.words.as_ref(),
         };
         take(&row).map_err(KnowledgeError::internal)?;
     }
@@ -133,7 +149,10 @@ fn texts(lists: &ListArray, place: usize) -> KnowledgeResult<Vec<String>> {
     let values: &StringArray = values
         .as_string_opt::<i32>()
         .ok_or_else(|| KnowledgeError::internal("column metadata_terms does not hold texts"))?;
-    Ok(values.iter().flatten().map(str::to_owned).collect())
+    let terms = values.iter().flatten();
+    Ok(terms
+        .map(|term| term_in_order(term).unwrap_or_else(|| term.to_owned()))
+        .collect())
 }
 
 #[cfg(test)]

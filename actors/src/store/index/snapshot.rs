@@ -9,17 +9,20 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use ccod_index::{Builder, Change, Index, Precision, Row};
+use ccod_index::{Builder, Change, Index, Precision, Row, Tokens};
 use futures::TryStreamExt;
 use lance::Dataset;
+use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::Scanner;
 use lance::dataset::transaction::Operation;
 use lance_table::format::Fragment;
 use lancedb::expr::col;
 
-use super::rows::{COLUMNS, for_each_live, scanned_addresses};
+use super::rows::{COLUMNS, columns_with_texts, for_each_live, scanned_addresses};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
+use crate::store::table::keyword_index::Analyser;
+use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{column, vector_dimensions};
 use crate::store::table::table_damage::TableDamage;
 use crate::store::table::written::WrittenFragment;
@@ -28,6 +31,10 @@ use crate::store::table::written::WrittenFragment;
 /// would be a gigabyte for each million: those have one byte for each component and their signs, by which a search
 /// passes over most rows, and the cosines of the best are read from the table.
 const EXACT_BELOW_ROWS: u64 = 300_000;
+
+/// Tables of fewer rows are read with the words of their texts. Those of more rows take longer to be analysed than to be
+/// read: their words follow in the background, and until then LanceDB's keyword index is asked.
+const WORDS_AT_ONCE_BELOW_ROWS: u64 = 500;
 
 /// The index of one version of a table, as far as it can be read.
 #[derive(Clone)]
@@ -63,19 +70,76 @@ impl Snapshot {
         rows_of(&self.dataset)
     }
 
-    /// Reads the index from a table.
+    /// Reads the index from a table; with the words of a few rows, or without them.
     pub(super) async fn read(dataset: &Arc<Dataset>, damage: &Arc<TableDamage>) -> KnowledgeResult<Self> {
+        Self::read_with(dataset, damage, rows_of(dataset) < WORDS_AT_ONCE_BELOW_ROWS).await
+    }
+
+    async fn read_with(dataset: &Arc<Dataset>, damage: &Arc<TableDamage>, with_words: bool) -> KnowledgeResult<Self> {
+        let mut analyser = with_words.then(Analyser::new).transpose()?;
         let precision = match rows_of(dataset) {
             0..EXACT_BELOW_ROWS => Precision::Exact,
             _ => Precision::Coarse,
         };
         let mut builder = Builder::new(dimensions(dataset)?, precision);
         let fragments: Vec<Fragment> = readable(dataset, damage).into_values().cloned().collect();
-        for_each_row_of(dataset, fragments, |row| builder.add(row)).await?;
+        for_each_row_of(dataset, fragments, analyser.as_mut(), |row| builder.add(row)).await?;
         Ok(Self {
             index: builder.finish(),
             dataset: Arc::clone(dataset),
             damage: Arc::clone(damage),
+        })
+    }
+
+    /// The words of rows that the index was made without, `limit` rows at most.
+    ///
+    /// # Errors
+    /// Where their texts cannot be read.
+    pub(super) async fn missing_words(&self, limit: usize) -> KnowledgeResult<Vec<(u64, Tokens)>> {
+        let mut addresses = self.index.addresses_without_words(limit);
+        addresses.sort_unstable();
+        let projection = ProjectionRequest::from_columns([column::PASSAGE_TEXT], self.dataset.schema());
+        let batch = self
+            .dataset
+            .take_rows(&addresses, projection)
+            .await
+            .map_err(read_error)?;
+        if batch.num_rows() != addresses.len() {
+            return Err(KnowledgeError::internal("rows of the index are not in its table"));
+        }
+        let (rows, mut analyser) = (RowReader(&batch), Analyser::new()?);
+        let words = addresses.into_iter().enumerate();
+        words
+            .map(|(place, address)| {
+                Ok((
+                    address,
+                    analyser.words(rows.required_text(column::PASSAGE_TEXT, place)?),
+                ))
+            })
+            .collect()
+    }
+
+    /// The same version with the words of rows that were read from `source`, which may be a version before or after.
+    ///
+    /// # Errors
+    /// Where there are more rows than words can be kept of.
+    pub(super) fn with_words(&self, source: &Self, words: &[(u64, Tokens)]) -> KnowledgeResult<Self> {
+        let (own, other) = (
+            readable(&self.dataset, &self.damage),
+            readable(&source.dataset, &source.damage),
+        );
+        // A fragment's rows never change, but a table that was restored may have another fragment of the same number.
+        let is_same = |address: u64| {
+            let id = address >> 32;
+            let files = own.get(&id).map(|fragment| &fragment.files);
+            files.is_some() && files == other.get(&id).map(|fragment| &fragment.files)
+        };
+        let rows = words.iter().filter(|(address, _)| is_same(*address));
+        let index = self.index.with_words(rows.map(|(address, words)| (*address, words)));
+        Ok(Self {
+            index: index.map_err(KnowledgeError::internal)?,
+            dataset: Arc::clone(&self.dataset),
+            damage: Arc::clone(&self.damage),
         })
     }
 
@@ -104,16 +168,26 @@ impl Snapshot {
         }
         let mut builder = Builder::of(&index);
         let mut unread = Vec::new();
+        let mut analyser = match self.index.precision() {
+            Precision::Exact => Some(Analyser::new()?),
+            Precision::Coarse => None,
+        };
         for fragment in difference.added {
             match written.iter().find(|written| written.is(&fragment)) {
                 Some(written) => {
                     let address = |place: usize| Some(address(fragment.id, place as u32));
-                    for_each_live(&written.rows, address, |row| builder.add(row))?;
+                    for_each_live(&written.rows, analyser.as_mut(), address, |row| builder.add(row))?;
                 }
                 None => unread.push(fragment),
             }
         }
-        for_each_row_of(dataset, unread, |row| builder.add(row)).await?;
+        // Few rows are read with their words, many without, as in the beginning.
+        let unread_rows: u64 = unread
+            .iter()
+            .map(|fragment| fragment.num_rows().unwrap_or(0) as u64)
+            .sum();
+        let analyser = analyser.as_mut().filter(|_| unread_rows < WORDS_AT_ONCE_BELOW_ROWS);
+        for_each_row_of(dataset, unread, analyser, |row| builder.add(row)).await?;
         Ok(Self {
             index: builder.finish(),
             dataset: Arc::clone(dataset),
@@ -121,7 +195,15 @@ impl Snapshot {
         })
     }
 
-    /// What is in `index` other than here, if anything is: both are of the same version.
+    /// Reads the index from a table with the words of all rows, as far as one holds them.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub(super) async fn read_whole(dataset: &Arc<Dataset>, damage: &Arc<TableDamage>) -> KnowledgeResult<Self> {
+        Self::read_with(dataset, damage, rows_of(dataset) < EXACT_BELOW_ROWS).await
+    }
+
+    /// What is in `index` other than here, if anything is: both are of the same version, and this one is whole.
     pub(super) fn difference_to(&self, index: &Index) -> Option<String> {
         let (own, other) = (self.index.len(), index.len());
         if own != other {
@@ -130,7 +212,10 @@ impl Snapshot {
         let mut addresses = self.index.addresses_in(0..u64::MAX).into_iter();
         let differs = addresses.find(|address| {
             let same = self.index.at(*address) == index.at(*address);
-            !same || self.index.vector(*address) != index.vector(*address)
+            let same_words = index
+                .words(*address)
+                .is_none_or(|words| self.index.words(*address) == Some(words));
+            !same || !same_words || self.index.vector(*address) != index.vector(*address)
         });
         let item = differs.and_then(|address| self.index.at(address).map(|entry| entry.id));
         item.map(|id| format!("item {id} is not in it as it is in the table"))
@@ -293,6 +378,7 @@ async fn deleted(dataset: &Arc<Dataset>, id: u64) -> KnowledgeResult<HashSet<u32
 async fn for_each_row_of<E: std::fmt::Display>(
     dataset: &Arc<Dataset>,
     fragments: Vec<Fragment>,
+    mut analyser: Option<&mut Analyser>,
     mut take: impl FnMut(&Row<'_>) -> Result<(), E>,
 ) -> KnowledgeResult<()> {
     if fragments.is_empty() {
@@ -301,14 +387,18 @@ async fn for_each_row_of<E: std::fmt::Display>(
     let mut scanner: Scanner = dataset.scan();
     scanner
         .with_fragments(fragments)
-        .project(&COLUMNS)
+        .project(&match analyser {
+            Some(_) => columns_with_texts(),
+            None => COLUMNS.to_vec(),
+        })
         .map_err(read_error)?
         .filter_expr(col(column::VALID_TO).is_null())
         .with_row_id();
     let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
     while let Some(batch) = stream.try_next().await.map_err(read_error)? {
         let addresses = scanned_addresses(&batch)?;
-        for_each_live(&batch, |place| addresses.get(place).copied(), &mut take)?;
+        let address = |place: usize| addresses.get(place).copied();
+        for_each_live(&batch, analyser.as_deref_mut(), address, &mut take)?;
         // A large table must not keep a thread of the runtime for itself.
         tokio::task::yield_now().await;
     }

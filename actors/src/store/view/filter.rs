@@ -90,7 +90,14 @@ pub fn matching(filter: &Filter, at: Option<AsOf>) -> Expr {
         parts.push(col(column::TIMESTAMP).lt(time_literal(until)));
     }
     for (key, value) in filter.metadata.iter() {
-        parts.push(array_has(col(column::METADATA_TERMS), lit(metadata_term(key, value))));
+        let terms = col(column::METADATA_TERMS);
+        let term = metadata_term(key, value);
+        // Rows that were stored before keys were put in order have them as their caller had.
+        let given = format!("{key}={value}");
+        parts.push(match given == term {
+            true => array_has(terms, lit(term)),
+            false => array_has(terms.clone(), lit(term)).or(array_has(terms, lit(given))),
+        });
     }
     parts.into_iter().reduce(Expr::and).unwrap_or_else(|| lit(true))
 }

@@ -135,7 +135,7 @@ impl ProjectView {
         vector: Option<&[f32]>,
         source: usize,
     ) -> KnowledgeResult<LegPage> {
-        if !keyword_index::has_terms(query)? {
+        if keyword_index::query_words(query)?.is_empty() {
             return Ok(LegPage {
                 hits: Vec::new(),
                 is_last: true,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use ccod_index::{Hit, Index, Matching, Precision, PreparedQuery, best_by_item};
+use ccod_index::{Hit, Index, Matching, Precision, PreparedQuery, PreparedWords, best_by_item};
 use chrono::{DateTime, Utc};
 use lance::dataset::ProjectionRequest;
 use lance::dataset::scanner::{RowAddrMask, RowAddrTreeMap};
@@ -187,9 +187,9 @@ impl ProjectView {
 
     /// The passages that hold words of `query` and match, best BM25 first, with their cosine where there is a vector.
     ///
-    /// The keyword index knows nothing of what is live and of filters. It is asked for more than is wanted, and what
-    /// does not match is left out; only where little matches is it given the rows to look at, which it then checks one
-    /// by one.
+    /// While the words of some rows are not in memory, LanceDB's keyword index is asked. It knows nothing of what is
+    /// live and of filters. So it is asked for more than is wanted, and what does not match is left out; only where
+    /// little matches is it given the rows to look at, which it then checks one by one.
     pub(super) async fn text_leg_from(
         &self,
         matching: &Matching,
@@ -227,8 +227,25 @@ impl ProjectView {
             is_last: true,
         };
         let matches = matching.rows();
-        if matches == 0 || !keyword_index::has_terms(query)? {
+        let words = keyword_index::query_words(query)?;
+        if matches == 0 || words.is_empty() {
             return Ok(nothing);
+        }
+        let wanted = known.len().saturating_add(passages);
+        if let Some(found) = matching.search_words(&PreparedWords::new(&words), wanted) {
+            let is_last = found.len() < wanted;
+            let new = found.into_iter().filter(|hit| !known.contains(&hit.id));
+            let hits = new.map(|hit| LegHit {
+                source: 0,
+                id: hit.id,
+                row_id: hit.address,
+                similarity: None,
+                bm25: Some(hit.bm25),
+            });
+            return Ok(LegPage {
+                hits: hits.collect(),
+                is_last,
+            });
         }
         let index = matching.index();
         let rows = rows_of(&self.dataset);
