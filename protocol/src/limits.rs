@@ -36,7 +36,8 @@ pub struct Limits {
     /// Requests of one connection at once; at the limit its input is not read and the sender waits.
     #[schemars(range(min = 1))]
     pub max_in_flight_per_connection: usize,
-    /// Requests in flight overall; one more is answered `busy` at once, so that queues stay short.
+    /// Requests in flight overall; one more is answered `busy` at once. The default is what 256 connections may have
+    /// with 16 requests each; searches of so many are answered in a few seconds.
     #[schemars(range(min = 1))]
     pub max_in_flight: usize,
     /// As `max_in_flight`, for what an operator needs when that is used up.
@@ -100,7 +101,7 @@ impl Default for Limits {
             max_batch_requests: 32,
             max_depth: 64,
             max_in_flight_per_connection: 32,
-            max_in_flight: 512,
+            max_in_flight: 4_096,
             operator_in_flight: 16,
             max_subscriptions_per_connection: 16,
             max_buffered_bytes: 256 << 20,

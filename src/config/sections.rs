@@ -184,14 +184,18 @@ pub struct ReadersConfig {
     /// Searches that run at once; 0 takes the number of cores, at least 2 and at most 8.
     #[schemars(range(min = 0, max = 256))]
     pub workers: u32,
-    /// Requests that may wait for a reader. One more is answered `busy`.
+    /// Requests that may wait for a reader. One more is answered `busy`. As many as may be in flight by default: what
+    /// is asked mostly takes less than a millisecond.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub queue: u32,
 }
 
 impl Default for ReadersConfig {
     fn default() -> Self {
-        Self { workers: 0, queue: 256 }
+        Self {
+            workers: 0,
+            queue: 4_096,
+        }
     }
 }
 
@@ -217,7 +221,8 @@ pub struct WriterConfig {
     /// Most bytes of one commit, for the same reason and for the memory of a commit.
     #[schemars(range(min = 1024, max = 1 << 30))]
     pub max_group_bytes: u64,
-    /// Writes that may wait; one more is answered `busy`.
+    /// Writes that may wait; one more is answered `busy`. As many as may be in flight by default: they wait for one
+    /// commit together.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub queue_ops: u32,
     /// Bytes that may wait; at least `limits.max_message_bytes`, or the largest message could never be written.
@@ -230,7 +235,7 @@ impl Default for WriterConfig {
         Self {
             max_group_rows: 1_000,
             max_group_bytes: 8 * 1024 * 1024,
-            queue_ops: 256,
+            queue_ops: 4_096,
             queue_bytes: 32 * 1024 * 1024,
         }
     }
@@ -269,7 +274,7 @@ impl Default for EmbedderConfig {
         Self {
             model: String::new(),
             warm: false,
-            interactive_queue_tokens: 16_384,
+            interactive_queue_tokens: 65_536,
             bulk_queue_tokens: 262_144,
             batch_tokens: 512,
             max_batch: 32,

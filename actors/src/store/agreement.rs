@@ -1,6 +1,7 @@
 //! The index answers as the table does: random sequences of every kind of write, upkeep and reopening, and after each
 //! of them everything is asked both ways.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ccod_index::Change;
@@ -12,7 +13,9 @@ use serde_json::{Value, json};
 use crate::domain::{
     Content, Deletion, Filter, KnowledgeType, NewItem, OnDuplicate, ProjectName, SearchMode, UpdateParams, now_ms,
 };
+use crate::error::KnowledgeResult;
 use crate::store::table::rows::EmbeddedPassage;
+use crate::store::transfer::{BackupRequest, Watcher};
 use crate::store::upkeep::{Pace, due_steps};
 use crate::store::verify::verify;
 use crate::store::view::search::{SearchOutcome, search};
@@ -38,8 +41,21 @@ struct Project {
     live: Vec<String>,
     deleted: Vec<String>,
     deletions: Vec<Deletion>,
+    /// The last backup: where it is, and what was live and deleted in it.
+    backup: Option<(PathBuf, Vec<String>, Vec<String>)>,
     /// Steps that were taken, for the message of a failure.
     steps: Vec<String>,
+}
+
+/// Waits for a backup or a restore as long as it takes.
+struct Patient;
+
+impl Watcher for Patient {
+    fn progress(&self, _done: u64, _total: u64, _message: &str) {}
+
+    fn check(&self) -> KnowledgeResult<()> {
+        Ok(())
+    }
 }
 
 fn open(home: &std::path::Path) -> WriteAccess {
@@ -202,7 +218,7 @@ impl Project {
 
     async fn step(&mut self, home: &std::path::Path) {
         let (live, deleted) = (self.live.clone(), self.deleted.clone());
-        let choice = self.random.random_range(0..14);
+        let choice = self.random.random_range(0..16);
         let mut note = |step: String| self.steps.push(step);
         match choice {
             0..=4 if live.len() < ITEMS => {
@@ -264,6 +280,26 @@ impl Project {
                 let gone = std::mem::replace(&mut self.access, open(&home.with_file_name("elsewhere")));
                 drop(gone);
                 self.access = open(home);
+            }
+            14 if self.view().await.is_some() => {
+                self.steps.push("backup".to_owned());
+                let path = home.with_file_name(format!("backup-{}", self.steps.len()));
+                let request = BackupRequest {
+                    path: path.clone(),
+                    project: None,
+                };
+                let store = Arc::clone(self.access.store());
+                store.back_up(request, Arc::new(Patient)).await.unwrap();
+                self.backup = Some((path, live, deleted));
+            }
+            15 if let Some((path, live, deleted)) = self.backup.clone() => {
+                self.steps.push("restore".to_owned());
+                let store = Arc::clone(self.access.store());
+                let staged = store.stage(path, None, Arc::new(Patient)).await.unwrap();
+                let _alone = store.alone().await;
+                self.access.put_in_place(staged).await.unwrap();
+                (self.live, self.deleted) = (live, deleted);
+                self.deletions.clear();
             }
             _ => {}
         }
@@ -462,6 +498,7 @@ impl Project {
             live: Vec::new(),
             deleted: Vec::new(),
             deletions: Vec::new(),
+            backup: None,
             steps: vec![format!("seed {seed}")],
         }
     }
