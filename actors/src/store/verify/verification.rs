@@ -368,7 +368,7 @@ async fn check_keyword_index(
         if is_over() {
             return Err(KnowledgeError::Cancelled);
         }
-        if !keyword_index::has_terms(text)? {
+        if keyword_index::query_words(text)?.is_empty() {
             continue;
         }
         let predicate = col(column::ROW_KEY).eq(lit(key.as_str()));
