@@ -29,6 +29,7 @@ use rand::{Rng, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
 #[path = "common/texts.rs"]
+#[allow(dead_code)]
 mod texts;
 
 #[path = "common/facts.rs"]
@@ -108,7 +109,9 @@ impl Parts {
         Self {
             knowledge: Knowledge::new(store, routes, limits),
             writer,
-            table: home.join(ProjectName::default().as_str()).join("orchestra_knowledge.lance"),
+            table: home
+                .join(ProjectName::default().as_str())
+                .join("orchestra_knowledge.lance"),
         }
     }
 

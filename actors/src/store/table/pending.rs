@@ -22,8 +22,8 @@ use lance_table::io::commit::{CommitError, CommitHandler, ManifestLocation, Mani
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore as Objects, ObjectStoreExt,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore as Objects,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
 use super::durable::DurableCommitHandler;
@@ -64,7 +64,11 @@ impl PendingFiles {
             let path = object.location;
             let bytes = self.written.get(&path).await?.bytes().await?;
             self.written.delete(&path).await?;
-            let is_plan = path.parts().rev().nth(1).is_some_and(|part| part.as_ref() == TRANSACTIONS);
+            let is_plan = path
+                .parts()
+                .rev()
+                .nth(1)
+                .is_some_and(|part| part.as_ref() == TRANSACTIONS);
             if !(whole && is_plan) {
                 taken.insert(PathBuf::from(to_local_path(&path)), bytes);
             }
@@ -219,7 +223,9 @@ mod tests {
             let batch = numbers(0..10);
             let rows = RecordBatchIterator::new([Ok(batch.clone())], batch.schema());
             let place = directory.path().join("numbers.lance");
-            let mut dataset = Dataset::write(rows, place.to_str().unwrap(), Some(params)).await.unwrap();
+            let mut dataset = Dataset::write(rows, place.to_str().unwrap(), Some(params))
+                .await
+                .unwrap();
             let params = ScalarIndexParams::default();
             dataset
                 .create_index(&["n"], IndexType::BTree, None, &params, false)
@@ -307,7 +313,11 @@ mod tests {
         for round in 1..=2 {
             dataset = bench.change(&dataset, numbers(100..103)).await.unwrap();
             let now = bench.all_names();
-            let more: Vec<usize> = now.iter().zip(&before).map(|(now, before)| now.len() - before.len()).collect();
+            let more: Vec<usize> = now
+                .iter()
+                .zip(&before)
+                .map(|(now, before)| now.len() - before.len())
+                .collect();
             // A data file, a file of deleted rows, no plan, a version and nothing beside it.
             assert_eq!(more, [round, round, 0, round, 0]);
             assert!(bench.names("_versions").iter().all(|name| name.ends_with(".manifest")));
@@ -349,7 +359,11 @@ mod tests {
         let theirs = bench.change(&theirs, numbers(100..103)).await.unwrap();
         // It takes a row out of the same fragment, so it cannot simply be made one version later.
         let refused = bench.change(&ours, numbers(200..203)).await;
-        assert!(refused.is_err(), "{:?}", refused.map(|dataset| dataset.manifest().version));
+        assert!(
+            refused.is_err(),
+            "{:?}",
+            refused.map(|dataset| dataset.manifest().version)
+        );
         let newest = bench.open().await;
         assert_eq!(newest.manifest().version, theirs.manifest().version);
         assert_eq!(newest.count_rows(None).await.unwrap(), 12);

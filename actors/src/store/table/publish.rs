@@ -159,7 +159,11 @@ impl NewVersion {
         let (mut synced, mut named) = (HashSet::new(), NamedDirectories::new());
         let files = self.files.iter().map(|file| file.path.as_path());
         let holding = files.chain(self.pending.keys().map(PathBuf::as_path)).map(directory_of);
-        synced.extend(holding.filter(|directory| directory.starts_with(&self.table)).map(Path::to_path_buf));
+        synced.extend(
+            holding
+                .filter(|directory| directory.starts_with(&self.table))
+                .map(Path::to_path_buf),
+        );
         let mut unnamed: Vec<PathBuf> = synced.iter().cloned().collect();
         // Its own entries are synced once the manifest has its name.
         unnamed.push(directory_of(&self.manifest).to_path_buf());
@@ -168,7 +172,9 @@ impl NewVersion {
                 continue;
             }
             // One that is missing is for its files to say.
-            let Some(identity) = Identity::of(&directory) else { continue };
+            let Some(identity) = Identity::of(&directory) else {
+                continue;
+            };
             if self.named.get(&directory) == Some(&identity) {
                 continue;
             }
