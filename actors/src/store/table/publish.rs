@@ -386,7 +386,7 @@ mod tests {
             table: table.to_path_buf(),
             manifest: table.join("_versions/1.manifest"),
             bytes: Bytes::from_static(b"manifest"),
-            pending: BTreeMap::from([(table.join("_deletions/1.arrow"), Bytes::from_static(b"deleted"))]),
+            pending: BTreeMap::new(),
             files: vec![LooseFile {
                 path,
                 bytes: Some(4),
@@ -425,8 +425,12 @@ mod tests {
             // What a crash has left under the first temporary name is in nobody's way.
             fs::create_dir(table.join("_versions")).unwrap();
             fs::write(table.join("_versions/1.manifest#1"), "mani").unwrap();
-            let published = version(table, durable).publish(|| Ok(())).unwrap();
+            let deleted = table.join("_deletions/1.arrow");
+            let mut first = version(table, durable);
+            first.pending.insert(deleted.clone(), Bytes::from_static(b"deleted"));
+            let published = first.publish(|| Ok(())).unwrap();
             assert_eq!(published.missing, HashSet::new());
+            assert_eq!(fs::read(deleted).unwrap(), b"deleted");
             assert_eq!(fs::read(table.join("_versions/1.manifest")).unwrap(), b"manifest");
             let left = ["1.manifest", "1.manifest#1"];
             assert_eq!(names(&table.join("_versions")), left);
@@ -447,10 +451,16 @@ mod tests {
         for durable in [true, false] {
             let refuse = |change: fn(&mut NewVersion), may: fn() -> io::Result<()>| {
                 let directory = tempfile::tempdir().unwrap();
-                let mut version = version(directory.path(), durable);
+                let table = directory.path();
+                let mut version = version(table, durable);
+                let deleted = table.join("_deletions/1.arrow");
+                version.pending.insert(deleted, Bytes::from_static(b"deleted"));
                 change(&mut version);
                 let refused = version.publish(may);
-                assert_eq!(names(&directory.path().join("_versions")), [""; 0]);
+                for left in ["_versions", "_deletions"] {
+                    assert_eq!(names(&table.join(left)), [""; 0]);
+                }
+                assert_eq!(names(&table.join("data")), ["a.lance"]);
                 match refused {
                     Err(NotPublished::Failed(error)) => error,
                     other => panic!("{other:?}"),
