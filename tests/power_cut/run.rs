@@ -161,9 +161,13 @@ fn count(log: &Log, does: impl Fn(&Operation, &str) -> bool) -> usize {
 type Concerns = fn(&Path) -> bool;
 
 /// The syncs that are left out to see whether the check notices: of which files and directories.
-const LEFT_OUT: [(&str, Concerns); 7] = [
+const LEFT_OUT: [(&str, Concerns); 9] = [
     ("data files", |path| in_directory(path, "data")),
     ("the directories of data files", |path| path.ends_with("data")),
+    ("files of deleted rows", |path| in_directory(path, "_deletions")),
+    ("the directories of tables", |path| {
+        path.extension().is_some_and(|extension| extension == "lance") && !in_directory(path, "data")
+    }),
     ("index files", |path| {
         path.components().any(|part| part.as_os_str() == "_indices") && path.extension().is_some()
     }),

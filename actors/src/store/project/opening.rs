@@ -138,14 +138,14 @@ impl Project {
             self.damage.remember(&found);
             damage.fragments.extend(found);
         }
-        let mut taken = self.take_over(&table, &damage).await;
+        let mut taken = self.take_over(&table, &handler, &damage).await;
         if let Err(KnowledgeError::Unreadable { message }) = &taken {
             tracing::error!(project = %self.name(), error = message, "a table cannot be read, looking for what is damaged");
             let found = damage::unreadable_fragments(&dataset, &damage.fragments).await?;
             if !found.is_empty() {
                 self.damage.remember(&found);
                 damage.fragments.extend(found);
-                taken = self.take_over(&table, &damage).await;
+                taken = self.take_over(&table, &handler, &damage).await;
             }
         }
         let mut taken = taken?;
@@ -163,10 +163,16 @@ impl Project {
     }
 
     /// Reads what the writer keeps in memory of a table.
-    pub(super) async fn take_over(&self, table: &lancedb::Table, damage: &TableDamage) -> KnowledgeResult<WriteTable> {
+    pub(super) async fn take_over(
+        &self,
+        table: &lancedb::Table,
+        handler: &Arc<DurableCommitHandler>,
+        damage: &TableDamage,
+    ) -> KnowledgeResult<WriteTable> {
         let opened = WriteTable::opened(
             self.settings.name.clone(),
             table.clone(),
+            Arc::clone(handler),
             self.settings.retention,
             damage.clone(),
             self.held().clone(),

@@ -5,43 +5,40 @@
 //! delete, index, compaction, creation) and keeps one order:
 //!
 //! 1. every new file has the size that was written into it, or the commit is refused;
-//! 2. every file that the new manifest names and that is not known to be on disk is synced, then the
-//!    directories that hold them;
-//! 3. the manifest is staged, synced, linked under its final name, and its directory synced.
+//! 2. the manifest is staged; it, every file that it names and that is not known to be on disk, and the directories that
+//!    hold these are synced, all at the same time;
+//! 3. the manifest is linked under its final name, and its directory synced.
 //!
 //! So a manifest that can be seen is never empty and never names data that a power cut could take away. With
-//! `durability = "fast"` step 2 and the syncs of step 3 are left out. Each manifest says in the table's metadata how
+//! `durability = "fast"` the syncs are left out. `publish.rs` does this. Each manifest says in the table's metadata how
 //! it was made, so that recovery can tell a commit that a power cut may have torn from a file that was lost later.
 //!
 //! A file that the version before names too and that is not there any more is damage that is known or will be found;
 //! it stands in nobody's way here, for what adds to a table needs nothing of what is damaged.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
 use std::io::ErrorKind;
 use std::num::NonZero;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance_io::local::to_local_path;
 use lance_io::object_store::ObjectStore;
 use lance_table::format::{IndexMetadata, Manifest, Transaction};
-use lance_table::io::commit::{
-    CommitError, CommitHandler, ManifestLocation, ManifestNamingScheme, ManifestWriter, write_version_hint,
-};
+use lance_table::io::commit::{CommitError, CommitHandler, ManifestLocation, ManifestNamingScheme, ManifestWriter};
 use lance_table::io::deletion::{deletion_file_path, read_deletion_file};
-use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 use object_store::path::Path;
-use object_store::{Error as ObjectStoreError, ObjectStore as _, PutMode, PutOptions};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::KnowledgeResult;
 use crate::store::disk::fsync_directory;
 use crate::store::error::read_error;
 use crate::store::lock::StoreLock;
+use crate::store::table::publish::{LooseFile, NamedDirectories, NewVersion, NotPublished, cut_short};
 
 pub use ccod_words::Durability;
 
@@ -73,6 +70,8 @@ struct KnownFiles {
     synced: HashSet<PathBuf>,
     /// Named by the version that the next commit builds upon.
     named: HashSet<PathBuf>,
+    /// Directories in the table's own whose names are known to be synced.
+    directories: NamedDirectories,
 }
 
 impl fmt::Debug for DurableCommitHandler {
@@ -107,92 +106,184 @@ impl DurableCommitHandler {
         self.known.lock()
     }
 
-    /// Refuses a version of which a new file is shorter than what was written into it. Lance passes over an error of a
-    /// file's last write: a full disk, or the limit of a file's size, would otherwise be found out by the next reader.
-    async fn check_whole(
+    /// Refuses a version of which a new file of deleted rows is cut short: its size stands nowhere, the number of its
+    /// rows does.
+    async fn check_deletions(
         &self,
         manifest: &Manifest,
-        indices: &[IndexMetadata],
+        pending: &BTreeMap<PathBuf, Bytes>,
         base_path: &Path,
         object_store: &ObjectStore,
     ) -> std::io::Result<()> {
-        let local = |path: Path| PathBuf::from(to_local_path(&path));
-        let mut deletions = Vec::new();
-        let mut sized: Vec<(PathBuf, Option<u64>)> = Vec::new();
         for fragment in manifest.fragments.iter() {
-            if let Some(file) = &fragment.deletion_file {
-                deletions.push((
-                    local(deletion_file_path(base_path, fragment.id, file)),
-                    fragment.id,
-                    file,
-                ));
+            let Some(file) = &fragment.deletion_file else { continue };
+            let path = PathBuf::from(to_local_path(&deletion_file_path(base_path, fragment.id, file)));
+            if pending.contains_key(&path) || self.known().knows(&path) {
+                continue;
             }
-            for file in &fragment.files {
-                let path = local(base_path.clone().join("data").join(file.path.as_str()));
-                sized.push((path, file.file_size_bytes.get().map(NonZero::get)));
-            }
-        }
-        for index in indices {
-            let directory = PathBuf::from(to_local_path(base_path))
-                .join("_indices")
-                .join(index.uuid.to_string());
-            for file in index.files.iter().flatten() {
-                sized.push((directory.join(&file.path), Some(file.size_bytes)));
-            }
-        }
-        {
-            let known = self.known();
-            let is_new = |path: &PathBuf| !known.named.contains(path) && !known.synced.contains(path);
-            deletions.retain(|(path, ..)| is_new(path));
-            sized.retain(|(path, _)| is_new(path));
-        }
-        for (path, fragment, file) in deletions {
-            // Its size stands nowhere, the number of its rows does.
-            let read = read_deletion_file(fragment, file, base_path, object_store).await;
+            let read = read_deletion_file(fragment.id, file, base_path, object_store).await;
             let rows = read.ok().map(|deleted| deleted.len());
             if rows.is_none() || file.num_deleted_rows.is_some_and(|wanted| rows != Some(wanted)) {
                 return Err(cut_short(&path));
             }
         }
-        tokio::task::spawn_blocking(move || {
-            for (path, wanted) in sized {
-                // One that is missing is for the sync to refuse, or to go past.
-                let Ok(found) = std::fs::metadata(&path) else { continue };
-                if wanted.is_some_and(|wanted| found.len() < wanted) {
-                    return Err(cut_short(&path));
-                }
-            }
-            Ok(())
-        })
-        .await
-        .map_err(std::io::Error::other)?
+        Ok(())
     }
 
-    /// Syncs those of the `referenced` files that are not known to be on disk, and the directories that hold them.
-    async fn sync_references(&self, referenced: &HashSet<PathBuf>, base_path: &Path) -> std::io::Result<()> {
-        let fresh: Vec<(PathBuf, bool)> = {
-            let known = self.known();
-            let fresh = referenced.iter().filter(|file| !known.synced.contains(*file));
-            fresh.map(|file| (file.clone(), known.named.contains(file))).collect()
-        };
-        let table = PathBuf::from(to_local_path(base_path));
-        let missing = tokio::task::spawn_blocking(move || sync_files(&fresh, &table))
+    /// Those of the `referenced` files that lie there and are not known to be on disk, or that are new.
+    fn loose(
+        &self,
+        referenced: &HashSet<PathBuf>,
+        pending: &BTreeMap<PathBuf, Bytes>,
+        manifest: &Manifest,
+        indices: &[IndexMetadata],
+        base_path: &Path,
+    ) -> Vec<LooseFile> {
+        let known = self.known();
+        let durable = self.durability == Durability::Full;
+        let loose: Vec<&PathBuf> = referenced
+            .iter()
+            .filter(|file| !known.synced.contains(*file) && (durable || !known.named.contains(*file)))
+            .filter(|file| !pending.contains_key(*file))
+            .collect();
+        if loose.is_empty() {
+            return Vec::new();
+        }
+        let sizes = written_sizes(manifest, indices, base_path);
+        loose
+            .into_iter()
+            .map(|path| {
+                let may_be_missing = known.named.contains(path);
+                // One that was there before was checked then.
+                let bytes = sizes.get(path).copied().filter(|_| !may_be_missing);
+                LooseFile {
+                    path: path.clone(),
+                    bytes,
+                    may_be_missing,
+                }
+            })
+            .collect()
+    }
+
+    /// Commits, and writes the `pending` files before, which the version names.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) async fn commit_with(
+        &self,
+        pending: BTreeMap<PathBuf, Bytes>,
+        manifest: &mut Manifest,
+        indices: Option<Vec<IndexMetadata>>,
+        base_path: &Path,
+        object_store: &ObjectStore,
+        manifest_writer: ManifestWriter,
+        naming_scheme: ManifestNamingScheme,
+        transaction: Option<Transaction>,
+    ) -> Result<ManifestLocation, CommitError> {
+        let other = |error: std::io::Error| CommitError::OtherError(error.into());
+        // With a number, the error is the system's of that number: 28 is a full disk.
+        fail::fail_point!("commit::before", |number: Option<String>| {
+            let number = number.and_then(|number| number.parse().ok());
+            Err(other(number.map_or_else(
+                || std::io::Error::other("failpoint commit::before"),
+                std::io::Error::from_raw_os_error,
+            )))
+        });
+        let listed = indices.as_deref().unwrap_or_default();
+        let referenced = referenced_files(manifest, listed, base_path).map_err(other)?;
+        self.check_deletions(manifest, &pending, base_path, object_store)
             .await
-            .map_err(std::io::Error::other)??;
-        // What is put back is synced then.
-        self.known().synced = referenced.difference(&missing).cloned().collect();
-        Ok(())
+            .map_err(other)?;
+        let files = self.loose(&referenced, &pending, manifest, listed, base_path);
+        let how = made(self.durability, manifest.version);
+        manifest.table_metadata.insert(MADE_KEY.to_owned(), how);
+
+        // The manifest is built in memory, so that it appears under its name whole or not at all.
+        let memory = ObjectStore::memory();
+        let staged = Path::from("manifest");
+        manifest_writer(&memory, manifest, indices, &staged, transaction).await?;
+        let bytes = memory.read_one_all(&staged).await?;
+        let size = bytes.len() as u64;
+
+        let path = naming_scheme.manifest_path(base_path, manifest.version);
+        let table = PathBuf::from(to_local_path(base_path));
+        let version = NewVersion {
+            table: table.clone(),
+            manifest: PathBuf::from(to_local_path(&path)),
+            bytes,
+            pending,
+            files,
+            named: self.known().directories.clone(),
+            durable: self.durability == Durability::Full,
+        };
+        // The first version also creates the table's directory and `_versions` in it.
+        let first = (version.durable && manifest.version == 1).then(|| table.clone());
+        let lock = self.lock.clone();
+        let published = tokio::task::spawn_blocking(move || {
+            let may = || lock.check().map_err(|error| std::io::Error::other(error.to_string()));
+            let published = version.publish(may)?;
+            if let Some(table) = first {
+                sync_ancestry(&table)?;
+            }
+            Ok::<_, NotPublished>(published)
+        });
+        let published = match published.await.map_err(|error| other(std::io::Error::other(error)))? {
+            Ok(published) => published,
+            Err(NotPublished::Taken) => return Err(CommitError::CommitConflict),
+            Err(NotPublished::Failed(error)) => return Err(other(error)),
+        };
+        {
+            let mut known = self.known();
+            if self.durability == Durability::Full {
+                // What is put back is synced then.
+                known.synced = referenced.difference(&published.missing).cloned().collect();
+                // Those below them get files once.
+                let named = published.named.into_iter();
+                let beside = named.filter(|(directory, _)| directory.parent() == Some(&table));
+                known.directories.extend(beside);
+            }
+            known.named = referenced;
+        }
+        fail::fail_point!("commit::after", |_| Err(other(std::io::Error::other(
+            "failpoint commit::after"
+        ))));
+
+        Ok(ManifestLocation {
+            version: manifest.version,
+            path,
+            size: Some(size),
+            naming_scheme,
+            e_tag: Some(published.e_tag),
+            identity: None,
+        })
     }
 }
 
-/// Why a file is shorter than what was written into it: the system's error of the write that was passed over, as far as
-/// that can be told afterwards.
-fn cut_short(path: &std::path::Path) -> std::io::Error {
-    let length = std::fs::metadata(path).map_or(0, |found| found.len());
-    let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
-    let errno = if length >= limit { Errno::EFBIG } else { Errno::ENOSPC };
-    tracing::error!(path = %path.display(), length, "a file is shorter than what was written into it; it is not committed");
-    errno.into()
+impl KnownFiles {
+    fn knows(&self, path: &PathBuf) -> bool {
+        self.named.contains(path) || self.synced.contains(path)
+    }
+}
+
+/// The bytes that were written into the files of a version, as far as its manifest says so.
+fn written_sizes(manifest: &Manifest, indices: &[IndexMetadata], base_path: &Path) -> HashMap<PathBuf, u64> {
+    let mut sizes = HashMap::new();
+    for file in manifest.fragments.iter().flat_map(|fragment| &fragment.files) {
+        let path = base_path.clone().join("data").join(file.path.as_str());
+        if let Some(bytes) = file.file_size_bytes.get().map(NonZero::get) {
+            sizes.insert(PathBuf::from(to_local_path(&path)), bytes);
+        }
+    }
+    for index in indices {
+        let directory = index_directory(index, base_path);
+        let files = index.files.iter().flatten();
+        sizes.extend(files.map(|file| (directory.join(&file.path), file.size_bytes)));
+    }
+    sizes
+}
+
+fn index_directory(index: &IndexMetadata, base_path: &Path) -> PathBuf {
+    PathBuf::from(to_local_path(base_path))
+        .join("_indices")
+        .join(index.uuid.to_string())
 }
 
 /// Every file that a version consists of, as paths of this machine. Of an index whose directory is missing it is the
@@ -213,9 +304,7 @@ pub(crate) fn referenced_files(
         }
     }
     for index in indices {
-        let directory = PathBuf::from(to_local_path(base_path))
-            .join("_indices")
-            .join(index.uuid.to_string());
+        let directory = index_directory(index, base_path);
         // The manifest may list an index's files or not; the directory holds them all either way.
         let read = || std::fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect();
         match read() {
@@ -234,44 +323,6 @@ pub(crate) fn referenced_files(
     Ok(files)
 }
 
-/// Syncs files, then each directory from theirs up to `table`, then `table`'s own parent: a new table must not vanish
-/// with the entry that names it. With each file goes whether it may be missing; answers those that are.
-fn sync_files(files: &[(PathBuf, bool)], table: &std::path::Path) -> std::io::Result<HashSet<PathBuf>> {
-    let mut directories = HashSet::new();
-    let mut missing = HashSet::new();
-    for (file, may_be_missing) in files {
-        match File::open(file) {
-            Ok(opened) => opened.sync_all()?,
-            Err(error) if error.kind() == ErrorKind::NotFound && *may_be_missing => {
-                tracing::warn!(path = %file.display(), "a file of the table is missing, which a commit goes past");
-                missing.insert(file.clone());
-                continue;
-            }
-            Err(error) => {
-                return Err(std::io::Error::new(
-                    error.kind(),
-                    format!("{} cannot be made durable: {error}", file.display()),
-                ));
-            }
-        }
-        let mut parent = file.parent();
-        while let Some(directory) = parent {
-            if !directory.starts_with(table) || !directories.insert(directory.to_path_buf()) {
-                break;
-            }
-            parent = directory.parent();
-        }
-    }
-    directories.insert(table.to_path_buf());
-    let mut directories: Vec<PathBuf> = directories.into_iter().collect();
-    // Deepest first: an entry is durable before the directory that holds its directory is.
-    directories.sort_by_key(|directory| std::cmp::Reverse(directory.components().count()));
-    for directory in directories {
-        fsync_directory(&directory)?;
-    }
-    Ok(missing)
-}
-
 #[async_trait]
 impl CommitHandler for DurableCommitHandler {
     // As the local handler that this one stands in for: the file system answers at once and for good.
@@ -281,6 +332,31 @@ impl CommitHandler for DurableCommitHandler {
 
     fn propagate_commit_error_after_success(&self) -> bool {
         false
+    }
+
+    /// Lance looks for versions above the one that a commit builds upon, in case somebody else has made any. Only the
+    /// holder of the store's lock makes versions, each numbered one above the last, and only the oldest ones are ever
+    /// removed: if that one is there and the one above it is not, there are none. To ask for these two names takes
+    /// microseconds; Lance would list the directory, or read a file that says where to begin, which each commit would
+    /// have to write.
+    fn list_manifest_locations_since<'a>(
+        &self,
+        base_path: &Path,
+        object_store: &'a ObjectStore,
+        since_version: u64,
+    ) -> BoxStream<'a, lance::Result<ManifestLocation>> {
+        let is_there = |version: u64| {
+            [ManifestNamingScheme::V2, ManifestNamingScheme::V1]
+                .into_iter()
+                .map(|scheme| to_local_path(&scheme.manifest_path(base_path, version)))
+                .any(|path| !matches!(std::fs::symlink_metadata(path), Err(error) if error.kind() == ErrorKind::NotFound))
+        };
+        if is_there(since_version) && !is_there(since_version + 1) {
+            return stream::empty().boxed();
+        }
+        self.list_manifest_locations(base_path, object_store, true)
+            .try_take_while(move |location| std::future::ready(Ok(location.version > since_version)))
+            .boxed()
     }
 
     async fn commit(
@@ -293,87 +369,18 @@ impl CommitHandler for DurableCommitHandler {
         naming_scheme: ManifestNamingScheme,
         transaction: Option<Transaction>,
     ) -> Result<ManifestLocation, CommitError> {
-        let other = |error: std::io::Error| CommitError::OtherError(error.into());
-        // With a number, the error is the system's of that number: 28 is a full disk.
-        fail::fail_point!("commit::before", |number: Option<String>| {
-            let number = number.and_then(|number| number.parse().ok());
-            Err(other(number.map_or_else(
-                || std::io::Error::other("failpoint commit::before"),
-                std::io::Error::from_raw_os_error,
-            )))
-        });
-        let listed = indices.as_deref().unwrap_or_default();
-        let referenced = referenced_files(manifest, listed, base_path).map_err(other)?;
-        self.check_whole(manifest, listed, base_path, object_store)
-            .await
-            .map_err(other)?;
-        if self.durability == Durability::Full {
-            self.sync_references(&referenced, base_path).await.map_err(other)?;
-        }
-        let how = made(self.durability, manifest.version);
-        manifest.table_metadata.insert(MADE_KEY.to_owned(), how);
-
-        // The manifest is built in memory, so that it appears under its name whole or not at all.
-        let memory = ObjectStore::memory();
-        let staged = Path::from("manifest");
-        manifest_writer(&memory, manifest, indices, &staged, transaction).await?;
-        let bytes = memory.read_one_all(&staged).await?;
-        let size = bytes.len() as u64;
-
-        self.lock
-            .check()
-            .map_err(|error| other(std::io::Error::other(error.to_string())))?;
-        let path = naming_scheme.manifest_path(base_path, manifest.version);
-        let publisher = object_store::local::LocalFileSystem::new().with_fsync(self.durability == Durability::Full);
-        let options = PutOptions {
-            mode: PutMode::Create,
-            ..PutOptions::default()
-        };
-        // Opened before, as there may be no descriptor for it afterwards. The first version makes the directory.
-        let versions = match PathBuf::from(to_local_path(&path)).parent().map(File::open) {
-            Some(Ok(directory)) => Some(directory),
-            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(other(error)),
-            _ => None,
-        };
-        let put = match publisher.put_opts(&path, bytes.into(), options).await {
-            Ok(put) => put,
-            Err(ObjectStoreError::AlreadyExists { .. } | ObjectStoreError::Precondition { .. }) => {
-                return Err(CommitError::CommitConflict);
-            }
-            Err(error) => {
-                // The manifest may have got its name all the same. Lance looks for it and then takes the commit for
-                // made, so the name has to be on disk.
-                if self.durability == Durability::Full
-                    && let Some(versions) = versions
-                    && let Err(error) = versions.sync_all()
-                {
-                    tracing::error!(%error, "a failed commit could not be made durable");
-                }
-                return Err(CommitError::OtherError(error.into()));
-            }
-        };
-        self.known().named = referenced;
-        if self.durability == Durability::Full && manifest.version == 1 {
-            // The first version also creates the table's directory and `_versions` in it.
-            let table = PathBuf::from(to_local_path(base_path));
-            tokio::task::spawn_blocking(move || sync_ancestry(&table))
-                .await
-                .map_err(|error| other(std::io::Error::other(error)))?
-                .map_err(other)?;
-        }
-        write_version_hint(object_store, base_path, manifest.version).await;
-        fail::fail_point!("commit::after", |_| Err(other(std::io::Error::other(
-            "failpoint commit::after"
-        ))));
-
-        Ok(ManifestLocation {
-            version: manifest.version,
-            path,
-            size: Some(size),
+        let none = BTreeMap::new();
+        self.commit_with(
+            none,
+            manifest,
+            indices,
+            base_path,
+            object_store,
+            manifest_writer,
             naming_scheme,
-            e_tag: put.e_tag,
-            identity: None,
-        })
+            transaction,
+        )
+        .await
     }
 }
 
@@ -479,15 +486,27 @@ mod tests {
         assert_eq!(rows, 5);
     }
 
-    #[test]
-    fn a_new_file_that_is_missing_ends_the_commit() {
+    #[tokio::test]
+    async fn versions_above_one_are_found_by_their_names() {
         let directory = tempfile::tempdir().unwrap();
-        let (there, gone) = (directory.path().join("there"), directory.path().join("gone"));
-        std::fs::write(&there, "x").unwrap();
-        let error = sync_files(&[(there.clone(), false), (gone.clone(), false)], directory.path()).unwrap_err();
-        assert!(error.to_string().contains("gone cannot be made durable"), "{error}");
-        let missing = sync_files(&[(there, false), (gone.clone(), true)], directory.path()).unwrap();
-        assert_eq!(missing, HashSet::from([gone]));
+        let (dataset, _) = table(&directory).await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        let lock = StoreLock::acquire(elsewhere.path()).unwrap();
+        let handler = DurableCommitHandler::new(Durability::Full, lock);
+        let base = dataset.branch_location().path;
+        let store = dataset.object_store(None).await.unwrap();
+        let above = async |version: u64| -> Vec<u64> {
+            let found = handler.list_manifest_locations_since(&base, &store, version);
+            found.map_ok(|location| location.version).try_collect().await.unwrap()
+        };
+        assert_eq!(above(2).await, [0; 0]);
+        assert_eq!(above(1).await, [2]);
+        // Where the version itself is gone, others may be gone as well, and all are looked at.
+        let first = ManifestNamingScheme::V2.manifest_path(&base, 1);
+        std::fs::remove_file(to_local_path(&first)).unwrap();
+        assert_eq!(above(1).await, [2]);
+        assert_eq!(above(0).await, [2]);
+        assert_eq!(above(3).await, [0; 0]);
     }
 
     #[tokio::test]

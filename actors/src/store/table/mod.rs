@@ -6,6 +6,8 @@ pub(crate) mod identity;
 pub(crate) mod keyword_index;
 pub mod lineage;
 mod open;
+pub(crate) mod pending;
+mod publish;
 pub mod rows;
 pub mod schema;
 pub mod table_damage;

@@ -46,6 +46,11 @@ impl RowPlaces {
         self.addresses.is_empty()
     }
 
+    /// How many rows.
+    pub(crate) fn len(&self) -> usize {
+        self.addresses.len()
+    }
+
     /// The fragments of `dataset` in which the rows lie, with their numbers in each.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 //! They go past LanceDB, which would plan a query for a batch that is ready, and join a change with the keys of the
 //! whole table to find the rows that it replaces. The writer has just read those rows and knows where they lie. So a
 //! commit costs what it writes, however large the table is, and the rows of the new fragment are in the order in which
-//! they were given. Lance commits as for LanceDB, through the handler with which the table was opened (`durable.rs`).
+//! they were given. Lance commits as for LanceDB, through the handler with which the table was opened (`durable.rs`); what
+//! a small commit writes stays in memory until then (`pending.rs`).
 
 use std::sync::Arc;
 
@@ -15,9 +16,15 @@ use lance_table::format::Fragment;
 
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::write_error;
+use crate::store::table::pending::{PendingCommit, PendingFiles};
 use crate::store::table::written::WrittenFragment;
 use crate::store::view::RowPlaces;
 use crate::store::write::{WriteTable, current_dataset};
+
+/// Bytes of the rows that come into the table with a commit that is put together in memory, and rows that leave it with
+/// one: all single writes and most groups. What is larger goes to disk as it is made.
+const SMALL_BYTES: usize = 1 << 20;
+const SMALL_ROWS: usize = 4_096;
 
 /// What of the table's fragments is other without the rows that leave it.
 #[derive(Default)]
@@ -36,7 +43,15 @@ impl WriteTable {
         leaving: &RowPlaces,
         entering: RecordBatch,
     ) -> KnowledgeResult<Option<WrittenFragment>> {
-        let dataset = current_dataset(&self.table).await?;
+        let current = current_dataset(&self.table).await?;
+        let small = entering.get_array_memory_size() <= SMALL_BYTES && leaving.len() <= SMALL_ROWS;
+        let (dataset, pending) = match small {
+            true => {
+                let (dataset, pending) = PendingFiles::over(&current).await.map_err(write_error)?;
+                (dataset, Some(pending))
+            }
+            false => (Arc::clone(&current), None),
+        };
         // The small files first: where the disk is full, little of what is in vain stays until the next pruning.
         let Remaining { updated, removed } = without(&dataset, leaving).await?;
         let fragments = if entering.num_rows() > 0 {
@@ -70,10 +85,17 @@ impl WriteTable {
             },
         };
         let transaction = Transaction::new(dataset.manifest().version, operation, None);
-        let committed = CommitBuilder::new(dataset)
-            .execute(transaction)
-            .await
-            .map_err(write_error)?;
+        let is_pending = pending.is_some();
+        let mut builder = CommitBuilder::new(dataset);
+        if let Some(files) = pending {
+            let handler = Arc::clone(&self.handler);
+            builder = builder.with_commit_handler(Arc::new(PendingCommit { handler, files }));
+        }
+        let mut committed = builder.execute(transaction).await.map_err(write_error)?;
+        if is_pending {
+            let disk = current.object_store(None).await.map_err(write_error)?;
+            committed = committed.with_object_store(disk, None);
+        }
         self.take_over_commit(committed)?;
         Ok(WrittenFragment::of(&fragments, entering))
     }

@@ -42,6 +42,8 @@ const READER_POLL: Duration = Duration::from_millis(20);
 pub struct WriteTable {
     pub(super) project: ProjectName,
     pub(super) table: Table,
+    /// Through which its commits go.
+    pub(super) handler: Arc<DurableCommitHandler>,
     pub(super) schema: SchemaRef,
     pub(super) shape: TableShape,
     pub(super) last_sequence: i64,
@@ -86,6 +88,7 @@ impl WriteTable {
     pub(crate) async fn opened(
         project: ProjectName,
         table: Table,
+        handler: Arc<DurableCommitHandler>,
         retention: TimeDelta,
         damage: TableDamage,
         held: HeldVersions,
@@ -97,6 +100,7 @@ impl WriteTable {
         let mut opened = Self {
             project,
             table,
+            handler,
             schema,
             shape,
             last_sequence: 0,
