@@ -119,7 +119,7 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Fa
     }
 
     let debts = writer.map(|stats| stats.debt).unwrap_or_default();
-    let report = routes.readers.project_stats(None, deadline).await?;
+    let report = routes.readers.project_stats(None, true, deadline).await?;
     let mut projects = Vec::new();
     let mut errors = Vec::new();
     for failed in report.failed {

@@ -23,14 +23,16 @@ pub(crate) async fn subscribe(
     } else {
         Scope::One(call.project())
     };
-    let feed = app.knowledge.feed(scope, call.params.cursor.as_deref()).await?;
+    let feed = app
+        .knowledge
+        .feed(scope, call.params.cursor.as_deref(), call.params.with_text)
+        .await?;
     let (subscription, ended) = call.context.subscriptions.open()?;
     let result = api::SubscribeResult {
         subscription: subscription.clone(),
         cursor: feed.cursor(),
     };
     let connection = Connection {
-        with_text: call.params.with_text,
         subscription,
         notifier: call.context.notifier.clone(),
     };
@@ -63,7 +65,6 @@ pub(crate) async fn unsubscribe(_app: Arc<App>, call: Call<api::Unsubscribe>) ->
 /// A subscriber: the connection that has asked.
 struct Connection {
     subscription: String,
-    with_text: bool,
     notifier: Notifier,
 }
 
@@ -71,7 +72,7 @@ impl Subscriber for Connection {
     fn take(&self, event: &Event<'_>) -> Result<(), NotTaken> {
         let notification = ChangedNotification {
             subscription: self.subscription.clone(),
-            result: wire_change(event, self.with_text),
+            result: wire_change(event),
         };
         let taken = self.notifier.notify(KNOWLEDGE_CHANGED, &notification);
         taken.map_err(|error| match error {
@@ -82,7 +83,7 @@ impl Subscriber for Connection {
     }
 }
 
-fn wire_change(event: &Event<'_>, with_text: bool) -> api::Change {
+fn wire_change(event: &Event<'_>) -> api::Change {
     match event {
         Event::Lagged { cursor, resync } => api::Change {
             cursor: cursor.clone(),
@@ -102,8 +103,6 @@ fn wire_change(event: &Event<'_>, with_text: bool) -> api::Change {
             cursor,
         } => {
             let gone = change.kind == ChangeKind::Purge;
-            let has_text = with_text && !gone && change.kind != ChangeKind::Delete;
-            let item = &change.stored.item;
             api::Change {
                 cursor: cursor.clone(),
                 op: match change.kind {
@@ -113,13 +112,13 @@ fn wire_change(event: &Event<'_>, with_text: bool) -> api::Change {
                     ChangeKind::Undelete => ChangeOp::Undelete,
                     ChangeKind::Purge => ChangeOp::Purge,
                 },
-                id: Some(item.id.clone()),
+                id: Some(change.id.clone()),
                 project_id: Some(project.to_string()),
-                knowledge_type: (!gone).then_some(item.knowledge_type),
-                agent: item.agent.clone(),
-                text: has_text.then(|| item.text.clone()),
+                knowledge_type: (!gone).then_some(change.knowledge_type),
+                agent: change.agent.clone(),
+                text: change.text.clone(),
                 version: Some(convert::version(change.sequence)),
-                timestamp: Some(format_time(item.updated_at)),
+                timestamp: Some(format_time(change.updated_at)),
                 resync: false,
             }
         }

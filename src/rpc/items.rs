@@ -171,7 +171,9 @@ pub(crate) async fn get(app: Arc<App>, call: Call<api::Get>) -> Result<api::GetR
 /// The projects' counts.
 async fn project_stats<M: api::Method>(app: &App, call: &Call<M>) -> Result<StatsReport, Failure> {
     let readers = app.routes().readers;
-    let counted = readers.project_stats(call.project.clone(), call.deadline()).await;
+    let counted = readers
+        .project_stats(call.project.clone(), false, call.deadline())
+        .await;
     Ok(counted?)
 }
 
@@ -213,6 +215,8 @@ pub(crate) async fn stats(app: Arc<App>, call: Call<api::Stats>) -> Result<api::
     }
     result.oldest = oldest.map(format_time);
     result.newest = newest.map(format_time);
+    let reasons: Vec<&str> = result.errors.iter().map(|error| error.message.as_str()).collect();
+    result.degraded = (!reasons.is_empty()).then(|| reasons.join("; "));
     Ok(result)
 }
 

@@ -9,12 +9,13 @@
 //! | [`ingest`] | what every text passes before it is written: limits, passages, vectors |
 //! | [`mod@store`], [`update`], [`delete`], [`cleanup`] | what happens before and after a write |
 //! | [`search`] | how a search goes on without the embedder |
-//! | [`feed`] | what a subscriber is told, and when it has to begin again |
+//! | [`feed`], `cursor` | what a subscriber is told, where it stands, and when it has to begin again |
 //! | [`import`], [`export`] | many items in and out |
 //! | `probe` | a write, a search and a delete, to see whether all of it works |
 //! | `projects` | whether there is such a project |
 
 pub mod cleanup;
+mod cursor;
 pub mod delete;
 pub mod export;
 pub mod feed;

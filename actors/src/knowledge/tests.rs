@@ -347,7 +347,7 @@ async fn a_feed_goes_on_behind_its_cursor() {
     let running = Running::start().await;
     let knowledge = running.knowledge.clone();
     running.store("before").await;
-    let feed = knowledge.feed(Scope::Every, None).await.unwrap();
+    let feed = knowledge.feed(Scope::Every, None, true).await.unwrap();
     let begun = feed.cursor();
     let (listener, ended) = (Arc::new(Listener::default()), CancellationToken::new());
     let task = tokio::spawn({
@@ -376,7 +376,7 @@ async fn a_feed_goes_on_behind_its_cursor() {
     // From the beginning again, and from the first change on.
     let first = listener.told.lock()[0].1.clone();
     for (cursor, wanted) in [(begun, &wanted[..]), (first, &wanted[1..])] {
-        let feed = knowledge.feed(Scope::Every, Some(&cursor)).await.unwrap();
+        let feed = knowledge.feed(Scope::Every, Some(&cursor), true).await.unwrap();
         let (listener, ended) = (Listener::default(), CancellationToken::new());
         tokio::select! {
             () = feed.run(&listener, &ended) => panic!("it has ended"),
@@ -388,7 +388,7 @@ async fn a_feed_goes_on_behind_its_cursor() {
         }
         assert_eq!(kinds(&listener), wanted);
     }
-    let refused = knowledge.feed(Scope::Every, Some("zz")).await;
+    let refused = knowledge.feed(Scope::Every, Some("zz"), true).await;
     assert!(matches!(refused, Err(KnowledgeError::InvalidParameter { .. })));
     running.stop().await;
 }

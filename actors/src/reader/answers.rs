@@ -6,7 +6,7 @@ use crate::domain::{ItemStats, ProjectName, StoredItem};
 use crate::error::KnowledgeError;
 use crate::store::Lineage;
 use crate::store::upkeep::Debt;
-use crate::store::view::changes::Change;
+use crate::store::view::replay::{Replay, ReplayedChanges};
 use crate::store::view::search::PageVersion;
 
 /// Which projects a search concerns.
@@ -40,7 +40,7 @@ pub struct ProjectStats {
     pub rows: u64,
     /// Bytes on disk.
     pub bytes_on_disk: u64,
-    /// Upkeep that is still to be done, as far as its files show.
+    /// Upkeep that is still to be done, as far as its files show; nothing where that was not asked for.
     pub debt: Debt,
     /// Its newest commit.
     pub version: i64,
@@ -113,10 +113,10 @@ pub struct Within<T> {
 /// A part of a project's changes.
 #[derive(Clone, Debug, Default)]
 pub struct ChangePage {
-    /// In the order of the commits.
-    pub changes: Vec<Change>,
-    /// The commit up to which this is all.
-    pub until: i64,
+    /// The changes, without their texts.
+    pub found: ReplayedChanges,
+    /// Has the texts, and what follows.
+    pub replay: Option<Arc<Replay>>,
     /// The project's newest commit.
     pub newest: i64,
     /// The last commit that is no longer kept whole: changes before it may be missing.

@@ -8,6 +8,7 @@
 
 mod actor;
 mod answers;
+mod feed_queries;
 mod job;
 mod pool;
 mod queries;

@@ -9,12 +9,14 @@ use tokio::sync::Semaphore;
 
 use super::answers::{ChangePage, FoundItems, MatchingItems, MatchingSize, Projects, Seen, StatsReport, Within};
 use super::job::ReadJob;
-use super::queries;
+use super::{feed_queries, queries};
 use crate::admission::{Admission, Permit};
 use crate::deadline::Deadline;
 use crate::domain::{Filter, ProjectName, StoredItem};
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::Store;
+use crate::store::view::changes::Change;
+use crate::store::view::replay::Replay;
 use crate::store::view::search::SearchOutcome;
 use crate::store::view::{KeywordsAhead, ListPage, ListRequest, SearchRequest};
 use crate::writer::DeleteTarget;
@@ -201,27 +203,57 @@ impl ReaderPool {
         .await
     }
 
-    /// What changed in a project after a commit: the next part of it. For the change feeds, which together have
-    /// half of the readers at most.
-    pub async fn changes(&self, project: ProjectName, after: i64, deadline: Deadline) -> KnowledgeResult<ChangePage> {
-        let turn = tokio::time::timeout(deadline.remaining(), self.for_feeds.acquire());
-        let Ok(_turn) = turn.await else {
-            return Err(KnowledgeError::DeadlineExceeded { executed: Executed::No });
-        };
-        self.ask("changes", deadline, async move |store| {
-            queries::change_page(&store, &project, after).await
+    /// What changed in a project after a commit: the next part of it. `replay` is that of the part before, if there was
+    /// one. For the change feeds, which together have half of the readers at most.
+    pub async fn changes(
+        &self,
+        project: ProjectName,
+        after: i64,
+        replay: Option<Arc<Replay>>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<ChangePage> {
+        self.ask_for_a_feed("changes", deadline, async move |store| {
+            feed_queries::change_page(&store, &project, after, replay).await
         })
         .await
     }
 
-    /// Counts the items of one project, or of each.
+    /// The same changes with their texts. `read` is where they were read, with the places of their rows.
+    pub async fn change_texts(
+        &self,
+        project: ProjectName,
+        changes: Vec<Change>,
+        read: Option<(Arc<Replay>, Vec<u64>)>,
+        deadline: Deadline,
+    ) -> KnowledgeResult<Vec<Change>> {
+        self.ask_for_a_feed("change_texts", deadline, async move |store| {
+            feed_queries::change_texts(&store, &project, changes, read).await
+        })
+        .await
+    }
+
+    async fn ask_for_a_feed<R, Q, F>(&self, name: &'static str, deadline: Deadline, query: Q) -> KnowledgeResult<R>
+    where
+        R: Send + 'static,
+        Q: FnOnce(Arc<Store>) -> F + Send + 'static,
+        F: Future<Output = KnowledgeResult<R>> + Send + 'static,
+    {
+        let turn = tokio::time::timeout(deadline.remaining(), self.for_feeds.acquire());
+        let Ok(_turn) = turn.await else {
+            return Err(KnowledgeError::DeadlineExceeded { executed: Executed::No });
+        };
+        self.ask(name, deadline, query).await
+    }
+
+    /// Counts the items of one project, or of each; measures what upkeep is to be done only `with_debt`.
     pub async fn project_stats(
         &self,
         project: Option<ProjectName>,
+        with_debt: bool,
         deadline: Deadline,
     ) -> KnowledgeResult<StatsReport> {
         self.ask("project_stats", deadline, async move |store| {
-            queries::project_stats(&store, project).await
+            queries::project_stats(&store, project, with_debt).await
         })
         .await
     }

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt;
+
 use super::answers::{
-    ChangePage, FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, Seen, StatsReport,
-    Within,
+    FailedProject, FoundItems, MatchingItems, MatchingSize, ProjectStats, Projects, Seen, StatsReport, Within,
 };
 use crate::domain::{Filter, ProjectName, SearchMode, StoredItem};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::panics;
+use crate::store::table::schema::TableShape;
+use crate::store::upkeep::Debt;
 use crate::store::view::search::{PageVersion, SearchOutcome, search, search_in};
 use crate::store::view::{KeywordsAhead, ListPage, ListRequest, ProjectView, SearchRequest};
-use crate::store::{Lineage, Store};
+use crate::store::{Project, Store};
 use crate::writer::DeleteTarget;
 
 /// Runs a query that may meet damaged bytes: Lance can panic over them, and that is an error like others.
@@ -26,6 +29,41 @@ async fn caught<R>(query: impl Future<Output = KnowledgeResult<R>>) -> Knowledge
     }
 }
 
+/// Projects that are opened, or read for the first time, side by side: more would only wait for the disk and the
+/// processors.
+const AT_ONCE: usize = 8;
+
+/// Does something with each of these, some at a time, and answers the results in their order. One that takes long, or
+/// fails, holds up none of the others.
+async fn side_by_side<'a, P, R, F: Future<Output = R>>(projects: &'a [P], work: impl Fn(&'a P) -> F) -> Vec<R> {
+    let of = |(place, project)| {
+        let work = work(project);
+        async move { (place, work.await) }
+    };
+    let works: Vec<_> = projects.iter().enumerate().map(of).collect();
+    let mut done: Vec<(usize, R)> = futures::stream::iter(works).buffer_unordered(AT_ONCE).collect().await;
+    done.sort_unstable_by_key(|(place, _)| *place);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Has the indexes of several views read side by side that a search would read one after another. As many as fit: one
+/// that pushes out another is read by the search itself.
+async fn read_ahead(store: &Store, views: &[Arc<ProjectView>]) {
+    let read = |view: &Arc<ProjectView>| {
+        let view = Arc::clone(view);
+        async move {
+            let resident = store.resident();
+            if view.index_at_hand().is_none() && resident.bytes < resident.limit_bytes / 2 {
+                // Whatever is wrong with it, the search finds it too, and says so.
+                caught(view.index()).await.ok();
+            }
+        }
+    };
+    if views.len() > 1 {
+        side_by_side(views, read).await;
+    }
+}
+
 /// Looks for damage after a read has failed. True if the read is worth repeating.
 async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) -> bool {
     store.reexamine(view, query).await.unwrap_or_else(|error| {
@@ -37,7 +75,7 @@ async fn reexamine(store: &Store, view: &Arc<ProjectView>, query: Option<&str>) 
 /// Runs a query on a project's present view. It finds nothing where nothing was stored in the project, or where no
 /// version of it can be read, so that it starts again empty. Where a read finds damage, the query is repeated without
 /// what is damaged.
-async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
+pub(super) async fn on_view<R, F: Future<Output = KnowledgeResult<R>>>(
     store: &Store,
     project: &ProjectName,
     query: impl Fn(Arc<ProjectView>) -> F,
@@ -163,6 +201,9 @@ pub(super) async fn search_projects(
 ) -> KnowledgeResult<SearchOutcome> {
     let model = &store.config().model.name;
     let (mut views, mut left_out) = searchable_views(store, projects).await?;
+    if request.at.is_none() {
+        read_ahead(store, &views).await;
+    }
     let mut searched = caught(search_in(store.pools(), &views, request, model)).await;
     if let Err(KnowledgeError::Unreadable { .. }) = &searched {
         if matches!(projects, Projects::At(_)) {
@@ -274,8 +315,9 @@ async fn searchable_views(
     let mut first_error = None;
     match projects {
         Projects::Named(names) => {
-            for name in names {
-                match store.view(name).await {
+            let opened = side_by_side(names, |name| store.view(name)).await;
+            for (name, opened) in names.iter().zip(opened) {
+                match opened {
                     Ok(view) => views.extend(view),
                     Err(error) if names.len() > 1 && is_of_a_project(&error) => {
                         failed.push(left_out(name, &error));
@@ -288,8 +330,10 @@ async fn searchable_views(
             }
         }
         Projects::All => {
-            for project in store.projects() {
-                match project.view().await {
+            let known = store.projects();
+            let opened = side_by_side(&known, Project::view).await;
+            for (project, opened) in known.iter().zip(opened) {
+                match opened {
                     Ok(view) => views.extend(view.filter(|view| view.check_shape().is_ok())),
                     Err(error) => {
                         failed.push(left_out(project.name(), &error));
@@ -355,44 +399,20 @@ async fn similar_in(
     };
     // Vectors of one table come from one model, whichever that is.
     let model = match view.shape() {
-        crate::store::table::schema::TableShape::Current { model } => model.clone(),
-        crate::store::table::schema::TableShape::Foreign { .. } => String::new(),
+        TableShape::Current { model } => model.clone(),
+        TableShape::Foreign { .. } => String::new(),
     };
     let mut outcome = search(&[view], &request, &model).await?;
     outcome.hits.truncate(limit);
     Ok(Some(outcome))
 }
 
-/// Commits that one page of changes covers at most: with full groups, some ten thousand items.
-const COMMITS_PER_PAGE: i64 = 16;
-
-pub(super) async fn change_page(store: &Store, project: &ProjectName, after: i64) -> KnowledgeResult<ChangePage> {
-    let page = on_view(store, project, move |view| async move {
-        let newest = view.sequence();
-        let until = newest.min(after.saturating_add(COMMITS_PER_PAGE));
-        let changes = if until > after {
-            view.changes(after, until).await?
-        } else {
-            Vec::new()
-        };
-        Ok(ChangePage {
-            changes,
-            until,
-            newest,
-            forgotten: view.horizon()?.map(|horizon| horizon.sequence),
-            lineage: Lineage::default(),
-            lost: view.damage().lost(after),
-        })
-    });
-    let Some(page) = page.await?.found else {
-        return Ok(ChangePage::default());
-    };
-    // After the view: a restore between the two then shows as the new history, which is the safe side.
-    let lineage = store.lineage(project)?;
-    Ok(ChangePage { lineage, ..page })
-}
-
-pub(super) async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName>) -> KnowledgeResult<StatsReport> {
+/// Counts the items of each project, or of the `wanted` one. Upkeep that is to be done is measured only `with_debt`.
+pub(super) async fn project_stats(
+    store: &Arc<Store>,
+    wanted: Option<ProjectName>,
+    with_debt: bool,
+) -> KnowledgeResult<StatsReport> {
     let mut report = StatsReport::default();
     let not_served = match &wanted {
         None => store.not_served().await,
@@ -406,38 +426,16 @@ pub(super) async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName
             error: left.error(),
         });
     }
-    for project in store.projects() {
-        if not_served.iter().any(|left| left.project == project.name().as_str()) {
-            continue; // Out of reach since it was opened.
-        }
-        if wanted.as_ref().is_some_and(|name| name != project.name()) {
-            continue;
-        }
-        let known = &project;
-        let counted = async {
-            // Where no version of it can be read, it has no counts.
-            project.view().await?;
-            on_view(store, project.name(), move |view| async move {
-                let (model, needs_migration) = match view.shape() {
-                    crate::store::table::schema::TableShape::Current { model } => (Some(model.clone()), None),
-                    crate::store::table::schema::TableShape::Foreign { detail } => (None, Some(detail.clone())),
-                };
-                Ok(ProjectStats {
-                    project: known.name().to_string(),
-                    items: view.stats().await?,
-                    rows: view.row_count().await? as u64,
-                    bytes_on_disk: known.bytes_on_disk().await?,
-                    debt: view.debt().await?,
-                    version: view.sequence(),
-                    model,
-                    needs_migration,
-                    degraded: view.degraded(),
-                })
-            })
-            .await
-        };
-        match counted.await {
-            Ok(counted) => report.projects.extend(counted.found),
+    let is_wanted = |project: &Arc<Project>| {
+        // Out of reach since it was opened.
+        let is_left = not_served.iter().any(|left| left.project == project.name().as_str());
+        !is_left && wanted.as_ref().is_none_or(|name| name == project.name())
+    };
+    let projects: Vec<Arc<Project>> = store.projects().into_iter().filter(is_wanted).collect();
+    let counted = side_by_side(&projects, |project| stats_of(store, project, with_debt)).await;
+    for (project, counted) in projects.iter().zip(counted) {
+        match counted {
+            Ok(counted) => report.projects.extend(counted),
             Err(error) if wanted.is_some() => return Err(error),
             Err(error) => report.failed.push(FailedProject {
                 project: project.name().to_string(),
@@ -448,4 +446,27 @@ pub(super) async fn project_stats(store: &Arc<Store>, wanted: Option<ProjectName
         }
     }
     Ok(report)
+}
+
+async fn stats_of(store: &Store, project: &Arc<Project>, with_debt: bool) -> KnowledgeResult<Option<ProjectStats>> {
+    // Where no version of it can be read, it has no counts.
+    project.view().await?;
+    let counted = on_view(store, project.name(), move |view| async move {
+        let (model, needs_migration) = match view.shape() {
+            TableShape::Current { model } => (Some(model.clone()), None),
+            TableShape::Foreign { detail } => (None, Some(detail.clone())),
+        };
+        Ok(ProjectStats {
+            project: project.name().to_string(),
+            items: view.stats().await?,
+            rows: view.row_count().await? as u64,
+            bytes_on_disk: project.bytes_on_disk().await?,
+            debt: if with_debt { view.debt().await? } else { Debt::default() },
+            version: view.sequence(),
+            model,
+            needs_migration,
+            degraded: view.degraded(),
+        })
+    });
+    Ok(counted.await?.found)
 }

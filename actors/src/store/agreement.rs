@@ -2,6 +2,8 @@
 //! of them everything is asked both ways.
 
 use std::path::PathBuf;
+mod changes;
+
 use std::sync::Arc;
 
 use ccod_index::{Change, Index};
@@ -772,9 +774,12 @@ async fn random_histories_are_answered_from_memory_as_from_the_table() {
             std::fs::create_dir(directory.path().join(place)).unwrap();
         }
         let mut project = Project::new(open(&home), "random", seed);
+        let mut known = 0;
         for _ in 0..40 {
             project.step(&home).await;
             project.check().await;
+            known += usize::from(project.check_changes().await);
         }
+        assert!(known >= 10, "{known} {:?}", project.steps);
     }
 }

@@ -15,12 +15,14 @@
 //! | [`mod@write`] | what the writer does to a table: append, change, purge, forget |
 //! | [`upkeep`] | debts of a table, and the steps that pay them |
 //! | [`damage`] | what cannot be read: found, left out, set aside, repaired, reported |
+//! | [`bookmarks`] | where feeds stand in many projects |
 //! | `discover`, `project`, `projects`, `access`, `inventory`, `survey`, [`verify`] | one project, all of them, the right to write, what state each is in |
 //! | [`transfer`] | backup and restore |
 
 mod access;
 #[cfg(test)]
 mod agreement;
+pub mod bookmarks;
 mod caches;
 pub mod damage;
 mod discover;
@@ -45,7 +47,7 @@ pub mod write;
 pub use access::{WriteAccess, WriteGuard};
 pub use inventory::NotServed;
 pub use lock::{StoreLock, StoreLockError};
-pub use project::Project;
+pub use project::{Listener, Project};
 pub use projects::{Store, StoreConfig};
 pub use table::durable::Durability;
 pub use table::lineage::Lineage;
@@ -69,6 +71,7 @@ mod tests {
         &["upkeep"],
         &["damage"],
         &[
+            "bookmarks",
             "discover",
             "disk_space",
             "project",

@@ -6,26 +6,27 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::RwLock;
-use tokio::sync::watch;
 
 use crate::clock;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::access::WriteAccess;
+use crate::store::bookmarks::Bookmarks;
 use crate::store::caches::SharedSession;
 use crate::store::discover::{self, LeftAside};
 use crate::store::disk_space::WriteState;
 use crate::store::index::{Budget, ResidentStats};
 use crate::store::lock::StoreLock;
-use crate::store::project::{Project, ProjectSettings, Published};
+use crate::store::project::{Listener, Listeners, Project, ProjectSettings, Published};
 use crate::store::swap::{self, Finished};
 use crate::store::table::durable::Durability;
 use crate::store::table::holds_table;
 use crate::store::table::lineage::Lineage;
 use crate::store::table::schema::ModelIdentity;
 use crate::store::table::table_directory;
-use crate::store::view::ProjectView;
+use crate::store::view::recent::Recent;
 use crate::store::view::search::{self, PageVersion};
+use crate::store::view::{Horizon, ProjectView};
 
 /// Settings of the store.
 #[derive(Clone, Debug)]
@@ -65,14 +66,16 @@ pub struct Store {
     pub(super) projects: RwLock<BTreeMap<String, Arc<Project>>>,
     /// What lies in the data directory and is not served, as it was last looked at.
     pub(super) left_aside: RwLock<Vec<LeftAside>>,
-    /// Counts the published views of all projects: what the change feed waits for.
-    pub(super) published: Arc<watch::Sender<u64>>,
+    /// Who waits for the changes of which projects.
+    pub(super) listeners: Arc<Listeners>,
     /// Held shared to publish a view, and alone for the instant in which a backup takes the views of all
     /// projects: so these belong together.
     pub(super) backup_instant: Arc<RwLock<()>>,
     /// Held shared by what reads one version for long (backups, exports), alone by a restore, which takes the
     /// files of that version away.
     pub(super) transfers: Arc<tokio::sync::RwLock<()>>,
+    /// Where feeds of all projects stand.
+    pub(super) bookmarks: Arc<Bookmarks>,
     /// Rankings of the last searches, for their next pages.
     pub(super) pools: search::Pools,
 }
@@ -99,15 +102,19 @@ impl Store {
         lock.check()?;
         let finished = swap::finish_interrupted(&config.knowledge_dir);
         discover::remove_left_probes(&config.knowledge_dir, |_| false);
+        // A cursor is good for as long as the history behind it.
+        let kept = config.retention.to_std().unwrap_or_default();
+        let bookmarks = Arc::new(Bookmarks::new(&config.knowledge_dir, kept));
         let store = Arc::new(Self {
             config,
+            bookmarks,
             lock,
             session,
             resident,
             finished,
             projects: RwLock::new(BTreeMap::new()),
             left_aside: RwLock::default(),
-            published: Arc::new(watch::Sender::new(0)),
+            listeners: Arc::default(),
             backup_instant: Arc::default(),
             pools: search::Pools::default(),
             transfers: Arc::default(),
@@ -208,10 +215,10 @@ impl Store {
             resident: Arc::clone(&self.resident),
         };
         // Nobody follows the changes of the daemon's own projects.
-        let publications = (!name.is_own()).then(|| Arc::clone(&self.published));
+        let listeners = (!name.is_own()).then(|| Arc::clone(&self.listeners));
         let project = Arc::new(Project::new(
             settings,
-            Published::new(Arc::clone(&self.backup_instant), publications),
+            Published::new(Arc::clone(&self.backup_instant), listeners),
             WriteState::new(self.config.min_free_bytes),
             self.finished.awaited.contains(name),
         ));
@@ -264,9 +271,9 @@ impl Store {
         self.register(name).map(Some)
     }
 
-    /// Changes whenever a view of any project is published.
-    pub fn publications(&self) -> watch::Receiver<u64> {
-        self.published.subscribe()
+    /// Learns from now on when a project changes, or any of them.
+    pub fn listen(&self, to: Option<ProjectName>) -> Listener {
+        self.listeners.listen(to)
     }
 
     /// Rankings of the last searches.
@@ -294,16 +301,29 @@ impl Store {
         Ok(present.or_else(|| project.held().find(page.version)))
     }
 
-    /// Whether a project is known to stand at this commit of this history ([`Lineage::epoch`]), with nothing of it
-    /// lost: then there are no changes to look for. Costs nothing; false where the project is not open.
-    pub fn stands_at(&self, name: &ProjectName, commit: i64, epoch: i64) -> bool {
+    /// What is known in memory of the changes of a project after commit `after` of the history `epoch`
+    /// ([`Lineage::epoch`]). Reads nothing and opens nothing.
+    pub fn recent_changes(&self, name: &ProjectName, after: i64, epoch: i64) -> Recent {
         let Ok(Some(project)) = self.known(name) else {
-            return false;
+            return Recent::Elsewhere;
         };
-        project.published().is_some_and(|view| {
-            let stands = view.sequence() == commit && project.lineage().epoch == epoch;
-            stands && !view.damage().lost(commit)
-        })
+        // The view before the history: a restore clears it first.
+        let Some(view) = project.published() else {
+            return Recent::Elsewhere;
+        };
+        if project.lineage().epoch != epoch || view.damage().lost(after) {
+            return Recent::Elsewhere;
+        }
+        if view.sequence() == after {
+            return Recent::Nothing;
+        }
+        // Who has missed something is told so by who reads the table, wherever the rest is.
+        let is_forgotten = |horizon: Option<Horizon>| horizon.is_some_and(|horizon| after < horizon.sequence);
+        if view.horizon().map_or(true, is_forgotten) {
+            return Recent::Elsewhere;
+        }
+        let found = project.recent().after(after, view.sequence(), epoch);
+        found.map_or(Recent::Elsewhere, Recent::Changes)
     }
 
     /// After a read of `view` has failed: looks for what is damaged, and leaves it out of the next view. True if the

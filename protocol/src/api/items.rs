@@ -287,6 +287,9 @@ pub struct StatsResult {
     /// Projects that could not be read; they are not counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ProjectError>,
+    /// Why less may be counted than was stored, if so: what `errors` says of each project, in one text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
 }
 
 /// Parameters of `knowledge.projects`: none.

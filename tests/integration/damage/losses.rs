@@ -109,6 +109,8 @@ fn every_answer_that_may_be_short_says_so() {
     let asked = [
         ("knowledge.search", json!({"query": "violin"})),
         ("knowledge.list", json!({})),
+        ("knowledge.stats", json!({})),
+        ("knowledge.stats", json!({"project_id": "default"})),
         ("knowledge.get", json!({"ids": [stored.ids[0], stored.ids[1]]})),
         ("knowledge.history", json!({"id": stored.ids[0]})),
         ("knowledge.similar", json!({"id": stored.ids[0]})),

@@ -223,3 +223,105 @@ fn the_answer_to_a_subscription_comes_before_its_first_change() {
         }
     });
 }
+
+/// Of many projects a cursor does not name them all, and is as good as one that does.
+#[test]
+fn a_cursor_of_many_projects_is_short_and_survives_a_restart() {
+    let project = |number: usize| format!("a-project-with-quite-a-long-name-{number:02}");
+    let store = |daemon: &Daemon, number: usize| {
+        let text = format!("news of {number} at {:?}", std::time::Instant::now());
+        let stored = daemon.call("knowledge.store", json!({"text": text, "project_id": project(number)}));
+        stored["id"].as_str().unwrap().to_owned()
+    };
+    let daemon = Daemon::start();
+    for number in 0..24 {
+        store(&daemon, number);
+    }
+    let mut subscriber = daemon.connect();
+    let (subscription, start) = subscribe(&mut subscriber, json!({"project_id": "*", "with_text": false}));
+    let mut cursors = vec![start];
+    let ids: Vec<String> = (0..12).map(|number| store(&daemon, number)).collect();
+    for id in &ids {
+        let change = next_change(&mut subscriber, &subscription);
+        assert_eq!(change["id"], json!(id));
+        cursors.push(change["cursor"].as_str().unwrap().to_owned());
+    }
+    let longest = cursors.iter().map(String::len).max().unwrap();
+    assert!(longest < 600, "{longest}");
+
+    let daemon = daemon.kill_and_restart();
+    for (seen, cursor) in cursors.iter().enumerate() {
+        let mut resumed = daemon.connect();
+        let (subscription, again) = subscribe(&mut resumed, json!({"project_id": "*", "cursor": cursor}));
+        assert!(again.len() < 600, "{}", again.len());
+        // In the order of the projects, which is that of the stores.
+        for id in &ids[seen..] {
+            assert_eq!(
+                next_change(&mut resumed, &subscription)["id"],
+                json!(id),
+                "after {seen}"
+            );
+        }
+    }
+    // One that names every project, as those of before did.
+    let plain: Vec<String> = (0..24).map(|number| format!("{}/1", project(number))).collect();
+    let long: String = plain.join("\n").bytes().map(|byte| format!("{byte:02x}")).collect();
+    let mut resumed = daemon.connect();
+    let (subscription, again) = subscribe(&mut resumed, json!({"project_id": "*", "cursor": long}));
+    assert!(again.len() < 600, "{}", again.len());
+    for id in &ids {
+        assert_eq!(next_change(&mut resumed, &subscription)["id"], json!(id));
+    }
+    let late = store(&daemon, 20);
+    assert_eq!(next_change(&mut resumed, &subscription)["id"], json!(late));
+
+    // Where the positions are gone nobody knows what was seen.
+    std::fs::remove_dir_all(daemon.home.path().join("knowledge/.feed-positions")).unwrap();
+    let mut lost = daemon.connect();
+    let (subscription, _) = subscribe(&mut lost, json!({"project_id": "*", "cursor": cursors[3]}));
+    let lagged = next_change(&mut lost, &subscription);
+    assert_eq!((&lagged["op"], &lagged["resync"]), (&json!("lagged"), &json!(true)));
+    let mut resumed = daemon.connect();
+    let (subscription, _) = subscribe(&mut resumed, json!({"project_id": "*", "cursor": lagged["cursor"]}));
+    let last = store(&daemon, 3);
+    assert_eq!(next_change(&mut resumed, &subscription)["id"], json!(last));
+}
+
+/// A text is the one that the change made, whatever became of the item since.
+#[test]
+fn texts_are_those_of_the_changes_also_where_the_items_have_changed_since() {
+    let daemon = Daemon::start();
+    let (_, start) = subscribe(&mut daemon.connect(), json!({}));
+    let id = daemon.store("as it was first");
+    for text in ["as it was then", "as it was in the end"] {
+        daemon.call("knowledge.update", json!({"id": id, "text": text}));
+    }
+    let deleted = daemon.call("knowledge.delete", json!({"id": id}));
+    daemon.call("knowledge.undelete", json!({"undo_token": deleted["undo_token"]}));
+    let other = daemon.store("stays as it is");
+    let wanted = [
+        ("store", &id, Some("as it was first")),
+        ("update", &id, Some("as it was then")),
+        ("update", &id, Some("as it was in the end")),
+        ("delete", &id, None),
+        ("undelete", &id, Some("as it was in the end")),
+        ("store", &other, Some("stays as it is")),
+    ];
+    let told = |daemon: &Daemon, with_text: bool| {
+        let mut connection = daemon.connect();
+        let params = json!({"cursor": start, "with_text": with_text});
+        let (subscription, _) = subscribe(&mut connection, params);
+        for (op, id, text) in &wanted {
+            let change = next_change(&mut connection, &subscription);
+            assert_eq!((&change["op"], &change["id"]), (&json!(op), &json!(id)), "{change}");
+            assert_eq!(change["text"].as_str(), text.filter(|_| with_text), "{change}");
+        }
+    };
+    for with_text in [true, false] {
+        told(&daemon, with_text);
+    }
+    let daemon = daemon.kill_and_restart();
+    for with_text in [true, false] {
+        told(&daemon, with_text);
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::disk_size::DiskSize;
 use super::{DamageLedger, OpeningRecord, ProjectSettings, Published};
 use crate::clock;
 use crate::domain::ProjectName;
@@ -19,6 +20,7 @@ use crate::store::table::schema::TableShape;
 use crate::store::upkeep;
 use crate::store::view::ProjectView;
 use crate::store::view::held::HeldVersions;
+use crate::store::view::recent::RecentChanges;
 use crate::store::write::WriteTable;
 
 /// What to do about a project that is no longer where it was.
@@ -54,6 +56,8 @@ pub struct Project {
     pub(super) writes: WriteState,
     /// Why not all bytes of what a purge has removed could be erased when that was last tried, if so.
     pub(super) unerased: parking_lot::Mutex<Option<String>>,
+    /// What it takes on disk.
+    pub(super) size: Arc<DiskSize>,
     /// Whether a restore has stopped halfway: the next start finishes it, and moves aside what is here.
     pub(super) suspended: AtomicBool,
 }
@@ -85,6 +89,7 @@ impl Project {
             damage: DamageLedger::default(),
             writes,
             unerased: parking_lot::Mutex::default(),
+            size: Arc::default(),
             suspended: AtomicBool::new(suspended),
         }
     }
@@ -122,6 +127,11 @@ impl Project {
 
     pub(in crate::store) fn lineage(&self) -> Lineage {
         self.published.lineage()
+    }
+
+    /// What the last commits have changed.
+    pub(in crate::store) fn recent(&self) -> &RecentChanges {
+        self.published.recent()
     }
 
     /// Versions that readers hold.
@@ -209,8 +219,8 @@ impl Project {
 
     /// Bytes of the project's directory on disk, old versions included.
     pub async fn bytes_on_disk(&self) -> KnowledgeResult<u64> {
-        let directory = self.settings.directory.clone();
-        tokio::task::spawn_blocking(move || directory_bytes(&directory))
+        let (directory, size) = (self.settings.directory.clone(), Arc::clone(&self.size));
+        tokio::task::spawn_blocking(move || size.of(&directory))
             .await
             .map_err(KnowledgeError::internal)
     }
@@ -325,18 +335,4 @@ impl Project {
     pub(in crate::store) fn is_suspended(&self) -> bool {
         self.suspended.load(Ordering::Acquire)
     }
-}
-
-fn directory_bytes(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .map(|entry| match entry.file_type() {
-            Ok(kind) if kind.is_dir() => directory_bytes(&entry.path()),
-            Ok(_) => entry.metadata().map_or(0, |metadata| metadata.len()),
-            Err(_) => 0,
-        })
-        .sum()
 }

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `handle` | the project itself, as the rest of the store knows it |
 //! | `settings` | what never changes |
-//! | `published` | the view that readers see, and the older ones that they still read |
+//! | `published`, `listeners` | the view that readers see, the older ones that they still read, and who waits for the next |
 //! | `opening`, `opening_record` | opening or creating the table; what that has done and found |
+//! | `disk_size` | what it takes on disk |
 //! | `damaged`, `damage_ledger` | looking for damage and saving what can be read; what is known of it |
 //!
 //! # The order of the locks
@@ -26,7 +27,9 @@
 
 mod damage_ledger;
 mod damaged;
+mod disk_size;
 mod handle;
+mod listeners;
 mod opening;
 mod opening_record;
 mod published;
@@ -37,6 +40,8 @@ pub(super) use damage_ledger::REEXAMINE_AFTER;
 use handle::PUT_BACK;
 pub use handle::Project;
 pub(super) use handle::{HALF_RESTORED, Losses};
+pub use listeners::Listener;
+pub(super) use listeners::Listeners;
 use opening_record::OpeningRecord;
 pub(super) use published::Published;
 pub(super) use settings::ProjectSettings;

@@ -159,6 +159,8 @@ impl Project {
         for what in taken.damage().describe() {
             tracing::error!(project = %self.name(), "{what}");
         }
+        // From here on it is known what is committed.
+        self.recent().follow(taken.next_sequence() - 1, taken.damage(), &[]);
         Ok(Some(taken))
     }
 
@@ -176,6 +178,7 @@ impl Project {
             self.settings.retention,
             damage.clone(),
             self.held().clone(),
+            self.recent().clone(),
             Arc::clone(&self.keeper),
         );
         match guarded(opened).await {

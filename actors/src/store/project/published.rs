@@ -3,37 +3,38 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio::sync::watch;
 
+use crate::store::project::listeners::Listeners;
 use crate::store::table::lineage::Lineage;
 use crate::store::view::ProjectView;
 use crate::store::view::held::HeldVersions;
+use crate::store::view::recent::RecentChanges;
 
 /// The view of a project that readers see now, and the older ones that they still read.
 pub(in crate::store) struct Published {
     /// Held shared while a view is published; see `Store::backup_instant`.
     backup_instant: Arc<RwLock<()>>,
-    /// Counts the published views of all projects; none where nobody follows the changes of this one.
-    publications: Option<Arc<watch::Sender<u64>>>,
+    /// Who waits for changes; none where nobody follows those of this project.
+    listeners: Option<Arc<Listeners>>,
     /// None until the project is opened. Held for a pointer's copy, never across an await.
     view: RwLock<Option<Arc<ProjectView>>>,
     /// Where the commit numbers come from; known once the project is opened.
     lineage: RwLock<Lineage>,
     /// Versions that readers hold.
     held: HeldVersions,
+    /// What the last commits have changed.
+    recent: RecentChanges,
 }
 
 impl Published {
-    pub(in crate::store) fn new(
-        backup_instant: Arc<RwLock<()>>,
-        publications: Option<Arc<watch::Sender<u64>>>,
-    ) -> Self {
+    pub(in crate::store) fn new(backup_instant: Arc<RwLock<()>>, listeners: Option<Arc<Listeners>>) -> Self {
         Self {
             backup_instant,
-            publications,
+            listeners,
             view: RwLock::default(),
             lineage: RwLock::default(),
             held: HeldVersions::default(),
+            recent: RecentChanges::default(),
         }
     }
 
@@ -41,17 +42,23 @@ impl Published {
         self.view.read().clone()
     }
 
-    /// Publishes a view: from now on every new request sees it.
+    /// Publishes a view: from now on every new request sees it. Feeds are woken where it has something to tell them:
+    /// not by upkeep, which moves rows and changes none.
     pub(super) fn set_view(&self, view: Arc<ProjectView>) {
-        let _not_within_the_instant_of_a_backup = self.backup_instant.read();
-        *self.view.write() = Some(view);
-        if let Some(publications) = &self.publications {
-            publications.send_modify(|count| *count += 1);
+        let before = {
+            let _not_within_the_instant_of_a_backup = self.backup_instant.read();
+            self.view.write().replace(Arc::clone(&view))
+        };
+        let as_before =
+            |before: Arc<ProjectView>| before.sequence() == view.sequence() && before.damage() == view.damage();
+        if let Some(listeners) = self.listeners.as_ref().filter(|_| !before.is_some_and(as_before)) {
+            listeners.tell(view.project());
         }
     }
 
     pub(super) fn clear_view(&self) {
-        *self.view.write() = None;
+        let _before = self.view.write().take();
+        self.recent.forget();
     }
 
     pub(super) fn lineage(&self) -> Lineage {
@@ -60,6 +67,11 @@ impl Published {
 
     pub(super) fn set_lineage(&self, lineage: Lineage) {
         *self.lineage.write() = lineage;
+        self.recent.begin_history(lineage.epoch);
+    }
+
+    pub(super) fn recent(&self) -> &RecentChanges {
+        &self.recent
     }
 
     pub(super) fn held(&self) -> &HeldVersions {

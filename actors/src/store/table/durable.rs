@@ -38,6 +38,7 @@ use crate::error::KnowledgeResult;
 use crate::store::disk::fsync_directory;
 use crate::store::error::read_error;
 use crate::store::lock::StoreLock;
+use crate::store::table::known_durable::known_durable;
 use crate::store::table::publish::{LooseFile, NamedDirectories, NewVersion, NotPublished, cut_short};
 
 pub use ccod_words::Durability;
@@ -84,8 +85,8 @@ impl fmt::Debug for DurableCommitHandler {
 }
 
 impl DurableCommitHandler {
-    /// A handler for one table. The first commit syncs every file of the table once: what an earlier process
-    /// wrote is not taken on trust.
+    /// A handler for one table. Its first commit syncs every file of the table once, but for those that
+    /// [`DurableCommitHandler::builds_upon`] finds to be on disk.
     pub fn new(durability: Durability, lock: StoreLock) -> Self {
         Self {
             durability,
@@ -95,10 +96,13 @@ impl DurableCommitHandler {
     }
 
     /// Notes which files the version that was opened names: one that is missing of these does not keep the next
-    /// commit from being made.
+    /// commit from being made, and one that an earlier process has synced and nobody has touched since is on disk.
     pub(crate) fn builds_upon(&self, dataset: &Dataset, indices: &[IndexMetadata]) -> KnowledgeResult<()> {
         let base = dataset.branch_location().path;
-        self.known().named = referenced_files(dataset.manifest(), indices, &base).map_err(read_error)?;
+        let named = referenced_files(dataset.manifest(), indices, &base).map_err(read_error)?;
+        let mut known = self.known();
+        known.synced = known_durable(dataset.manifest(), &named);
+        known.named = named;
         Ok(())
     }
 
@@ -484,6 +488,44 @@ mod tests {
         dataset.append(one(5), None).await.unwrap();
         let rows = dataset.scan().try_into_batch().await.unwrap().num_rows();
         assert_eq!(rows, 5);
+    }
+
+    #[tokio::test]
+    async fn what_was_on_disk_and_is_untouched_is_not_synced_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dataset, first) = table(&directory).await;
+        let opened = || async {
+            let lock = StoreLock::acquire(&directory.path().join("other")).unwrap();
+            let handler = DurableCommitHandler::new(Durability::Full, lock);
+            let indices = dataset.load_indices().await.unwrap();
+            handler.builds_upon(&dataset, &indices).unwrap();
+            let known = handler.known();
+            assert_eq!(known.named.len(), 2);
+            known.synced.clone()
+        };
+        std::fs::create_dir(directory.path().join("other")).unwrap();
+        let synced = opened().await;
+        assert!(synced.len() == 2 && synced.contains(&first), "{synced:?}");
+        // More than a tick of the file system's clock, and a copy in its place, which nobody has synced.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let kept = std::fs::read(&first).unwrap();
+        let written = std::fs::metadata(&first).unwrap().modified().unwrap();
+        std::fs::remove_file(&first).unwrap();
+        std::fs::write(&first, kept).unwrap();
+        let times = std::fs::FileTimes::new().set_modified(written);
+        std::fs::File::options()
+            .write(true)
+            .open(&first)
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+        let synced = opened().await;
+        assert!(synced.len() == 1 && !synced.contains(&first), "{synced:?}");
+        // Of a version that does not say that it was made durably, nothing is taken on trust.
+        let mut foreign = Dataset::open(dataset.uri()).await.unwrap();
+        foreign.append(one(3), None).await.unwrap();
+        let named = HashSet::from([first]);
+        assert!(known_durable(foreign.manifest(), &named).is_empty());
     }
 
     #[tokio::test]

@@ -7,6 +7,11 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use crate::error::KnowledgeResult;
+
 /// The kinds of identity, kept apart in the hash.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) enum IdentityKind {
@@ -15,9 +20,13 @@ pub(crate) enum IdentityKind {
     Key,
 }
 
-/// The set. See the module.
+/// The set. See the module. Only writes ask it, so what the table held when it was opened is read before the first one;
+/// until then it holds what was written since.
 #[derive(Debug, Default)]
-pub(crate) struct SeenIdentities(HashSet<u64>);
+pub(crate) struct SeenIdentities {
+    fingerprints: Mutex<HashSet<u64>>,
+    is_loaded: OnceCell<()>,
+}
 
 impl SeenIdentities {
     fn fingerprint(kind: IdentityKind, value: &str) -> u64 {
@@ -27,12 +36,21 @@ impl SeenIdentities {
         hasher.finish()
     }
 
-    pub(crate) fn insert(&mut self, kind: IdentityKind, value: &str) {
-        self.0.insert(Self::fingerprint(kind, value));
+    pub(crate) fn insert(&self, kind: IdentityKind, value: &str) {
+        self.fingerprints.lock().insert(Self::fingerprint(kind, value));
     }
 
-    /// False: certainly new. True: look it up.
+    /// Has `load` add what the table holds, unless that was done.
+    ///
+    /// # Errors
+    /// Those of `load`; the next one tries again.
+    pub(crate) async fn load_once(&self, load: impl Future<Output = KnowledgeResult<()>>) -> KnowledgeResult<()> {
+        self.is_loaded.get_or_try_init(|| load).await?;
+        Ok(())
+    }
+
+    /// False: certainly new. True: look it up. As long as nothing is loaded, everything has to be looked up.
     pub(crate) fn may_contain(&self, kind: IdentityKind, value: &str) -> bool {
-        self.0.contains(&Self::fingerprint(kind, value))
+        !self.is_loaded.initialized() || self.fingerprints.lock().contains(&Self::fingerprint(kind, value))
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod columns;
 pub mod durable;
 pub(crate) mod identity;
 pub(crate) mod keyword_index;
+mod known_durable;
 pub mod lineage;
 mod open;
 pub(crate) mod pending;

@@ -234,7 +234,9 @@ impl WriteAccess {
         }
         self.store().session.replace();
         drop(tables);
-        self.store().published.send_modify(|count| *count += 1);
+        for project in &projects {
+            self.store().listeners.tell(project.name());
+        }
         let (staged, swapped) = swapped.map_err(|_| {
             // What a panic said stays inside.
             KnowledgeError::internal(

@@ -1,10 +1,13 @@
 //! What the writer compares a new item with: ids, contents and keys of a view.
 
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{ArrowPrimitiveType, Int64Type, TimestampMillisecondType};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use lancedb::datafusion::logical_expr::Expr;
 
-use crate::error::KnowledgeResult;
+use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::column;
@@ -35,7 +38,60 @@ pub struct IdentityRow {
     pub closed_at: Option<DateTime<Utc>>,
 }
 
+/// What the commits of a table's rows go up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LastNumbers {
+    /// The newest commit that opened or closed a row.
+    pub(crate) sequence: i64,
+    /// When the oldest of the closed rows was closed.
+    pub(crate) oldest_closed: Option<DateTime<Utc>>,
+}
+
 impl ProjectView {
+    /// Reads the numbers of the commits, of all rows. Three columns of numbers: what has to be known of a table before
+    /// anything can be read of it.
+    pub(crate) async fn last_numbers(&self) -> KnowledgeResult<LastNumbers> {
+        let mut scanner = self.scanner();
+        scanner
+            .project(&[column::VALID_FROM, column::VALID_TO, column::CLOSED_AT])
+            .map_err(read_error)?;
+        let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
+        let mut found = LastNumbers::default();
+        let mut oldest_ms = None;
+        while let Some(batch) = stream.try_next().await.map_err(read_error)? {
+            for name in [column::VALID_FROM, column::VALID_TO] {
+                let last = values::<Int64Type>(&batch, name)?.max();
+                found.sequence = last.map_or(found.sequence, |last| last.max(found.sequence));
+            }
+            let oldest = values::<TimestampMillisecondType>(&batch, column::CLOSED_AT)?.min();
+            oldest_ms = oldest_ms.into_iter().chain(oldest).min();
+        }
+        let time = |ms| {
+            DateTime::from_timestamp_millis(ms)
+                .ok_or_else(|| KnowledgeError::internal("column closed_at holds an impossible time"))
+        };
+        found.oldest_closed = oldest_ms.map(time).transpose()?;
+        Ok(found)
+    }
+
+    /// Calls `visit` with the id, the content hash and the idempotency key of every revision, live or closed.
+    pub(crate) async fn for_each_known(&self, mut visit: impl FnMut(&str, &str, Option<&str>)) -> KnowledgeResult<()> {
+        let columns = [column::ID, column::CONTENT_HASH, column::IDEMPOTENCY_KEY];
+        let scanner = self.scan(&columns, filter::first_passage())?;
+        let mut stream = scanner.try_into_stream().await.map_err(read_error)?;
+        while let Some(batch) = stream.try_next().await.map_err(read_error)? {
+            let rows = RowReader(&batch);
+            for row in 0..batch.num_rows() {
+                visit(
+                    rows.required_text(column::ID, row)?,
+                    rows.required_text(column::CONTENT_HASH, row)?,
+                    rows.text(column::IDEMPOTENCY_KEY, row)?,
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// The items, live or closed, that hold any of these ids, content hashes or idempotency keys.
     pub(crate) async fn identities(
         &self,
@@ -96,4 +152,16 @@ impl ProjectView {
         }
         Ok(())
     }
+}
+
+/// The values of a column that are not null.
+fn values<'a, T: ArrowPrimitiveType>(
+    batch: &'a RecordBatch,
+    name: &str,
+) -> KnowledgeResult<impl Iterator<Item = T::Native> + 'a> {
+    let array = batch
+        .column_by_name(name)
+        .and_then(|column| column.as_primitive_opt::<T>());
+    let array = array.ok_or_else(|| KnowledgeError::internal(format!("the query returned no numbers {name}")))?;
+    Ok(array.iter().flatten())
 }

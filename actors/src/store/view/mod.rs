@@ -14,6 +14,8 @@ mod leg_queries;
 mod legs;
 mod places;
 mod project_view;
+pub mod recent;
+pub mod replay;
 mod resident;
 pub mod search;
 mod shown;

@@ -9,6 +9,7 @@ use arrow_select::concat::concat_batches;
 use chrono::{DateTime, TimeDelta, Utc};
 use lance::Dataset;
 use lance::dataset::WriteParams;
+use lance::index::DatasetIndexExt;
 use lance::session::Session;
 use lancedb::index::Index;
 use lancedb::table::{NativeTable, WriteOptions};
@@ -26,8 +27,8 @@ use crate::store::table::schema::{TABLE_NAME, TableShape, column, table_schema};
 use crate::store::table::table_damage::TableDamage;
 use crate::store::table::written::{WrittenFragment, keep_written};
 use crate::store::table::{dataset_shape, keyword_index};
-use crate::store::view::filter;
 use crate::store::view::held::HeldVersions;
+use crate::store::view::recent::RecentChanges;
 use crate::store::view::{Horizon, IdentityRow, PlacedRows, ProjectView, RowPlaces, config_number};
 
 /// Name of the keyword index.
@@ -54,6 +55,8 @@ pub struct WriteTable {
     pub(super) oldest_closed: Option<DateTime<Utc>>,
     /// Lance versions that readers may still hold, oldest first: what they need is not pruned.
     pub(super) held: HeldVersions,
+    /// What the last commits have changed, for the feeds.
+    pub(super) recent: RecentChanges,
     /// Makes and keeps the index of what is live.
     pub(super) keeper: Arc<Keeper>,
     /// What of it cannot be read. Views leave it out.
@@ -92,6 +95,7 @@ impl WriteTable {
         retention: TimeDelta,
         damage: TableDamage,
         held: HeldVersions,
+        recent: RecentChanges,
         keeper: Arc<Keeper>,
     ) -> KnowledgeResult<Self> {
         let schema = table.schema().await.map_err(read_error)?;
@@ -108,13 +112,14 @@ impl WriteTable {
             retention,
             oldest_closed: None,
             held,
+            recent,
             keeper,
             damage: Arc::new(damage),
             notes: Vec::new(),
             written: Vec::new(),
         };
         if let TableShape::Current { .. } = opened.shape {
-            opened.load_identities(dataset).await?;
+            opened.load_numbers(dataset).await?;
             // A crash between a table's creation and its index leaves it without one, and keyword search
             // would then compare cases and know no stems.
             if opened.damage.configuration.is_none()
@@ -130,27 +135,30 @@ impl WriteTable {
         Ok(opened)
     }
 
-    async fn load_identities(&mut self, dataset: Arc<Dataset>) -> KnowledgeResult<()> {
+    async fn load_numbers(&mut self, dataset: Arc<Dataset>) -> KnowledgeResult<()> {
         let view = self.view_of(dataset, 0);
         // Rows that were forgotten no longer count, their commits do.
-        let mut last_sequence = match sequence_in(view.config()) {
+        let before = match sequence_in(view.config()) {
             Ok(number) => number,
             // Nothing is written then, so no number is given.
             Err(_) if self.damage.configuration.is_some() => 0,
             Err(error) => return Err(error),
         };
-        let mut seen = SeenIdentities::default();
-        let mut oldest_closed = None;
-        view.for_each_identity(filter::first_passage(), |row| {
-            last_sequence = last_sequence.max(row.valid_from).max(row.valid_to.unwrap_or(0));
-            oldest_closed = oldest_closed.into_iter().chain(row.closed_at).min();
-            remember(&mut seen, &row.id, &row.content_hash, row.idempotency_key.as_deref());
-        })
-        .await?;
-        self.last_sequence = last_sequence;
-        self.seen = seen;
-        self.oldest_closed = oldest_closed;
+        let last = view.last_numbers().await?;
+        self.last_sequence = before.max(last.sequence);
+        self.oldest_closed = last.oldest_closed;
         Ok(())
+    }
+
+    /// Reads the identities that the table holds, before the first write: who only reads does not wait for it.
+    async fn load_identities(&self) -> KnowledgeResult<()> {
+        let seen = &self.seen;
+        let load = async {
+            let view = self.snapshot().await?;
+            view.for_each_known(|id, content_hash, key| remember(seen, id, content_hash, key))
+                .await
+        };
+        seen.load_once(load).await
     }
 
     /// Builds the keyword index where there is none, and rebuilds a damaged one. A failure is kept in the table's
@@ -187,8 +195,10 @@ impl WriteTable {
     }
 
     pub(super) async fn ensure_text_index(&self) -> KnowledgeResult<()> {
-        let indices = self.table.list_indices().await.map_err(read_error)?;
-        if indices.iter().any(|index| index.name == TEXT_INDEX) {
+        let dataset = current_dataset(&self.table).await?;
+        // By the manifest alone: LanceDB's list opens each index to describe it.
+        let segments = dataset.load_indices_by_name(TEXT_INDEX).await.map_err(read_error)?;
+        if !segments.is_empty() {
             return Ok(());
         }
         self.table
@@ -267,6 +277,7 @@ impl WriteTable {
         let written = self.take_written();
         view.follow(&written).await;
         view.keep_written(&written);
+        self.recent.follow(self.last_sequence, &self.damage, &written);
         self.held.add(version, &view);
         Ok(view)
     }
@@ -339,6 +350,10 @@ impl WriteTable {
         hashes: Vec<&str>,
         keys: Vec<&str>,
     ) -> KnowledgeResult<Vec<IdentityRow>> {
+        if ids.is_empty() && hashes.is_empty() && keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.load_identities().await?;
         let known = |kind: IdentityKind, values: Vec<&str>| -> Vec<String> {
             values
                 .into_iter()
@@ -355,7 +370,8 @@ impl WriteTable {
         self.snapshot().await?.identities(&ids, &hashes, &keys).await
     }
 
-    /// Whether the table may hold this id, in a live item or a deleted one. False: it certainly does not.
+    /// Whether the table may hold this id, in a live item or a deleted one. False: it certainly does not. What the table
+    /// held is known once [`WriteTable::find_identities`] was asked.
     pub fn may_hold(&self, id: &str) -> bool {
         self.seen.may_contain(IdentityKind::Id, id)
     }
@@ -406,7 +422,7 @@ impl WriteTable {
         }
         for revision in revisions {
             let key = revision.item.idempotency_key.as_deref();
-            remember(&mut self.seen, revision.id, revision.content_hash, key);
+            remember(&self.seen, revision.id, revision.content_hash, key);
         }
     }
 
@@ -455,7 +471,7 @@ pub(crate) fn configuration_damage(config: &HashMap<String, String>) -> Option<S
     Some(damage.to_string())
 }
 
-fn remember(seen: &mut SeenIdentities, id: &str, content_hash: &str, key: Option<&str>) {
+fn remember(seen: &SeenIdentities, id: &str, content_hash: &str, key: Option<&str>) {
     seen.insert(IdentityKind::Id, id);
     seen.insert(IdentityKind::Content, content_hash);
     if let Some(key) = key {
