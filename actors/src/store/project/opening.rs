@@ -173,8 +173,7 @@ impl Project {
     ) -> KnowledgeResult<WriteTable> {
         let opened = WriteTable::opened(
             self.settings.name.clone(),
-            table.clone(),
-            Arc::clone(handler),
+            (table.clone(), Arc::clone(handler)),
             self.settings.retention,
             damage.clone(),
             self.held().clone(),

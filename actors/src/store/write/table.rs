@@ -87,11 +87,10 @@ impl std::fmt::Debug for WriteTable {
 }
 
 impl WriteTable {
-    /// Takes over a table that was found on disk, with this damage.
+    /// Takes over a table that was found on disk, with the handler that it was opened with, and with this damage.
     pub(crate) async fn opened(
         project: ProjectName,
-        table: Table,
-        handler: Arc<DurableCommitHandler>,
+        (table, handler): (Table, Arc<DurableCommitHandler>),
         retention: TimeDelta,
         damage: TableDamage,
         held: HeldVersions,
