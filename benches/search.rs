@@ -16,7 +16,8 @@ use ccod_actors::store::upkeep::{Pace, due_steps};
 use ccod_actors::store::view::search::search;
 use ccod_actors::store::view::{ListRequest, SearchRequest};
 use ccod_actors::store::{Durability, ModelIdentity, ProjectView, Store, StoreConfig, StoreLock, WriteAccess};
-use ccod_actors::writer::commit::plan_group;
+use ccod_actors::writer::commit::plan;
+use ccod_actors::writer::lane::GroupLimits;
 use ccod_actors::writer::{DeleteTarget, PreparedItem, PreparedUpdate, UndoNote, WriteOp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -77,7 +78,11 @@ async fn write(access: &WriteAccess, project: &ProjectName, items: &[WriteOp]) {
     let known = access.project(project).unwrap();
     let mut guard = access.lock(&known, true).await.unwrap();
     let table = guard.table().unwrap();
-    let planned = plan_group(table, items).await.unwrap();
+    let limits = GroupLimits {
+        max_rows: 1_000,
+        max_bytes: 8 << 20,
+    };
+    let planned = plan(table, items, limits, None).await.unwrap();
     planned.commit(table).await.unwrap();
     guard.publish().await.unwrap();
 }

@@ -86,22 +86,29 @@ pub fn hex(bytes: &[u8]) -> String {
         })
 }
 
-/// Names one deletion, so that it can be undone: the commit that closed the items, and when. The time tells a
+/// Names one deletion, so that it can be undone: the commits that closed the items, and when. The time tells a
 /// deletion from others in the same commit, and from one of another history that had the same number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deletion {
     /// The project.
     pub project: ProjectName,
-    /// The commit.
+    /// The first commit.
     pub sequence: i64,
-    /// When its items were closed.
+    /// The last: a deletion of very many items is cut into several, with no other between them.
+    pub last: i64,
+    /// When its items were closed; the same time in all of its commits.
     pub at: DateTime<Utc>,
 }
 
 impl Deletion {
-    /// The undo token; opaque to callers: hexadecimal of `<project>/<commit>/<milliseconds>`.
+    /// The undo token; opaque to callers: hexadecimal of `<project>/<commit>/<milliseconds>`, and of
+    /// `<project>/<first commit>/<milliseconds>/<last commit>` where there are several.
     pub fn token(&self) -> String {
-        hex(format!("{}/{}/{}", self.project, self.sequence, self.at.timestamp_millis()).as_bytes())
+        let mut plain = format!("{}/{}/{}", self.project, self.sequence, self.at.timestamp_millis());
+        if self.last != self.sequence {
+            plain.push_str(&format!("/{}", self.last));
+        }
+        hex(plain.as_bytes())
     }
 
     /// Reads an undo token.
@@ -109,10 +116,18 @@ impl Deletion {
         let parse = || {
             let plain = String::from_utf8(unhex(token)?).ok()?;
             let mut parts = plain.split('/');
+            let project = ProjectName::parse(parts.next()?, "undo_token").ok()?;
+            let sequence = parts.next()?.parse().ok()?;
+            let at = DateTime::from_timestamp_millis(parts.next()?.parse().ok()?)?;
+            let last = match parts.next() {
+                None => sequence,
+                Some(last) => last.parse().ok().filter(|last| *last > sequence)?,
+            };
             let deletion = Self {
-                project: ProjectName::parse(parts.next()?, "undo_token").ok()?,
-                sequence: parts.next()?.parse().ok()?,
-                at: DateTime::from_timestamp_millis(parts.next()?.parse().ok()?)?,
+                project,
+                sequence,
+                last,
+                at,
             };
             parts.next().is_none().then_some(deletion)
         };
@@ -227,11 +242,24 @@ mod tests {
         let deletion = Deletion {
             project: ProjectName::parse("a.b-c", "project_id").unwrap(),
             sequence: 42,
+            last: 42,
             at: now_ms(),
         };
-        assert_eq!(Deletion::parse(&deletion.token()).unwrap(), deletion);
+        // As it was before a deletion could have several commits.
+        let plain = format!("a.b-c/42/{}", deletion.at.timestamp_millis());
+        assert_eq!(deletion.token(), hex(plain.as_bytes()));
+        let long = Deletion {
+            last: 1_042,
+            ..deletion.clone()
+        };
+        for deletion in [deletion, long] {
+            assert_eq!(Deletion::parse(&deletion.token()).unwrap(), deletion);
+        }
         for bad in ["", "zz", "616", "ä", "612f31"] {
             assert!(Deletion::parse(bad).is_err(), "{bad}");
+        }
+        for bad in ["a/42/0/42", "a/42/0/41", "a/42/0/", "a/42/0/x", "a/42/0/43/1"] {
+            assert!(Deletion::parse(&hex(bad.as_bytes())).is_err(), "{bad}");
         }
     }
 

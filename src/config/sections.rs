@@ -215,7 +215,8 @@ impl ReadersConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct WriterConfig {
-    /// Most rows of one commit: bounds how long the writes in a group wait for each other.
+    /// Most rows of one commit: bounds how long the writes in a group wait for each other. A delete by filter, in which
+    /// nobody waits, is cut into commits of four times as much.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_group_rows: u32,
     /// Most bytes of one commit, for the same reason and for the memory of a commit.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ccod_actors::lance::Dataset;
 use ccod_actors::lance::index::DatasetIndexExt;
+use serde_json::{Value, json};
 
 use crate::proof::process::{Process, Workspace};
 use crate::proof::rows::{Vectors, table_path};
@@ -31,6 +32,12 @@ const UPKEEP_KILLS: usize = 60;
 const UPKEEP_CHANGES: usize = 3;
 /// Fragments that make upkeep due, as in the store's `maintenance.rs`; each store makes one.
 const UNINDEXED_FRAGMENTS: usize = 12;
+/// Items of a delete by filter that is killed, and how many of them are one of its commits: its configuration has
+/// groups of one row, and a commit of it is four of them.
+const CUT_ITEMS: usize = 24;
+const CUT: usize = 4;
+/// Kills of it, each two changes later than the one before.
+const CUT_KILLS: usize = 12;
 /// Nothing has changed for so long: what was to be watched is over.
 const REST: Duration = Duration::from_secs(2);
 
@@ -311,4 +318,53 @@ fn a_kill_at_any_step_of_a_restore_leaves_the_old_or_the_restored() {
     daemon.stop();
     scene.report(&format!("{unanswered} before the answer"));
     assert!(unanswered >= 2, "too few kills came before the answer: {unanswered}");
+}
+
+#[test]
+fn a_kill_between_the_commits_of_a_delete_leaves_whole_ones_and_the_next_call_deletes_the_rest() {
+    let workspace = Workspace::new("a delete of several commits");
+    workspace.configure("[embedder]\nwarm = true\n[writer]\nmax_group_rows = 1\n");
+    let mut daemon = Process::start(&workspace.home());
+    let ids: Vec<String> = (0..CUT_ITEMS).map(|number| format!("cut-{number}")).collect();
+    let item = |id: &String| json!({"id": id, "text": format!("the text of {id}"), "agent": "cut"});
+    let items: Vec<Value> = ids.iter().map(item).collect();
+    daemon.call("knowledge.store_batch", json!({"items": items}));
+    let filter = json!({"agent": "cut"});
+    let mut between = 0;
+    for kill in 0..CUT_KILLS {
+        let roots = [workspace.home().join("knowledge")];
+        let mut connection = daemon.connect();
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "knowledge.delete", "params": filter});
+        std::thread::scope(|scope| {
+            let working = scope.spawn(move || {
+                connection.send(format!("{request}\n"));
+                connection.try_receive()
+            });
+            kill_after(daemon, &roots, 1 + 2 * kill, |_| working.is_finished());
+        });
+        daemon = Process::start(&workspace.home());
+        let total = |daemon: &Process| daemon.call("knowledge.list", filter.clone())["total"].as_u64();
+        let live = total(&daemon).expect("a number") as usize;
+        assert_eq!((CUT_ITEMS - live) % CUT, 0, "{live} are left");
+        between += usize::from(live > 0 && live < CUT_ITEMS);
+        // Whoever has no answer repeats the call: its token is of what it has deleted itself.
+        let rest = daemon.call("knowledge.delete", filter.clone());
+        assert_eq!(rest["deleted"], live, "{rest}");
+        assert_eq!(total(&daemon), Some(0));
+        if let Some(token) = rest["undo_token"].as_str() {
+            let undone = daemon.call("knowledge.undelete", json!({"undo_token": token}));
+            assert_eq!(undone["restored"], live, "{undone}");
+        }
+        // And of what the one that was killed has deleted, the ids are enough.
+        let undone = daemon.call("knowledge.undelete", json!({"ids": ids}));
+        assert_eq!(undone["restored"], CUT_ITEMS - live, "{undone}");
+        assert_eq!(total(&daemon), Some(CUT_ITEMS as u64));
+    }
+    assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
+    daemon.stop();
+    println!("a delete of several commits: {CUT_KILLS} kills, {between} between its commits");
+    assert!(
+        between >= CUT_KILLS / 4,
+        "too few kills came between the commits: {between}"
+    );
 }

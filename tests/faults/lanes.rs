@@ -216,3 +216,32 @@ fn a_cancelled_import_says_that_a_group_was_handed_over() {
     let mut again = begin(&daemon, "admin.import", &json!({"path": file}));
     assert_eq!(answer(&mut again)["result"]["duplicates"], 3);
 }
+
+#[test]
+fn a_store_does_not_wait_for_all_steps_of_an_optimize() {
+    let daemon = Inside::start();
+    for number in 0..6 {
+        daemon.call(
+            "knowledge.store",
+            json!({"text": format!("a fragment of its own {number}")}),
+        );
+    }
+    // No upkeep is under way: what is from here on is what the test begins.
+    wait_for_queue(&daemon, 0, 0);
+    fail::cfg("writer::hold_exclusive", "return").unwrap();
+    fail::cfg("writer::hold_next_step", "return").unwrap();
+    let mut optimize = begin(&daemon, "admin.optimize", &json!({"project_id": "default"}));
+    wait_for_queue(&daemon, 1, 0);
+    let mut store = begin(&daemon, "knowledge.store", &json!({"text": "behind the first step"}));
+    wait_for_queue(&daemon, 1, 1);
+    fail::remove("writer::hold_exclusive");
+    let stored = answer(&mut store);
+    assert!(stored.get("result").is_some(), "{stored}");
+    // The next step is held, so that it has not been done before the store.
+    assert_eq!(daemon.count(), 7);
+    fail::remove("writer::hold_next_step");
+    let optimized = answer(&mut optimize);
+    let steps = &optimized["result"]["steps"];
+    assert!(steps.as_object().is_some_and(|steps| steps.len() >= 2), "{optimized}");
+    assert_eq!(daemon.call("admin.verify", json!({}))["ok"], true);
+}

@@ -16,6 +16,7 @@ mod effect;
 mod idle;
 mod lanes;
 mod panics;
+mod parts;
 mod purge;
 mod stop;
 #[path = "../support/mod.rs"]
@@ -33,12 +34,18 @@ struct Inside {
     runtime: Option<tokio::runtime::Runtime>,
     stop: CancellationToken,
     task: Option<tokio::task::JoinHandle<bool>>,
+    change: fn(&mut Config),
     _scenario: fail::FailScenario<'static>,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Inside {
     fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// With a configuration that `change` changes.
+    fn start_with(change: fn(&mut Config)) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let scenario = fail::FailScenario::setup();
         let home = tempfile::Builder::new().prefix("cco").tempdir_in("/tmp").unwrap();
@@ -47,6 +54,7 @@ impl Inside {
             runtime: None,
             stop: CancellationToken::new(),
             task: None,
+            change,
             _scenario: scenario,
             _turn: turn,
         };
@@ -60,6 +68,7 @@ impl Inside {
         config.supervision.backoff_ms = 20;
         config.supervision.backoff_cap_ms = 40;
         config.supervision.degraded_retry_ms = 1_000;
+        (self.change)(&mut config);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             // As the daemon has it: what holds them all shows.

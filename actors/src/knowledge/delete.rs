@@ -127,7 +127,7 @@ impl Knowledge {
     /// Refuses a deletion of which nothing is kept.
     fn check_kept(&self, deletion: &Deletion, view: &ProjectView) -> KnowledgeResult<()> {
         let horizon = view.horizon().map_err(KnowledgeError::unwritten)?;
-        if horizon.is_some_and(|horizon| deletion.sequence <= horizon.sequence) {
+        if horizon.is_some_and(|horizon| deletion.last <= horizon.sequence) {
             return Err(expired());
         }
         let lineage = self.store.lineage(&deletion.project)?;

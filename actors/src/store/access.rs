@@ -117,7 +117,11 @@ impl WriteAccess {
         let mut guard = project.lock_table().await;
         project.check_lock()?;
         match project.prepare_to_write(&mut guard, create, losses).await {
-            Ok(()) => Ok(WriteGuard { project, guard }),
+            Ok(()) => Ok(WriteGuard {
+                project,
+                guard,
+                publications: project.publications(),
+            }),
             Err(error) if project.is_suspended() => Err(error), // Space has nothing to do with it.
             Err(error) => Err(project.write_failed(error)),
         }
@@ -192,6 +196,8 @@ impl WriteAccess {
 pub struct WriteGuard<'a> {
     project: &'a Project,
     guard: tokio::sync::MutexGuard<'a, Option<WriteTable>>,
+    /// How often a version of the table had been about to be published when it was taken.
+    publications: u64,
 }
 
 impl WriteGuard<'_> {
@@ -269,18 +275,27 @@ impl WriteGuard<'_> {
         self.project.clear_view();
     }
 
-    /// As [`WriteGuard::forget`], after `error`: `admin.health` shows for how long nothing can be written, and an
-    /// error that has no better reason makes the next user look for damage. Answers the error, with where there is
-    /// no space or no permission.
-    pub fn failed(self, error: KnowledgeError) -> KnowledgeError {
+    /// Takes note of `error`: `admin.health` shows for how long nothing can be written. Answers the error, with where
+    /// there is no space or no permission.
+    ///
+    /// The table is forgotten as by [`WriteGuard::forget`] if a version of it may have been published, for then what is
+    /// on disk may not be what is known. Otherwise readers go on with the version that they have, and the table is
+    /// only opened again, by the next write, if the error has no better reason than that something is damaged: then it
+    /// is looked for.
+    pub fn failed(mut self, error: KnowledgeError) -> KnowledgeError {
         let error = self.project.write_failed(error);
-        if matches!(
+        let may_be_damage = matches!(
             error,
             KnowledgeError::Internal { .. } | KnowledgeError::Unreadable { .. }
-        ) {
+        );
+        if may_be_damage {
             self.project.damage().note_failed_write();
         }
-        self.forget();
+        if self.project.publications() != self.publications {
+            self.forget();
+        } else if may_be_damage {
+            *self.guard = None;
+        }
         error
     }
 }

@@ -18,12 +18,13 @@ use crate::domain::{
 use crate::error::KnowledgeResult;
 use crate::store::table::rows::EmbeddedPassage;
 use crate::store::transfer::{BackupRequest, Watcher};
-use crate::store::upkeep::{Pace, due_steps};
+use crate::store::upkeep::{Pace, Thorough, due_steps};
 use crate::store::verify::verify;
 use crate::store::view::search::{SearchOutcome, search};
 use crate::store::view::{KeywordsAhead, ListRequest, SearchRequest};
 use crate::store::{Durability, ModelIdentity, ProjectView, Store, StoreConfig, StoreLock, WriteAccess};
-use crate::writer::commit::{OpOutcome, plan_group};
+use crate::writer::commit::{OpOutcome, plan};
+use crate::writer::lane::GroupLimits;
 use crate::writer::{DeleteTarget, PreparedItem, PreparedUpdate, UndeleteTarget, UndoNote, WriteOp};
 
 const MODEL: &str = "random@1";
@@ -34,6 +35,11 @@ const WORDS: [&str; 12] = [
 /// Items at most: all of their passages fit into one round of each leg of a search.
 const ITEMS: usize = 24;
 const EVERYTHING: usize = 1 << 24;
+/// So small that a delete by filter, and its undoing, have several parts.
+const LIMITS: GroupLimits = GroupLimits {
+    max_rows: 1,
+    max_bytes: EVERYTHING,
+};
 
 struct Project {
     access: WriteAccess,
@@ -197,7 +203,7 @@ impl Project {
         let project = self.access.project(&self.name).unwrap();
         let mut guard = self.access.lock(&project, true).await.unwrap();
         let table = guard.table().unwrap();
-        let planned = plan_group(table, &group).await.unwrap();
+        let planned = plan(table, &group, LIMITS, None).await.unwrap();
         let outcome = planned.commit(table).await.unwrap();
         guard.publish().await.unwrap();
         for outcome in outcome.items {
@@ -323,7 +329,8 @@ impl Project {
         let mut guard = self.access.lock(&project, true).await.unwrap();
         let table = guard.table().unwrap();
         if thorough {
-            table.maintain_thoroughly().await.unwrap();
+            let mut upkeep = Thorough::default();
+            while table.maintain_thoroughly(&mut upkeep).await.unwrap() {}
         } else if let Some(step) = due_steps(&table.debt().await.unwrap(), Pace::Quiet).first() {
             table.maintain(*step).await.unwrap();
         }

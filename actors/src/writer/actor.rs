@@ -408,6 +408,7 @@ impl WriterState {
             project: known,
             access: Arc::clone(&self.access),
             debt: Arc::clone(&self.debt),
+            limits,
             upkeep,
         };
         let writer = myself.clone();

@@ -26,6 +26,7 @@ use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 use crate::store::WriteAccess;
+use crate::store::upkeep::Thorough;
 
 /// Sends writes to the writer, within its bounds. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -149,10 +150,18 @@ impl WriterHandle {
         Ok(outcome.purged)
     }
 
-    /// Does all the upkeep there is to do, after what waits before it. Gives back its steps, by name.
+    /// Does all the upkeep there is to do, after what waits before it. Gives back its steps, by name. Each step is a
+    /// turn of its own, so others write between them; where the caller no longer waits, those to come are not done.
     pub async fn optimize(&self, project: ProjectName, deadline: Deadline) -> KnowledgeResult<BTreeMap<String, u64>> {
-        let outcome = self.exclusive(project, ExclusiveTask::Optimize, deadline).await?;
-        Ok(outcome.steps)
+        let mut upkeep = Thorough::default();
+        loop {
+            let task = ExclusiveTask::Optimize(upkeep);
+            let outcome = self.exclusive(project.clone(), task, deadline).await?;
+            match outcome.more {
+                Some(more) => upkeep = more,
+                None => return Ok(outcome.steps),
+            }
+        }
     }
 
     async fn change(&self, project: ProjectName, op: WriteOp, deadline: Deadline) -> KnowledgeResult<(OpOutcome, i64)> {
@@ -207,13 +216,18 @@ impl WriterHandle {
         task: ExclusiveTask,
         deadline: Deadline,
     ) -> KnowledgeResult<ExclusiveOutcome> {
+        let permit = match &task {
+            // What is begun is not given up because the queue is full.
+            ExclusiveTask::Optimize(upkeep) if !upkeep.steps.is_empty() => self.requests.acquire(1, deadline).await?,
+            _ => self.requests.try_acquire(1)?,
+        };
         let (reply, answer) = oneshot::channel();
         let request = ExclusiveRequest {
             project,
             task,
             deadline,
             reply,
-            _permit: self.requests.try_acquire(1)?,
+            _permit: permit,
         };
         self.send(WriterMessage::Exclusive(request), answer, deadline).await
     }

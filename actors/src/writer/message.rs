@@ -18,7 +18,7 @@ use crate::deadline::Deadline;
 use crate::domain::ProjectName;
 use crate::error::KnowledgeResult;
 use crate::store::WriteAccess;
-use crate::store::upkeep::Debt;
+use crate::store::upkeep::{Debt, Thorough};
 
 /// What the writer is asked.
 pub enum WriterMessage {
@@ -98,8 +98,8 @@ pub struct WriteReply<T> {
 pub(super) enum ExclusiveTask {
     /// Remove every trace of these items.
     Purge(Vec<String>),
-    /// All the upkeep there is to do.
-    Optimize,
+    /// The next step of all the upkeep there is to do.
+    Optimize(Thorough),
 }
 
 /// What came of an [`ExclusiveTask`].
@@ -107,7 +107,9 @@ pub(super) enum ExclusiveTask {
 pub(super) struct ExclusiveOutcome {
     /// The items that were purged.
     pub(super) purged: Vec<String>,
-    /// Steps of upkeep, by name.
+    /// The upkeep, if there is more of it to do.
+    pub(super) more: Option<Thorough>,
+    /// The steps of all of it, by name, once there is no more.
     pub(super) steps: BTreeMap<String, u64>,
 }
 

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 
-use super::commit::{self, WriteOp, plan_group};
+use super::commit::{self, Begun, WriteOp, plan};
+use super::lane::GroupLimits;
 use super::message::{ExclusiveOutcome, ExclusiveRequest, ExclusiveTask, LaneDone};
 use super::pending::{PendingWrite, Queued, QueuedOp};
 use super::setback::Work;
@@ -20,6 +22,8 @@ use crate::store::{Project, WriteAccess, WriteTable};
 /// What a purge has done where its erasing is not finished.
 const UNERASED: &str = "the items are removed and can no longer be read, but not all of their bytes are erased yet \
                         (the next write and the next start go on with that, and so does asking again)";
+/// What a write in several commits has done that was cut short.
+const PARTLY_DONE: &str = "a part of it was carried out; repeating the call carries out the rest";
 /// How long a purge waits for readers of older versions.
 pub(super) const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,6 +32,10 @@ pub(super) const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 struct Attempt {
     /// The number of the commit that it was to make when it was first tried.
     begun: Option<i64>,
+    /// Of a write that is cut into parts, the time of its commits, once it was tried to make one.
+    at: Option<DateTime<Utc>>,
+    /// And the number of the last that it was to make when it was last tried.
+    last: Option<i64>,
     /// What could not be read of the table when it was last tried.
     damage: Option<Arc<TableDamage>>,
 }
@@ -37,6 +45,12 @@ impl Attempt {
         self.begun.get_or_insert(table.next_sequence());
         self.damage = Some(Arc::clone(table.damage()));
     }
+
+    /// How it has begun, if something of it may be committed.
+    fn begun(&self) -> Option<Begun> {
+        let (sequence, at) = (self.begun?, self.at?);
+        Some(Begun { sequence, at })
+    }
 }
 
 /// One task of a lane: a group, a step of upkeep, or both.
@@ -44,6 +58,7 @@ pub(super) struct LaneTurn {
     pub(super) project: Arc<Project>,
     pub(super) access: Arc<WriteAccess>,
     pub(super) debt: Arc<Mutex<HashMap<String, Debt>>>,
+    pub(super) limits: GroupLimits,
     pub(super) upkeep: Option<Pace>,
 }
 
@@ -58,7 +73,7 @@ impl LaneTurn {
         };
         let places: Vec<(usize, Arc<PendingWrite>)> = group.iter().filter_map(Queued::place).collect();
         let work = match group.as_slice() {
-            [Queued::Exclusive(request)] if matches!(request.task, ExclusiveTask::Optimize) => Work::Upkeep,
+            [Queued::Exclusive(request)] if matches!(request.task, ExclusiveTask::Optimize(_)) => Work::Upkeep,
             _ => Work::Writes,
         };
         let writing = async {
@@ -182,9 +197,9 @@ impl LaneTurn {
             outcome => outcome,
         };
         match (outcome, task) {
-            (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, attempt.begun).await),
+            (Err(error), ExclusiveTask::Purge(_)) => Err(self.with_effect(error, &attempt).await),
             // Where it found that a file is missing, the error says that and what to do.
-            (Err(error), ExclusiveTask::Optimize) => {
+            (Err(error), ExclusiveTask::Optimize(_)) => {
                 let refused = self.access.lock_for_upkeep(&self.project).await.err();
                 Err(refused.unwrap_or(error))
             }
@@ -197,14 +212,14 @@ impl LaneTurn {
         let (access, before) = (&self.access, attempt.damage.as_deref());
         match task {
             ExclusiveTask::Purge(_) => access.mend(&self.project, error, before).await,
-            ExclusiveTask::Optimize => access.mend_for_upkeep(&self.project, error, before).await,
+            ExclusiveTask::Optimize(_) => access.mend_for_upkeep(&self.project, error, before).await,
         }
     }
 
     async fn exclusive_once(&self, task: &ExclusiveTask, attempt: &mut Attempt) -> KnowledgeResult<ExclusiveOutcome> {
         let mut guard = match task {
             ExclusiveTask::Purge(_) => self.access.lock(&self.project, false).await?,
-            ExclusiveTask::Optimize => {
+            ExclusiveTask::Optimize(_) => {
                 // A project that cannot be read is an error here; below, it would only have nothing to do.
                 self.project.view().await?;
                 self.access.lock_for_upkeep(&self.project).await?
@@ -218,6 +233,9 @@ impl LaneTurn {
             "failpoint writer::before_exclusive"
         )));
         hold("writer::hold_exclusive").await;
+        if matches!(task, ExclusiveTask::Optimize(upkeep) if !upkeep.steps.is_empty()) {
+            hold("writer::hold_next_step").await;
+        }
         let mut outcome = ExclusiveOutcome::default();
         attempt.note(table);
         let done = async {
@@ -230,8 +248,14 @@ impl LaneTurn {
                     guard.accept_losses().await?;
                     outcome.purged = guard.table().ok_or_else(no_table)?.purge(ids).await?;
                 }
-                ExclusiveTask::Optimize => {
-                    outcome.steps = guard.table().ok_or_else(no_table)?.maintain_thoroughly().await?;
+                ExclusiveTask::Optimize(before) => {
+                    let mut upkeep = before.clone();
+                    let table = guard.table().ok_or_else(no_table)?;
+                    if table.maintain_thoroughly(&mut upkeep).await? {
+                        outcome.more = Some(upkeep);
+                    } else {
+                        outcome.steps = upkeep.steps;
+                    }
                 }
             }
             Ok(true)
@@ -259,7 +283,9 @@ impl LaneTurn {
             // What recovery has set aside may hold items that the table no longer has.
             guard.discard_set_aside().await.map_err(unerased)?;
         }
-        if let (ExclusiveTask::Optimize, Some(table)) = (task, guard.table()) {
+        if outcome.more.is_none()
+            && let (ExclusiveTask::Optimize(_), Some(table)) = (task, guard.table())
+        {
             if table.prune().await? {
                 outcome.steps.insert("prune".to_owned(), 1);
             }
@@ -277,14 +303,14 @@ impl LaneTurn {
             outcome = self.commit_once(ops, &mut attempt).await;
         }
         match outcome {
-            Err(error) => Err(self.with_effect(error, attempt.begun).await),
+            Err(error) => Err(self.with_effect(error, &attempt).await),
             outcome => outcome,
         }
     }
 
-    /// The error of a failed write with what is known of its effect: it has had one if the commit that it had `begun`
-    /// to make is there.
-    async fn with_effect(&self, error: KnowledgeError, begun: Option<i64>) -> KnowledgeError {
+    /// The error of a failed write with what is known of its effect: it has had one if the commit that it had begun to
+    /// make is there, and only a part of it if its last one is not.
+    async fn with_effect(&self, error: KnowledgeError, attempt: &Attempt) -> KnowledgeError {
         if !matches!(
             error,
             KnowledgeError::Internal { .. }
@@ -295,11 +321,14 @@ impl LaneTurn {
         ) {
             return error;
         }
-        let executed = match begun {
+        let executed = match attempt.begun {
             None => Executed::No,
-            // The table was forgotten, so this is what is on disk.
+            // The table was forgotten if it may have changed, so this is what is on disk.
             Some(number) => match self.project.view().await {
                 Ok(Some(view)) if view.sequence() < number => Executed::No,
+                Ok(Some(view)) if attempt.last.is_some_and(|last| view.sequence() < last) => {
+                    return error.after(PARTLY_DONE).of_write(Executed::Unknown, None);
+                }
                 Ok(Some(view)) if view.damage().gaps.is_empty() => Executed::Yes,
                 _ => Executed::Unknown,
             },
@@ -319,10 +348,16 @@ impl LaneTurn {
         hold("writer::hold_commit").await;
         attempt.note(table);
         let committed = async {
-            let mut planned = plan_group(guard.table().ok_or_else(no_table)?, ops).await?;
+            let begun = attempt.begun();
+            let (limits, begun) = (self.limits, begun.as_ref());
+            let mut planned = plan(guard.table().ok_or_else(no_table)?, ops, limits, begun).await?;
             // A write without effect must not cost a project the files that may still be put back.
             if !planned.is_empty() && guard.accept_losses().await? {
-                planned = plan_group(guard.table().ok_or_else(no_table)?, ops).await?;
+                planned = plan(guard.table().ok_or_else(no_table)?, ops, limits, begun).await?;
+            }
+            if let Some((at, last)) = planned.parts() {
+                attempt.at.get_or_insert(at);
+                attempt.last = Some(last);
             }
             planned.commit(guard.table().ok_or_else(no_table)?).await
         };

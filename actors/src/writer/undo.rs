@@ -74,6 +74,7 @@ mod tests {
         Deletion {
             project: ProjectName::default(),
             sequence: 7,
+            last: 7,
             at: now_ms(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -60,6 +60,8 @@ pub struct Project {
     pub(super) size: Arc<DiskSize>,
     /// Whether a restore has stopped halfway: the next start finishes it, and moves aside what is here.
     pub(super) suspended: AtomicBool,
+    /// How often a version of the table was about to be published.
+    pub(super) publications: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Project {
@@ -91,6 +93,7 @@ impl Project {
             unerased: parking_lot::Mutex::default(),
             size: Arc::default(),
             suspended: AtomicBool::new(suspended),
+            publications: Arc::default(),
         }
     }
 
@@ -155,6 +158,12 @@ impl Project {
     /// What is wrong with writing to it now, if anything is.
     pub(in crate::store) async fn write_trouble(&self) -> Option<String> {
         self.writes.trouble(self.directory()).await
+    }
+
+    /// How often a version of the table was about to be published. For whoever holds the table: as long as it is the
+    /// same, what is on disk is, too.
+    pub(in crate::store) fn publications(&self) -> u64 {
+        self.publications.load(Ordering::Relaxed)
     }
 
     /// Takes note of a write that failed; answers its error, with the place and what is free there.
@@ -225,6 +234,17 @@ impl Project {
             .map_err(KnowledgeError::internal)
     }
 
+    /// A view that stayed published while the table was forgotten gives way to one that says what is damaged.
+    async fn show_what_was_found(&self, table: &mut Option<WriteTable>) -> KnowledgeResult<()> {
+        if let (Some(table), Some(published)) = (table, self.published())
+            && published.damage() != table.damage()
+        {
+            let view = table.view().await?;
+            self.set_view(view);
+        }
+        Ok(())
+    }
+
     /// Opens or creates the table, and takes out of it what cannot be read if that is accepted.
     pub(in crate::store) async fn prepare_to_write(
         &self,
@@ -236,6 +256,7 @@ impl Project {
         clock::check()?;
         if table.is_none() {
             *table = self.open_table().await?;
+            self.show_what_was_found(table).await?;
         }
         match table {
             None if create => *table = Some(self.create_table().await?),

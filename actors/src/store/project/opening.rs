@@ -61,6 +61,11 @@ impl Project {
         format!("{}; {PUT_BACK}", self.vanished())
     }
 
+    fn commit_handler(&self) -> DurableCommitHandler {
+        let handler = DurableCommitHandler::new(self.settings.durability, self.settings.lock.clone());
+        handler.counting(Arc::clone(&self.publications))
+    }
+
     /// Opens the table, if there is one. Why it cannot be opened is shown until it can be.
     pub(in crate::store) async fn open_table(&self) -> KnowledgeResult<Option<WriteTable>> {
         let opened = self.try_open_table().await;
@@ -98,10 +103,7 @@ impl Project {
         }
         let mut read_params = checked_reads();
         read_params.session(self.settings.session.current());
-        let handler = Arc::new(DurableCommitHandler::new(
-            self.settings.durability,
-            self.settings.lock.clone(),
-        ));
+        let handler = Arc::new(self.commit_handler());
         read_params.commit_handler = Some(Arc::clone(&handler) as Arc<dyn CommitHandler>);
         let connection = self.connect().await?;
         let opened = guarded(async move {
@@ -230,10 +232,7 @@ impl Project {
             .await
             .map_err(KnowledgeError::internal)??;
         self.record.set_lost(self.name(), None);
-        let handler = Arc::new(DurableCommitHandler::new(
-            self.settings.durability,
-            self.settings.lock.clone(),
-        ));
+        let handler = Arc::new(self.commit_handler());
         let connection = self.connect().await?;
         WriteTable::create(
             &connection,

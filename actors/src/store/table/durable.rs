@@ -21,6 +21,8 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -62,6 +64,9 @@ pub struct DurableCommitHandler {
     /// Asked before a version is published: whoever has lost it must not.
     lock: StoreLock,
     known: Mutex<KnownFiles>,
+    /// How often a version was about to be published, by this handler and those of the same table before it. Where it
+    /// has not become more, a commit that has failed has changed nothing of the table.
+    publications: Arc<AtomicU64>,
 }
 
 /// Files of the table, as far as they matter to the next commit: never more than two versions name.
@@ -92,7 +97,14 @@ impl DurableCommitHandler {
             durability,
             lock,
             known: Mutex::default(),
+            publications: Arc::default(),
         }
+    }
+
+    /// Counts in `publications` how often a version is about to be published.
+    pub(crate) fn counting(mut self, publications: Arc<AtomicU64>) -> Self {
+        self.publications = publications;
+        self
     }
 
     /// Notes which files the version that was opened names: one that is missing of these does not keep the next
@@ -220,9 +232,13 @@ impl DurableCommitHandler {
         };
         // The first version also creates the table's directory and `_versions` in it.
         let first = (version.durable && manifest.version == 1).then(|| table.clone());
-        let lock = self.lock.clone();
+        let (lock, publications) = (self.lock.clone(), Arc::clone(&self.publications));
         let published = tokio::task::spawn_blocking(move || {
-            let may = || lock.check().map_err(|error| std::io::Error::other(error.to_string()));
+            let may = || {
+                lock.check().map_err(|error| std::io::Error::other(error.to_string()))?;
+                publications.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            };
             let published = version.publish(may)?;
             if let Some(table) = first {
                 sync_ancestry(&table)?;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::error::KnowledgeResult;
 use crate::store::disk;
 use crate::store::error::read_error;
+use crate::store::upkeep::step_size::STEP_ROWS;
 use crate::store::view::ProjectView;
 use crate::store::write::TEXT_INDEX;
 
@@ -25,13 +26,14 @@ const UNINDEXED_FRAGMENTS: usize = 12;
 /// so that segments grow by more than this factor from one to the next: there are few (each search visits all of
 /// them), and a row is indexed again a few times for each power of it, not with every step.
 const SEGMENT_GROWTH: usize = 3;
-/// Segments of the keyword index from which on all of them are merged, whatever their sizes.
+/// Segments of the keyword index from which on the last of them are merged, whatever their sizes.
 const INDEX_SEGMENTS: usize = 12;
 /// Fragments of one size class, and of one segment of the index, from which on they are merged.
 const FRAGMENTS_PER_TIER: usize = 12;
 /// Size classes of fragments, in rows. A merge of the smallest class that is full makes fragments of the next,
-/// so a row is rewritten once for each class, not once for each merge.
-pub(super) const TIERS: [usize; 4] = [64, 1_024, 16_384, 262_144];
+/// so a row is rewritten once for each class, not once for each merge. A fragment of the largest class is as much as
+/// one step may write: more would have to be merged in a step that is longer.
+pub(super) const TIERS: [usize; 4] = [64, 1_024, 16_384, STEP_ROWS];
 /// Versions that nobody reads from which on they are removed, the present one included in the count.
 const VERSIONS: usize = 64;
 /// Fragments below this many rows are left to the merging of small ones.
@@ -75,6 +77,8 @@ pub struct FragmentRows {
     pub deleted: usize,
     /// The segment of the keyword index that covers it, if one does.
     pub segment: Option<usize>,
+    /// What its files take, in bytes, as far as the manifest says.
+    pub bytes: u64,
 }
 
 impl FragmentRows {
@@ -157,7 +161,7 @@ pub fn due_steps(debt: &Debt, pace: Pace) -> Vec<Step> {
     let unindexed_fragments = debt.largest_bin(usize::MAX, None);
     if debt.index_segments >= INDEX_SEGMENTS {
         due.push(Step::Index {
-            merged: debt.index_segments,
+            merged: segments_within_a_step(&debt.segment_rows),
         });
     } else if debt.unindexed_rows >= pace.unindexed_rows() || unindexed_fragments >= pace.unindexed_fragments() {
         due.push(Step::Index {
@@ -194,6 +198,17 @@ fn segments_to_merge(segment_rows: &[usize], new: usize) -> usize {
         joins
     });
     behind.count()
+}
+
+/// How many of the last segments are merged where there are too many: those that fit into one step, but two at least,
+/// as otherwise there would not be fewer. Pure.
+fn segments_within_a_step(segment_rows: &[usize]) -> usize {
+    let mut rows = 0;
+    let fitting = segment_rows.iter().rev().take_while(|segment| {
+        rows += **segment;
+        rows <= STEP_ROWS
+    });
+    fitting.count().max(2)
 }
 
 /// The next step of a thorough upkeep, which leaves nothing undone that can be done. Pure.
@@ -306,6 +321,11 @@ pub(super) fn fragment_rows(dataset: &Dataset, segments: &[IndexMetadata]) -> Ve
                 physical,
                 deleted: physical.saturating_sub(metadata.num_rows().unwrap_or(physical)),
                 segment: segments.iter().position(covers),
+                bytes: metadata
+                    .files
+                    .iter()
+                    .filter_map(|file| Some(file.file_size_bytes.get()?.get()))
+                    .sum(),
             }
         })
         .collect()
@@ -322,6 +342,7 @@ mod tests {
                 physical: *physical,
                 deleted: 0,
                 segment: Some(0),
+                bytes: 0,
             })
             .collect()
     }
@@ -331,6 +352,7 @@ mod tests {
             physical: 1,
             deleted: 0,
             segment: None,
+            bytes: 0,
         };
         vec![fragment; count]
     }
@@ -397,6 +419,7 @@ mod tests {
             physical,
             deleted,
             segment: Some(0),
+            bytes: 0,
         };
         let debt = |rows: FragmentRows| debt_of(vec![rows]);
         assert_eq!(busy(&debt(fragment(1_000, 100))), None);
@@ -436,6 +459,7 @@ mod tests {
         let debt = debt_of([whole(&[1_024; 11]), whole(&[64; 11])].concat());
         assert_eq!(busy(&debt), Some(Step::Compact { target_rows: 16_384 }));
         assert_eq!(busy(&debt_of(whole(&[20_000; 11]))), None);
+        assert_eq!(busy(&debt_of(whole(&[STEP_ROWS; 20]))), None);
         // What is covered by different segments cannot be merged, so it does not count together.
         let mut apart = whole(&[1; 12]);
         apart[6..].iter_mut().for_each(|rows| rows.segment = Some(1));
@@ -456,6 +480,25 @@ mod tests {
         }
         assert!(most < INDEX_SEGMENTS, "{most} segments");
         assert!(indexed < ROWS * 20, "each row was indexed {} times", indexed / ROWS);
+    }
+
+    #[test]
+    fn too_many_segments_are_merged_from_the_end_as_far_as_a_step_goes() {
+        let debt = |segment_rows: Vec<usize>| Debt {
+            index_segments: segment_rows.len(),
+            segment_rows,
+            ..Debt::default()
+        };
+        let merged = |segment_rows: Vec<usize>| match busy(&debt(segment_rows)) {
+            Some(Step::Index { merged }) => Some(merged),
+            _ => None,
+        };
+        assert_eq!(merged(vec![1_000; 11]), None);
+        assert_eq!(merged(vec![1_000; 12]), Some(12));
+        let mut rows = vec![1_000_000; 6];
+        rows.extend([10_000; 6]);
+        assert_eq!(merged(rows), Some(6));
+        assert_eq!(merged(vec![1_000_000; 12]), Some(2));
     }
 
     #[test]
@@ -486,6 +529,7 @@ mod tests {
             physical: 1_000,
             deleted: 500,
             segment: Some(0),
+            bytes: 0,
         };
         let debt = Debt {
             expired: true,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lance::Dataset;
 use lance::dataset::cleanup::{CleanupPolicy, RemovalStats};
 use lance::dataset::optimize::CompactionOptions;
+use lance::index::DatasetIndexExt;
 use lance_index::optimize::OptimizeOptions;
 use lancedb::table::OptimizeAction;
 
@@ -13,7 +14,20 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::{read_error, write_error};
 use crate::store::table::durable::sync_directories;
 use crate::store::upkeep::debt::{DELETED_PART, Debt, Step, TIERS, fragment_rows, measure, next_thorough_step};
+use crate::store::upkeep::step_size::{StepSize, fragments_to_merge, fragments_to_rewrite};
 use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
+
+/// A thorough upkeep, which leaves nothing undone that can be done, a step at a time: others write between its steps.
+#[derive(Clone, Debug, Default)]
+pub struct Thorough {
+    /// Its steps so far, by name.
+    pub steps: BTreeMap<String, u64>,
+    /// Steps that it may still take; none before the first.
+    left: Option<usize>,
+    has_forgotten: bool,
+    has_indexed: bool,
+    has_merged: bool,
+}
 
 impl WriteTable {
     /// Measures the debt. Reads the manifest and one directory.
@@ -32,36 +46,43 @@ impl WriteTable {
         self.oldest_held_version().map_or(current, |held| held.min(current))
     }
 
-    /// Runs every step of a thorough upkeep and counts them by name. Old versions stay: they can be pruned once
+    /// Runs one step of a thorough upkeep; false where there is none to run. Old versions stay: they can be pruned once
     /// what was done is published.
-    pub(crate) async fn maintain_thoroughly(&mut self) -> KnowledgeResult<BTreeMap<String, u64>> {
-        let mut steps = BTreeMap::new();
+    pub(crate) async fn maintain_thoroughly(&mut self, upkeep: &mut Thorough) -> KnowledgeResult<bool> {
         // Who asks for it wants the space.
         self.release_pages();
-        // Fragments that Lance does not merge (indexed and unindexed ones) are left after one try.
-        let mut mergeable = true;
         loop {
             let mut debt = Debt {
                 // What has expired goes at once here, together with nothing or not.
-                expired: self.holds_closed_before(self.retention_cutoff()),
+                expired: self.holds_closed_before(self.retention_cutoff()) && !upkeep.has_forgotten,
                 ..self.debt().await?
             };
-            if !mergeable {
+            // Each step leaves fewer fragments, or fewer rows in them that are deleted. What comes meanwhile is not
+            // waited for.
+            let left = upkeep.left.get_or_insert(2 * debt.fragments + 2);
+            if upkeep.has_indexed {
+                (debt.unindexed_rows, debt.index_segments) = (0, 0);
+            }
+            if upkeep.has_merged {
+                // For the decision whether to merge; rewriting looks at the rows that are deleted.
                 debt.fragment_rows.clear();
             }
-            let Some(step) = next_thorough_step(&debt).filter(|step| *step != Step::Prune) else {
-                return Ok(steps);
-            };
+            let step = next_thorough_step(&debt).filter(|step| *step != Step::Prune && *left > 0);
+            let Some(step) = step else { return Ok(false) };
+            *left -= 1;
             let changed = self.maintain(step).await?;
             match step {
-                Step::Compact { .. } => mergeable = changed,
                 // The oldest closed row may have been purged since; the next look knows better.
-                Step::Forget => {}
-                _ if !changed => return Ok(steps),
+                Step::Forget => upkeep.has_forgotten = true,
+                Step::Index { .. } => upkeep.has_indexed = true,
+                // Fragments that Lance does not merge (indexed and unindexed ones) are left after one try.
+                Step::Compact { .. } => upkeep.has_merged = !changed,
+                _ if !changed => return Ok(false),
                 _ => {}
             }
             if changed {
-                *steps.entry(step.name().to_owned()).or_default() += 1;
+                *upkeep.steps.entry(step.name().to_owned()).or_default() += 1;
+                return Ok(true);
             }
         }
     }
@@ -78,16 +99,21 @@ impl WriteTable {
             Step::Erase => self.erase_removed().await?,
             Step::Forget => self.forget_before(self.retention_cutoff()).await?,
             Step::Rewrite { thorough } => {
-                self.rewrite_deletions(if thorough { 0.0 } else { DELETED_PART })
-                    .await?
+                let part = if thorough { 0.0 } else { DELETED_PART };
+                self.rewrite(part, StepSize::default()).await?
             }
             // Of no segment is to append one.
             Step::Index { merged } => self.optimize_index(OptimizeOptions::merge(merged)).await?,
             Step::Compact { target_rows } => {
+                let dataset = current_dataset(self.lancedb()).await?;
+                let segments = dataset.load_indices_by_name(TEXT_INDEX).await.map_err(read_error)?;
+                let fragments = fragment_rows(&dataset, &segments);
+                let merged = fragments_to_merge(&fragments, target_rows, StepSize::default());
                 let options = CompactionOptions {
                     target_rows_per_fragment: target_rows,
                     // A large fragment with deletions would be cut into pieces of the target's size.
                     materialize_deletions: false,
+                    excluded_fragment_ids: all_but(&dataset, |number| merged.contains(&number)),
                     num_threads: Some(1),
                     ..CompactionOptions::default()
                 };
@@ -98,18 +124,19 @@ impl WriteTable {
         Ok(self.lance_version().await? > before)
     }
 
-    /// Rewrites the fragments of which more than `deleted_part` is deleted, and no others.
+    /// Rewrites all fragments of which more than `deleted_part` is deleted, and no others.
     pub(crate) async fn rewrite_deletions(&self, deleted_part: f32) -> KnowledgeResult<()> {
+        self.rewrite(deleted_part, StepSize::UNBOUNDED).await
+    }
+
+    /// As [`WriteTable::rewrite_deletions`], the first of them, as many as one step may rewrite.
+    async fn rewrite(&self, deleted_part: f32, size: StepSize) -> KnowledgeResult<()> {
         let dataset = current_dataset(self.lancedb()).await?;
-        let kept = dataset.get_fragments().into_iter().zip(fragment_rows(&dataset, &[]));
-        let excluded_fragment_ids: Vec<u32> = kept
-            .filter(|(_, rows)| rows.is_mostly_kept(deleted_part))
-            .filter_map(|(fragment, _)| u32::try_from(fragment.id()).ok())
-            .collect();
+        let worn = fragments_to_rewrite(&fragment_rows(&dataset, &[]), deleted_part, size);
         let options = CompactionOptions {
             target_rows_per_fragment: TIERS[TIERS.len() - 1],
             materialize_deletions_threshold: deleted_part,
-            excluded_fragment_ids,
+            excluded_fragment_ids: all_but(&dataset, |number| worn.contains(&number)),
             num_threads: Some(1),
             ..CompactionOptions::default()
         };
@@ -166,4 +193,13 @@ impl WriteTable {
         };
         dataset.cleanup_with_policy(policy).await.map_err(write_error)
     }
+}
+
+/// The ids of the fragments whose places in the table are not `wanted`.
+fn all_but(dataset: &Dataset, wanted: impl Fn(usize) -> bool) -> Vec<u32> {
+    let fragments = dataset.get_fragments().into_iter().enumerate();
+    fragments
+        .filter(|(number, _)| !wanted(*number))
+        .filter_map(|(_, fragment)| u32::try_from(fragment.id()).ok())
+        .collect()
 }

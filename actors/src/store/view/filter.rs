@@ -6,7 +6,7 @@ use lancedb::datafusion::logical_expr::{Expr, lit};
 use lancedb::datafusion::scalar::ScalarValue;
 use lancedb::expr::col;
 
-use crate::domain::{Filter, metadata_term};
+use crate::domain::{Deletion, Filter, metadata_term};
 use crate::store::table::schema::column;
 
 /// A timestamp as the columns hold it.
@@ -55,11 +55,17 @@ fn opened_by(time: DateTime<Utc>) -> Expr {
     col(column::OPENED_AT).lt_eq(time_literal(time)).or(unknown)
 }
 
-/// The rows that a commit closed at this time: those of one deletion.
-pub fn closed_by(sequence: i64, at: DateTime<Utc>) -> Expr {
-    col(column::VALID_TO)
-        .eq(lit(sequence))
-        .and(col(column::CLOSED_AT).eq(time_literal(at)))
+/// The rows that a deletion closed: its commits at its time.
+pub fn closed_by(deletion: &Deletion) -> Expr {
+    let closed = || col(column::VALID_TO);
+    let by_its_commits = if deletion.last == deletion.sequence {
+        closed().eq(lit(deletion.sequence))
+    } else {
+        closed()
+            .gt_eq(lit(deletion.sequence))
+            .and(closed().lt_eq(lit(deletion.last)))
+    };
+    by_its_commits.and(col(column::CLOSED_AT).eq(time_literal(deletion.at)))
 }
 
 /// Only passage 0: one row for each item.

@@ -19,7 +19,6 @@ use lance_core::ROW_ADDR;
 use lance_table::format::Fragment;
 use lancedb::datafusion::logical_expr::Expr;
 
-use crate::domain::Filter;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::error::read_error;
 use crate::store::table::schema::column;
@@ -139,20 +138,8 @@ impl ProjectView {
         }
     }
 
-    /// The whole rows that are live and pass `filter`, and where they lie.
-    pub(crate) async fn matching_rows(&self, filter: &Filter) -> KnowledgeResult<PlacedRows> {
-        match self.index_at_hand() {
-            Some(index) => {
-                let mut addresses: Vec<u64> = index.matching(filter).addresses().collect();
-                addresses.sort_unstable();
-                self.rows_at(addresses).await
-            }
-            None => self.placed_rows(filter::matching(filter, None)).await,
-        }
-    }
-
     /// The whole rows at these addresses, in their order.
-    async fn rows_at(&self, addresses: Vec<u64>) -> KnowledgeResult<PlacedRows> {
+    pub(super) async fn rows_at(&self, addresses: Vec<u64>) -> KnowledgeResult<PlacedRows> {
         let schema: Schema = self.dataset.schema().into();
         let fragments = Arc::clone(self.dataset.fragments());
         if addresses.is_empty() {
@@ -188,18 +175,22 @@ impl ProjectView {
         let mut batches = Self::collect(&scanner).await?;
         let mut addresses = Vec::new();
         for batch in &mut batches {
-            let column = batch.schema().index_of(ROW_ADDR).map_err(KnowledgeError::internal)?;
-            // Out of the batch: it is written again as it is.
-            let found = batch.remove_column(column);
-            let found = found
-                .as_primitive_opt::<UInt64Type>()
-                .filter(|found| found.null_count() == 0)
-                .ok_or_else(|| KnowledgeError::internal("the query returned rows without their places"))?;
-            addresses.extend_from_slice(found.values());
+            addresses.extend(take_addresses(batch)?);
         }
         let fragments = Arc::clone(self.dataset.fragments());
         Ok((batches, RowPlaces { addresses, fragments }))
     }
+}
+
+/// Takes the addresses out of a batch that was scanned with them: it may be written again as it is then.
+pub(super) fn take_addresses(batch: &mut RecordBatch) -> KnowledgeResult<Vec<u64>> {
+    let column = batch.schema().index_of(ROW_ADDR).map_err(KnowledgeError::internal)?;
+    let found = batch.remove_column(column);
+    found
+        .as_primitive_opt::<UInt64Type>()
+        .filter(|found| found.null_count() == 0)
+        .map(|found| found.values().to_vec())
+        .ok_or_else(|| KnowledgeError::internal("the query returned rows without their places"))
 }
 
 #[cfg(test)]

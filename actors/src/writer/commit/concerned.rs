@@ -6,8 +6,7 @@ use arrow_array::RecordBatch;
 use lancedb::expr::col;
 
 use super::ops::{DeleteTarget, UndeleteTarget, WriteOp};
-use crate::domain::Filter;
-use crate::error::KnowledgeResult;
+use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::table::rows::{StoredRevision, revisions};
 use crate::store::table::schema::column;
 use crate::store::view::{PlacedRows, ProjectView, filter};
@@ -28,18 +27,15 @@ impl Concerned {
         let mut concerned = Self::default();
         let mut live_ids: Vec<String> = Vec::new();
         let mut undeleted_ids: Vec<String> = Vec::new();
-        let mut matching: Option<&Filter> = None;
         for op in group {
             match op {
                 WriteOp::Store(_) => {}
                 WriteOp::Update(update) => live_ids.push(update.change.id.clone()),
                 WriteOp::Delete(DeleteTarget::Ids(ids), _) => live_ids.extend(ids.iter().cloned()),
-                // Alone in its group, see `lane`.
-                WriteOp::Delete(DeleteTarget::Matching(filter), _) => matching = Some(filter),
                 WriteOp::Undelete(UndeleteTarget::Ids(ids)) => undeleted_ids.extend(ids.iter().cloned()),
-                WriteOp::Undelete(UndeleteTarget::Deletion(deletion)) => {
-                    let rows = view.rows(filter::closed_by(deletion.sequence, deletion.at)).await?;
-                    concerned.add_closed(&rows)?;
+                // Alone in their groups (see `lane`), and cut into parts.
+                WriteOp::Delete(DeleteTarget::Matching(_), _) | WriteOp::Undelete(UndeleteTarget::Deletion(_)) => {
+                    return Err(not_alone());
                 }
             }
         }
@@ -50,12 +46,8 @@ impl Concerned {
         // What is live is not deleted, and its rows cannot be opened again.
         live_ids.extend(undeleted_ids);
         live_ids.extend(concerned.closed.keys().cloned());
-        let rows = match matching {
-            Some(filter) => Some(view.matching_rows(filter).await?),
-            None if live_ids.is_empty() => None,
-            None => Some(view.live_rows(&live_ids).await?),
-        };
-        if let Some(rows) = rows {
+        if !live_ids.is_empty() {
+            let rows = view.live_rows(&live_ids).await?;
             for ((id, _), revision) in revisions(&rows.rows)? {
                 concerned.live.insert(id, revision);
             }
@@ -75,4 +67,9 @@ impl Concerned {
         }
         Ok(())
     }
+}
+
+/// Why a group cannot be planned: it has something in it that may concern any item, and another write.
+pub(super) fn not_alone() -> KnowledgeError {
+    KnowledgeError::internal("a write that may concern any item is in a group with others")
 }

@@ -19,6 +19,12 @@ use crate::writer::turn;
 /// hundreds of them at most.
 const DELETION_TIMES_AHEAD: Duration = Duration::from_secs(1);
 
+/// Waits until the time of a delete is past: none is closed later than it is answered.
+pub(super) async fn await_time(last: DateTime<Utc>) {
+    let ahead = (last - now_ms()).to_std().unwrap_or_default();
+    tokio::time::sleep(ahead.min(DELETION_TIMES_AHEAD)).await;
+}
+
 /// What became of a group.
 #[derive(Debug)]
 pub struct GroupOutcome {
@@ -46,7 +52,7 @@ pub struct PlannedGroup<'g> {
 
 /// Decides what `group` writes to `table`, which stays as it is. The outer error concerns the whole group. No two
 /// writes of the group may concern the same item (see [`crate::writer::lane`]).
-pub async fn plan_group<'g>(table: &WriteTable, group: &'g [WriteOp]) -> KnowledgeResult<PlannedGroup<'g>> {
+pub(super) async fn plan_group<'g>(table: &WriteTable, group: &'g [WriteOp]) -> KnowledgeResult<PlannedGroup<'g>> {
     let stores = || {
         group.iter().filter_map(|op| match op {
             WriteOp::Store(prepared) => Some(prepared),
@@ -134,9 +140,8 @@ impl PlannedGroup<'_> {
             });
         }
         if let Some(last) = self.plan.deletions.last() {
-            // Many deletes of what has just been written: none is closed later than it is answered.
-            let ahead = (last - now_ms()).to_std().unwrap_or_default();
-            tokio::time::sleep(ahead.min(DELETION_TIMES_AHEAD)).await;
+            // Many deletes of what has just been written.
+            await_time(last).await;
         }
 
         let (sequence, at) = (self.sequence, self.at);
@@ -151,17 +156,7 @@ impl PlannedGroup<'_> {
             key_hash: Some(&prepared.content_hash),
             opened_at: opened_at(&prepared.item, *revision, at),
         });
-        let changed = self.plan.opening.iter().map(|revision| NewRevision {
-            id: &revision.id,
-            revision: revision.revision,
-            item: &revision.item,
-            content_hash: &revision.content_hash,
-            passages: &revision.passages,
-            updated_at: at,
-            valid_from: sequence,
-            key_hash: revision.key_hash.as_deref(),
-            opened_at: at,
-        });
+        let changed = self.plan.opening.iter().map(|revision| revision.opened(sequence, at));
         let revisions: Vec<NewRevision<'_>> = stored.chain(changed).collect();
         turn::hold("writer::hold_planned").await;
         let written = match &self.concerned.live_rows {

@@ -1,5 +1,7 @@
 //! Groups on real tables: what a commit makes of the fragments, the versions and the keyword index.
 
+mod parts;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use lancedb::datafusion::logical_expr::lit;
 use lancedb::expr::col;
 use tempfile::TempDir;
 
-use super::{DeleteTarget, GroupOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp, plan_group};
+use super::{DeleteTarget, GroupOutcome, OpOutcome, PreparedItem, PreparedUpdate, UndeleteTarget, WriteOp, plan};
 use crate::domain::{Content, Filter, NewItem, OnDuplicate, ProjectName, SearchMode, UpdateParams, now_ms};
 use crate::error::KnowledgeError;
 use crate::store::table::rows::{EmbeddedPassage, RowReader};
@@ -20,9 +22,15 @@ use crate::store::upkeep::Step;
 use crate::store::view::search::search;
 use crate::store::view::{ProjectView, SearchRequest, filter};
 use crate::store::{Durability, ModelIdentity, Project, Store, StoreConfig, StoreLock, WriteAccess};
+use crate::writer::lane::GroupLimits;
 use crate::writer::undo::UndoNote;
 
 const MODEL: &str = "none@0";
+/// Parts of four rows.
+const LIMITS: GroupLimits = GroupLimits {
+    max_rows: 1,
+    max_bytes: 1 << 20,
+};
 
 /// A project with a table of vectors of two components.
 struct Bench {
@@ -71,7 +79,7 @@ impl Bench {
     async fn write(&self, group: Vec<WriteOp>) -> GroupOutcome {
         let mut guard = self.access.lock(&self.project, true).await.unwrap();
         let table = guard.table().unwrap();
-        let planned = plan_group(table, &group).await.unwrap();
+        let planned = plan(table, &group, LIMITS, None).await.unwrap();
         planned.commit(table).await.unwrap()
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::concerned::Concerned;
+use super::concerned::{Concerned, not_alone};
 use super::identity::Taken;
 use super::ops::{DeleteTarget, Deleted, OpOutcome, PreparedUpdate, UndeleteTarget, Undeleted, Updated, WriteOp};
 use super::revision::OwnedRevision;
@@ -79,19 +79,13 @@ impl Plan {
             WriteOp::Store(_) => Err(KnowledgeError::internal("a store is not a change")),
             WriteOp::Update(update) => self.update(update, concerned, at),
             WriteOp::Delete(target, note) => {
-                let ids: Vec<&String> = match target {
-                    DeleteTarget::Ids(ids) => {
-                        let mut seen = HashSet::new();
-                        ids.iter().filter(|id| seen.insert(*id)).collect()
-                    }
-                    DeleteTarget::Matching(_) => {
-                        let mut ids: Vec<&String> = concerned.live.keys().collect();
-                        ids.sort();
-                        ids
-                    }
+                let DeleteTarget::Ids(ids) = target else {
+                    return Err(not_alone());
                 };
+                let mut seen = HashSet::new();
                 let found: Vec<(&String, &StoredRevision)> = ids
-                    .into_iter()
+                    .iter()
+                    .filter(|id| seen.insert(*id))
                     .filter_map(|id| Some((id, concerned.live.get(id)?)))
                     .collect();
                 // What an import dates into the future was not written then.
@@ -102,6 +96,7 @@ impl Plan {
                 let deletion = (!found.is_empty()).then(|| Deletion {
                     project: project.clone(),
                     sequence,
+                    last: sequence,
                     at,
                 });
                 if let Some(deletion) = &deletion
@@ -118,15 +113,10 @@ impl Plan {
                 Ok(OpOutcome::Deleted(Deleted { ids: deleted, deletion }))
             }
             WriteOp::Undelete(target) => {
-                let mut wanted: Vec<&String> = match target {
-                    UndeleteTarget::Ids(ids) => ids.iter().collect(),
-                    UndeleteTarget::Deletion(deletion) => concerned
-                        .closed
-                        .iter()
-                        .filter(|(_, revision)| revision.stored.valid_to == Some(deletion.sequence))
-                        .map(|(id, _)| id)
-                        .collect(),
+                let UndeleteTarget::Ids(ids) = target else {
+                    return Err(not_alone());
                 };
+                let mut wanted: Vec<&String> = ids.iter().collect();
                 wanted.sort();
                 wanted.dedup();
                 let (mut restored, mut present, mut missing) = (Vec::new(), Vec::new(), Vec::new());

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::ops::PreparedUpdate;
 use crate::domain::{NewItem, OnDuplicate};
-use crate::store::table::rows::{EmbeddedPassage, StoredRevision};
+use crate::store::table::rows::{EmbeddedPassage, NewRevision, StoredRevision};
 
 /// A revision that replaces or revives another.
 pub(super) struct OwnedRevision {
@@ -49,6 +49,21 @@ impl OwnedRevision {
             item,
             passages,
         })
+    }
+
+    /// As the commit `sequence` at this time opens it.
+    pub(super) fn opened(&self, sequence: i64, at: DateTime<Utc>) -> NewRevision<'_> {
+        NewRevision {
+            id: &self.id,
+            revision: self.revision,
+            item: &self.item,
+            content_hash: &self.content_hash,
+            passages: &self.passages,
+            updated_at: at,
+            valid_from: sequence,
+            key_hash: self.key_hash.as_deref(),
+            opened_at: at,
+        }
     }
 
     pub(super) fn is_like(&self, current: &StoredRevision) -> bool {
