@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{self, AccessError};
 use crate::config::{self, Config};
 use crate::home::{self, HomeError};
+use crate::housekeeping::Housekeeping;
 use crate::log_file::LogFile;
 use crate::ownership::Ownership;
 use crate::rpc::{self, App};
@@ -158,6 +159,13 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     let mut limits = config.limits.clone();
     limits.shutdown_grace_ms = server_grace(&config);
     let check_period = Duration::from_millis(limits.socket_check_ms);
+    let idle_close = config.store.idle_close_s;
+    let housekeeping = Housekeeping {
+        store: Arc::clone(&store),
+        stats: Arc::clone(&stats),
+        close_after: (idle_close > 0).then(|| Duration::from_secs(idle_close.into())),
+    };
+    tokio::spawn(housekeeping.run(stop.clone()));
     let methods = rpc::methods(App {
         knowledge: Knowledge::new(store, routes, item_limits(&config)),
         config,
@@ -336,6 +344,8 @@ fn writer_config(config: &Config) -> WriterConfig {
 fn embedder_config(config: &config::EmbedderConfig) -> EmbedderConfig {
     EmbedderConfig {
         warm: config.warm,
+        unload_after: (!config.warm && config.idle_unload_s > 0)
+            .then(|| Duration::from_secs(config.idle_unload_s.into())),
         interactive_queue_tokens: config.interactive_queue_tokens,
         bulk_queue_tokens: config.bulk_queue_tokens,
         batch_tokens: config.batch_tokens as usize,

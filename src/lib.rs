@@ -14,6 +14,8 @@ pub mod program;
 #[cfg(feature = "engine")]
 pub mod daemon;
 #[cfg(feature = "engine")]
+mod housekeeping;
+#[cfg(feature = "engine")]
 mod ownership;
 #[cfg(feature = "engine")]
 mod rpc;

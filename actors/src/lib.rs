@@ -25,6 +25,7 @@ pub mod domain;
 pub mod embedder;
 pub mod error;
 pub mod knowledge;
+pub mod memory;
 pub mod panics;
 pub mod reader;
 pub mod restart;

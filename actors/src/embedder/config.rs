@@ -8,6 +8,8 @@ pub struct EmbedderConfig {
     /// Load the model when the actor starts instead of at the first request. Off: most sessions of the daemon
     /// begin with commands that need no vectors, and loading takes a fraction of a second.
     pub warm: bool,
+    /// Time without a text to embed after which the model is given up until the next one; none keeps it.
+    pub unload_after: Option<Duration>,
     /// Texts per forward pass at most. Beyond some dozens nothing gets faster, only the wait longer.
     pub max_batch: usize,
     /// Cost of a forward pass at most, in tokens. It bounds how long queries that arrive together wait for each
@@ -46,6 +48,7 @@ impl Default for EmbedderConfig {
     fn default() -> Self {
         Self {
             warm: false,
+            unload_after: None,
             max_batch: 32,
             batch_tokens: 512,
             bulk_quantum_tokens: 64,

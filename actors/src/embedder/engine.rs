@@ -9,6 +9,9 @@
 //! * a panic fails the texts without a vector with a retryable error, and the engine is rebuilt from the cached
 //!   weights for the next batch;
 //! * an engine that cannot be loaded fails the batch with the reason, and loading is tried again later.
+//!
+//! An engine that has nothing to do for a while gives back the memory of its last passes, and after a longer while the
+//! model is given up until it is needed again.
 
 use std::fmt;
 use std::sync::{Arc, mpsc};
@@ -20,7 +23,7 @@ use super::model::cell::ModelCell;
 use super::model::tokenize::TokenizedText;
 use super::model::{EmbedEngine, EngineError};
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::panics;
+use crate::{memory, panics};
 
 /// Name of this part of the daemon in [`KnowledgeError::Unavailable`].
 pub(super) const PART: &str = "embedder";
@@ -28,6 +31,9 @@ pub(super) const PART: &str = "embedder";
 /// How long a failed load is remembered. Until then requests fail at once with the same reason; a model
 /// directory on a dead network mount is not waited for by each of them.
 const LOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// How long an engine has nothing to do before it gives back what its last passes took.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// A batch for the engine thread.
 #[derive(Debug)]
@@ -76,8 +82,13 @@ pub struct EngineThread {
 pub struct EngineGone;
 
 impl EngineThread {
-    /// Starts the thread. `report` is called on it once per job.
-    pub fn spawn(model: Arc<ModelCell>, report: impl Fn(EngineReport) + Send + 'static) -> std::io::Result<Self> {
+    /// Starts the thread. `report` is called on it once per job. After `unload_after` without one the model is given up;
+    /// none keeps it.
+    pub fn spawn(
+        model: Arc<ModelCell>,
+        unload_after: Option<Duration>,
+        report: impl Fn(EngineReport) + Send + 'static,
+    ) -> std::io::Result<Self> {
         // Unbounded by type, but the actor never has more than one job out.
         let (jobs, inbox) = mpsc::channel::<EngineJob>();
         std::thread::Builder::new()
@@ -89,7 +100,7 @@ impl EngineThread {
                     load_failed: None,
                     retry_load_after: LOAD_RETRY_AFTER,
                 };
-                while let Ok(job) = inbox.recv() {
+                while let Some(job) = worker.next(&inbox, unload_after) {
                     report(worker.run(&job));
                 }
             })?;
@@ -117,6 +128,28 @@ struct Progress {
 }
 
 impl Worker {
+    /// The next batch; none at the end. Gives back meanwhile what an engine without work need not keep.
+    fn next(&mut self, inbox: &mpsc::Receiver<EngineJob>, unload_after: Option<Duration>) -> Option<EngineJob> {
+        let first = unload_after.map_or(GIVE_BACK_AFTER, |unload_after| unload_after.min(GIVE_BACK_AFTER));
+        match inbox.recv_timeout(first) {
+            Ok(job) => return Some(job),
+            Err(mpsc::RecvTimeoutError::Timeout) => memory::give_back_here(),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+        }
+        if let Some(unload_after) = unload_after.filter(|_| self.engine.is_some()) {
+            match inbox.recv_timeout(unload_after.saturating_sub(first)) {
+                Ok(job) => return Some(job),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.engine = None;
+                    self.model.unload();
+                    memory::give_back_here();
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        inbox.recv().ok()
+    }
+
     fn run(&mut self, job: &EngineJob) -> EngineReport {
         let mut progress = Progress {
             outcomes: vec![None; job.texts.len()],
@@ -323,6 +356,32 @@ mod tests {
                 ));
             }
             assert_eq!(loads.load(Ordering::SeqCst), num_loads);
+        }
+    }
+
+    #[test]
+    fn a_model_that_nobody_needs_is_given_up_and_loaded_again() {
+        let loads = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&loads);
+        let factory = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(Box::new(Fixed(vec![vec![0.6, 0.8]])) as Box<dyn EmbedEngine>)
+        };
+        let model = Arc::new(ModelCell::custom("fixed@0", 2, 256, Box::new(factory)));
+        let (reported, reports) = mpsc::channel();
+        let thread = EngineThread::spawn(Arc::clone(&model), Some(Duration::from_millis(20)), move |report| {
+            reported.send(report.outcomes.len()).unwrap();
+        })
+        .unwrap();
+        for load in 1..=2 {
+            let texts = vec![model.tokenizer().unwrap().encode_query("text")];
+            thread.submit(EngineJob { batch: load, texts }).unwrap();
+            assert_eq!(reports.recv().unwrap(), 1);
+            assert_eq!(loads.load(Ordering::SeqCst) as u64, load);
+            while model.load_time().is_some() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(model.loaded_tokenizer().is_none());
         }
     }
 

@@ -20,6 +20,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use ractor::ActorRef;
 use ractor::rpc::CallResult;
+use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::actor::{EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
@@ -55,9 +56,10 @@ const TOKENIZING_TASKS: usize = 1;
 /// The actor answers for its statistics between two messages, in microseconds; this is for one that hangs.
 const STATS_TIMEOUT: Duration = Duration::from_secs(1);
 
-type Entries = LruCache<Box<str>, Arc<[f32]>>;
+type Entries = LruCache<[u8; 32], Arc<[f32]>>;
 
-/// Vectors of recent queries, by text. Bounded by number of entries.
+/// Vectors of recent queries, by the hashes of their texts: a query may quote what is later purged. Bounded by number of
+/// entries.
 #[derive(Debug)]
 pub struct QueryCache {
     /// None when the cache is switched off.
@@ -78,7 +80,7 @@ impl QueryCache {
 
     /// The vector of `text`, if it is known; counts a hit or a miss.
     pub fn get(&self, text: &str) -> Option<Arc<[f32]>> {
-        let found = self.lock().and_then(|mut entries| entries.get(text).cloned());
+        let found = self.lock().and_then(|mut entries| entries.get(&key(text)).cloned());
         let counter = if found.is_some() { &self.hits } else { &self.misses };
         // A count for the status; nothing is ordered by it.
         counter.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +92,14 @@ impl QueryCache {
         if text.len() <= MAX_CACHED_BYTES
             && let Some(mut entries) = self.lock()
         {
-            entries.put(text.into(), vector);
+            entries.put(key(text), vector);
+        }
+    }
+
+    /// Forgets all of them.
+    pub fn clear(&self) {
+        if let Some(mut entries) = self.lock() {
+            entries.clear();
         }
     }
 
@@ -112,6 +121,10 @@ impl QueryCache {
     fn lock(&self) -> Option<MutexGuard<'_, Entries>> {
         self.entries.as_ref().map(|entries| entries.lock())
     }
+}
+
+fn key(text: &str) -> [u8; 32] {
+    Sha256::digest(text).into()
 }
 
 /// What all handles share and what survives a restart of the actor. Cloning shares it.

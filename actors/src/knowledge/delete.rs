@@ -150,7 +150,12 @@ impl Knowledge {
         drop(view);
         let routes = self.routes();
         let writer = routes.writer()?;
-        let purged = writer.purge(project.clone(), ids, asked.deadline).await?;
+        let purged = writer.purge(project.clone(), ids, asked.deadline).await;
+        // A query may have quoted what is gone now, and its vector shows much of it.
+        if let Ok(embedder) = routes.embedder() {
+            embedder.shared().cache().clear();
+        }
+        let purged = purged?;
         if purged.is_empty()
             && let Some(place) = self.store.set_aside(project).await?
         {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::domain::{ItemStats, ProjectName, StoredItem};
-use crate::error::KnowledgeError;
-use crate::store::Lineage;
+use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::upkeep::Debt;
 use crate::store::view::replay::{Replay, ReplayedChanges};
 use crate::store::view::search::PageVersion;
+use crate::store::{Counts, Lineage, Project};
 
 /// Which projects a search concerns.
 #[derive(Clone, Debug)]
@@ -50,6 +50,23 @@ pub struct ProjectStats {
     pub needs_migration: Option<String>,
     /// What of it cannot be read and so is not counted, if something is.
     pub degraded: Option<String>,
+}
+
+impl ProjectStats {
+    /// What was counted, with what its directory takes now.
+    pub(super) async fn of(project: &Project, counts: Counts, degraded: Option<String>) -> KnowledgeResult<Self> {
+        Ok(Self {
+            project: project.name().to_string(),
+            items: counts.items,
+            rows: counts.rows,
+            bytes_on_disk: project.bytes_on_disk().await?,
+            debt: counts.debt,
+            version: counts.version,
+            model: counts.model,
+            needs_migration: counts.needs_migration,
+            degraded,
+        })
+    }
 }
 
 /// Counts of several projects: one that cannot be read does not hide the others.

@@ -14,7 +14,7 @@ use crate::store::table::schema::TableShape;
 use crate::store::upkeep::Debt;
 use crate::store::view::search::{PageVersion, SearchOutcome, search, search_in};
 use crate::store::view::{KeywordsAhead, ListPage, ListRequest, ProjectView, SearchRequest};
-use crate::store::{Project, Store};
+use crate::store::{Counts, Project, Store};
 use crate::writer::DeleteTarget;
 
 /// Runs a query that may meet damaged bytes: Lance can panic over them, and that is an error like others.
@@ -449,6 +449,11 @@ pub(super) async fn project_stats(
 }
 
 async fn stats_of(store: &Store, project: &Arc<Project>, with_debt: bool) -> KnowledgeResult<Option<ProjectStats>> {
+    if let Some(counts) = project.counts_at_rest() {
+        return ProjectStats::of(project, counts, None).await.map(Some);
+    }
+    // Who watches the daemon keeps nothing open by it.
+    let _look = project.look();
     // Where no version of it can be read, it has no counts.
     project.view().await?;
     let counted = on_view(store, project.name(), move |view| async move {
@@ -456,17 +461,19 @@ async fn stats_of(store: &Store, project: &Arc<Project>, with_debt: bool) -> Kno
             TableShape::Current { model } => (Some(model.clone()), None),
             TableShape::Foreign { detail } => (None, Some(detail.clone())),
         };
-        Ok(ProjectStats {
-            project: project.name().to_string(),
+        let counts = Counts {
             items: view.stats().await?,
             rows: view.row_count().await? as u64,
-            bytes_on_disk: project.bytes_on_disk().await?,
             debt: if with_debt { view.debt().await? } else { Debt::default() },
             version: view.sequence(),
             model,
             needs_migration,
-            degraded: view.degraded(),
-        })
+        };
+        // Without its debt it is not all that may be asked of it at rest.
+        if with_debt {
+            project.keep_counts(&counts);
+        }
+        ProjectStats::of(project, counts, view.degraded()).await
     });
     Ok(counted.await?.found)
 }

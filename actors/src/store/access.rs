@@ -14,7 +14,7 @@ use crate::store::table::table_damage::TableDamage;
 use crate::store::view::ProjectView;
 use crate::store::write::{ERASING_MARK, WriteTable};
 
-/// What the caches hold and nobody has asked for in this time goes with the next pruning of old versions.
+/// What the caches hold of a project and nobody has asked for in this time goes with the next pruning of old versions.
 const CACHE_IDLE: Duration = Duration::from_secs(30);
 
 /// The right to write, of which there is one. See the module.
@@ -255,18 +255,15 @@ impl WriteGuard<'_> {
         self.project.set_unerased(failure.map(ToString::to_string));
     }
 
-    /// Drops what the caches hold and nobody has asked for lately: of files that upkeep has replaced, mostly.
+    /// Drops what the caches hold of the project and nobody has asked for lately: of files that upkeep has replaced,
+    /// mostly.
     pub fn sweep_caches(&self) {
-        for cache in self.project.session().caches().behind {
-            cache.sweep(CACHE_IDLE);
-        }
+        self.project.caches().sweep(CACHE_IDLE);
     }
 
-    /// Drops all that the caches hold, with the removed files that they keep open.
+    /// Drops all that the caches hold of the project, with the removed files that they keep open.
     pub fn empty_caches(&self) {
-        for cache in self.project.session().caches().behind {
-            cache.empty();
-        }
+        self.project.caches().empty();
     }
 
     /// Forgets the table after a failure whose effect is not known; the next user opens it from disk.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 mod changes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ccod_index::{Change, Index};
 use chrono::TimeDelta;
@@ -277,6 +278,10 @@ impl Project {
             12 => {
                 self.steps.push("thorough upkeep".to_owned());
                 self.upkeep(true).await;
+            }
+            13 if self.steps.len().is_multiple_of(2) && self.random.random_range(0..2) > 0 => {
+                let closed = self.access.store().close_unused(Duration::ZERO).await;
+                self.steps.push(format!("nobody uses it, {closed} closed"));
             }
             13 if self.random.random_range(0..2) > 0 => {
                 self.steps.push("open again".to_owned());

@@ -1,67 +1,136 @@
-//! The cache behind Lance's two: as Lance's own it is bounded in bytes and keeps what is used, but it can also be
-//! swept of what has not been used for a while.
+//! The caches behind Lance's two: as Lance's own they are bounded in bytes, for all projects together, and keep what is
+//! used, but they know which project an entry belongs to, and can be swept of what has not been used for a while.
 //!
 //! Upkeep replaces index segments and fragments all the time, and Lance's keys do not tell which table or file an
 //! entry belongs to. In a cache that only drops entries when it is full, the entries of what was replaced stay, with
-//! the deleted files that they hold open, until the bound is reached. So every pruning of old versions sweeps.
+//! the deleted files that they hold open, until the bound is reached. So every pruning of old versions sweeps, and
+//! what is removed for good, replaced or closed takes its entries along. Of its own project in each case: what others
+//! have in the caches is theirs.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lance::session::{CacheSpec, Session};
 use lance_core::cache::{CacheBackend, CacheCodec, CacheEntry, InternalCacheKey};
-use parking_lot::RwLock;
+use parking_lot::Mutex;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder as Hasher, OptionsBuilder, Weighter};
 
-/// The caches that all projects share. Lance tells tables apart by place and version number alone, so what
-/// puts another table in the same place begins new ones; views of before keep those they were made with.
-pub(super) struct SharedSession {
-    pub(super) index_cache_bytes: usize,
-    pub(super) metadata_cache_bytes: usize,
-    pub(super) current: RwLock<Caches>,
+/// The caches that all projects share: of index pages, and of manifests and metadata of files.
+pub(super) struct SharedCaches {
+    both: [Arc<SweptCache>; 2],
+    registry: Arc<lancedb::ObjectStoreRegistry>,
+    /// Numbers that were given to sessions.
+    sessions: AtomicU64,
 }
 
+/// What one project has in the caches. Lance tells tables apart by place and version number alone, so what puts
+/// another table in the same place begins again ([`ProjectCaches::retire`]); views of before that go on without.
+pub(super) struct ProjectCaches {
+    shared: Arc<SharedCaches>,
+    /// None while nobody has the project open.
+    current: Mutex<Option<Caches>>,
+}
+
+/// A session of Lance, and its part of the caches.
 #[derive(Clone)]
 pub(super) struct Caches {
     pub(super) session: Arc<Session>,
-    pub(super) behind: [Arc<SweptCache>; 2],
+    behind: [Arc<Part>; 2],
 }
 
-impl Caches {
+impl SharedCaches {
+    /// Caches of so many bytes.
     pub(super) fn new(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Self {
-        let behind = [index_cache_bytes, metadata_cache_bytes].map(|bytes| Arc::new(SweptCache::new(bytes)));
-        let [index, metadata] = behind.clone().map(|cache| CacheSpec::Backend(cache));
-        let registry = Arc::new(lancedb::ObjectStoreRegistry::default());
         Self {
-            session: Arc::new(Session::with_cache_backends(index, metadata, registry)),
+            both: [index_cache_bytes, metadata_cache_bytes].map(|bytes| Arc::new(SweptCache::new(bytes))),
+            registry: Arc::default(),
+            sessions: AtomicU64::new(0),
+        }
+    }
+
+    fn begin(&self) -> Caches {
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let behind = self.both.clone().map(|cache| {
+            Arc::new(Part {
+                number,
+                cache,
+                retired: AtomicBool::new(false),
+            })
+        });
+        let [index, metadata] = behind.clone().map(|part| CacheSpec::Backend(part));
+        let session = Session::with_cache_backends(index, metadata, Arc::clone(&self.registry));
+        Caches {
+            session: Arc::new(session),
             behind,
         }
     }
-}
 
-impl SharedSession {
-    pub(super) fn new(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Self {
-        Self {
-            index_cache_bytes,
-            metadata_cache_bytes,
-            current: RwLock::new(Caches::new(index_cache_bytes, metadata_cache_bytes)),
+    /// Drops what no project has asked for in the last `idle`.
+    pub(super) fn sweep(&self, idle: Duration) {
+        for cache in &self.both {
+            cache.sweep(None, idle);
         }
     }
 
-    pub(super) fn caches(&self) -> Caches {
-        self.current.read().clone()
+    /// Bytes in use.
+    pub(super) fn bytes(&self) -> u64 {
+        self.both.iter().map(|cache| cache.entries.weight()).sum()
+    }
+}
+
+impl ProjectCaches {
+    pub(super) fn new(shared: Arc<SharedCaches>) -> Self {
+        Self {
+            shared,
+            current: Mutex::default(),
+        }
     }
 
-    pub(super) fn current(&self) -> Arc<Session> {
-        self.caches().session
+    /// The session of the project's table.
+    pub(super) fn session(&self) -> Arc<Session> {
+        let mut current = self.current.lock();
+        let current = current.get_or_insert_with(|| self.shared.begin());
+        Arc::clone(&current.session)
     }
 
-    pub(super) fn replace(&self) {
-        *self.current.write() = Caches::new(self.index_cache_bytes, self.metadata_cache_bytes);
+    /// Drops what has not been asked for in the last `idle`: of files that upkeep has replaced, mostly.
+    pub(super) fn sweep(&self, idle: Duration) {
+        if let Some(current) = &*self.current.lock() {
+            for part in &current.behind {
+                part.cache.sweep(Some(part.number), idle);
+            }
+        }
+    }
+
+    /// Drops all of it, with the removed files that it keeps open.
+    pub(super) fn empty(&self) {
+        if let Some(current) = &*self.current.lock() {
+            for part in &current.behind {
+                part.cache.empty(part.number);
+            }
+        }
+    }
+
+    /// Drops all of it, and begins again with the next session. Whoever has the present one keeps nothing any more.
+    pub(super) fn retire(&self) {
+        let Some(retired) = self.current.lock().take() else {
+            return;
+        };
+        for part in &retired.behind {
+            part.retired.store(true, Ordering::SeqCst);
+            part.cache.empty(part.number);
+        }
+    }
+}
+
+impl Caches {
+    /// Caches beside those that projects share.
+    pub(super) fn new(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Self {
+        SharedCaches::new(index_cache_bytes, metadata_cache_bytes).begin()
     }
 }
 
@@ -79,32 +148,43 @@ struct Entry {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<InternalCacheKey, Entry> for ByBytes {
-    fn weight(&self, _key: &InternalCacheKey, entry: &Entry) -> u64 {
-        (size_of::<InternalCacheKey>() + entry.bytes) as u64
+impl Weighter<Key, Entry> for ByBytes {
+    fn weight(&self, _key: &Key, entry: &Entry) -> u64 {
+        (size_of::<Key>() + entry.bytes) as u64
     }
 }
 
-/// See the module.
-pub(crate) struct SweptCache {
-    entries: Cache<InternalCacheKey, Entry, ByBytes>,
+/// A key of Lance's, and the number of the session that it belongs to.
+type Key = (u64, InternalCacheKey);
+
+/// One of the caches that all projects share. See the module.
+struct SweptCache {
+    entries: Cache<Key, Entry, ByBytes>,
     capacity: usize,
     begun: Instant,
 }
 
-impl std::fmt::Debug for SweptCache {
+/// What a session has of a cache.
+struct Part {
+    number: u64,
+    cache: Arc<SweptCache>,
+    /// Whether it keeps nothing any more: the table was closed, or another is in its place.
+    retired: AtomicBool,
+}
+
+impl std::fmt::Debug for Part {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
-            .debug_struct("SweptCache")
-            .field("capacity", &self.capacity)
-            .field("entries", &self.entries.len())
+            .debug_struct("Part")
+            .field("number", &self.number)
+            .field("capacity", &self.cache.capacity)
             .finish_non_exhaustive()
     }
 }
 
 impl SweptCache {
     /// A cache of entries of `capacity` bytes in all; 0 keeps nothing.
-    pub(crate) fn new(capacity: usize) -> Self {
+    fn new(capacity: usize) -> Self {
         let items = (capacity / TYPICAL_ENTRY_BYTES).max(32);
         // One shard: shards do not lend each other space, and what exceeds the share of one is not kept.
         let options = OptionsBuilder::new()
@@ -121,16 +201,17 @@ impl SweptCache {
         }
     }
 
-    /// Drops what has not been asked for in the last `idle`.
-    pub(crate) fn sweep(&self, idle: Duration) {
+    /// Drops what has not been asked for in the last `idle`, of one session or of all.
+    fn sweep(&self, of: Option<u64>, idle: Duration) {
         let oldest = self.now().saturating_sub(milliseconds(idle));
-        self.entries
-            .retain(|_, entry| entry.used.load(Ordering::Relaxed) >= oldest);
+        self.entries.retain(|(number, _), entry| {
+            of.is_some_and(|of| of != *number) || entry.used.load(Ordering::Relaxed) >= oldest
+        });
     }
 
-    /// Drops everything.
-    pub(crate) fn empty(&self) {
-        self.entries.clear();
+    /// Drops everything of a session.
+    fn empty(&self, of: u64) {
+        self.entries.retain(|(number, _), _| *number != of);
     }
 
     fn now(&self) -> u64 {
@@ -155,22 +236,38 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+impl Part {
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    /// After an entry was put in: it may have come after all others were dropped.
+    fn drop_if_retired(&self, key: &InternalCacheKey) {
+        if self.is_retired() {
+            self.cache.entries.remove(&(self.number, *key));
+        }
+    }
+}
+
 #[async_trait]
-impl CacheBackend for SweptCache {
+impl CacheBackend for Part {
     async fn get_resident(&self, key: &InternalCacheKey) -> Option<CacheEntry> {
         self.get(key, None).await
     }
 
     async fn peek_resident(&self, key: &InternalCacheKey) -> bool {
-        self.entries.contains_key(key)
+        self.cache.entries.contains_key(&(self.number, *key))
     }
 
     async fn get(&self, key: &InternalCacheKey, _codec: Option<CacheCodec>) -> Option<CacheEntry> {
-        self.entries.get(key).map(|entry| self.used(&entry))
+        let found = self.cache.entries.get(&(self.number, *key));
+        found.map(|entry| self.cache.used(&entry))
     }
 
     async fn insert(&self, key: &InternalCacheKey, entry: CacheEntry, size_bytes: usize, _codec: Option<CacheCodec>) {
-        self.entries.insert(*key, self.entry(entry, size_bytes));
+        let entry = self.cache.entry(entry, size_bytes);
+        self.cache.entries.insert((self.number, *key), entry);
+        self.drop_if_retired(key);
     }
 
     async fn get_or_insert<'a>(
@@ -179,24 +276,26 @@ impl CacheBackend for SweptCache {
         loader: Pin<Box<dyn Future<Output = lance_core::Result<(CacheEntry, usize)>> + Send + 'a>>,
         _codec: Option<CacheCodec>,
     ) -> lance_core::Result<(CacheEntry, bool)> {
-        match self.entries.get_value_or_guard_async(key).await {
-            Ok(entry) => Ok((self.used(&entry), true)),
+        match self.cache.entries.get_value_or_guard_async(&(self.number, *key)).await {
+            Ok(entry) => Ok((self.cache.used(&entry), true)),
             // Whoever else asks for it waits for this one; if it fails, the next one loads.
             Err(place) => {
                 let (value, bytes) = loader.await?;
                 // Only refused if somebody emptied the cache meanwhile.
-                place.insert(self.entry(Arc::clone(&value), bytes)).ok();
+                place.insert(self.cache.entry(Arc::clone(&value), bytes)).ok();
+                self.drop_if_retired(key);
                 Ok((value, false))
             }
         }
     }
 
     async fn clear(&self) {
-        self.empty();
+        self.cache.empty(self.number);
     }
 
+    /// Of all sessions, as the next ones.
     async fn num_entries(&self) -> usize {
-        self.entries.len()
+        self.cache.entries.len()
     }
 
     async fn size_bytes(&self) -> usize {
@@ -204,15 +303,15 @@ impl CacheBackend for SweptCache {
     }
 
     fn approx_num_entries(&self) -> usize {
-        self.entries.len()
+        self.cache.entries.len()
     }
 
     fn approx_size_bytes(&self) -> usize {
-        usize::try_from(self.entries.weight()).unwrap_or(usize::MAX)
+        usize::try_from(self.cache.entries.weight()).unwrap_or(usize::MAX)
     }
 
     fn capacity_bytes(&self) -> Option<usize> {
-        Some(self.capacity)
+        Some(self.cache.capacity)
     }
 }
 
@@ -230,10 +329,14 @@ mod tests {
         Arc::new(number)
     }
 
-    async fn held(cache: &SweptCache) -> Vec<u8> {
+    fn part(caches: &SharedCaches) -> Arc<Part> {
+        Arc::clone(&caches.begin().behind[0])
+    }
+
+    async fn held(part: &Part) -> Vec<u8> {
         let mut held = Vec::new();
         for number in 0..=u8::MAX {
-            if cache.peek_resident(&key(number)).await {
+            if part.peek_resident(&key(number)).await {
                 held.push(number);
             }
         }
@@ -242,45 +345,87 @@ mod tests {
 
     #[tokio::test]
     async fn a_sweep_drops_what_was_not_asked_for() {
-        let cache = SweptCache::new(1 << 20);
+        let caches = SharedCaches::new(1 << 20, 0);
+        let part = part(&caches);
         for number in 0..4 {
-            cache.insert(&key(number), value(number), 100, None).await;
+            part.insert(&key(number), value(number), 100, None).await;
         }
-        cache.sweep(Duration::from_secs(60));
-        assert_eq!(held(&cache).await, [0, 1, 2, 3]);
+        caches.sweep(Duration::from_secs(60));
+        assert_eq!(held(&part).await, [0, 1, 2, 3]);
         tokio::time::sleep(Duration::from_millis(30)).await;
-        let found = cache.get(&key(2), None).await.unwrap();
+        let found = part.get(&key(2), None).await.unwrap();
         assert_eq!(found.downcast_ref::<u8>(), Some(&2));
-        cache.sweep(Duration::from_millis(20));
-        assert_eq!(held(&cache).await, [2]);
-        cache.empty();
-        assert_eq!((cache.num_entries().await, cache.size_bytes().await), (0, 0));
+        caches.sweep(Duration::from_millis(20));
+        assert_eq!(held(&part).await, [2]);
+        part.clear().await;
+        assert_eq!((part.num_entries().await, part.size_bytes().await), (0, 0));
     }
 
     #[tokio::test]
-    async fn it_holds_no_more_bytes_than_it_may() {
-        let cache = SweptCache::new(10_000);
-        for number in 0..=u8::MAX {
-            cache.insert(&key(number), value(number), 500, None).await;
-            assert!(cache.size_bytes().await <= 10_000);
+    async fn what_one_project_drops_stays_to_the_others_and_what_is_retired_keeps_nothing() {
+        let shared = Arc::new(SharedCaches::new(1 << 20, 1 << 20));
+        let projects = [0, 1].map(|_| ProjectCaches::new(Arc::clone(&shared)));
+        let parts = || {
+            projects.each_ref().map(|project| {
+                project.session();
+                Arc::clone(&project.current.lock().as_ref().unwrap().behind[0])
+            })
+        };
+        let [one, other] = parts();
+        for part in [&one, &other] {
+            part.insert(&key(1), value(part.number as u8), 100, None).await;
         }
-        assert!(cache.num_entries().await > 10);
-        assert_eq!(cache.capacity_bytes(), Some(10_000));
+        let found = other.get(&key(1), None).await.unwrap();
+        assert_eq!(found.downcast_ref::<u8>(), Some(&(other.number as u8)));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        projects[0].sweep(Duration::ZERO);
+        assert_eq!((held(&one).await, held(&other).await), (vec![], vec![1]));
+        one.insert(&key(2), value(2), 100, None).await;
+        projects[0].empty();
+        assert_eq!((held(&one).await, held(&other).await), (vec![], vec![1]));
+
+        // A restore, or the end of a pause: who still reads the table of before finds nothing, and leaves nothing.
+        let before = projects[0].session();
+        one.insert(&key(3), value(3), 100, None).await;
+        projects[0].retire();
+        one.insert(&key(4), value(4), 100, None).await;
+        let loader = Box::pin(async { Ok((value(5), 1)) });
+        one.get_or_insert(&key(5), loader, None).await.unwrap();
+        assert_eq!((held(&one).await, held(&other).await), (vec![], vec![1]));
+        assert!(!Arc::ptr_eq(&before, &projects[0].session()));
+        let [next, same] = parts();
+        assert_eq!(same.number, other.number);
+        next.insert(&key(3), value(3), 100, None).await;
+        assert_eq!(held(&next).await, [3]);
+    }
+
+    #[tokio::test]
+    async fn all_projects_together_hold_no_more_bytes_than_they_may() {
+        let caches = SharedCaches::new(10_000, 0);
+        let parts = [part(&caches), part(&caches)];
+        for number in 0..=u8::MAX {
+            let part = &parts[usize::from(number % 2)];
+            part.insert(&key(number), value(number), 500, None).await;
+            assert!(part.size_bytes().await <= 10_000);
+            assert_eq!(caches.bytes(), part.size_bytes().await as u64);
+        }
+        assert!(parts[0].num_entries().await > 10);
+        assert_eq!(parts[0].capacity_bytes(), Some(10_000));
     }
 
     #[tokio::test]
     async fn many_who_ask_for_one_entry_load_it_once() {
-        let cache = Arc::new(SweptCache::new(1 << 20));
+        let part = part(&SharedCaches::new(1 << 20, 0));
         let loads = Arc::new(AtomicUsize::new(0));
         let asking = (0..16).map(|_| {
-            let (cache, loads) = (Arc::clone(&cache), Arc::clone(&loads));
+            let (part, loads) = (Arc::clone(&part), Arc::clone(&loads));
             tokio::spawn(async move {
                 let loader = async {
                     tokio::task::yield_now().await;
                     loads.fetch_add(1, Ordering::Relaxed);
                     Ok((value(7), 1))
                 };
-                cache.get_or_insert(&key(7), Box::pin(loader), None).await.unwrap()
+                part.get_or_insert(&key(7), Box::pin(loader), None).await.unwrap()
             })
         });
         let answers: Vec<(CacheEntry, bool)> = futures::future::try_join_all(asking).await.unwrap();
@@ -289,8 +434,8 @@ mod tests {
 
         // A failure is its caller's alone; the next one loads.
         let failing = Box::pin(async { Err(lance_core::Error::invalid_input("no")) });
-        assert!(cache.get_or_insert(&key(8), failing, None).await.is_err());
+        assert!(part.get_or_insert(&key(8), failing, None).await.is_err());
         let loader = Box::pin(async { Ok((value(8), 1)) });
-        assert!(!cache.get_or_insert(&key(8), loader, None).await.unwrap().1);
+        assert!(!part.get_or_insert(&key(8), loader, None).await.unwrap().1);
     }
 }

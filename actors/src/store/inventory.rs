@@ -209,7 +209,8 @@ impl Store {
                 // Only to know its state; if it cannot be opened, that is reported below.
                 project.view().await.ok();
             }
-            if project.published().is_some() && !is_there(&table_directory(project.directory())).await {
+            let known = project.published().is_some() || project.resting().is_some();
+            if known && !is_there(&table_directory(project.directory())).await {
                 found.push(project.vanished_told());
             }
             let writes = project.write_trouble().await;

@@ -47,7 +47,7 @@ pub mod write;
 pub use access::{WriteAccess, WriteGuard};
 pub use inventory::NotServed;
 pub use lock::{StoreLock, StoreLockError};
-pub use project::{Listener, Project};
+pub use project::{Counts, Listener, Project};
 pub use projects::{Store, StoreConfig};
 pub use table::durable::Durability;
 pub use table::lineage::Lineage;

@@ -12,7 +12,7 @@ use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::access::WriteAccess;
 use crate::store::bookmarks::Bookmarks;
-use crate::store::caches::SharedSession;
+use crate::store::caches::{ProjectCaches, SharedCaches};
 use crate::store::discover::{self, LeftAside};
 use crate::store::disk_space::WriteState;
 use crate::store::index::{Budget, ResidentStats};
@@ -57,7 +57,7 @@ pub struct Store {
     pub(super) config: StoreConfig,
     /// Held for as long as anything of the store is in use.
     pub(super) lock: StoreLock,
-    pub(super) session: Arc<SharedSession>,
+    pub(super) caches: Arc<SharedCaches>,
     /// Which projects have an index in memory.
     pub(super) resident: Arc<Budget>,
     /// What became of the interrupted restores when the store was opened.
@@ -94,10 +94,7 @@ impl Store {
     /// that of its directory. Nothing that lies in the data directory makes it fail: [`Store::troubles`] and
     /// [`Store::recovery`] report what cannot be used.
     pub fn open(config: StoreConfig, lock: StoreLock) -> KnowledgeResult<(Arc<Self>, WriteAccess)> {
-        let session = Arc::new(SharedSession::new(
-            config.index_cache_bytes,
-            config.metadata_cache_bytes,
-        ));
+        let caches = Arc::new(SharedCaches::new(config.index_cache_bytes, config.metadata_cache_bytes));
         let resident = Arc::new(Budget::new(config.resident_bytes, config.text_cache_bytes));
         lock.check()?;
         let finished = swap::finish_interrupted(&config.knowledge_dir);
@@ -109,7 +106,7 @@ impl Store {
             config,
             bookmarks,
             lock,
-            session,
+            caches,
             resident,
             finished,
             projects: RwLock::new(BTreeMap::new()),
@@ -211,7 +208,7 @@ impl Store {
             durability: self.config.durability,
             model: self.config.model.clone(),
             retention: self.config.retention,
-            session: Arc::clone(&self.session),
+            caches: ProjectCaches::new(Arc::clone(&self.caches)),
             resident: Arc::clone(&self.resident),
         };
         // Nobody follows the changes of the daemon's own projects.
@@ -309,7 +306,13 @@ impl Store {
         };
         // The view before the history: a restore clears it first.
         let Some(view) = project.published() else {
-            return Recent::Elsewhere;
+            // Nothing was wrong with it when it was closed, and nobody writes to it without opening it.
+            let rests_there = project.resting() == Some(after) && project.lineage().epoch == epoch;
+            return if rests_there {
+                Recent::Nothing
+            } else {
+                Recent::Elsewhere
+            };
         };
         if project.lineage().epoch != epoch || view.damage().lost(after) {
             return Recent::Elsewhere;
@@ -341,7 +344,7 @@ impl Store {
 
     /// Bytes in use of the shared caches.
     pub fn cache_bytes(&self) -> u64 {
-        self.session.current().size_bytes()
+        self.caches.bytes()
     }
 
     /// What the indexes of live items take in memory.

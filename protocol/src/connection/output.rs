@@ -120,7 +120,6 @@ pub(super) async fn write(
     let mut small = BytesMut::new();
     let mut written = Vec::new();
     while let Some(line) = lines.recv().await {
-        small.clear();
         let mut next = Some(line);
         let mut result = Ok(());
         while let Some(line) = next.take() {
@@ -128,6 +127,7 @@ pub(super) async fn write(
             for part in &line.parts {
                 if large && part.len() > READ_BYTES {
                     result = put(&mut socket, &small, &patience).await;
+                    small.fill(0);
                     small.clear();
                     if result.is_ok() {
                         result = put(&mut socket, part, &patience).await;
@@ -152,6 +152,9 @@ pub(super) async fn write(
         }
         // Only now do the lines give back their places and bytes.
         written.clear();
+        // An idle connection keeps nothing of what it has written.
+        small.fill(0);
+        small.clear();
         if small.capacity() > 2 * WRITE_BYTES {
             small = BytesMut::new();
         }

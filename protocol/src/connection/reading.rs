@@ -99,6 +99,8 @@ impl Connection {
                     if self.take(&chunk).await? == Reading::Over {
                         over = Some(Ended::ByUs);
                     }
+                    // An idle connection keeps nothing of what it has read.
+                    chunk.fill(0);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Err(Gone),

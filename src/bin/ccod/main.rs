@@ -4,6 +4,7 @@
 // The optimised build lays out the futures of a whole query here.
 #![recursion_limit = "256"]
 
+mod allocator;
 mod detach;
 mod environment;
 mod logging;
@@ -20,15 +21,10 @@ use ccod::log_file::LogFile;
 use ccod::program::arguments::RunArgs;
 use ccod::program::exit::{CliError, CliResult, Exit};
 use ccod::program::{self, VERSION};
-use ccod_actors::panics;
 use ccod_actors::store::StoreLockError;
+use ccod_actors::{memory, panics};
 use clap::Parser;
 use nix::fcntl::{Flock, FlockArg};
-
-/// Gives memory back to the system. The daemon lives for weeks on many threads with large buffers that come and
-/// go (texts, batches, query results), of which the C library's allocator keeps most.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Threads for blocking file work. The store's reads are short; tokio's default of 512 is memory for nothing.
 const BLOCKING_THREADS: usize = 16;
@@ -107,11 +103,13 @@ fn run(arguments: Arguments) -> CliResult {
     };
     logging::init(&loaded.config.log, log.clone())?;
     environment::prepare_for_lance()?;
+    memory::give_back_by(allocator::give_back);
 
     let runtime = program::runtime(
         tokio::runtime::Builder::new_multi_thread()
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("ccod")
+            .on_thread_park(memory::before_waiting)
             .enable_all(),
     )?;
     let ended = runtime.block_on(ccod::daemon::run(loaded.config, log));

@@ -7,6 +7,9 @@ mod descriptors;
 mod directories;
 mod locks;
 mod log;
+// Memory of a process is read where Linux shows it.
+#[cfg(target_os = "linux")]
+mod memory;
 mod presence;
 pub(crate) mod process;
 mod signals;

@@ -29,7 +29,7 @@ impl Actor for Embedder {
         });
         let EmbedderArgs { config, model } = args;
         let reports_to = myself.clone();
-        let engine = EngineThread::spawn(Arc::clone(&model), move |report| {
+        let engine = EngineThread::spawn(Arc::clone(&model), config.unload_after, move |report| {
             // A failed send means that the actor is gone, and with it everybody who waited for this batch.
             if reports_to.cast(EmbedderMessage::BatchFinished(report)).is_err() {
                 tracing::debug!("a batch finished after its actor had stopped");

@@ -6,10 +6,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
+use nix::sys::mman::{MmapAdvise, madvise};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -176,6 +178,18 @@ impl ModelCell {
         Ok(tokenizer)
     }
 
+    /// Gives up the weights and the tokenizer until they are needed again. Who uses them at this moment keeps them until
+    /// he is done.
+    pub fn unload(&self) {
+        let tokenizer = self.tokenizer.lock().take();
+        let loaded = self.loaded.lock().take();
+        if loaded.is_some() {
+            tracing::info!(model = self.identity, "embedding model given up, nobody needs it");
+        }
+        drop((loaded, tokenizer));
+        release_bundled();
+    }
+
     /// The tokenizer if it is loaded; never blocks for long.
     pub fn loaded_tokenizer(&self) -> Option<TextTokenizer> {
         // While another thread loads it the lock is held; the caller then takes the slow way as well.
@@ -225,9 +239,32 @@ impl ModelCell {
             Source::Bundled | Source::Custom(_) => {
                 let config = BertConfig::parse(BUNDLED_CONFIG)?;
                 let weights = Weights::from_gguf(BUNDLED_WEIGHTS, &self.device)?;
-                BertModel::load(config, &weights, &self.device)
+                let model = BertModel::load(config, &weights, &self.device);
+                release_bundled();
+                model
             }
         }
+    }
+}
+
+/// Lets go of the pages of the executable that hold the weights: once they are expanded nobody reads most of them, and
+/// what is read again comes from the system's cache of the file.
+fn release_bundled() {
+    const PAGE: usize = 64 * 1024; // Of all systems the largest.
+    let start = BUNDLED_WEIGHTS.as_ptr().align_offset(PAGE);
+    let bytes = BUNDLED_WEIGHTS.len().saturating_sub(start) / PAGE * PAGE;
+    let Some(inner) = BUNDLED_WEIGHTS
+        .get(start..start + bytes)
+        .filter(|inner| !inner.is_empty())
+    else {
+        return;
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: the pages belong to the executable's file and are never written to, so what is read from them afterwards is
+    // what was there before.
+    let released = unsafe { madvise(NonNull::from(inner).cast(), inner.len(), MmapAdvise::MADV_DONTNEED) };
+    if let Err(error) = released {
+        tracing::debug!(%error, "the pages of the weights stay");
     }
 }
 

@@ -182,7 +182,7 @@ impl Keeper {
     }
 
     /// What the newest index takes, about; 0 where there is none.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::disk_size::DiskSize;
-use super::{DamageLedger, OpeningRecord, ProjectSettings, Published};
+use super::{Counts, DamageLedger, LastUse, OpeningRecord, ProjectSettings, Published};
 use crate::clock;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::caches::SharedSession;
+use crate::store::caches::ProjectCaches;
 use crate::store::damage;
 use crate::store::disk_space::WriteState;
 use crate::store::index::Keeper;
@@ -45,6 +45,10 @@ pub(in crate::store) enum Losses {
 pub struct Project {
     pub(super) settings: ProjectSettings,
     pub(super) published: Published,
+    /// When it was last used.
+    pub(super) used: LastUse,
+    /// What was last counted of it.
+    pub(super) counts: parking_lot::Mutex<Option<Counts>>,
     /// The table. Held by the writer for the whole of a commit, so that a commit that outlives the actor which
     /// started it is never joined by a second one.
     pub(super) table: Mutex<Option<WriteTable>>,
@@ -85,6 +89,8 @@ impl Project {
         Self {
             settings,
             published,
+            used: LastUse::default(),
+            counts: parking_lot::Mutex::default(),
             table: Mutex::default(),
             keeper,
             record: OpeningRecord::default(),
@@ -106,8 +112,8 @@ impl Project {
         &self.settings.directory
     }
 
-    pub(in crate::store) fn session(&self) -> &SharedSession {
-        &self.settings.session
+    pub(in crate::store) fn caches(&self) -> &ProjectCaches {
+        &self.settings.caches
     }
 
     /// Refuses once the lock of the store is lost.
@@ -121,6 +127,7 @@ impl Project {
     }
 
     pub(in crate::store) fn set_view(&self, view: Arc<ProjectView>) {
+        *self.counts.lock() = None;
         self.published.set_view(view);
     }
 
@@ -195,6 +202,7 @@ impl Project {
     pub(in crate::store) async fn open(self: &Arc<Self>) -> KnowledgeResult<Option<Arc<ProjectView>>> {
         // What is open cannot be read either.
         clock::check()?;
+        self.used.now();
         if let Some(view) = self.published() {
             return Ok(Some(view));
         }
@@ -254,6 +262,7 @@ impl Project {
     ) -> KnowledgeResult<()> {
         self.check_suspended()?;
         clock::check()?;
+        self.used.now();
         if table.is_none() {
             *table = self.open_table().await?;
             self.show_what_was_found(table).await?;

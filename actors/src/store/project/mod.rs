@@ -7,6 +7,7 @@
 //! | `published`, `listeners` | the view that readers see, the older ones that they still read, and who waits for the next |
 //! | `opening`, `opening_record` | opening or creating the table; what that has done and found |
 //! | `disk_size` | what it takes on disk |
+//! | `closing` | closing it when nobody uses it |
 //! | `damaged`, `damage_ledger` | looking for damage and saving what can be read; what is known of it |
 //!
 //! # The order of the locks
@@ -25,6 +26,7 @@
 //! No lock from 4 on is held across an await. `DamageLedger::clear`, which is called with 3 held, only tries 2 and does
 //! without it if it is not free.
 
+mod closing;
 mod damage_ledger;
 mod damaged;
 mod disk_size;
@@ -35,6 +37,8 @@ mod opening_record;
 mod published;
 mod settings;
 
+pub use closing::Counts;
+use closing::LastUse;
 use damage_ledger::DamageLedger;
 pub(super) use damage_ledger::REEXAMINE_AFTER;
 use handle::PUT_BACK;

@@ -27,7 +27,7 @@ impl Project {
             .to_str()
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?;
         lancedb::connect(uri)
-            .session(self.settings.session.current())
+            .session(self.settings.caches.session())
             .execute()
             .await
             .map_err(read_error)
@@ -102,7 +102,7 @@ impl Project {
             self.record.note_recovered();
         }
         let mut read_params = checked_reads();
-        read_params.session(self.settings.session.current());
+        read_params.session(self.settings.caches.session());
         let handler = Arc::new(self.commit_handler());
         read_params.commit_handler = Some(Arc::clone(&handler) as Arc<dyn CommitHandler>);
         let connection = self.connect().await?;
@@ -238,7 +238,7 @@ impl Project {
             &connection,
             &self.settings.model,
             handler,
-            self.settings.session.current(),
+            self.settings.caches.session(),
         )
         .await?;
         // Opened as any other table is: the index is made there.

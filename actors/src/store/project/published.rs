@@ -18,6 +18,8 @@ pub(in crate::store) struct Published {
     listeners: Option<Arc<Listeners>>,
     /// None until the project is opened. Held for a pointer's copy, never across an await.
     view: RwLock<Option<Arc<ProjectView>>>,
+    /// The newest commit of a project that was closed because nobody used it; none while it is open.
+    resting: RwLock<Option<i64>>,
     /// Where the commit numbers come from; known once the project is opened.
     lineage: RwLock<Lineage>,
     /// Versions that readers hold.
@@ -32,6 +34,7 @@ impl Published {
             backup_instant,
             listeners,
             view: RwLock::default(),
+            resting: RwLock::default(),
             lineage: RwLock::default(),
             held: HeldVersions::default(),
             recent: RecentChanges::default(),
@@ -47,7 +50,9 @@ impl Published {
     pub(super) fn set_view(&self, view: Arc<ProjectView>) {
         let before = {
             let _not_within_the_instant_of_a_backup = self.backup_instant.read();
-            self.view.write().replace(Arc::clone(&view))
+            let before = self.view.write().replace(Arc::clone(&view));
+            *self.resting.write() = None;
+            before
         };
         let as_before =
             |before: Arc<ProjectView>| before.sequence() == view.sequence() && before.damage() == view.damage();
@@ -58,7 +63,20 @@ impl Published {
 
     pub(super) fn clear_view(&self) {
         let _before = self.view.write().take();
+        *self.resting.write() = None;
         self.recent.forget();
+    }
+
+    /// Takes the view back from a project that stands at `commit` and that nobody uses.
+    pub(super) fn rest(&self, commit: i64) {
+        *self.resting.write() = Some(commit);
+        let _before = self.view.write().take();
+        self.recent.forget();
+    }
+
+    /// At which commit the project was closed, if it was because nobody used it.
+    pub(super) fn resting(&self) -> Option<i64> {
+        *self.resting.read()
     }
 
     pub(super) fn lineage(&self) -> Lineage {

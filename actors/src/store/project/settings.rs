@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use crate::domain::ProjectName;
-use crate::store::caches::SharedSession;
+use crate::store::caches::ProjectCaches;
 use crate::store::index::Budget;
 use crate::store::lock::StoreLock;
 use crate::store::table::durable::Durability;
@@ -23,8 +23,8 @@ pub(in crate::store) struct ProjectSettings {
     pub(in crate::store) model: ModelIdentity,
     /// How long closed rows are kept.
     pub(in crate::store) retention: TimeDelta,
-    /// The caches, which all projects share.
-    pub(in crate::store) session: Arc<SharedSession>,
+    /// What it has in the caches, which all projects share.
+    pub(in crate::store) caches: ProjectCaches,
     /// The bound on the indexes in memory, which all projects share.
     pub(in crate::store) resident: Arc<Budget>,
 }

@@ -229,10 +229,10 @@ impl WriteAccess {
         for (project, table) in projects.iter().zip(&mut tables) {
             **table = None;
             project.forget_findings();
+            project.caches().retire();
             // The next start moves aside what is in their places then.
             project.suspend(halfway);
         }
-        self.store().session.replace();
         drop(tables);
         for project in &projects {
             self.store().listeners.tell(project.name());

@@ -82,6 +82,15 @@ impl HeldVersions {
         })
     }
 
+    /// Whether another view than the `present` one is read, or any is kept for pages.
+    pub(crate) fn is_read_beside(&self, present: &Arc<ProjectView>) -> bool {
+        self.with(|held| {
+            held.forget(Instant::now());
+            let mut published = held.published.iter();
+            !held.pages.is_empty() || published.any(|(_, view)| view.as_ptr() != Arc::as_ptr(present))
+        })
+    }
+
     /// Lets go of what is kept for pages.
     pub(crate) fn release_pages(&self) {
         let released = self.with(|held| std::mem::take(&mut held.pages));
