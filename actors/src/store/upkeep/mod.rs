@@ -2,6 +2,8 @@
 
 mod debt;
 mod steps;
+mod vectors;
 
 pub(crate) use debt::measure;
 pub use debt::{Debt, FragmentRows, Pace, Step, due_steps, next_thorough_step};
+pub use vectors::VectorDebt;
