@@ -163,7 +163,7 @@ pub struct SearchConfig {
     /// Bytes that the indexes of what is live may take in memory, of all projects together: some 1.5 KB for each
     /// passage, 0.6 KB in projects of more than 300,000. The default is enough for a million and a half. Of what does
     /// not fit, the projects that were used least recently are read again when they are next used, and one that is
-    /// larger by itself is searched on disk, which takes longer. `0` keeps none in memory.
+    /// larger by itself is searched on disk, by a vector index, which takes longer. `0` keeps none in memory.
     #[schemars(range(min = 0, max = 1_u64 << 40))]
     pub resident_bytes: u64,
     /// Bytes that the items may take that answers have shown lately, of all projects together: what was shown is mostly

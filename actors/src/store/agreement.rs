@@ -28,6 +28,8 @@ use crate::writer::commit::{OpOutcome, plan};
 use crate::writer::lane::GroupLimits;
 use crate::writer::{DeleteTarget, PreparedItem, PreparedUpdate, UndeleteTarget, UndoNote, WriteOp};
 
+mod vectors;
+
 const MODEL: &str = "random@1";
 const DIMENSIONS: usize = 40;
 const WORDS: [&str; 12] = [
@@ -52,6 +54,8 @@ struct Project {
     deletions: Vec<Deletion>,
     /// The last backup: where it is, and what was live and deleted in it.
     backup: Option<(PathBuf, Vec<String>, Vec<String>)>,
+    /// What its store may hold in memory.
+    resident_bytes: u64,
     /// Steps that were taken, for the message of a failure.
     steps: Vec<String>,
 }
@@ -292,7 +296,7 @@ impl Project {
                 self.steps.push("restart".to_owned());
                 let gone = std::mem::replace(&mut self.access, open(&home.with_file_name("elsewhere")));
                 drop(gone);
-                self.access = open(home);
+                self.access = open_with(home, self.resident_bytes);
             }
             14 if self.view().await.is_some() => {
                 self.steps.push("backup".to_owned());
@@ -513,6 +517,7 @@ impl Project {
             deleted: Vec::new(),
             deletions: Vec::new(),
             backup: None,
+            resident_bytes: 1 << 30,
             steps: vec![format!("seed {seed}")],
         }
     }

@@ -17,7 +17,7 @@ use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::store::caches::Caches;
 use crate::store::error::read_error;
 use crate::store::guarded::guarded;
-use crate::store::index::ViewIndex;
+use crate::store::index::{ViewIndex, dimensions, rows_of};
 use crate::store::table::holds_table;
 use crate::store::table::rows::RowReader;
 use crate::store::table::schema::{TableShape, column};
@@ -77,6 +77,7 @@ impl WriteAccess {
             .ok_or_else(|| KnowledgeError::internal("the data directory's path is not UTF-8"))?
             .to_owned();
         let retention = self.store().config().retention;
+        let resident = Arc::clone(&self.store().resident);
         let looked = guarded(async move {
             let session = Caches::new(CACHE_BYTES, CACHE_BYTES).session;
             let dataset = DatasetBuilder::from_uri(place)
@@ -91,7 +92,13 @@ impl WriteAccess {
             let oldest_closed = oldest_closed(name, &dataset, shape).await?;
             let forgets_at = oldest_closed.map(|oldest| forgotten_at(oldest, retention));
             // Nobody has it open, so nobody reads an older version.
-            let debt = measure(&dataset, dataset.version().version).await?;
+            let measured = measure(&dataset, dataset.version().version).await?;
+            let rows = rows_of(&dataset);
+            let residence = dimensions(&dataset).map(|dimensions| resident.residence(rows, dimensions, None));
+            let debt = Debt {
+                vectors: measured.vectors.of(residence.unwrap_or_default()),
+                ..measured
+            };
             Ok(Survey::of(&debt, forgets_at))
         });
         looked.await.map_err(KnowledgeError::internal)?

@@ -17,6 +17,7 @@ use crate::store::damage::manifest::MAGIC;
 use crate::store::error::read_error;
 use crate::store::guarded::{finding, guarded};
 use crate::store::table::table_damage::{DamagedFragment, TableDamage};
+use crate::store::table::vector_index::VECTOR_INDEX;
 use crate::store::write::configuration_damage;
 
 /// Directory of the data files inside a table.
@@ -185,7 +186,14 @@ pub(crate) async fn inspect(
         }
         TableDamage {
             fragments: found,
-            keyword_index: indices.iter().find_map(|index| index_damage(index, &table)),
+            keyword_index: indices
+                .iter()
+                .filter(|index| index.name != VECTOR_INDEX)
+                .find_map(|index| index_damage(index, &table)),
+            vector_index: indices
+                .iter()
+                .filter(|index| index.name == VECTOR_INDEX)
+                .find_map(|index| index_damage(index, &table)),
             configuration,
             gaps: Vec::new(),
         }

@@ -105,8 +105,9 @@ pub(crate) async fn keyword_index_damage(view: &ProjectView, query: Option<&str>
         let dataset = open_again(view).await?;
         let indices = dataset.load_indices().await.map_err(read_error)?;
         let table = table_path(&dataset);
-        let plain = indices.iter().find_map(|index| index_damage(index, &table));
-        if plain.is_some() || !indices.iter().any(|index| index.name == TEXT_INDEX) {
+        let own = indices.iter().filter(|index| index.name == TEXT_INDEX);
+        let plain = own.clone().find_map(|index| index_damage(index, &table));
+        if plain.is_some() || own.count() == 0 {
             return Ok(plain);
         }
         if let Err(reason) = read_keyword_index(&dataset).await? {

@@ -28,6 +28,7 @@ mod set_aside;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod vector_index;
 
 pub(crate) use files::{damaged_fragments, index_damage, inspect, read_fragment, unreadable_fragments};
 pub(crate) use gaps::gaps;
@@ -35,3 +36,4 @@ pub(crate) use glance::{Glance, glance};
 pub(crate) use keyword_index::{keyword_index_damage, look_up, open_again, read_keyword_index, table_path};
 pub(crate) use recover::{clear_site, recover, remove_failed_site};
 pub(crate) use set_aside::{PUT_BACK, discard_set_aside, losses, set_aside_in, set_aside_so_far};
+pub(crate) use vector_index::{read_vector_index, vector_index_damage};

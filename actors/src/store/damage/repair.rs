@@ -37,7 +37,7 @@ const SALVAGE_ROWS: usize = 1_024;
 const SALVAGE_FAILURES: usize = 256;
 
 impl WriteTable {
-    /// Takes the damaged fragments out of the table, and rebuilds a damaged keyword index once there are none.
+    /// Takes the damaged fragments out of the table, and mends damaged indices once there are none.
     /// Those that can be read again stay. With `salvage_only`, fragments whose files are gone stay as well:
     /// somebody may put them back.
     pub(crate) async fn repair(&mut self, directory: &Path, salvage_only: bool) -> KnowledgeResult<()> {
@@ -48,9 +48,24 @@ impl WriteTable {
         if !self.damage().fragments.is_empty() {
             return Ok(());
         }
+        if self.damage().vector_index.is_some() {
+            self.drop_damaged_vector_index().await?;
+        }
         if self.damage().keyword_index.is_some() {
             self.mend_text_index().await?;
         }
+        Ok(())
+    }
+
+    /// Searches read all vectors until upkeep has made another.
+    async fn drop_damaged_vector_index(&mut self) -> KnowledgeResult<()> {
+        self.drop_vector_index().await?;
+        let mut damage = (**self.damage()).clone();
+        if let Some(reason) = damage.vector_index.take() {
+            tracing::warn!(project = %self.project(), %reason, "the vector index was damaged and is made again");
+            self.note(format!("the vector index was damaged and is made again: {reason}"));
+        }
+        self.set_damage(damage);
         Ok(())
     }
 

@@ -53,6 +53,32 @@ pub struct TextStats {
     pub misses: u64,
 }
 
+/// Whether a table belongs into memory, as far as its size tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residence {
+    /// It does, and would if it were twice as large.
+    Fits,
+    /// Nothing is to be done because of its size.
+    #[default]
+    NearTheBound,
+    /// Its index would be larger than all of them may be together.
+    TooLarge,
+}
+
+/// Rows from which on an index takes less for each.
+const EXACT_ROWS: u64 = super::snapshot::EXACT_BELOW_ROWS;
+/// What an index takes for a row besides its vector, about: its item, times, terms and words; and without the words.
+const ROW_BYTES: [u64; 2] = [768, 192];
+
+/// What the index of a table of so many rows takes, about.
+fn likely_bytes(rows: u64, dimensions: u64) -> u64 {
+    let row_bytes = match rows {
+        ..EXACT_ROWS => dimensions * 2 + ROW_BYTES[0],
+        _ => dimensions * 9 / 8 + ROW_BYTES[1],
+    };
+    rows.saturating_mul(row_bytes)
+}
+
 impl State {
     /// Puts a project last, where those are that were used last.
     fn put_last(&mut self, keeper: &Arc<Keeper>) {
@@ -76,6 +102,18 @@ impl Budget {
     /// Whether an index of so many bytes fits at all.
     pub(super) fn can_hold(&self, bytes: u64) -> bool {
         bytes <= self.limit_bytes
+    }
+
+    /// Whether a table of so many rows belongs into memory. `measured` is what its index takes, where there is one.
+    pub(crate) fn residence(&self, rows: u64, dimensions: usize, measured: Option<u64>) -> Residence {
+        let bytes = measured.unwrap_or_else(|| likely_bytes(rows, dimensions as u64));
+        if !self.can_hold(bytes) {
+            Residence::TooLarge
+        } else if self.can_hold(bytes.saturating_mul(2)) {
+            Residence::Fits
+        } else {
+            Residence::NearTheBound
+        }
     }
 
     /// Notes that a project's index is read.

@@ -8,7 +8,7 @@ use ccod_index::{Entry, Index, Tokens};
 use lance::Dataset;
 use parking_lot::Mutex;
 
-use super::budget::Budget;
+use super::budget::{Budget, Residence};
 use super::snapshot::{Snapshot, dimensions, rows_of};
 use super::texts::ShownRow;
 use crate::error::{KnowledgeError, KnowledgeResult};
@@ -371,6 +371,16 @@ impl Keeper {
         // A row takes one byte for each component, and more.
         let least_bytes = rows.saturating_mul(dimensions(dataset).unwrap_or(0) as u64);
         rows >= self.too_large.load(Ordering::Relaxed) || !self.budget.can_hold(least_bytes)
+    }
+
+    /// Whether the index of this table belongs into memory. None where the table has no vectors.
+    pub(crate) fn residence(&self, dataset: &Dataset) -> Option<Residence> {
+        let dimensions = dimensions(dataset).ok()?;
+        if self.is_too_large(dataset) {
+            return Some(Residence::TooLarge);
+        }
+        let measured = Some(self.bytes()).filter(|bytes| *bytes > 0);
+        Some(self.budget.residence(rows_of(dataset), dimensions, measured))
     }
 
     /// Gives way to others, or to nobody where it is too large by itself: then it is not made again until the table has

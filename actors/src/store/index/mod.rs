@@ -17,8 +17,8 @@ mod texts;
 mod words;
 
 pub(crate) use budget::Budget;
-pub use budget::{ResidentStats, TextStats};
+pub use budget::{Residence, ResidentStats, TextStats};
 pub(crate) use keeper::{Keeper, ViewIndex};
 pub(crate) use rows::unit;
-pub(crate) use snapshot::rows_of;
+pub(crate) use snapshot::{dimensions, rows_of};
 pub(crate) use texts::ShownRow;

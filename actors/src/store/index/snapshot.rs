@@ -30,7 +30,7 @@ use crate::store::table::written::WrittenFragment;
 /// Tables of fewer rows have an index of exact cosines, with 16 bits and more for each component. Of more rows that
 /// would be a gigabyte for each million: those have one byte for each component and their signs, by which a search
 /// passes over most rows, and the cosines of the best are read from the table.
-const EXACT_BELOW_ROWS: u64 = 300_000;
+pub(super) const EXACT_BELOW_ROWS: u64 = 300_000;
 
 /// Tables of fewer rows are read with the words of their texts. Those of more rows take longer to be analysed than to be
 /// read: their words follow in the background, and until then LanceDB's keyword index is asked.
@@ -335,7 +335,7 @@ impl Snapshot {
 }
 
 /// The length of the vectors of a table.
-pub(super) fn dimensions(dataset: &Dataset) -> KnowledgeResult<usize> {
+pub(crate) fn dimensions(dataset: &Dataset) -> KnowledgeResult<usize> {
     let schema: arrow_schema::Schema = dataset.schema().into();
     vector_dimensions(&schema)
         .and_then(|dimensions| usize::try_from(dimensions).ok())

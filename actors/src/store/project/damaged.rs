@@ -30,7 +30,7 @@ impl Project {
     }
 
     /// After a read of `view` has failed: looks for what is damaged, all fragments and, with the words that were
-    /// searched for, the keyword index. True if the next view is another one, so that the read is worth repeating.
+    /// searched for, the indices. True if the next view is another one, so that the read is worth repeating.
     pub(in crate::store) async fn reexamine(&self, view: &ProjectView, query: Option<&str>) -> KnowledgeResult<bool> {
         let mut examined = self.damage.examined().await;
         let same = |now: Arc<ProjectView>| now.lance_version() == view.lance_version() && now.damage() == view.damage();
@@ -51,12 +51,13 @@ impl Project {
         known.extend(found.clone());
         found.extend(damage::unreadable_fragments(view.dataset(), &known).await?);
         found.retain(|id, _| !view.damage().fragments.contains_key(id));
-        let mut keyword_index = plain.keyword_index;
-        if found.is_empty() && keyword_index.is_none() {
+        let (mut keyword_index, mut vector_index) = (plain.keyword_index, plain.vector_index);
+        if found.is_empty() && keyword_index.is_none() && vector_index.is_none() {
             keyword_index = damage::keyword_index_damage(view, query).await;
+            vector_index = damage::vector_index_damage(view).await;
         }
         *examined = Some(Searched::now(version));
-        if found.is_empty() && keyword_index.is_none() {
+        if found.is_empty() && keyword_index.is_none() && vector_index.is_none() {
             return Ok(false);
         }
         self.damage.remember(&found);
@@ -68,8 +69,9 @@ impl Project {
         let mut damage = (**table.damage()).clone();
         damage.fragments.extend(found);
         // The writer may have rebuilt it since.
-        if keyword_index.is_some() && current_dataset(table.lancedb()).await?.version().version == version {
-            damage.keyword_index = keyword_index;
+        if current_dataset(table.lancedb()).await?.version().version == version {
+            damage.keyword_index = keyword_index.or(damage.keyword_index);
+            damage.vector_index = vector_index.or(damage.vector_index);
         }
         for what in damage.describe() {
             tracing::error!(project = %self.name(), "{what}");

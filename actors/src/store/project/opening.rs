@@ -17,7 +17,7 @@ use crate::store::table::holds_table;
 use crate::store::table::lineage::Lineage;
 use crate::store::table::schema::TABLE_NAME;
 use crate::store::table::table_damage::TableDamage;
-use crate::store::table::{checked_reads, table_directory};
+use crate::store::table::{checked_reads, table_directory, vector_index};
 use crate::store::write::{WriteTable, current_dataset};
 
 impl Project {
@@ -158,6 +158,7 @@ impl Project {
         self.damage.set_repair_failed(false);
         self.number_after_losses(&mut taken, version).await?;
         self.salvage(&mut taken).await;
+        vector_index::prewarm(&dataset, self.settings.session.index_cache_bytes as u64).await;
         for what in taken.damage().describe() {
             tracing::error!(project = %self.name(), "{what}");
         }

@@ -1,4 +1,4 @@
-//! What lies on disk: the schema of a table, its rows, its keyword index, and how a commit is made durable.
+//! What lies on disk: the schema of a table, its rows, its indices, and how a commit is made durable.
 
 pub(crate) mod columns;
 pub mod durable;
@@ -12,6 +12,7 @@ mod publish;
 pub mod rows;
 pub mod schema;
 pub mod table_damage;
+pub(crate) mod vector_index;
 pub(crate) mod written;
 
 pub(crate) use open::{

@@ -11,6 +11,8 @@ pub struct TableDamage {
     pub fragments: BTreeMap<u64, DamagedFragment>,
     /// Why the keyword index cannot be used, if it cannot.
     pub keyword_index: Option<String>,
+    /// Why the vector index cannot be used, if there is one and it cannot.
+    pub vector_index: Option<String>,
     /// What is wrong with the table's configuration, if something is: then nothing may be written, since numbers of
     /// commits would be given twice.
     pub configuration: Option<String>,
@@ -53,7 +55,7 @@ pub(crate) fn rows(number: usize) -> String {
 impl TableDamage {
     /// Whether everything can be read.
     pub fn is_sound(&self) -> bool {
-        self.fragments.is_empty() && self.keyword_index.is_none()
+        self.fragments.is_empty() && self.keyword_index.is_none() && self.vector_index.is_none()
     }
 
     /// What cannot be read now, a sentence each.
@@ -67,6 +69,11 @@ impl TableDamage {
             self.keyword_index
                 .iter()
                 .map(|reason| format!("the keyword index cannot be used: {reason}")),
+        );
+        found.extend(
+            self.vector_index
+                .iter()
+                .map(|reason| format!("the vector index cannot be used, and searches read all vectors: {reason}")),
         );
         found.extend(self.configuration.clone());
         found

@@ -1,7 +1,8 @@
 //! Upkeep of a table, in steps: finish a purge that was cut short, forget closed rows that are older than they are
-//! kept, fold new rows into the keyword index, merge small fragments, rewrite worn ones, remove versions that nobody
-//! reads. What to do is decided by debt; one step is small, and the writer runs it between commits, so that a store
-//! waits for at most one. Debt counts only what a step can take away; a step that changed nothing does not count.
+//! kept, fold new rows into the keyword index, merge small fragments, rewrite worn ones, index the vectors of what is
+//! too large for memory, remove versions that nobody reads. What to do is decided by debt; one step is small, and the
+//! writer runs it between commits, so that a store waits for at most one. Debt counts only what a step can take away; a
+//! step that changed nothing does not count.
 
 use lance::Dataset;
 use lance::index::DatasetIndexExt;
@@ -13,6 +14,7 @@ use crate::error::KnowledgeResult;
 use crate::store::disk;
 use crate::store::error::read_error;
 use crate::store::upkeep::step_size::STEP_ROWS;
+use crate::store::upkeep::vectors::VectorDebt;
 use crate::store::view::ProjectView;
 use crate::store::write::TEXT_INDEX;
 
@@ -62,6 +64,9 @@ pub struct Debt {
     pub versions: usize,
     /// Those of them that no reader holds.
     pub removable_versions: usize,
+    /// What the vector index is behind with.
+    #[serde(skip)]
+    pub vectors: VectorDebt,
     /// Whether closed rows are older than they are kept.
     pub expired: bool,
     /// Whether what a purge removed may still be in the files: it was cut short.
@@ -110,6 +115,10 @@ pub enum Step {
         /// Every fragment with deleted rows, not only those that are worn.
         thorough: bool,
     },
+    /// Make a segment of the vector index.
+    IndexVectors,
+    /// Drop the vector index: the table fits into memory.
+    DropVectors,
     /// Remove versions that nobody reads.
     Prune,
 }
@@ -183,6 +192,8 @@ pub fn due_steps(debt: &Debt, pace: Pace) -> Vec<Step> {
     if debt.fragment_rows.iter().any(worn) {
         due.push(Step::Rewrite { thorough: false });
     }
+    // Behind what merges and rewrites fragments, which would change it again.
+    due.extend(debt.vectors.step(Some(pace)));
     if debt.removable_versions + 1 >= VERSIONS {
         due.push(Step::Prune);
     }
@@ -224,6 +235,8 @@ pub fn next_thorough_step(debt: &Debt) -> Option<Step> {
         Some(Step::Compact { target_rows: largest })
     } else if debt.deleted_rows > 0 {
         Some(Step::Rewrite { thorough: true })
+    } else if let Some(step) = debt.vectors.step(None) {
+        Some(step)
     } else {
         (debt.removable_versions > 0).then_some(Step::Prune)
     }
@@ -238,6 +251,8 @@ impl Step {
             Self::Index { .. } => "index",
             Self::Compact { .. } => "compact",
             Self::Rewrite { .. } => "rewrite",
+            Self::IndexVectors => "index_vectors",
+            Self::DropVectors => "drop_vectors",
             Self::Prune => "prune",
         }
     }
@@ -291,6 +306,7 @@ pub(crate) async fn measure(dataset: &Dataset, oldest_held: u64) -> KnowledgeRes
         fragment_rows,
         removable_versions: versions.iter().filter(|version| **version < oldest_held).count(),
         versions: versions.len(),
+        vectors: VectorDebt::measure(dataset).await?,
         expired: false,
         purge_unfinished: false,
     })

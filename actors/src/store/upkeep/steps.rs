@@ -15,6 +15,7 @@ use crate::store::error::{read_error, write_error};
 use crate::store::table::durable::sync_directories;
 use crate::store::upkeep::debt::{DELETED_PART, Debt, Step, TIERS, fragment_rows, measure, next_thorough_step};
 use crate::store::upkeep::step_size::{StepSize, fragments_to_merge, fragments_to_rewrite};
+use crate::store::upkeep::vectors::next_segment_of;
 use crate::store::write::{TEXT_INDEX, WriteTable, current_dataset};
 
 /// A thorough upkeep, which leaves nothing undone that can be done, a step at a time: others write between its steps.
@@ -33,10 +34,12 @@ impl WriteTable {
     /// Measures the debt. Reads the manifest and one directory.
     pub async fn debt(&self) -> KnowledgeResult<Debt> {
         let dataset = current_dataset(self.lancedb()).await?;
+        let measured = measure(&dataset, self.oldest_kept_version(&dataset)).await?;
         Ok(Debt {
             expired: self.forgets_at().is_some_and(|at| at <= believed_now()),
             purge_unfinished: self.is_erasing().await?,
-            ..measure(&dataset, self.oldest_kept_version(&dataset)).await?
+            vectors: measured.vectors.of(self.residence(&dataset)),
+            ..measured
         })
     }
 
@@ -119,6 +122,11 @@ impl WriteTable {
                 };
                 self.compact(options).await?;
             }
+            Step::IndexVectors => {
+                let dataset = current_dataset(self.lancedb()).await?;
+                self.index_vectors(&next_segment_of(&dataset).await?).await?;
+            }
+            Step::DropVectors => self.drop_vector_index().await?,
             Step::Prune => return self.prune().await,
         }
         Ok(self.lance_version().await? > before)

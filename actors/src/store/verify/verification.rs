@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::rows::Rows;
 use crate::domain::ProjectName;
 use crate::error::{KnowledgeError, KnowledgeResult};
-use crate::store::damage::{look_up, open_again, read_keyword_index, table_path};
+use crate::store::damage::{look_up, open_again, read_keyword_index, read_vector_index, table_path};
 use crate::store::error::damage as damage_of;
 use crate::store::error::{is_passing, read_error};
 use crate::store::guarded::{Guarded, guarded};
@@ -60,8 +60,8 @@ const FIX_FILE: &str = "stop the daemon and put the file back from a backup, or 
                         daemon goes on without it and sets what is left of it aside with the next store";
 /// What to do about a damaged row.
 pub(super) const FIX_ROW: &str = "store the item again and delete this one, or restore the project from a backup";
-/// What to do about a damaged keyword index.
-const FIX_INDEX: &str = "restart the daemon: it rebuilds a damaged keyword index";
+/// What to do about a damaged index.
+const FIX_INDEX: &str = "restart the daemon: it rebuilds a damaged index";
 
 /// What to do about an index in memory that does not agree with its table.
 const FIX_MEMORY: &str = "nothing is lost, and it has been made again from the table; please report it with the log of \
@@ -247,6 +247,9 @@ async fn verify_view(
             flaws.add(format!("the index in memory was wrong: {difference}"), FIX_MEMORY);
         }
         check_keyword_index(view, &dataset, &rows.samples, &mut flaws, &is_over).await?;
+        if let Err(reason) = read_vector_index(&dataset).await? {
+            flaws.add(format!("the vector index cannot be read: {reason}"), FIX_INDEX);
+        }
     }
     Ok(Verified {
         rows: rows.read,

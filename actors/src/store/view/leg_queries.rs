@@ -18,7 +18,7 @@ use crate::store::view::{ProjectView, SearchRequest, filter, row_id};
 use std::collections::HashSet;
 
 /// Column of the cosine distance (1 - cosine) in the vector leg's results.
-const DISTANCE: &str = "_distance";
+pub(super) const DISTANCE: &str = "_distance";
 /// Column of BM25 in the keyword leg's results.
 pub(super) const BM25: &str = "_score";
 
@@ -58,6 +58,9 @@ impl ProjectView {
                     self.vector_leg_from(matching, vector, request, known, passages, source)
                         .await
                 }
+                None if self.has_vector_index().await? => {
+                    self.indexed_vector_leg(vector, request, known, passages, source).await
+                }
                 None => {
                     self.vector_leg(vector, predicate(), passages, request.min_similarity, source)
                         .await
@@ -82,7 +85,7 @@ impl ProjectView {
         }
     }
 
-    /// The passages nearest to `vector`, nearest first.
+    /// The passages nearest to `vector`, nearest first, exactly: reads all vectors.
     async fn vector_leg(
         &self,
         vector: &[f32],
@@ -98,6 +101,7 @@ impl ProjectView {
             .map_err(read_error)?
             // Always stated: the default of a table without an index is L2.
             .distance_metric(lancedb::DistanceType::Cosine.into())
+            .use_index(false)
             .with_row_id();
         let (mut hits, mut num_rows) = (Vec::new(), 0);
         for batch in Self::collect(&scanner).await? {

@@ -8,6 +8,7 @@ mod gather;
 pub(crate) mod held;
 mod horizon;
 mod identities;
+mod indexed_leg;
 mod items;
 mod keywords_ahead;
 mod leg_queries;

@@ -5,6 +5,7 @@ mod growth;
 mod purge;
 mod retention;
 mod table;
+mod vector_index;
 
 pub(crate) use purge::ERASING_MARK;
 pub(crate) use retention::forgotten_at;

@@ -75,12 +75,14 @@ impl WriteTable {
         Ok(found.into_keys().collect())
     }
 
-    /// Rewrites all that held removed rows: the data, and the keyword index, whose dictionary keeps words. The
-    /// versions before still hold them.
+    /// Rewrites all that held removed rows: the data, and the keyword index, whose dictionary keeps words. The vector
+    /// index goes: rows that leave a table stay in its codes. Upkeep makes it again, which takes longer than who
+    /// purges should wait. The versions before still hold them.
     pub(crate) async fn erase_removed(&mut self) -> KnowledgeResult<()> {
         fail::fail_point!("write::before_erasing", |_| Err(KnowledgeError::internal(
             "failpoint write::before_erasing"
         )));
+        self.drop_vector_index().await?;
         self.drop_text_index().await?;
         self.rewrite_deletions(0.0).await?;
         self.ensure_text_index().await

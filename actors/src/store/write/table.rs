@@ -304,6 +304,11 @@ impl WriteTable {
         std::mem::take(&mut self.notes)
     }
 
+    /// Notes what was mended, for `admin.status`.
+    pub(crate) fn note(&mut self, what: String) {
+        self.notes.push(what);
+    }
+
     /// The fragments that commits have written since this was last asked, oldest first, as far as they are still in
     /// memory. Whoever needs a fragment that is not among them reads it from disk.
     pub(crate) fn take_written(&mut self) -> Vec<WrittenFragment> {
