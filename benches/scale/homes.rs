@@ -13,7 +13,8 @@ use ccod_actors::embedder::model::tokenize::TokenizedText;
 use ccod_actors::store::table::rows::EmbeddedPassage;
 use ccod_actors::store::upkeep::{Pace, due_steps};
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, WriteAccess};
-use ccod_actors::writer::commit::plan_group;
+use ccod_actors::writer::commit::plan;
+use ccod_actors::writer::lane::GroupLimits;
 use ccod_actors::writer::{PreparedItem, WriteOp};
 use chrono::TimeDelta;
 use rand::rngs::StdRng;
@@ -151,7 +152,11 @@ async fn commit(access: &WriteAccess, project: &ProjectName, group: &[WriteOp]) 
     let known = access.project(project).unwrap();
     let mut guard = access.lock(&known, true).await.unwrap();
     let table = guard.table().unwrap();
-    let planned = plan_group(table, group).await.unwrap();
+    let limits = GroupLimits {
+        max_rows: 1_000,
+        max_bytes: 8 << 20,
+    };
+    let planned = plan(table, group, limits, None).await.unwrap();
     planned.commit(table).await.unwrap();
     guard.publish().await.unwrap();
 }
@@ -213,7 +218,8 @@ impl Items {
             id: Some(id(number)),
             idempotency_key: None,
             on_duplicate: OnDuplicate::Store,
-            timestamp: parse_time("2026-01-01T00:00:00Z").unwrap() + TimeDelta::milliseconds(number as i64 * 977),
+            timestamp: parse_time("2026-01-01T00:00:00Z", "timestamp").unwrap()
+                + TimeDelta::milliseconds(number as i64 * 977),
             updated_at: None,
         };
         PreparedItem {

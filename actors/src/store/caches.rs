@@ -22,6 +22,8 @@ use quick_cache::{DefaultHashBuilder as Hasher, OptionsBuilder, Weighter};
 /// The caches that all projects share: of index pages, and of manifests and metadata of files.
 pub(super) struct SharedCaches {
     both: [Arc<SweptCache>; 2],
+    /// Bytes of the first.
+    index_bytes: usize,
     registry: Arc<lancedb::ObjectStoreRegistry>,
     /// Numbers that were given to sessions.
     sessions: AtomicU64,
@@ -47,6 +49,7 @@ impl SharedCaches {
     pub(super) fn new(index_cache_bytes: usize, metadata_cache_bytes: usize) -> Self {
         Self {
             both: [index_cache_bytes, metadata_cache_bytes].map(|bytes| Arc::new(SweptCache::new(bytes))),
+            index_bytes: index_cache_bytes,
             registry: Arc::default(),
             sessions: AtomicU64::new(0),
         }
@@ -88,6 +91,11 @@ impl ProjectCaches {
             shared,
             current: Mutex::default(),
         }
+    }
+
+    /// Bytes that pages of indices may take, those of all projects together.
+    pub(super) fn index_cache_bytes(&self) -> u64 {
+        self.shared.index_bytes as u64
     }
 
     /// The session of the project's table.

@@ -158,7 +158,7 @@ impl Project {
         self.damage.set_repair_failed(false);
         self.number_after_losses(&mut taken, version).await?;
         self.salvage(&mut taken).await;
-        vector_index::prewarm(&dataset, self.settings.session.index_cache_bytes as u64).await;
+        vector_index::prewarm(&dataset, self.settings.caches.index_cache_bytes()).await;
         for what in taken.damage().describe() {
             tracing::error!(project = %self.name(), "{what}");
         }

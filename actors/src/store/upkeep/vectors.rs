@@ -169,6 +169,7 @@ mod tests {
                 physical: *physical + 7,
                 deleted: 7,
                 segment: *segment,
+                bytes: 0,
             };
             (10 + number as u64, rows)
         };
