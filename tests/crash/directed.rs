@@ -17,9 +17,9 @@ use crate::rounds::{Totals, check, runtime};
 use crate::support::{Connection, PATIENCE};
 
 /// Changes of the directories after which a creation is killed, at most. A creation with its first store makes
-/// about 25, of which the watcher sees most.
+/// about 20, of which the watcher sees most.
 const CREATION_CHANGES: usize = 16;
-/// Changes after which every other write is killed, at most. One makes about 8, a purge more.
+/// Changes after which every other write is killed, at most. One makes four or five, a purge more.
 const WRITE_CHANGES: usize = 4;
 const PURGE_CHANGES: usize = 12;
 /// Changes after which a restore is killed, at most.
