@@ -5,9 +5,8 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use ccod_actors::embedder::ModelCell;
-use ccod_actors::embedder::model::EmbedEngine;
-use ccod_actors::embedder::model::tokenize::{TextTokenizer, TokenizedText};
+use ccod_model::tokenize::{TextTokenizer, TokenizedText};
+use ccod_model::{EmbedEngine, ModelCell};
 
 /// Prose of a software project, cycled to make texts of any length.
 const WORDS: &str = "We keep the connection pool small because the database server has few cores and each \

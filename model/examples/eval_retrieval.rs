@@ -13,9 +13,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
-use ccod_actors::embedder::model::bert::{BertConfig, BertModel};
-use ccod_actors::embedder::model::tokenize::TextTokenizer;
-use ccod_actors::embedder::model::weights::Weights;
+use ccod_model::config::BertConfig;
+use ccod_model::exact::BertModel;
+use ccod_model::tokenize::TextTokenizer;
+use ccod_model::weights::Weights;
 
 const MAX_TOKENS: usize = 256;
 const DEPTH: usize = 10;

@@ -1,13 +1,27 @@
-//! The model: what an engine is ([`EmbedEngine`]), and the one that there is, a BERT-family encoder on candle.
+//! From texts to vectors: sentence models of the BERT family, and one of them inside.
 //!
-//! Nothing here knows of actors, queues or threads.
+//! Nothing here knows of stores, actors, queues or the wire. The parts, each of which may use those before it and none
+//! of those after it:
+//!
+//! | part | what is in it |
+//! |---|---|
+//! | [`error`], `bundled` | what can go wrong; the files of the model inside the executable |
+//! | [`config`], [`tokenize`], [`weights`], [`pooling`], `kernels` | what a checkpoint says; texts to tokens; reading weights; tokens to one vector; fused operations for the CPU |
+//! | [`engine`] | what an engine is |
+//! | [`exact`] | the engine on candle, in float32 |
+//! | [`loader`] | which model is run, and keeping it once it is loaded |
 
-pub mod bert;
-pub mod cell;
-mod embed_engine;
+mod bundled;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod exact;
 mod kernels;
+pub mod loader;
 pub mod pooling;
 pub mod tokenize;
 pub mod weights;
 
-pub use embed_engine::{EmbedEngine, EngineError};
+pub use engine::EmbedEngine;
+pub use error::EngineError;
+pub use loader::ModelCell;

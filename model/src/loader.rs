@@ -11,19 +11,15 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use parking_lot::Mutex;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::bert::{BertConfig, BertEngine, BertModel};
-use super::tokenize::TextTokenizer;
-use super::weights::Weights;
-use super::{EmbedEngine, EngineError};
-
-/// The bundled model's files; `actors/model/README.md` says how they are made.
-static BUNDLED_WEIGHTS: &[u8] = include_bytes!("../../../model/weights.gguf");
-const BUNDLED_TOKENIZER: &[u8] = include_bytes!("../../../model/tokenizer.json");
-const BUNDLED_CONFIG: &str = include_str!("../../../model/config.json");
-const BUNDLED_MANIFEST: &str = include_str!("../../../model/bundle.json");
+use crate::bundled;
+use crate::config::BertConfig;
+use crate::engine::EmbedEngine;
+use crate::error::EngineError;
+use crate::exact::{BertEngine, BertModel};
+use crate::tokenize::TextTokenizer;
+use crate::weights::Weights;
 
 /// Hexadecimal digits of the weights' hash that are part of a model's identity. 48 bits: enough to tell models
 /// apart, short enough to read.
@@ -31,14 +27,6 @@ const IDENTITY_DIGITS: usize = 12;
 
 /// Token limit of a model directory that does not state one (`sentence_bert_config.json`).
 const DEFAULT_MAX_TOKENS: usize = 512;
-
-/// `bundle.json`: what the bundling program recorded. The hash is not computed again at start; a test does that.
-#[derive(Debug, Deserialize)]
-struct BundleManifest {
-    name: String,
-    max_tokens: usize,
-    weights_sha256: String,
-}
 
 /// Makes an engine; for engines other than the built-in one, such as those of tests.
 pub type EngineFactory = dyn Fn() -> Result<Box<dyn EmbedEngine>, EngineError> + Send + Sync;
@@ -81,8 +69,8 @@ impl fmt::Debug for ModelCell {
 impl ModelCell {
     /// The model inside the executable, all-MiniLM-L6-v2: 384 dimensions, 256 tokens.
     pub fn bundled() -> Result<Self, EngineError> {
-        let manifest = bundled_manifest()?;
-        let config = BertConfig::parse(BUNDLED_CONFIG)?;
+        let manifest = bundled::manifest()?;
+        let config = BertConfig::parse(bundled::CONFIG)?;
         Ok(Self::new(
             Source::Bundled,
             identity_of(&manifest.name, &manifest.weights_sha256),
@@ -165,7 +153,7 @@ impl ModelCell {
             return Ok(tokenizer.clone());
         }
         let tokenizer = match &self.source {
-            Source::Bundled | Source::Custom(_) => TextTokenizer::from_json(BUNDLED_TOKENIZER, self.max_tokens),
+            Source::Bundled | Source::Custom(_) => TextTokenizer::from_json(bundled::TOKENIZER, self.max_tokens),
             Source::Directory(directory) => {
                 let path = directory.join("tokenizer.json");
                 let json = std::fs::read(&path).map_err(|error| cannot_read(&path, &error))?;
@@ -223,8 +211,8 @@ impl ModelCell {
                 BertModel::load(config, &weights, &self.device)
             }
             Source::Bundled | Source::Custom(_) => {
-                let config = BertConfig::parse(BUNDLED_CONFIG)?;
-                let weights = Weights::from_gguf(BUNDLED_WEIGHTS, &self.device)?;
+                let config = BertConfig::parse(bundled::CONFIG)?;
+                let weights = Weights::from_gguf(bundled::WEIGHTS, &self.device)?;
                 BertModel::load(config, &weights, &self.device)
             }
         }
@@ -234,15 +222,6 @@ impl ModelCell {
 fn identity_of(name: &str, sha256: &str) -> String {
     let digits: String = sha256.chars().take(IDENTITY_DIGITS).collect();
     format!("{name}@{digits}")
-}
-
-fn bundled_manifest() -> Result<BundleManifest, EngineError> {
-    serde_json::from_str(BUNDLED_MANIFEST).map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
-}
-
-/// The bundled tokenizer alone, for programs that need no model.
-pub fn bundled_tokenizer() -> Result<TextTokenizer, EngineError> {
-    TextTokenizer::from_json(BUNDLED_TOKENIZER, bundled_manifest()?.max_tokens)
 }
 
 fn cannot_read(path: &Path, error: &dyn fmt::Display) -> EngineError {

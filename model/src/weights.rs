@@ -14,7 +14,7 @@ use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor};
 use half::f16;
 
-use super::EngineError;
+use crate::error::EngineError;
 
 /// Values per Q8_0 block; fixed by the format.
 const Q8_0_BLOCK_VALUES: usize = 32;

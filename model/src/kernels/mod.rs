@@ -15,6 +15,6 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-pub(super) use attention::PackedAttention;
-pub(super) use gelu::BiasGeluOp;
-pub(super) use norm::{AddNormOp, NormWeights, normalize_rows};
+pub(crate) use attention::PackedAttention;
+pub(crate) use gelu::BiasGeluOp;
+pub(crate) use norm::{AddNormOp, NormWeights, normalize_rows};
