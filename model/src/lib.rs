@@ -13,15 +13,17 @@
 
 mod bundled;
 pub mod config;
+mod embeddings;
 pub mod engine;
 pub mod error;
 pub mod exact;
+pub mod int8;
 mod kernels;
 pub mod loader;
 pub mod pooling;
 pub mod tokenize;
 pub mod weights;
 
-pub use engine::EmbedEngine;
+pub use engine::{EmbedEngine, Precision};
 pub use error::EngineError;
-pub use loader::ModelCell;
+pub use loader::{ModelCell, PrecisionChoice};

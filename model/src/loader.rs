@@ -15,9 +15,10 @@ use sha2::{Digest, Sha256};
 
 use crate::bundled;
 use crate::config::BertConfig;
-use crate::engine::EmbedEngine;
+use crate::engine::{EmbedEngine, Precision};
 use crate::error::EngineError;
 use crate::exact::{BertEngine, BertModel};
+use crate::int8::{self, Int8Engine, Int8Model};
 use crate::tokenize::TextTokenizer;
 use crate::weights::Weights;
 
@@ -44,15 +45,46 @@ pub struct ModelCell {
     dimensions: usize,
     max_tokens: usize,
     device: Device,
+    precision: Precision,
     loaded: Mutex<Option<Loaded>>,
     tokenizer: Mutex<Option<TextTokenizer>>,
 }
 
-#[derive(Clone)]
 struct Loaded {
     /// None for a custom source, which keeps its own weights.
-    model: Option<Arc<BertModel>>,
+    weights: Option<LoadedWeights>,
     took: Duration,
+}
+
+/// Weights as the engine of a precision wants them.
+#[derive(Clone)]
+enum LoadedWeights {
+    Exact(Arc<BertModel>),
+    Int8(Arc<Int8Model>),
+}
+
+/// Which precision is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrecisionChoice {
+    /// [`Precision::Int8`] where the processor has the instructions, else [`Precision::Exact`].
+    #[default]
+    Auto,
+    /// [`Precision::Int8`], slow as it may be.
+    Int8,
+    /// [`Precision::Exact`].
+    Exact,
+}
+
+impl PrecisionChoice {
+    /// What it comes to on this processor.
+    pub fn resolve(self) -> Precision {
+        match self {
+            Self::Int8 => Precision::Int8,
+            Self::Exact => Precision::Exact,
+            Self::Auto if int8::is_supported() => Precision::Int8,
+            Self::Auto => Precision::Exact,
+        }
+    }
 }
 
 impl fmt::Debug for ModelCell {
@@ -62,6 +94,7 @@ impl fmt::Debug for ModelCell {
             .field("identity", &self.identity)
             .field("dimensions", &self.dimensions)
             .field("max_tokens", &self.max_tokens)
+            .field("precision", &self.precision)
             .finish_non_exhaustive()
     }
 }
@@ -121,9 +154,23 @@ impl ModelCell {
             dimensions,
             max_tokens,
             device: Device::Cpu,
+            precision: PrecisionChoice::Auto.resolve(),
             loaded: Mutex::new(None),
             tokenizer: Mutex::new(None),
         }
+    }
+
+    /// The same model with the engine of this precision; before it is loaded. Vectors of all precisions have one
+    /// identity and may be compared.
+    #[must_use]
+    pub fn with_precision(mut self, choice: PrecisionChoice) -> Self {
+        self.precision = choice.resolve();
+        self
+    }
+
+    /// The precision of the engines that it builds. What a custom source makes is not known.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Name and hash, such as `all-MiniLM-L6-v2@0123456789ab`. Stored with every table.
@@ -176,46 +223,53 @@ impl ModelCell {
         if let Source::Custom(factory) = &self.source {
             let engine = factory()?;
             self.loaded.lock().get_or_insert(Loaded {
-                model: None,
+                weights: None,
                 took: start.elapsed(),
             });
             return Ok(engine);
         }
         let mut slot = self.loaded.lock();
-        let known = slot.as_ref().and_then(|loaded| loaded.model.clone());
-        let model = match known {
-            Some(model) => model,
+        let known = slot.as_ref().and_then(|loaded| loaded.weights.clone());
+        let weights = match known {
+            Some(weights) => weights,
             None => {
-                let model = Arc::new(self.load_weights()?);
+                let weights = self.load_weights()?;
                 let took = start.elapsed();
                 tracing::info!(
                     model = self.identity,
+                    precision = %self.precision,
                     load_ms = took.as_millis(),
                     "embedding model loaded"
                 );
                 *slot = Some(Loaded {
-                    model: Some(Arc::clone(&model)),
+                    weights: Some(weights.clone()),
                     took,
                 });
-                model
+                weights
             }
         };
-        Ok(Box::new(BertEngine::new(model, self.identity.clone(), self.max_tokens)))
+        let identity = self.identity.clone();
+        Ok(match weights {
+            LoadedWeights::Exact(model) => Box::new(BertEngine::new(model, identity, self.max_tokens)),
+            LoadedWeights::Int8(model) => Box::new(Int8Engine::new(model, identity, self.max_tokens)),
+        })
     }
 
-    fn load_weights(&self) -> Result<BertModel, EngineError> {
-        match &self.source {
-            Source::Directory(directory) => {
-                let config = BertConfig::parse(&read_text(&directory.join("config.json"))?)?;
-                let weights = Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?;
-                BertModel::load(config, &weights, &self.device)
-            }
-            Source::Bundled | Source::Custom(_) => {
-                let config = BertConfig::parse(bundled::CONFIG)?;
-                let weights = Weights::from_gguf(bundled::WEIGHTS, &self.device)?;
-                BertModel::load(config, &weights, &self.device)
-            }
-        }
+    fn load_weights(&self) -> Result<LoadedWeights, EngineError> {
+        let (config, weights) = match &self.source {
+            Source::Directory(directory) => (
+                BertConfig::parse(&read_text(&directory.join("config.json"))?)?,
+                Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?,
+            ),
+            Source::Bundled | Source::Custom(_) => (
+                BertConfig::parse(bundled::CONFIG)?,
+                Weights::from_gguf(bundled::WEIGHTS, &self.device)?,
+            ),
+        };
+        Ok(match self.precision {
+            Precision::Exact => LoadedWeights::Exact(Arc::new(BertModel::load(config, &weights, &self.device)?)),
+            Precision::Int8 => LoadedWeights::Int8(Arc::new(Int8Model::load(config, &weights)?)),
+        })
     }
 }
 

@@ -54,6 +54,12 @@ impl TokenizedText {
     }
 }
 
+impl AsRef<[u32]> for TokenizedText {
+    fn as_ref(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
 /// Shows counts, never ids: ids are the text, and texts do not belong in logs.
 impl fmt::Debug for TokenizedText {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

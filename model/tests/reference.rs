@@ -1,11 +1,12 @@
 //! The bundled model against vectors of its reference implementation.
 
 use std::collections::HashSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::Device;
 use ccod_model::config::BertConfig;
 use ccod_model::exact::BertModel;
+use ccod_model::int8::{Int8Engine, Int8Model};
 use ccod_model::tokenize::TokenizedText;
 use ccod_model::weights::Weights;
 use ccod_model::{EngineError, ModelCell};
@@ -16,15 +17,28 @@ fn bundled() -> &'static ModelCell {
     CELL.get_or_init(|| ModelCell::bundled().expect("the bundled model is readable"))
 }
 
+fn bundled_files() -> (BertConfig, Weights) {
+    let config = BertConfig::parse(include_str!("../bundled/config.json")).expect("the bundled configuration is valid");
+    let weights = Weights::from_gguf(include_bytes!("../bundled/weights.gguf"), &Device::Cpu)
+        .expect("the bundled weights are readable");
+    (config, weights)
+}
+
 fn bundled_bert() -> &'static BertModel {
     static MODEL: OnceLock<BertModel> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let config =
-            BertConfig::parse(include_str!("../bundled/config.json")).expect("the bundled configuration is valid");
-        let weights = Weights::from_gguf(include_bytes!("../bundled/weights.gguf"), &Device::Cpu)
-            .expect("the bundled weights are readable");
+        let (config, weights) = bundled_files();
         BertModel::load(config, &weights, &Device::Cpu).expect("the bundled weights are complete")
     })
+}
+
+fn int8_engine() -> Int8Engine {
+    static MODEL: OnceLock<Arc<Int8Model>> = OnceLock::new();
+    let model = MODEL.get_or_init(|| {
+        let (config, weights) = bundled_files();
+        Arc::new(Int8Model::load(config, &weights).expect("the bundled weights are complete"))
+    });
+    Int8Engine::new(Arc::clone(model), "bundled".to_owned(), 256)
 }
 
 struct Golden {
@@ -139,4 +153,52 @@ fn ids_outside_the_vocabulary_and_too_many_tokens_are_errors() {
         assert!(matches!(bundled_bert().embed(&[ids]), Err(EngineError::Input(_))));
     }
     assert!(bundled_bert().embed(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn eight_bits_meet_every_reference_vector_alone() {
+    let mut engine = int8_engine();
+    let mut sum = 0.0;
+    let items = golden();
+    for item in &items {
+        let vector = engine.embed_ids(&[&item.tokens]).unwrap().remove(0);
+        let similarity = cosine(&vector, &item.expected);
+        assert!(similarity > 0.99, "{similarity} for {:?}", item.text);
+        sum += similarity;
+        assert!((vector.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    let mean = sum / items.len() as f32;
+    assert!(mean > 0.995, "{mean}");
+}
+
+#[test]
+fn eight_bits_give_the_same_vector_in_any_batch() {
+    let items = golden();
+    let mut engine = int8_engine();
+    let alone: Vec<Vec<f32>> = items
+        .iter()
+        .map(|item| engine.embed_ids(&[&item.tokens]).unwrap().remove(0))
+        .collect();
+    for (batch_size, stride) in [(2, 1), (7, 5), (32, 9)] {
+        let order: Vec<usize> = (0..items.len())
+            .map(|position| position * stride % items.len())
+            .collect();
+        for batch in order.chunks(batch_size) {
+            let texts: Vec<&TokenizedText> = batch.iter().map(|item| &items[*item].tokens).collect();
+            for (item, vector) in batch.iter().zip(engine.embed_ids(&texts).unwrap()) {
+                assert!(largest_difference(&vector, &alone[*item]) < 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_bits_refuse_what_the_exact_engine_refuses() {
+    let mut engine = int8_engine();
+    for ids in [&[101u32, 40_000, 102] as &[u32], &[101u32; 600], &[]] {
+        assert!(matches!(engine.embed_ids(&[ids]), Err(EngineError::Input(_))));
+    }
+    assert!(engine.embed_ids::<&[u32]>(&[]).unwrap().is_empty());
+    // And go on after it.
+    assert_eq!(engine.embed_ids(&[[101u32, 102]]).unwrap().len(), 1);
 }

@@ -1,15 +1,15 @@
 //! Attention of texts that lie one after another.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp};
 
-use super::math::exp;
+use super::math::{exp, largest};
 use super::rows::{PARALLEL_VALUES, values};
 
-/// Rows of a matrix product that are computed together: with two vectors of columns they keep eight
-/// accumulators in registers, which hides the latency of the multiply-add.
-const TILE_ROWS: usize = 4;
+/// Rows of a matrix product that are computed together: as many accumulators hide the latency of the multiply-add.
+const TILE_ROWS: usize = 8;
 
 /// Rows of scores that are kept at once; at 256 columns they fit the first-level cache.
 const SCORE_ROWS: usize = 16;
@@ -17,24 +17,45 @@ const SCORE_ROWS: usize = 16;
 /// What masks the columns that pad a row of scores to whole vectors.
 const NO_SCORE: f32 = f32::MIN / 2.0;
 
-/// Attention of one text, or of some of its rows.
-pub(super) struct Attend<'a> {
-    /// Queries, keys and values of the whole text side by side, `[tokens, 3 * hidden]`, without bias.
-    pub(super) projected: &'a [f32],
-    /// Bias of queries, keys and values, `[3 * hidden]`.
-    pub(super) bias: &'a [f32],
-    pub(super) heads: usize,
-    /// The first row to compute; as many are computed as `out` holds.
-    pub(super) first_row: usize,
-    /// `[rows, hidden]`.
-    pub(super) out: &'a mut [f32],
+/// What attention needs for one head of one text. Kept, it saves allocations.
+#[derive(Default)]
+pub(crate) struct AttentionBuffers {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    context: Vec<f32>,
 }
 
-/// `TILE_ROWS` rows of `a` (each of `inner` values, `a_stride` apart) times a panel of two vectors of columns
-/// (`inner` rows of two vectors), written to `out` with rows `out_stride` apart.
+/// Attention of one text, or of some of its rows.
+pub(crate) struct Attend<'a> {
+    /// Queries, keys and values of the whole text side by side, `[tokens, 3 * hidden]`, without bias.
+    pub(crate) projected: &'a [f32],
+    /// Bias of queries, keys and values, `[3 * hidden]`.
+    pub(crate) bias: &'a [f32],
+    /// Attention heads.
+    pub(crate) heads: usize,
+    /// The first row to compute; as many are computed as `out` holds.
+    pub(crate) first_row: usize,
+    /// Whatever they hold is overwritten.
+    pub(crate) buffers: &'a mut AttentionBuffers,
+    /// `[rows, hidden]`.
+    pub(crate) out: &'a mut [f32],
+}
+
+/// At least `length` values; what they are does not matter.
+fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+    &mut buffer[..length]
+}
+
+/// `TILE_ROWS` rows of `a` (each of `inner` values, `a_stride` apart) times a panel of one vector of columns (`inner`
+/// vectors), written to `out` with rows `out_stride` apart.
 #[inline(always)]
-fn multiply_tile<S: Simd>(
-    simd: S,
+fn multiply_tile<I: Isa>(
+    isa: I,
     a: &[f32],
     a_stride: usize,
     inner: usize,
@@ -42,98 +63,82 @@ fn multiply_tile<S: Simd>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let (panel, _) = S::as_simd_f32s(panel);
-    let row = |index: usize| &a[index * a_stride..index * a_stride + inner];
-    let (row0, row1, row2, row3) = (row(0), row(1), row(2), row(3));
-    let zero = simd.splat_f32s(0.0);
-    let (mut left0, mut left1, mut left2, mut left3) = (zero, zero, zero, zero);
-    let (mut right0, mut right1, mut right2, mut right3) = (zero, zero, zero, zero);
-    for ((((columns, a0), a1), a2), a3) in panel.chunks_exact(2).zip(row0).zip(row1).zip(row2).zip(row3) {
-        let (left, right) = (columns[0], columns[1]);
-        let a0 = simd.splat_f32s(*a0);
-        left0 = simd.mul_add_e_f32s(a0, left, left0);
-        right0 = simd.mul_add_e_f32s(a0, right, right0);
-        let a1 = simd.splat_f32s(*a1);
-        left1 = simd.mul_add_e_f32s(a1, left, left1);
-        right1 = simd.mul_add_e_f32s(a1, right, right1);
-        let a2 = simd.splat_f32s(*a2);
-        left2 = simd.mul_add_e_f32s(a2, left, left2);
-        right2 = simd.mul_add_e_f32s(a2, right, right2);
-        let a3 = simd.splat_f32s(*a3);
-        left3 = simd.mul_add_e_f32s(a3, left, left3);
-        right3 = simd.mul_add_e_f32s(a3, right, right3);
+    let ops = isa.f32();
+    let rows: [&[f32]; TILE_ROWS] = std::array::from_fn(|index| &a[index * a_stride..][..inner]);
+    let mut sums = [ops.zero(); TILE_ROWS];
+    for (index, columns) in panel[..inner * ops.len()].chunks_exact(ops.len()).enumerate() {
+        let columns = ops.load(columns);
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            *sum = ops.mul_add(ops.splat(row[index]), columns, *sum);
+        }
     }
-    let lanes = S::F32_LANES;
-    for (index, (left, right)) in [(left0, right0), (left1, right1), (left2, right2), (left3, right3)]
-        .into_iter()
-        .enumerate()
-    {
-        let start = index * out_stride;
-        simd.partial_store_f32s(&mut out[start..start + lanes], left);
-        simd.partial_store_f32s(&mut out[start + lanes..start + 2 * lanes], right);
+    for (index, sum) in sums.into_iter().enumerate() {
+        ops.store(sum, &mut out[index * out_stride..][..ops.len()]);
     }
 }
 
 /// Turns a row of scores into weights that are not yet divided by their sum, which it returns.
 #[inline(always)]
-fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> f32 {
-    let (scores, _) = S::as_mut_simd_f32s(scores);
-    let mut largest = simd.splat_f32s(NO_SCORE);
-    for score in scores.iter() {
-        largest = simd.max_f32s(largest, *score);
+fn exponentials<I: Isa>(isa: I, scores: &mut [f32]) -> f32 {
+    let ops = isa.f32();
+    let mut maximum = ops.splat(NO_SCORE);
+    for part in scores.chunks_exact(ops.len()) {
+        maximum = ops.max(maximum, ops.load(part));
     }
-    let largest = simd.splat_f32s(simd.reduce_max_f32s(largest));
-    let mut sum = simd.splat_f32s(0.0);
-    for score in scores.iter_mut() {
-        *score = exp(simd, simd.sub_f32s(*score, largest));
-        sum = simd.add_f32s(sum, *score);
+    let maximum = ops.splat(largest(maximum));
+    let mut sum = ops.zero();
+    for part in scores.chunks_exact_mut(ops.len()) {
+        let weight = exp(isa, ops.sub(ops.load(part), maximum));
+        ops.store(weight, part);
+        sum = ops.add(sum, weight);
     }
-    simd.reduce_sum_f32s(sum)
+    ops.sum(sum)
 }
 
-impl WithSimd for Attend<'_> {
+impl SimdOp for Attend<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn eval<I: Isa>(self, isa: I) {
         let Self {
             projected,
             bias,
             heads,
             first_row,
+            buffers,
             out,
         } = self;
+        let lanes = isa.f32().len();
         let stride = bias.len();
         let hidden = stride / 3;
         let width = hidden / heads;
         let tokens = projected.len() / stride;
         let num_rows = out.len() / hidden;
-        let panel_width = 2 * S::F32_LANES;
-        let key_panels = tokens.div_ceil(panel_width);
-        let value_panels = width.div_ceil(panel_width);
-        let padded_tokens = key_panels * panel_width;
-        let padded_width = value_panels * panel_width;
+        let key_panels = tokens.div_ceil(lanes);
+        let value_panels = width.div_ceil(lanes);
+        let padded_tokens = key_panels * lanes;
+        let padded_width = value_panels * lanes;
         let scale = 1.0 / (width as f32).sqrt();
 
-        let mut keys = vec![0f32; padded_tokens * width];
-        let mut values = vec![0f32; padded_width * tokens];
-        let mut queries = vec![0f32; SCORE_ROWS * width];
-        let mut scores = vec![0f32; SCORE_ROWS * padded_tokens];
-        let mut context = vec![0f32; SCORE_ROWS * padded_width];
+        let keys = sized(&mut buffers.keys, padded_tokens * width);
+        let values = sized(&mut buffers.values, padded_width * tokens);
+        let queries = sized(&mut buffers.queries, SCORE_ROWS * width);
+        let scores = sized(&mut buffers.scores, SCORE_ROWS * padded_tokens);
+        let context = sized(&mut buffers.context, SCORE_ROWS * padded_width);
         for head in 0..heads {
             let column = head * width;
             // Panels of keys: for each dimension the values of some tokens side by side. The keys' bias adds the
             // same to all scores of a row, which the softmax takes out again, so it is left out.
             for (token, row) in projected.chunks_exact(stride).enumerate() {
                 let key = &row[hidden + column..hidden + column + width];
-                let panel = &mut keys[token / panel_width * panel_width * width..];
-                let slots = panel[token % panel_width..].iter_mut().step_by(panel_width);
+                let panel = &mut keys[token / lanes * lanes * width..];
+                let slots = panel[token % lanes..].iter_mut().step_by(lanes);
                 for (slot, value) in slots.zip(key) {
                     *slot = *value;
                 }
                 let value = &row[2 * hidden + column..2 * hidden + column + width];
-                for (part, values_part) in value.chunks(panel_width).enumerate() {
-                    let start = (part * tokens + token) * panel_width;
+                for (part, values_part) in value.chunks(lanes).enumerate() {
+                    let start = (part * tokens + token) * lanes;
                     values[start..start + values_part.len()].copy_from_slice(values_part);
                 }
             }
@@ -148,16 +153,17 @@ impl WithSimd for Attend<'_> {
                         *slot = (value + bias) * scale;
                     }
                 }
-                // Rows past `rows` in the last tile hold what was there before: computed, never read.
+                // Rows past `rows` in the last tile, and columns past the text, hold what was there before: computed,
+                // never read.
                 for tile in (0..rows).step_by(TILE_ROWS) {
                     for panel in 0..key_panels {
                         multiply_tile(
-                            simd,
+                            isa,
                             &queries[tile * width..],
                             width,
                             width,
-                            &keys[panel * panel_width * width..][..panel_width * width],
-                            &mut scores[tile * padded_tokens + panel * panel_width..],
+                            &keys[panel * lanes * width..][..lanes * width],
+                            &mut scores[tile * padded_tokens + panel * lanes..],
                             padded_tokens,
                         );
                     }
@@ -165,17 +171,17 @@ impl WithSimd for Attend<'_> {
                 let mut sums = [0f32; SCORE_ROWS];
                 for (row, sum) in scores.chunks_exact_mut(padded_tokens).zip(&mut sums).take(rows) {
                     row[tokens..].fill(NO_SCORE);
-                    *sum = exponentials(simd, row);
+                    *sum = exponentials(isa, row);
                 }
                 for tile in (0..rows).step_by(TILE_ROWS) {
                     for panel in 0..value_panels {
                         multiply_tile(
-                            simd,
+                            isa,
                             &scores[tile * padded_tokens..],
                             padded_tokens,
                             tokens,
-                            &values[panel * tokens * panel_width..][..tokens * panel_width],
-                            &mut context[tile * padded_width + panel * panel_width..],
+                            &values[panel * tokens * lanes..][..tokens * lanes],
+                            &mut context[tile * padded_width + panel * lanes..],
                             padded_width,
                         );
                     }
@@ -223,23 +229,28 @@ impl PackedAttention<'_> {
                 let rows = rows_per_task.min(length - first_row);
                 let (part, others) = rest.split_at_mut(rows * hidden);
                 rest = others;
-                tasks.push(Attend {
-                    projected: text,
-                    bias: self.bias,
-                    heads: self.heads,
-                    first_row,
-                    out: part,
-                });
+                tasks.push((text, first_row, part));
             }
             start += length;
         }
-        let arch = Arch::new();
+        let attend = |buffers: &mut AttentionBuffers, (projected, first_row, out)| {
+            Attend {
+                projected,
+                bias: self.bias,
+                heads: self.heads,
+                first_row,
+                buffers,
+                out,
+            }
+            .dispatch();
+        };
         if projected.len() < PARALLEL_VALUES {
+            let mut buffers = AttentionBuffers::default();
             for task in tasks {
-                arch.dispatch(task);
+                attend(&mut buffers, task);
             }
         } else {
-            tasks.into_par_iter().for_each(|task| arch.dispatch(task));
+            tasks.into_par_iter().for_each_init(AttentionBuffers::default, attend);
         }
         out
     }

@@ -1,9 +1,11 @@
 //! The layer norm, alone and with the bias and the residual before it.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result};
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp};
 
+use super::math::{largest, load, load_or, smallest, store};
 use super::rows::{PARALLEL_VALUES, for_row_blocks, values, values_mut};
 
 /// Weights of a layer norm, on the CPU.
@@ -16,6 +18,42 @@ pub(crate) struct NormWeights {
     pub(crate) epsilon: f32,
 }
 
+/// Smallest and largest value of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Range {
+    pub(super) low: f32,
+    pub(super) high: f32,
+}
+
+/// Normalises one row, the values of which sum up to `sum`, in place.
+#[inline(always)]
+pub(super) fn normalize_row<I: Isa>(isa: I, row: &mut [f32], sum: f32, norm: &NormWeights) -> Range {
+    let ops = isa.f32();
+    let width = row.len();
+    let mean = ops.splat(sum / width as f32);
+    let mut squares = ops.zero();
+    for part in row.chunks(ops.len()) {
+        // What is outside the row adds nothing.
+        let difference = ops.sub(load_or(isa, part, mean), mean);
+        squares = ops.mul_add(difference, difference, squares);
+    }
+    let variance = ops.sum(squares) / width as f32;
+    let scale = ops.splat(1.0 / (variance + norm.epsilon).sqrt());
+    let (mut low, mut high) = (ops.splat(f32::INFINITY), ops.splat(f32::NEG_INFINITY));
+    let weights = norm.gamma.chunks(ops.len()).zip(norm.beta.chunks(ops.len()));
+    for (part, (gamma, beta)) in row.chunks_mut(ops.len()).zip(weights) {
+        let unit = ops.mul(ops.sub(load(isa, part), mean), scale);
+        let value = ops.mul_add(unit, load(isa, gamma), load(isa, beta));
+        store(isa, value, part);
+        low = ops.min(low, load_or(isa, part, low));
+        high = ops.max(high, load_or(isa, part, high));
+    }
+    Range {
+        low: smallest(low),
+        high: largest(high),
+    }
+}
+
 pub(super) struct NormRows<'a> {
     pub(super) rows: &'a mut [f32],
     /// Added to every row, with the residual.
@@ -23,77 +61,59 @@ pub(super) struct NormRows<'a> {
     pub(super) norm: &'a NormWeights,
 }
 
-impl WithSimd for NormRows<'_> {
+impl SimdOp for NormRows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn eval<I: Isa>(self, isa: I) {
+        let ops = isa.f32();
         let width = self.norm.gamma.len();
         for (index, row) in self.rows.chunks_exact_mut(width).enumerate() {
-            if let Some((bias, residual)) = self.added {
-                let residual = &residual[index * width..(index + 1) * width];
-                let (values, values_rest) = S::as_mut_simd_f32s(row);
-                let (bias, bias_rest) = S::as_simd_f32s(bias);
-                let (residual, residual_rest) = S::as_simd_f32s(residual);
-                for ((value, bias), residual) in values.iter_mut().zip(bias).zip(residual) {
-                    *value = simd.add_f32s(simd.add_f32s(*value, *bias), *residual);
+            let mut sum = ops.zero();
+            match self.added {
+                Some((bias, residual)) => {
+                    let residual = &residual[index * width..(index + 1) * width];
+                    let added = bias.chunks(ops.len()).zip(residual.chunks(ops.len()));
+                    for (part, (bias, residual)) in row.chunks_mut(ops.len()).zip(added) {
+                        let added = ops.add(load(isa, bias), load(isa, residual));
+                        let value = ops.add(load(isa, part), added);
+                        store(isa, value, part);
+                        sum = ops.add(sum, value);
+                    }
                 }
-                for ((value, bias), residual) in values_rest.iter_mut().zip(bias_rest).zip(residual_rest) {
-                    *value += bias + residual;
+                None => {
+                    for part in row.chunks(ops.len()) {
+                        sum = ops.add(sum, load(isa, part));
+                    }
                 }
             }
-            let (values, values_rest) = S::as_mut_simd_f32s(row);
-            let mut sum = simd.splat_f32s(0.0);
-            for value in values.iter() {
-                sum = simd.add_f32s(sum, *value);
-            }
-            let total = simd.reduce_sum_f32s(sum) + values_rest.iter().sum::<f32>();
-            let mean = total / width as f32;
-            let mean_lanes = simd.splat_f32s(mean);
-            let mut squares = simd.splat_f32s(0.0);
-            for value in values.iter() {
-                let difference = simd.sub_f32s(*value, mean_lanes);
-                squares = simd.mul_add_e_f32s(difference, difference, squares);
-            }
-            let squares_rest: f32 = values_rest.iter().map(|x| (x - mean) * (x - mean)).sum();
-            let variance = (simd.reduce_sum_f32s(squares) + squares_rest) / width as f32;
-            let scale = 1.0 / (variance + self.norm.epsilon).sqrt();
-            let scale_lanes = simd.splat_f32s(scale);
-            let (gamma, gamma_rest) = S::as_simd_f32s(&self.norm.gamma);
-            let (beta, beta_rest) = S::as_simd_f32s(&self.norm.beta);
-            for ((value, gamma), beta) in values.iter_mut().zip(gamma).zip(beta) {
-                let unit = simd.mul_f32s(simd.sub_f32s(*value, mean_lanes), scale_lanes);
-                *value = simd.mul_add_e_f32s(unit, *gamma, *beta);
-            }
-            for ((value, gamma), beta) in values_rest.iter_mut().zip(gamma_rest).zip(beta_rest) {
-                *value = (*value - mean) * scale * gamma + beta;
-            }
+            normalize_row(isa, row, ops.sum(sum), self.norm);
         }
     }
 }
 
 /// Layer norm of every row of `values`, in place.
 pub(crate) fn normalize_rows(values: &mut [f32], norm: &NormWeights) {
-    let arch = Arch::new();
     for_row_blocks(values, norm.gamma.len(), |rows| {
-        arch.dispatch(NormRows {
+        NormRows {
             rows,
             added: None,
             norm,
-        });
+        }
+        .dispatch();
     });
 }
 
 /// Adds `bias` and the rows of `residual` to the rows of `values`, and normalises them, in place.
 pub(super) fn add_and_normalize_rows(values: &mut [f32], bias: &[f32], residual: &[f32], norm: &NormWeights) {
-    let arch = Arch::new();
     let width = norm.gamma.len();
     let work = |rows: &mut [f32], residual: &[f32]| {
-        arch.dispatch(NormRows {
+        NormRows {
             rows,
             added: Some((bias, residual)),
             norm,
-        });
+        }
+        .dispatch();
     };
     if values.len() < PARALLEL_VALUES {
         return work(values, residual);
