@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!(
             "\n{}: {}, loaded in {:.0} ms (tokenizer {tokenizer_ms:.0} ms)",
             cell.precision(),
-            engine.name(),
+            cell.engine_name(),
             start.elapsed().as_secs_f64() * 1e3,
         );
         println!(

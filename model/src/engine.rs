@@ -41,6 +41,4 @@ pub trait EmbedEngine: Send {
     fn dimensions(&self) -> usize;
     /// Tokens per text at most, special ones included.
     fn max_tokens(&self) -> usize;
-    /// What computes, and with which instructions where that is known; for reports.
-    fn name(&self) -> String;
 }

@@ -310,8 +310,4 @@ impl EmbedEngine for BertEngine {
     fn max_tokens(&self) -> usize {
         self.max_tokens
     }
-
-    fn name(&self) -> String {
-        "candle".to_owned()
-    }
 }

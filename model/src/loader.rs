@@ -173,6 +173,15 @@ impl ModelCell {
         self.precision
     }
 
+    /// What computes, for reports: `candle, cpu`, or `rten-gemm` and the instructions that it uses.
+    pub fn engine_name(&self) -> String {
+        match (&self.source, self.precision) {
+            (Source::Custom(_), _) => "custom".to_owned(),
+            (_, Precision::Exact) => "candle, cpu".to_owned(),
+            (_, Precision::Int8) => format!("rten-gemm, {}", int8::instructions()),
+        }
+    }
+
     /// Name and hash, such as `all-MiniLM-L6-v2@0123456789ab`. Stored with every table.
     pub fn identity(&self) -> &str {
         &self.identity

@@ -26,8 +26,8 @@ mod turns;
 #[cfg(test)]
 mod tests;
 
-pub use ccod_model::ModelCell;
 pub use ccod_model::tokenize::{Passage, TokenizedText};
+pub use ccod_model::{ModelCell, PrecisionChoice};
 
 pub use actor::{
     EmbedReply, Embedder, EmbedderActorState, EmbedderArgs, EmbedderMessage, EmbedderState, EmbedderStats,

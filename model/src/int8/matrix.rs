@@ -17,8 +17,8 @@ thread_local! {
     static GEMM: GemmExecutor<u8, i8, i32> = GemmExecutor::new();
 }
 
-/// The instructions in use, such as `x86_64-u8i8i32-avx512`.
-pub(super) fn instructions() -> String {
+/// The instructions that products use on this processor, such as `x86_64-u8i8i32-avx512`.
+pub fn instructions() -> String {
     GEMM.with(|gemm| gemm.kernel_name().to_owned())
 }
 

@@ -12,6 +12,7 @@ mod model;
 mod pass;
 mod team;
 
+pub use matrix::instructions;
 pub use model::{Int8Engine, Int8Model};
 
 /// Whether this processor has instructions for 8-bit products, so that this engine is the quicker one.

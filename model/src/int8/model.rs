@@ -28,7 +28,6 @@ pub struct Int8Model {
     pub(super) config: BertConfig,
     pub(super) embeddings: Embeddings,
     pub(super) layers: Vec<Layer>,
-    instructions: String,
     pub(super) team: Team,
 }
 
@@ -66,7 +65,6 @@ impl Int8Model {
             embeddings: Embeddings::load(weights, &config)?,
             config,
             layers,
-            instructions: matrix::instructions(),
             team,
         })
     }
@@ -74,11 +72,6 @@ impl Int8Model {
     /// The configuration it was built from.
     pub fn config(&self) -> &BertConfig {
         &self.config
-    }
-
-    /// The instructions that it runs on, such as `x86_64-u8i8i32-avx512`.
-    pub fn instructions(&self) -> &str {
-        &self.instructions
     }
 }
 
@@ -122,9 +115,5 @@ impl EmbedEngine for Int8Engine {
 
     fn max_tokens(&self) -> usize {
         self.max_tokens
-    }
-
-    fn name(&self) -> String {
-        format!("rten-gemm, {}", self.model.instructions())
     }
 }

@@ -3,31 +3,33 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use rayon::prelude::*;
 use rten_simd::ops::{BitOps, NumOps};
-use rten_simd::{Isa, SimdOp};
+use rten_simd::{Isa, Simd, SimdOp};
 
-use super::math::{exp, largest};
+use super::math::{exp, load, store};
 use super::rows::{PARALLEL_VALUES, values};
 
-/// Rows of a matrix product that are computed together: as many accumulators hide the latency of the multiply-add.
-const TILE_ROWS: usize = 8;
+/// The rows of a task, when a text is divided, are a multiple of this: of the lanes of any vector.
+const TASK_ROWS: usize = 16;
 
-/// Rows of scores that are kept at once; at 256 columns they fit the first-level cache.
-const SCORE_ROWS: usize = 16;
+/// Keys, or queries, that are computed together: as many accumulators hide the latency of the multiply-add.
+const TILE: usize = 8;
+/// The same where there are 32 registers and a load feeds fewer additions.
+const LONG_TILE: usize = 16;
 
-/// What masks the columns that pad a row of scores to whole vectors.
-const NO_SCORE: f32 = f32::MIN / 2.0;
-
-/// What attention needs for one head of one text. Kept, it saves allocations.
+/// What attention needs for one head and as many queries as a vector has lanes. Kept, it saves allocations.
 #[derive(Default)]
 pub(crate) struct AttentionBuffers {
     keys: Vec<f32>,
     values: Vec<f32>,
     queries: Vec<f32>,
     scores: Vec<f32>,
-    context: Vec<f32>,
 }
 
 /// Attention of one text, or of some of its rows.
+///
+/// A vector holds the same for some queries, side by side: so the softmax needs no sums across lanes, and what each key
+/// weighs for the queries is at hand when the values are summed up. Keys and values of a head are copied together first:
+/// where they lie, they are a row of all heads apart, and rows so long fall on a few sets of the cache.
 pub(crate) struct Attend<'a> {
     /// Queries, keys and values of the whole text side by side, `[tokens, 3 * hidden]`, without bias.
     pub(crate) projected: &'a [f32],
@@ -51,48 +53,38 @@ fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     &mut buffer[..length]
 }
 
-/// `TILE_ROWS` rows of `a` (each of `inner` values, `a_stride` apart) times a panel of one vector of columns (`inner`
-/// vectors), written to `out` with rows `out_stride` apart.
+/// Scores of a tile of keys, `[width, TILE]`, for the queries side by side in `queries`, a vector of them for each
+/// dimension; a vector of scores for each key goes to `scores`.
 #[inline(always)]
-fn multiply_tile<I: Isa>(
-    isa: I,
-    a: &[f32],
-    a_stride: usize,
-    inner: usize,
-    panel: &[f32],
-    out: &mut [f32],
-    out_stride: usize,
-) {
+fn score<I: Isa, const TILE: usize>(isa: I, keys: &[[f32; TILE]], queries: &[f32], scores: &mut [f32]) {
     let ops = isa.f32();
-    let rows: [&[f32]; TILE_ROWS] = std::array::from_fn(|index| &a[index * a_stride..][..inner]);
-    let mut sums = [ops.zero(); TILE_ROWS];
-    for (index, columns) in panel[..inner * ops.len()].chunks_exact(ops.len()).enumerate() {
-        let columns = ops.load(columns);
-        for (sum, row) in sums.iter_mut().zip(rows) {
-            *sum = ops.mul_add(ops.splat(row[index]), columns, *sum);
+    let mut sums = [ops.zero(); TILE];
+    for (queries, keys) in queries.chunks_exact(ops.len()).zip(keys) {
+        let queries = ops.load(queries);
+        for (sum, key) in sums.iter_mut().zip(keys) {
+            *sum = ops.mul_add(ops.splat(*key), queries, *sum);
         }
     }
-    for (index, sum) in sums.into_iter().enumerate() {
-        ops.store(sum, &mut out[index * out_stride..][..ops.len()]);
+    for (sum, scores) in sums.into_iter().zip(scores.chunks_exact_mut(ops.len())) {
+        ops.store(sum, scores);
     }
 }
 
-/// Turns a row of scores into weights that are not yet divided by their sum, which it returns.
+/// Turns the scores of all keys into weights that are not yet divided by their sum, which it returns for each query.
 #[inline(always)]
-fn exponentials<I: Isa>(isa: I, scores: &mut [f32]) -> f32 {
+fn exponentials<I: Isa>(isa: I, scores: &mut [f32]) -> I::F32 {
     let ops = isa.f32();
-    let mut maximum = ops.splat(NO_SCORE);
-    for part in scores.chunks_exact(ops.len()) {
-        maximum = ops.max(maximum, ops.load(part));
+    let mut most = ops.splat(f32::MIN);
+    for scores in scores.chunks_exact(ops.len()) {
+        most = ops.max(most, ops.load(scores));
     }
-    let maximum = ops.splat(largest(maximum));
     let mut sum = ops.zero();
-    for part in scores.chunks_exact_mut(ops.len()) {
-        let weight = exp(isa, ops.sub(ops.load(part), maximum));
-        ops.store(weight, part);
-        sum = ops.add(sum, weight);
+    for scores in scores.chunks_exact_mut(ops.len()) {
+        let weights = exp(isa, ops.sub(ops.load(scores), most));
+        ops.store(weights, scores);
+        sum = ops.add(sum, weights);
     }
-    ops.sum(sum)
+    sum
 }
 
 impl SimdOp for Attend<'_> {
@@ -100,6 +92,17 @@ impl SimdOp for Attend<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
+        if isa.f32().len() >= LONG_TILE {
+            self.attend::<I, LONG_TILE>(isa);
+        } else {
+            self.attend::<I, TILE>(isa);
+        }
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn attend<I: Isa, const TILE: usize>(self, isa: I) {
         let Self {
             projected,
             bias,
@@ -108,90 +111,78 @@ impl SimdOp for Attend<'_> {
             buffers,
             out,
         } = self;
-        let lanes = isa.f32().len();
+        let ops = isa.f32();
+        let lanes = ops.len();
         let stride = bias.len();
         let hidden = stride / 3;
         let width = hidden / heads;
         let tokens = projected.len() / stride;
         let num_rows = out.len() / hidden;
-        let key_panels = tokens.div_ceil(lanes);
-        let value_panels = width.div_ceil(lanes);
-        let padded_tokens = key_panels * lanes;
-        let padded_width = value_panels * lanes;
         let scale = 1.0 / (width as f32).sqrt();
 
-        let keys = sized(&mut buffers.keys, padded_tokens * width);
-        let values = sized(&mut buffers.values, padded_width * tokens);
-        let queries = sized(&mut buffers.queries, SCORE_ROWS * width);
-        let scores = sized(&mut buffers.scores, SCORE_ROWS * padded_tokens);
-        let context = sized(&mut buffers.context, SCORE_ROWS * padded_width);
+        let value_panels = width.div_ceil(lanes);
+        // Past the last key, the last tile holds what was there before, and so do the lanes past the width: computed,
+        // never read.
+        let keys = sized(&mut buffers.keys, tokens.next_multiple_of(TILE) * width);
+        let (keys, _) = keys.as_chunks_mut::<TILE>();
+        let values = sized(&mut buffers.values, value_panels * tokens * lanes);
+        let queries = sized(&mut buffers.queries, width * lanes);
+        let scores = sized(&mut buffers.scores, tokens.next_multiple_of(TILE) * lanes);
         for head in 0..heads {
             let column = head * width;
-            // Panels of keys: for each dimension the values of some tokens side by side. The keys' bias adds the
-            // same to all scores of a row, which the softmax takes out again, so it is left out.
-            for (token, row) in projected.chunks_exact(stride).enumerate() {
-                let key = &row[hidden + column..hidden + column + width];
-                let panel = &mut keys[token / lanes * lanes * width..];
-                let slots = panel[token % lanes..].iter_mut().step_by(lanes);
-                for (slot, value) in slots.zip(key) {
-                    *slot = *value;
+            let part = |token: usize, which: usize| -> &[f32] {
+                let start = token * stride + which * hidden + column;
+                &projected[start..start + width]
+            };
+            for token in 0..tokens {
+                let tile = &mut keys[token / TILE * width..][..width];
+                for (slots, value) in tile.iter_mut().zip(part(token, 1)) {
+                    slots[token % TILE] = *value;
                 }
-                let value = &row[2 * hidden + column..2 * hidden + column + width];
-                for (part, values_part) in value.chunks(lanes).enumerate() {
-                    let start = (part * tokens + token) * lanes;
-                    values[start..start + values_part.len()].copy_from_slice(values_part);
+                for (panel, value) in part(token, 2).chunks(lanes).enumerate() {
+                    values[(panel * tokens + token) * lanes..][..value.len()].copy_from_slice(value);
                 }
             }
             let query_bias = &bias[column..column + width];
             let value_bias = &bias[2 * hidden + column..2 * hidden + column + width];
-            for block in (0..num_rows).step_by(SCORE_ROWS) {
-                let rows = SCORE_ROWS.min(num_rows - block);
-                for (index, query) in queries.chunks_exact_mut(width).take(rows).enumerate() {
-                    let start = (first_row + block + index) * stride + column;
-                    let source = &projected[start..start + width];
-                    for ((slot, value), bias) in query.iter_mut().zip(source).zip(query_bias) {
+            for block in (0..num_rows).step_by(lanes) {
+                // Lanes past `rows` hold what was there before: computed, never read.
+                let rows = lanes.min(num_rows - block);
+                for lane in 0..rows {
+                    let slots = queries[lane..].iter_mut().step_by(lanes);
+                    let query = part(first_row + block + lane, 0).iter().zip(query_bias);
+                    for (slot, (value, bias)) in slots.zip(query) {
                         *slot = (value + bias) * scale;
                     }
                 }
-                // Rows past `rows` in the last tile, and columns past the text, hold what was there before: computed,
-                // never read.
-                for tile in (0..rows).step_by(TILE_ROWS) {
-                    for panel in 0..key_panels {
-                        multiply_tile(
-                            isa,
-                            &queries[tile * width..],
-                            width,
-                            width,
-                            &keys[panel * lanes * width..][..lanes * width],
-                            &mut scores[tile * padded_tokens + panel * lanes..],
-                            padded_tokens,
-                        );
-                    }
+                // The keys' bias adds the same to all scores of a query, which the softmax takes out again, so it is
+                // left out.
+                let tiles = keys.chunks_exact(width).zip(scores.chunks_exact_mut(TILE * lanes));
+                for (keys, scores) in tiles {
+                    score(isa, keys, queries, scores);
                 }
-                let mut sums = [0f32; SCORE_ROWS];
-                for (row, sum) in scores.chunks_exact_mut(padded_tokens).zip(&mut sums).take(rows) {
-                    row[tokens..].fill(NO_SCORE);
-                    *sum = exponentials(isa, row);
-                }
-                for tile in (0..rows).step_by(TILE_ROWS) {
-                    for panel in 0..value_panels {
-                        multiply_tile(
-                            isa,
-                            &scores[tile * padded_tokens..],
-                            padded_tokens,
-                            tokens,
-                            &values[panel * tokens * lanes..][..tokens * lanes],
-                            &mut context[tile * padded_width + panel * lanes..],
-                            padded_width,
-                        );
-                    }
-                }
-                for (index, (row, sum)) in context.chunks_exact(padded_width).zip(sums).take(rows).enumerate() {
-                    let start = (block + index) * hidden + column;
-                    let share = 1.0 / sum;
-                    // The weights of a row sum to one, so the values' bias can be added at the end.
-                    for ((slot, value), bias) in out[start..start + width].iter_mut().zip(row).zip(value_bias) {
-                        *slot = value * share + bias;
+                let sums = exponentials(isa, &mut scores[..tokens * lanes]).to_array();
+                for (panel, values) in values.chunks_exact(tokens * lanes).enumerate() {
+                    let start = panel * lanes;
+                    let end = width.min(start + lanes);
+                    let value_bias = load(isa, &value_bias[start..end]);
+                    for query in (0..rows).step_by(TILE) {
+                        let mut totals = [ops.zero(); TILE];
+                        for (weights, values) in scores.chunks_exact(lanes).zip(values.chunks_exact(lanes)) {
+                            let values = ops.load(values);
+                            // A tile may be wider than a vector; then its second half is not read.
+                            for (index, total) in totals.iter_mut().enumerate() {
+                                let weight = weights[(query + index) % lanes];
+                                *total = ops.mul_add(ops.splat(weight), values, *total);
+                            }
+                        }
+                        for (index, total) in totals.into_iter().enumerate().take(rows - query) {
+                            let row = query + index;
+                            // The weights of a row sum to one, so the values' bias can be added at the end.
+                            let context = ops.mul_add(total, ops.splat(1.0 / sums[row]), value_bias);
+                            let out = &mut out[(block + row) * hidden + column..];
+                            store(isa, context, &mut out[start..end]);
+                        }
                     }
                 }
             }
@@ -219,7 +210,7 @@ impl PackedAttention<'_> {
         // A task per text, or several for a long text when there are few.
         let rows_per_task = tokens
             .div_ceil(rayon::current_num_threads())
-            .next_multiple_of(SCORE_ROWS);
+            .next_multiple_of(TASK_ROWS);
         let mut tasks = Vec::new();
         let mut rest = out.as_mut_slice();
         let mut start = 0;

@@ -25,23 +25,33 @@ pub(super) fn exp<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     isa.i32().add(bits, exponent).reinterpret_cast()
 }
 
-/// The exact GELU, x/2 (1 + erf(x/sqrt 2)), with erf by Abramowitz and Stegun 7.1.26.
+/// The exact GELU, x/2 (1 + erf(x/sqrt 2)), with erf as the quotient of two polynomials that Eigen uses.
 #[inline(always)]
 pub(super) fn gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let ops = isa.f32();
     let splat = |value: f32| ops.splat(value);
-    let magnitude = ops.abs(x);
-    let z = ops.mul(magnitude, splat(std::f32::consts::FRAC_1_SQRT_2));
-    let t = ops.div(splat(1.0), ops.mul_add(z, splat(0.327_591_1), splat(1.0)));
-    let mut poly = splat(1.061_405_4);
-    for coefficient in [-1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
-        poly = ops.mul_add(poly, t, splat(coefficient));
+    // Outside these bounds erf is 1 or -1 in float32.
+    let z = ops.mul(x, splat(std::f32::consts::FRAC_1_SQRT_2));
+    let z = ops.max(ops.min(z, splat(4.0)), splat(-4.0));
+    let square = ops.mul(z, z);
+    let mut above = splat(-2.726_142_2e-10);
+    for coefficient in [
+        2.770_681_4e-8,
+        -2.101_024e-6,
+        -5.692_506_4e-5,
+        -7.349_906_3e-4,
+        -2.954_599_8e-3,
+        -1.609_603_3e-2,
+    ] {
+        above = ops.mul_add(above, square, splat(coefficient));
     }
-    // 1 - erf(z)
-    let tail = ops.mul(ops.mul(poly, t), exp(isa, ops.mul(ops.sub(ops.zero(), z), z)));
-    // x/2 (2 - tail) for positive x and x/2 tail for negative x, in one expression.
-    let half = ops.mul(magnitude, splat(-0.5));
-    ops.mul_add(half, tail, ops.max(x, ops.zero()))
+    let mut below = splat(-1.456_607_2e-5);
+    for coefficient in [-2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2] {
+        below = ops.mul_add(below, square, splat(coefficient));
+    }
+    let erf = ops.div(ops.mul(z, above), below);
+    let half = ops.mul(x, splat(0.5));
+    ops.mul_add(half, erf, half)
 }
 
 /// The first values of `row`, zeros in the lanes that it does not fill.
