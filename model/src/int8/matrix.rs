@@ -8,9 +8,11 @@ use crate::kernels::{QuantizedRows, Sums};
 use crate::weights::Weights;
 
 /// Largest weight. Symmetric, so that a negated channel is the negated channel.
-const LARGEST_WEIGHT: f32 = 127.0;
-/// Largest weight where the instructions sum up pairs of products in 16 bits: 2 * 255 * 63 fits.
-const LARGEST_WEIGHT_IN_PAIRS: f32 = 63.0;
+pub(super) const LARGEST_WEIGHT: f32 = 127.0;
+/// Largest weight where the instructions sum up pairs of products in 16 bits: 2 * 255 * 64 fits.
+pub(super) const LARGEST_WEIGHT_IN_PAIRS: f32 = 64.0;
+/// Added to a number of few bits, it leaves the nearest integer in the low bits.
+const NEAREST: f32 = 12_582_912.0;
 
 thread_local! {
     /// Products on this thread. They ask the processor what it can do, once; they can't be sent to another thread.
@@ -114,7 +116,8 @@ impl Channels {
     fn push(&mut self, weights: &[f32], largest_weight: f32) {
         let largest = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
         let scale = if largest > 0.0 { largest / largest_weight } else { 1.0 };
-        let bytes = weights.iter().map(|weight| (weight / scale).round_ties_even() as i8);
+        let factor = 1.0 / scale;
+        let bytes = weights.iter().map(|weight| (weight * factor + NEAREST).to_bits() as i8);
         self.bytes.extend(bytes);
         self.scales.push(scale);
     }

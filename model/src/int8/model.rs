@@ -117,3 +117,38 @@ impl EmbedEngine for Int8Engine {
         self.max_tokens
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::bundled;
+    use crate::int8::matrix::LARGEST_WEIGHT_IN_PAIRS;
+    use crate::loader::ModelCell;
+
+    #[test]
+    fn seven_bits_are_enough_where_products_are_summed_in_pairs() {
+        let weights = Weights::from_gguf(bundled::WEIGHTS, &Device::Cpu).unwrap();
+        let config = BertConfig::parse(bundled::CONFIG).unwrap();
+        let model = Int8Model::load_for(config, &weights, LARGEST_WEIGHT_IN_PAIRS, Team::of(1).unwrap()).unwrap();
+        let mut engine = Int8Engine::new(Arc::new(model), "seven bits".to_owned(), 256);
+        let tokenizer = ModelCell::bundled().unwrap().tokenizer().unwrap();
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/golden_minilm.json")).unwrap();
+        let items = golden["items"].as_array().unwrap();
+        let mut sum = 0.0;
+        for item in items {
+            let expected: Vec<f32> = serde_json::from_value(item["embedding"].clone()).unwrap();
+            let text = item["text"].as_str().unwrap();
+            let tokens = tokenizer.encode_query(text);
+            let vector = engine.embed(&[&tokens]).unwrap().remove(0);
+            let similarity: f32 = vector.iter().zip(&expected).map(|(one, other)| one * other).sum();
+            // A text of one token has nothing to even its errors out with.
+            let least = if tokens.len() > 3 { 0.99 } else { 0.985 };
+            assert!(similarity > least, "{similarity} for {text:?}");
+            sum += similarity;
+        }
+        assert!(sum / items.len() as f32 > 0.995, "{}", sum / items.len() as f32);
+    }
+}
