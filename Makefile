@@ -47,6 +47,7 @@ fmt: ## Formats the code
 
 bench: deps ## Runs the benchmarks (shipped profile); they print their numbers
 	cargo bench --locked --profile dist
+	cargo bench --locked --profile dist -p ccod-model
 
 peers: ## Compares a built daemon with Chroma, LanceDB, the old tool's store (PEERS="--items 1000")
 	python3 -m unittest discover -q benches/peers

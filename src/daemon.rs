@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use ccod_actors::embedder::{EmbedderConfig, EmbedderShared, ModelCell};
+use ccod_actors::embedder::{EmbedderConfig, EmbedderShared, ModelCell, PrecisionChoice};
 use ccod_actors::knowledge::{Knowledge, Limits};
 use ccod_actors::reader::ReaderConfig;
 use ccod_actors::restart::RestartPolicy;
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{self, AccessError};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Precision};
 use crate::home::{self, HomeError};
 use crate::housekeeping::Housekeeping;
 use crate::log_file::LogFile;
@@ -139,7 +139,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     embedder_config
         .validate(model.max_tokens())
         .map_err(|reason| anyhow::anyhow!("the embedder's settings do not fit the model: {reason}"))?;
-    let embedder = EmbedderShared::new(embedder_config, model);
+    let embedder = EmbedderShared::new(embedder_config, Arc::clone(&model));
     let (supervisor, supervisor_task, routes) = supervisor::start(SupervisorArguments {
         store: Arc::clone(&store),
         access,
@@ -169,6 +169,7 @@ async fn serve(config: Config, stop: CancellationToken, log: Option<LogFile>) ->
     let methods = rpc::methods(App {
         knowledge: Knowledge::new(store, routes, item_limits(&config)),
         config,
+        model,
         shutdown: stop.clone(),
         server: Arc::clone(&stats),
         turns: rpc::Turns::default(),
@@ -297,12 +298,18 @@ fn raise_open_files() {
 
 fn load_model(config: &Config) -> anyhow::Result<ModelCell> {
     let name = &config.embedder.model;
-    if name.is_empty() {
-        return ModelCell::bundled().context("the bundled model is damaged; build the executable again");
-    }
-    let directory = config.models_dir().join(name);
-    ModelCell::from_directory(&directory)
-        .with_context(|| format!("the model in {} cannot be used", directory.display()))
+    let model = if name.is_empty() {
+        ModelCell::bundled().context("the bundled model is damaged; build the executable again")
+    } else {
+        let directory = config.models_dir().join(name);
+        ModelCell::from_directory(&directory)
+            .with_context(|| format!("the model in {} cannot be used", directory.display()))
+    }?;
+    Ok(model.with_precision(match config.embedder.precision {
+        Precision::Auto => PrecisionChoice::Auto,
+        Precision::Int8 => PrecisionChoice::Int8,
+        Precision::Exact => PrecisionChoice::Exact,
+    }))
 }
 
 fn store_config(config: &Config, model: ModelIdentity) -> StoreConfig {

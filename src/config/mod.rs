@@ -19,8 +19,8 @@ pub use ccod_protocol::api::Durability;
 pub use ccod_protocol::limits::Limits;
 pub use options::{ConfigOption, options};
 pub use sections::{
-    AccessConfig, EmbedderConfig, ItemsConfig, LogConfig, LogFormat, ReadersConfig, SearchConfig, ShutdownConfig,
-    StoreConfig, SupervisionConfig, WriterConfig,
+    AccessConfig, EmbedderConfig, ItemsConfig, LogConfig, LogFormat, Precision, ReadersConfig, SearchConfig,
+    ShutdownConfig, StoreConfig, SupervisionConfig, WriterConfig,
 };
 pub use settings::Config;
 pub use sources::{ConfigError, Loaded, Origin, Overrides};

@@ -172,7 +172,8 @@ async fn describe(app: &App, deadline: Deadline) -> Result<api::StatusResult, Fa
         actors,
         model: api::ModelStatus {
             identity: convert::model(&model.name, model.dimensions),
-            engine: "candle, cpu".to_owned(),
+            engine: app.model.engine_name(),
+            precision: app.model.precision().to_string(),
             loaded: embedder_stats.get("loaded").and_then(Value::as_bool).unwrap_or(false),
             load_ms: embedder_stats.get("load_ms").and_then(Value::as_f64),
             max_tokens: embedder_stats

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ccod_actors::deadline::Deadline;
 use ccod_actors::domain::ProjectName;
+use ccod_actors::embedder::ModelCell;
 use ccod_actors::knowledge::{Asked, Knowledge};
 use ccod_actors::routes::Routes;
 use ccod_actors::store::Store;
@@ -22,6 +23,8 @@ use crate::config::Config;
 pub(crate) struct App {
     /// The settings, as loaded.
     pub(crate) config: Config,
+    /// The model that makes vectors of texts.
+    pub(crate) model: Arc<ModelCell>,
     /// The knowledge that the methods read and change.
     pub(crate) knowledge: Knowledge,
     /// Begins the shutdown.

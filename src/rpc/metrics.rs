@@ -69,6 +69,7 @@ impl Metrics {
             ("version", status.version.clone()),
             ("model", status.model.identity.name.clone()),
             ("engine", status.model.engine.clone()),
+            ("precision", status.model.precision.clone()),
             ("durability", status.durability.to_string()),
         ]);
         self.0.register("build", "What the daemon is", build);

@@ -17,11 +17,10 @@ use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use ccod_model::tokenize::TokenizedText;
+use ccod_model::{EmbedEngine, EngineError, ModelCell};
 use thiserror::Error;
 
-use super::model::cell::ModelCell;
-use super::model::tokenize::TokenizedText;
-use super::model::{EmbedEngine, EngineError};
 use crate::error::{KnowledgeError, KnowledgeResult};
 use crate::{memory, panics};
 

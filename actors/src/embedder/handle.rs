@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ccod_model::ModelCell;
+use ccod_model::tokenize::{Passage, TextTokenizer, TokenizedText};
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use ractor::ActorRef;
@@ -26,8 +28,6 @@ use tokio::sync::Semaphore;
 use super::actor::{EmbedderMessage, EmbedderStats, actor_gone, deadline_exceeded};
 use super::config::EmbedderConfig;
 use super::engine::unavailable;
-use super::model::cell::ModelCell;
-use super::model::tokenize::{Passage, TextTokenizer, TokenizedText};
 use super::planner::Lane;
 use super::turns::Turns;
 use crate::admission::{Admission, Permit};

@@ -20,18 +20,18 @@ mod actor;
 mod config;
 pub mod engine;
 pub mod handle;
-pub mod model;
 pub mod planner;
 mod turns;
 
 #[cfg(test)]
 mod tests;
 
+pub use ccod_model::tokenize::{Passage, TokenizedText};
+pub use ccod_model::{ModelCell, PrecisionChoice};
+
 pub use actor::{
     EmbedReply, Embedder, EmbedderActorState, EmbedderArgs, EmbedderMessage, EmbedderState, EmbedderStats,
 };
 pub use config::EmbedderConfig;
 pub use handle::{EmbedderHandle, EmbedderShared, QueryCache};
-pub use model::cell::ModelCell;
-pub use model::tokenize::{Passage, TokenizedText};
 pub use planner::Lane;

@@ -1,24 +1,17 @@
-//! The embedder as a whole: with the real model against reference vectors, and with engines that wait, fail or
-//! panic on demand.
+//! The embedder as a whole: with the real model, and with engines that wait, fail or panic on demand.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use ccod_model::tokenize::TokenizedText;
+use ccod_model::{EmbedEngine, EngineError, ModelCell};
 use ractor::concurrency::JoinHandle;
 use ractor::{Actor, ActorRef, ActorStatus};
-use sha2::Digest;
 
 use super::actor::*;
 use super::config::EmbedderConfig;
 use super::handle::*;
-use super::model::bert::{BertConfig, BertModel};
-use super::model::cell::ModelCell;
-use super::model::tokenize::TokenizedText;
-use super::model::weights::Weights;
-use super::model::{EmbedEngine, EngineError};
 use super::planner::Lane;
 use crate::deadline::Deadline;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
@@ -35,202 +28,6 @@ fn soon() -> Deadline {
 fn bundled() -> Arc<ModelCell> {
     static CELL: OnceLock<Arc<ModelCell>> = OnceLock::new();
     Arc::clone(CELL.get_or_init(|| Arc::new(ModelCell::bundled().expect("the bundled model is readable"))))
-}
-
-fn bundled_bert() -> &'static BertModel {
-    static MODEL: OnceLock<BertModel> = OnceLock::new();
-    MODEL.get_or_init(|| {
-        let config =
-            BertConfig::parse(include_str!("../../model/config.json")).expect("the bundled configuration is valid");
-        let weights = Weights::from_gguf(include_bytes!("../../model/weights.gguf"), &Device::Cpu)
-            .expect("the bundled weights are readable");
-        BertModel::load(config, &weights, &Device::Cpu).expect("the bundled weights are complete")
-    })
-}
-
-struct Golden {
-    text: String,
-    expected: Vec<f32>,
-    tokens: TokenizedText,
-}
-
-/// Reference vectors by sentence-transformers on PyTorch, float32, one text at a time.
-fn golden() -> Vec<Golden> {
-    let json: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/golden_minilm.json"))
-        .expect("the reference vectors are valid JSON");
-    let tokenizer = bundled().tokenizer().expect("the tokenizer loads");
-    let items = json["items"].as_array().expect("a list of items");
-    items
-        .iter()
-        .map(|item| {
-            let text = item["text"].as_str().expect("a text").to_owned();
-            Golden {
-                tokens: tokenizer.encode_query(&text),
-                expected: serde_json::from_value(item["embedding"].clone()).expect("a vector"),
-                text,
-            }
-        })
-        .collect()
-}
-
-fn cosine(left: &[f32], right: &[f32]) -> f32 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
-    dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()
-}
-
-fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
-    left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
-fn embed_alone(tokens: &TokenizedText) -> Vec<f32> {
-    let mut vectors = bundled_bert().embed(&[tokens.ids()]).expect("it embeds");
-    vectors.remove(0)
-}
-
-#[test]
-fn the_bundled_files_belong_together() {
-    let manifest: serde_json::Value = serde_json::from_str(include_str!("../../model/bundle.json")).unwrap();
-    let weights = include_bytes!("../../model/weights.gguf");
-    let hash = format!("{:x}", sha2::Sha256::digest(weights));
-    assert_eq!(manifest["weights_sha256"], hash.as_str());
-    assert_eq!(bundled().identity(), format!("all-MiniLM-L6-v2@{}", &hash[..12]));
-    assert_eq!(bundled().dimensions(), 384);
-    assert_eq!(bundled().max_tokens(), 256);
-}
-
-#[test]
-fn every_reference_vector_is_met_alone() {
-    for item in golden() {
-        let vector = embed_alone(&item.tokens);
-        let similarity = cosine(&vector, &item.expected);
-        assert!(similarity > 0.999, "{similarity} for {:?}", item.text);
-        let norm = cosine(&vector, &vector) * vector.iter().map(|x| x * x).sum::<f32>();
-        assert!((norm - 1.0).abs() < 1e-5, "length {norm} for {:?}", item.text);
-    }
-}
-
-#[test]
-fn every_reference_vector_is_met_inside_any_batch() {
-    let items = golden();
-    let alone: Vec<Vec<f32>> = items.iter().map(|item| embed_alone(&item.tokens)).collect();
-    // Strides put neighbours of every length side by side: one token and two hundred in one batch.
-    for (batch_size, stride) in [(2, 1), (7, 5), (32, 9)] {
-        let order: Vec<usize> = (0..items.len())
-            .map(|position| position * stride % items.len())
-            .collect();
-        assert_eq!(order.iter().collect::<HashSet<_>>().len(), items.len());
-        for batch in order.chunks(batch_size) {
-            let ids: Vec<&[u32]> = batch.iter().map(|item| items[*item].tokens.ids()).collect();
-            let packed = bundled_bert().embed_packed(&ids).unwrap();
-            for (item, vector) in batch.iter().zip(&packed) {
-                assert!(cosine(vector, &items[*item].expected) > 0.999);
-                assert!(largest_difference(vector, &alone[*item]) < 1e-4);
-            }
-        }
-    }
-}
-
-#[test]
-fn the_padded_way_agrees_with_the_packed_way() {
-    let items = golden();
-    // Short and long ones together, so that most of the batch is padding.
-    let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by_key(|item| items[*item].tokens.len());
-    let batch: Vec<usize> = order
-        .iter()
-        .take(4)
-        .chain(order.iter().rev().take(4))
-        .copied()
-        .collect();
-    let ids: Vec<&[u32]> = batch.iter().map(|item| items[*item].tokens.ids()).collect();
-    let padded = bundled_bert().embed_padded(&ids).unwrap();
-    for (item, vector) in batch.iter().zip(&padded) {
-        assert!(cosine(vector, &items[*item].expected) > 0.999);
-        let alone = embed_alone(&items[*item].tokens);
-        assert!(largest_difference(vector, &alone) < 1e-4);
-        // A batch of one takes the way without a mask.
-        let single = bundled_bert().embed_padded(&[items[*item].tokens.ids()]).unwrap();
-        assert!(largest_difference(&single[0], &alone) < 1e-4);
-    }
-}
-
-#[test]
-fn ids_outside_the_vocabulary_and_too_many_tokens_are_errors() {
-    for ids in [&[101u32, 40_000, 102] as &[u32], &[101u32; 600], &[]] {
-        assert!(matches!(bundled_bert().embed(&[ids]), Err(EngineError::Input(_))));
-    }
-    assert!(bundled_bert().embed(&[]).unwrap().is_empty());
-}
-
-#[test]
-fn a_model_in_a_directory_can_be_run() {
-    let directory = tempfile::tempdir().unwrap();
-    write_tiny_model(directory.path());
-    let cell = ModelCell::from_directory(directory.path()).unwrap();
-    assert_eq!(cell.dimensions(), 32);
-    assert_eq!(cell.max_tokens(), 128);
-    let (name, hash) = cell.identity().rsplit_once('@').unwrap();
-    assert_eq!(name, directory.path().file_name().unwrap().to_string_lossy());
-    assert_eq!(hash.len(), 12);
-    let tokenizer = cell.tokenizer().unwrap();
-    let text = tokenizer.encode_query(&"word ".repeat(500));
-    assert_eq!(text.len(), 128);
-    let mut engine = cell.build_engine().unwrap();
-    let vectors = engine.embed(&[&text]).unwrap();
-    assert_eq!(vectors[0].len(), 32);
-    assert!(cell.load_time().is_some());
-
-    std::fs::write(directory.path().join("config.json"), r#"{"model_type":"gpt2"}"#).unwrap();
-    assert!(ModelCell::from_directory(directory.path()).is_err());
-}
-
-/// One layer of small, regular weights.
-fn write_tiny_model(directory: &std::path::Path) {
-    let config = serde_json::json!({
-        "model_type": "bert", "vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu",
-        "max_position_embeddings": 128, "type_vocab_size": 2, "layer_norm_eps": 1e-12
-    });
-    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
-    std::fs::write(
-        directory.join("tokenizer.json"),
-        include_bytes!("../../model/tokenizer.json"),
-    )
-    .unwrap();
-    let mut tensors = HashMap::new();
-    let mut add = |name: &str, shape: &[usize]| {
-        let count: usize = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|index| ((index * 37 % 101) as f32 - 50.0) / 100.0)
-            .collect();
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
-        // Some checkpoints have this prefix.
-        tensors.insert(format!("bert.{name}"), tensor);
-    };
-    add("embeddings.word_embeddings.weight", &[30522, 32]);
-    add("embeddings.position_embeddings.weight", &[128, 32]);
-    add("embeddings.token_type_embeddings.weight", &[2, 32]);
-    let layer = "encoder.layer.0";
-    for (name, output, input) in [
-        ("attention.self.query", 32, 32),
-        ("attention.self.key", 32, 32),
-        ("attention.self.value", 32, 32),
-        ("attention.output.dense", 32, 32),
-        ("intermediate.dense", 64, 32),
-        ("output.dense", 32, 64),
-    ] {
-        add(&format!("{layer}.{name}.weight"), &[output, input]);
-        add(&format!("{layer}.{name}.bias"), &[output]);
-    }
-    for name in [
-        "embeddings.LayerNorm".to_owned(),
-        format!("{layer}.attention.output.LayerNorm"),
-        format!("{layer}.output.LayerNorm"),
-    ] {
-        add(&format!("{name}.weight"), &[32]);
-        add(&format!("{name}.bias"), &[32]);
-    }
-    candle_core::safetensors::save(&tensors, directory.join("model.safetensors")).unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -442,10 +239,12 @@ async fn the_real_engine_coalesces_concurrent_queries() {
             tokio::spawn(async move { handle.embed_query(&query, soon(), ORIGIN).await })
         })
         .collect();
+    let mut engine = bundled().build_engine().unwrap();
     for (query, answer) in queries.iter().zip(answers) {
         let vector = answer.await.unwrap().unwrap();
         let tokens = rig.handle.encode(query).await.unwrap();
-        assert!(largest_difference(&vector, &embed_alone(&tokens)) < 1e-4);
+        let alone = engine.embed(&[&tokens]).unwrap().remove(0);
+        assert!(vector.iter().zip(&alone).all(|(one, other)| (one - other).abs() < 1e-4));
     }
     let stats = rig.stats().await;
     assert_eq!(stats.texts, 64);

@@ -81,6 +81,8 @@ pub struct ModelStatus {
     pub identity: ModelIdentity,
     /// The engine that runs it.
     pub engine: String,
+    /// How exactly the engine computes: `int8` or `exact` (float32).
+    pub precision: String,
     /// Whether it is loaded into memory.
     pub loaded: bool,
     /// How long loading took, in milliseconds; null until it is loaded.

@@ -64,9 +64,29 @@ fn protocol_and_actors_do_not_know_each_other() {
             .collect()
     };
     assert_eq!(ours_under("ccod-protocol"), ["ccod-words"]);
-    assert_eq!(ours_under("ccod-actors"), ["ccod-index", "ccod-words"]);
+    assert_eq!(ours_under("ccod-actors"), ["ccod-index", "ccod-model", "ccod-words"]);
     assert_eq!(ours_under("ccod-index"), ["ccod-words"]);
+    assert_eq!(ours_under("ccod-model"), [""; 0]);
     assert_eq!(ours_under("ccod-words"), [""; 0]);
+}
+
+#[test]
+fn the_model_knows_neither_the_store_nor_the_runtime() {
+    let tree = tree("ccod-model");
+    assert!(tree.contains("candle-core"), "{tree}");
+    assert_without(
+        &tree,
+        &[
+            "lance",
+            "arrow",
+            "datafusion",
+            "tokio",
+            "ractor",
+            "jsonrpsee",
+            "ccod-w",
+            "ccod-a",
+        ],
+    );
 }
 
 #[test]

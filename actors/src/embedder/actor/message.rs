@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ccod_model::ModelCell;
+use ccod_model::tokenize::TokenizedText;
 use ractor::RpcReplyPort;
 
 use super::stats::EmbedderStats;
@@ -10,8 +12,6 @@ use crate::deadline::Deadline;
 use crate::embedder::config::EmbedderConfig;
 use crate::embedder::engine::{EngineReport, unavailable};
 use crate::embedder::handle::EmbedderShared;
-use crate::embedder::model::cell::ModelCell;
-use crate::embedder::model::tokenize::TokenizedText;
 use crate::embedder::planner::Lane;
 use crate::error::{Executed, KnowledgeError, KnowledgeResult};
 

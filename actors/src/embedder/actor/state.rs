@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ccod_model::ModelCell;
+use ccod_model::tokenize::TokenizedText;
 use ractor::{ActorProcessingErr, RpcReplyPort};
 
 use super::message::{EmbedReply, deadline_exceeded, send};
@@ -12,8 +14,6 @@ use crate::admission::Permit;
 use crate::deadline::Deadline;
 use crate::embedder::config::EmbedderConfig;
 use crate::embedder::engine::{EngineJob, EngineReport, EngineThread};
-use crate::embedder::model::cell::ModelCell;
-use crate::embedder::model::tokenize::TokenizedText;
 use crate::embedder::planner::{CostModel, DropReason, Lane, Planner, PlannerConfig, Queued};
 use crate::error::{KnowledgeError, PartFailure};
 

@@ -98,17 +98,20 @@ fn paint_health(output: &Output, status: HealthStatus) -> String {
 }
 
 fn render_status(output: &Output, status: &StatusResult) -> String {
+    let name = &status.model.identity.name;
+    // A daemon of an older version does not say how exactly it computes.
+    let engine = match status.model.precision.as_str() {
+        "" => status.model.engine.clone(),
+        precision => format!("{precision}: {}", status.model.engine),
+    };
     let model = if status.model.loaded {
         let load = status
             .model
             .load_ms
             .map_or_else(String::new, |load_ms| format!(" in {load_ms:.0} ms"));
-        format!("{} ({}), loaded{load}", status.model.identity.name, status.model.engine)
+        format!("{name} ({engine}), loaded{load}")
     } else {
-        format!(
-            "{} ({}), not loaded yet",
-            status.model.identity.name, status.model.engine
-        )
+        format!("{name} ({engine}), not loaded yet")
     };
     let mut fields = vec![
         ("status", paint_health(output, status.status)),

@@ -14,7 +14,9 @@ use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor};
 use half::f16;
 
-use super::EngineError;
+use crate::config::BertConfig;
+use crate::error::EngineError;
+use crate::kernels::NormWeights;
 
 /// Values per Q8_0 block; fixed by the format.
 const Q8_0_BLOCK_VALUES: usize = 32;
@@ -134,6 +136,16 @@ impl Weights {
             )));
         }
         Ok(tensor.contiguous()?)
+    }
+
+    /// The layer norm `name`, over the hidden state.
+    pub(crate) fn norm(&self, name: &str, config: &BertConfig) -> Result<NormWeights, EngineError> {
+        let shape = [config.hidden_size];
+        Ok(NormWeights {
+            gamma: self.tensor(&format!("{name}.weight"), &shape)?.to_vec1()?,
+            beta: self.tensor(&format!("{name}.bias"), &shape)?.to_vec1()?,
+            epsilon: config.layer_norm_eps as f32,
+        })
     }
 
     /// The matrix `name` of `rows` x `width`, for reading by row.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-use super::EngineError;
+use crate::error::EngineError;
 
 /// Bytes per piece that the tokenizer sees. Larger pieces gain nothing; smaller ones would cut words of more
 /// than half this length, which the tokenizer calls unknown anyway (its limit is 100 characters per word).
@@ -51,6 +51,12 @@ impl TokenizedText {
     /// Whether the text had more tokens than the model takes and lost the rest.
     pub fn truncated(&self) -> bool {
         self.truncated
+    }
+}
+
+impl AsRef<[u32]> for TokenizedText {
+    fn as_ref(&self) -> &[u32] {
+        &self.ids
     }
 }
 
@@ -342,13 +348,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::embedder::model::cell::bundled_tokenizer;
+    use crate::bundled;
 
     fn tokenizer() -> TextTokenizer {
         use std::sync::OnceLock;
         static SHARED: OnceLock<TextTokenizer> = OnceLock::new();
         SHARED
-            .get_or_init(|| bundled_tokenizer().expect("the bundled tokenizer loads"))
+            .get_or_init(|| TextTokenizer::from_json(bundled::TOKENIZER, 256).expect("the bundled tokenizer loads"))
             .clone()
     }
 

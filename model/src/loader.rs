@@ -13,19 +13,16 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use nix::sys::mman::{MmapAdvise, madvise};
 use parking_lot::Mutex;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::bert::{BertConfig, BertEngine, BertModel};
-use super::tokenize::TextTokenizer;
-use super::weights::Weights;
-use super::{EmbedEngine, EngineError};
-
-/// The bundled model's files; `actors/model/README.md` says how they are made.
-static BUNDLED_WEIGHTS: &[u8] = include_bytes!("../../../model/weights.gguf");
-const BUNDLED_TOKENIZER: &[u8] = include_bytes!("../../../model/tokenizer.json");
-const BUNDLED_CONFIG: &str = include_str!("../../../model/config.json");
-const BUNDLED_MANIFEST: &str = include_str!("../../../model/bundle.json");
+use crate::bundled;
+use crate::config::BertConfig;
+use crate::engine::{EmbedEngine, Precision};
+use crate::error::EngineError;
+use crate::exact::{BertEngine, BertModel};
+use crate::int8::{self, Int8Engine, Int8Model};
+use crate::tokenize::TextTokenizer;
+use crate::weights::Weights;
 
 /// Hexadecimal digits of the weights' hash that are part of a model's identity. 48 bits: enough to tell models
 /// apart, short enough to read.
@@ -33,14 +30,6 @@ const IDENTITY_DIGITS: usize = 12;
 
 /// Token limit of a model directory that does not state one (`sentence_bert_config.json`).
 const DEFAULT_MAX_TOKENS: usize = 512;
-
-/// `bundle.json`: what the bundling program recorded. The hash is not computed again at start; a test does that.
-#[derive(Debug, Deserialize)]
-struct BundleManifest {
-    name: String,
-    max_tokens: usize,
-    weights_sha256: String,
-}
 
 /// Makes an engine; for engines other than the built-in one, such as those of tests.
 pub type EngineFactory = dyn Fn() -> Result<Box<dyn EmbedEngine>, EngineError> + Send + Sync;
@@ -58,15 +47,46 @@ pub struct ModelCell {
     dimensions: usize,
     max_tokens: usize,
     device: Device,
+    precision: Precision,
     loaded: Mutex<Option<Loaded>>,
     tokenizer: Mutex<Option<TextTokenizer>>,
 }
 
-#[derive(Clone)]
 struct Loaded {
     /// None for a custom source, which keeps its own weights.
-    model: Option<Arc<BertModel>>,
+    weights: Option<LoadedWeights>,
     took: Duration,
+}
+
+/// Weights as the engine of a precision wants them.
+#[derive(Clone)]
+enum LoadedWeights {
+    Exact(Arc<BertModel>),
+    Int8(Arc<Int8Model>),
+}
+
+/// Which precision is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrecisionChoice {
+    /// [`Precision::Int8`] where the processor has the instructions, else [`Precision::Exact`].
+    #[default]
+    Auto,
+    /// [`Precision::Int8`], slow as it may be.
+    Int8,
+    /// [`Precision::Exact`].
+    Exact,
+}
+
+impl PrecisionChoice {
+    /// What it comes to on this processor.
+    pub fn resolve(self) -> Precision {
+        match self {
+            Self::Int8 => Precision::Int8,
+            Self::Exact => Precision::Exact,
+            Self::Auto if int8::is_supported() => Precision::Int8,
+            Self::Auto => Precision::Exact,
+        }
+    }
 }
 
 impl fmt::Debug for ModelCell {
@@ -76,6 +96,7 @@ impl fmt::Debug for ModelCell {
             .field("identity", &self.identity)
             .field("dimensions", &self.dimensions)
             .field("max_tokens", &self.max_tokens)
+            .field("precision", &self.precision)
             .finish_non_exhaustive()
     }
 }
@@ -83,8 +104,8 @@ impl fmt::Debug for ModelCell {
 impl ModelCell {
     /// The model inside the executable, all-MiniLM-L6-v2: 384 dimensions, 256 tokens.
     pub fn bundled() -> Result<Self, EngineError> {
-        let manifest = bundled_manifest()?;
-        let config = BertConfig::parse(BUNDLED_CONFIG)?;
+        let manifest = bundled::manifest()?;
+        let config = BertConfig::parse(bundled::CONFIG)?;
         Ok(Self::new(
             Source::Bundled,
             identity_of(&manifest.name, &manifest.weights_sha256),
@@ -135,8 +156,31 @@ impl ModelCell {
             dimensions,
             max_tokens,
             device: Device::Cpu,
+            precision: PrecisionChoice::Auto.resolve(),
             loaded: Mutex::new(None),
             tokenizer: Mutex::new(None),
+        }
+    }
+
+    /// The same model with the engine of this precision; before it is loaded. Vectors of all precisions have one
+    /// identity and may be compared.
+    #[must_use]
+    pub fn with_precision(mut self, choice: PrecisionChoice) -> Self {
+        self.precision = choice.resolve();
+        self
+    }
+
+    /// The precision of the engines that it builds. What a custom source makes is not known.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What computes, for reports: `candle, cpu`, or `rten-gemm` and the instructions that it uses.
+    pub fn engine_name(&self) -> String {
+        match (&self.source, self.precision) {
+            (Source::Custom(_), _) => "custom".to_owned(),
+            (_, Precision::Exact) => "candle, cpu".to_owned(),
+            (_, Precision::Int8) => format!("rten-gemm, {}", int8::instructions()),
         }
     }
 
@@ -167,7 +211,7 @@ impl ModelCell {
             return Ok(tokenizer.clone());
         }
         let tokenizer = match &self.source {
-            Source::Bundled | Source::Custom(_) => TextTokenizer::from_json(BUNDLED_TOKENIZER, self.max_tokens),
+            Source::Bundled | Source::Custom(_) => TextTokenizer::from_json(bundled::TOKENIZER, self.max_tokens),
             Source::Directory(directory) => {
                 let path = directory.join("tokenizer.json");
                 let json = std::fs::read(&path).map_err(|error| cannot_read(&path, &error))?;
@@ -202,48 +246,57 @@ impl ModelCell {
         if let Source::Custom(factory) = &self.source {
             let engine = factory()?;
             self.loaded.lock().get_or_insert(Loaded {
-                model: None,
+                weights: None,
                 took: start.elapsed(),
             });
             return Ok(engine);
         }
         let mut slot = self.loaded.lock();
-        let known = slot.as_ref().and_then(|loaded| loaded.model.clone());
-        let model = match known {
-            Some(model) => model,
+        let known = slot.as_ref().and_then(|loaded| loaded.weights.clone());
+        let weights = match known {
+            Some(weights) => weights,
             None => {
-                let model = Arc::new(self.load_weights()?);
+                let weights = self.load_weights()?;
                 let took = start.elapsed();
                 tracing::info!(
                     model = self.identity,
+                    precision = %self.precision,
                     load_ms = took.as_millis(),
                     "embedding model loaded"
                 );
                 *slot = Some(Loaded {
-                    model: Some(Arc::clone(&model)),
+                    weights: Some(weights.clone()),
                     took,
                 });
-                model
+                weights
             }
         };
-        Ok(Box::new(BertEngine::new(model, self.identity.clone(), self.max_tokens)))
+        let identity = self.identity.clone();
+        Ok(match weights {
+            LoadedWeights::Exact(model) => Box::new(BertEngine::new(model, identity, self.max_tokens)),
+            LoadedWeights::Int8(model) => Box::new(Int8Engine::new(model, identity, self.max_tokens)),
+        })
     }
 
-    fn load_weights(&self) -> Result<BertModel, EngineError> {
-        match &self.source {
-            Source::Directory(directory) => {
-                let config = BertConfig::parse(&read_text(&directory.join("config.json"))?)?;
-                let weights = Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?;
-                BertModel::load(config, &weights, &self.device)
-            }
-            Source::Bundled | Source::Custom(_) => {
-                let config = BertConfig::parse(BUNDLED_CONFIG)?;
-                let weights = Weights::from_gguf(BUNDLED_WEIGHTS, &self.device)?;
-                let model = BertModel::load(config, &weights, &self.device);
-                release_bundled();
-                model
-            }
+    fn load_weights(&self) -> Result<LoadedWeights, EngineError> {
+        let (config, weights) = match &self.source {
+            Source::Directory(directory) => (
+                BertConfig::parse(&read_text(&directory.join("config.json"))?)?,
+                Weights::from_safetensors(&directory.join("model.safetensors"), &self.device)?,
+            ),
+            Source::Bundled | Source::Custom(_) => (
+                BertConfig::parse(bundled::CONFIG)?,
+                Weights::from_gguf(bundled::WEIGHTS, &self.device)?,
+            ),
+        };
+        let loaded = match self.precision {
+            Precision::Exact => LoadedWeights::Exact(Arc::new(BertModel::load(config, &weights, &self.device)?)),
+            Precision::Int8 => LoadedWeights::Int8(Arc::new(Int8Model::load(config, &weights)?)),
+        };
+        if !matches!(self.source, Source::Directory(_)) {
+            release_bundled();
         }
+        Ok(loaded)
     }
 }
 
@@ -251,9 +304,9 @@ impl ModelCell {
 /// what is read again comes from the system's cache of the file.
 fn release_bundled() {
     const PAGE: usize = 64 * 1024; // Of all systems the largest.
-    let start = BUNDLED_WEIGHTS.as_ptr().align_offset(PAGE);
-    let bytes = BUNDLED_WEIGHTS.len().saturating_sub(start) / PAGE * PAGE;
-    let Some(inner) = BUNDLED_WEIGHTS
+    let start = bundled::WEIGHTS.as_ptr().align_offset(PAGE);
+    let bytes = bundled::WEIGHTS.len().saturating_sub(start) / PAGE * PAGE;
+    let Some(inner) = bundled::WEIGHTS
         .get(start..start + bytes)
         .filter(|inner| !inner.is_empty())
     else {
@@ -271,15 +324,6 @@ fn release_bundled() {
 fn identity_of(name: &str, sha256: &str) -> String {
     let digits: String = sha256.chars().take(IDENTITY_DIGITS).collect();
     format!("{name}@{digits}")
-}
-
-fn bundled_manifest() -> Result<BundleManifest, EngineError> {
-    serde_json::from_str(BUNDLED_MANIFEST).map_err(|error| EngineError::Load(format!("bundle.json: {error}")))
-}
-
-/// The bundled tokenizer alone, for programs that need no model.
-pub fn bundled_tokenizer() -> Result<TextTokenizer, EngineError> {
-    TextTokenizer::from_json(BUNDLED_TOKENIZER, bundled_manifest()?.max_tokens)
 }
 
 fn cannot_read(path: &Path, error: &dyn fmt::Display) -> EngineError {

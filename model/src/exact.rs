@@ -14,71 +14,15 @@ use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::{LayerNorm, Module};
-use serde::Deserialize;
 
-use super::kernels::{self, AddNormOp, BiasGeluOp, NormWeights, PackedAttention};
-use super::pooling;
-use super::tokenize::TokenizedText;
-use super::weights::{EmbeddingTable, Weights};
-use super::{EmbedEngine, EngineError};
-
-/// What `config.json` of a BERT-family checkpoint says; fields that inference does not need are ignored.
-#[derive(Clone, Debug, Deserialize)]
-pub struct BertConfig {
-    /// Architecture, `bert` for all that this module can run.
-    pub model_type: String,
-    /// Tokens in the vocabulary.
-    pub vocab_size: usize,
-    /// Width of the hidden state, and of the sentence vector.
-    pub hidden_size: usize,
-    /// Number of layers.
-    pub num_hidden_layers: usize,
-    /// Attention heads per layer; divides `hidden_size`.
-    pub num_attention_heads: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Activation of the feed-forward layer; `gelu` (the exact one, with erf) is supported.
-    pub hidden_act: String,
-    /// Positions that have an embedding: the architecture's own token limit.
-    pub max_position_embeddings: usize,
-    /// Segment embeddings; the first one is used.
-    pub type_vocab_size: usize,
-    /// Epsilon of the layer norms.
-    pub layer_norm_eps: f64,
-    /// Kind of position embedding; `absolute` is supported.
-    #[serde(default = "absolute")]
-    pub position_embedding_type: String,
-}
-
-fn absolute() -> String {
-    "absolute".to_owned()
-}
-
-impl BertConfig {
-    /// Parses `config.json` and refuses what this module can't run.
-    pub fn parse(json: &str) -> Result<Self, EngineError> {
-        let config: Self =
-            serde_json::from_str(json).map_err(|error| EngineError::Load(format!("config.json: {error}")))?;
-        let refusal = if config.model_type != "bert" {
-            Some(format!("model_type is {}, not bert", config.model_type))
-        } else if config.hidden_act != "gelu" {
-            Some(format!("hidden_act is {}, not gelu", config.hidden_act))
-        } else if config.position_embedding_type != "absolute" {
-            Some(format!(
-                "position_embedding_type is {}, not absolute",
-                config.position_embedding_type
-            ))
-        } else if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            Some("hidden_size is not a multiple of num_attention_heads".to_owned())
-        } else {
-            None
-        };
-        match refusal {
-            Some(reason) => Err(EngineError::Load(format!("config.json: {reason}"))),
-            None => Ok(config),
-        }
-    }
-}
+use crate::config::BertConfig;
+use crate::embeddings::Embeddings;
+use crate::engine::EmbedEngine;
+use crate::error::EngineError;
+use crate::kernels::{self, AddNormOp, BiasGeluOp, NormWeights, PackedAttention};
+use crate::pooling;
+use crate::tokenize::TokenizedText;
+use crate::weights::Weights;
 
 /// `x W^T + b`; the weight lies as `[out, in]`, as checkpoints have it.
 struct Linear {
@@ -129,16 +73,15 @@ struct Norm {
 }
 
 impl Norm {
-    fn load(weights: &Weights, name: &str, config: &BertConfig) -> Result<Self, EngineError> {
-        let gamma = weights.tensor(&format!("{name}.weight"), &[config.hidden_size])?;
-        let beta = weights.tensor(&format!("{name}.bias"), &[config.hidden_size])?;
+    fn new(weights: NormWeights, device: &Device) -> Result<Self, EngineError> {
+        let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), device);
         Ok(Self {
-            weights: NormWeights {
-                gamma: gamma.to_vec1()?,
-                beta: beta.to_vec1()?,
-                epsilon: config.layer_norm_eps as f32,
-            },
-            layer: LayerNorm::new(gamma, beta, config.layer_norm_eps),
+            layer: LayerNorm::new(
+                tensor(&weights.gamma)?,
+                tensor(&weights.beta)?,
+                f64::from(weights.epsilon),
+            ),
+            weights,
         })
     }
 }
@@ -156,10 +99,9 @@ struct Layer {
 pub struct BertModel {
     config: BertConfig,
     device: Device,
-    word_embeddings: EmbeddingTable,
-    /// Position plus segment-zero embeddings, `[positions, hidden]`, row-major: what each position adds.
-    position_embeddings: Vec<f32>,
-    embedding_norm: Norm,
+    embeddings: Embeddings,
+    /// The embeddings' norm as candle has it.
+    embedding_norm: LayerNorm,
     layers: Vec<Layer>,
 }
 
@@ -167,20 +109,7 @@ impl BertModel {
     /// Builds the encoder that `config` describes from `weights`, on `device`.
     pub fn load(config: BertConfig, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let hidden = config.hidden_size;
-        let norm = |name: &str| Norm::load(weights, name, &config);
-        let word_embeddings = weights.table("embeddings.word_embeddings.weight", config.vocab_size, hidden)?;
-        let segments = weights.tensor(
-            "embeddings.token_type_embeddings.weight",
-            &[config.type_vocab_size, hidden],
-        )?;
-        let position_embeddings = weights
-            .tensor(
-                "embeddings.position_embeddings.weight",
-                &[config.max_position_embeddings, hidden],
-            )?
-            .broadcast_add(&segments.narrow(0, 0, 1)?)?
-            .flatten_all()?
-            .to_vec1()?;
+        let norm = |name: &str| Norm::new(weights.norm(name, &config)?, device);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let name = |part: &str| format!("encoder.layer.{index}.{part}");
@@ -198,13 +127,11 @@ impl BertModel {
                 output_norm: norm(&name("output.LayerNorm"))?,
             });
         }
-        let embedding_norm = norm("embeddings.LayerNorm")?;
         Ok(Self {
+            embeddings: Embeddings::load(weights, &config)?,
+            embedding_norm: norm("embeddings.LayerNorm")?.layer,
             config,
             device: device.clone(),
-            word_embeddings,
-            position_embeddings,
-            embedding_norm,
             layers,
         })
     }
@@ -224,27 +151,6 @@ impl BertModel {
         }
     }
 
-    /// Sums the embeddings of `ids` into `out`, `[ids.len(), hidden]`.
-    fn append_embeddings(&self, ids: &[u32], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        let hidden = self.config.hidden_size;
-        if ids.is_empty() || ids.len() > self.config.max_position_embeddings {
-            return Err(EngineError::Input(format!(
-                "a text has {} tokens, this model takes 1 to {}",
-                ids.len(),
-                self.config.max_position_embeddings
-            )));
-        }
-        for (position, id) in ids.iter().enumerate() {
-            let start = out.len();
-            self.word_embeddings.append_row(*id as usize, out)?;
-            let added = &self.position_embeddings[position * hidden..(position + 1) * hidden];
-            for (value, position_value) in out[start..].iter_mut().zip(added) {
-                *value += position_value;
-            }
-        }
-        Ok(())
-    }
-
     /// The packed way: no padding, no masks, fused kernels. For the CPU.
     pub fn embed_packed(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, EngineError> {
         let hidden = self.config.hidden_size;
@@ -255,9 +161,9 @@ impl BertModel {
         }
         let mut embedded = Vec::with_capacity(tokens * hidden);
         for ids in texts {
-            self.append_embeddings(ids, &mut embedded)?;
+            self.embeddings.append(ids, &mut embedded)?;
         }
-        kernels::normalize_rows(&mut embedded, &self.embedding_norm.weights);
+        kernels::normalize_rows(&mut embedded, &self.embeddings.norm);
         let mut state = Tensor::from_vec(embedded, (tokens, hidden), &self.device)?;
         for layer in &self.layers {
             let projected = layer.query_key_value.product(&state)?;
@@ -304,7 +210,7 @@ impl BertModel {
         let mut embedded = Vec::with_capacity(rows * hidden);
         let mut present = Vec::with_capacity(rows);
         for ids in texts {
-            self.append_embeddings(ids, &mut embedded)?;
+            self.embeddings.append(ids, &mut embedded)?;
             // The values of padding do not matter (the mask hides them) as long as they are finite.
             embedded.resize(embedded.len() + (longest - ids.len()) * hidden, 0.0);
             present.extend((0..longest).map(|position| if position < ids.len() { 1f32 } else { 0.0 }));
@@ -319,7 +225,7 @@ impl BertModel {
             let additive = present.affine(-hidden_score, hidden_score)?;
             Some(additive.reshape((texts.len(), 1, 1, longest))?)
         };
-        let mut state = self.embedding_norm.layer.forward(&embedded)?;
+        let mut state = self.embedding_norm.forward(&embedded)?;
         for layer in &self.layers {
             let projected = layer
                 .query_key_value

@@ -1,11 +1,14 @@
 use candle_core::{D, Device, Tensor};
 use proptest::prelude::*;
-use pulp::{Arch, Scalar, Simd, WithSimd};
+use rten_simd::isa::GenericIsa;
+use rten_simd::ops::BitOps;
+use rten_simd::{Isa, SimdOp};
 
-use super::attention::{Attend, PackedAttention};
+use super::attention::{Attend, AttentionBuffers, PackedAttention};
 use super::gelu::{BiasGelu, add_bias_and_gelu};
-use super::math::exp;
+use super::math::{exp, load, store};
 use super::norm::{NormRows, NormWeights, add_and_normalize_rows, normalize_rows};
+use super::quantized::{AddNorm, BiasGeluQuantize, Quantize, QuantizedRows, Rescale, Sums};
 
 fn random(count: usize, seed: u64, range: f32) -> Vec<f32> {
     // A linear congruential sequence: reproducible and even enough.
@@ -35,15 +38,14 @@ fn to_vec(tensor: &Tensor) -> Vec<f32> {
 
 struct Exp<'a>(&'a mut [f32]);
 
-impl WithSimd for Exp<'_> {
+impl SimdOp for Exp<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        for value in self.0 {
-            let mut lanes = [0f32; 64];
-            simd.partial_store_f32s(&mut lanes[..S::F32_LANES], exp(simd, simd.splat_f32s(*value)));
-            *value = lanes[0];
+    fn eval<I: Isa>(self, isa: I) {
+        for part in self.0.chunks_mut(isa.f32().len()) {
+            let values = exp(isa, load(isa, part));
+            store(isa, values, part);
         }
     }
 }
@@ -52,14 +54,14 @@ impl WithSimd for Exp<'_> {
 fn the_exponential_is_accurate_over_its_range() {
     let inputs: Vec<f32> = (-8700..=8800).map(|step| step as f32 / 100.0).collect();
     let mut outputs = inputs.clone();
-    Arch::new().dispatch(Exp(&mut outputs));
+    Exp(&mut outputs).dispatch();
     for (input, output) in inputs.iter().zip(outputs) {
         let expected = f64::from(*input).exp();
         let error = (f64::from(output) / expected - 1.0).abs();
         assert!(error < 3e-7, "e^{input} is off by {error}");
     }
     let mut extremes = [f32::MIN, -1e10, 1e10, f32::MAX];
-    Arch::new().dispatch(Exp(&mut extremes));
+    Exp(&mut extremes).dispatch();
     assert!(extremes.iter().all(|value| value.is_finite() && *value >= 0.0));
     assert!(extremes[0] < 1e-37 && extremes[3] > 1e37);
 }
@@ -119,9 +121,11 @@ proptest! {
         for length in &lengths {
             let text = &projected[start * stride..(start + length) * stride];
             let plain = plain_attention(text, &bias, heads);
-            // The same code without vector instructions.
+            // The same code with the shortest vectors.
             let mut scalar = vec![0f32; plain.len()];
-            Attend { projected: text, bias: &bias, heads, first_row: 0, out: &mut scalar }.with_simd(Scalar);
+            let buffers = &mut AttentionBuffers::default();
+            let attend = Attend { projected: text, bias: &bias, heads, first_row: 0, buffers, out: &mut scalar };
+            attend.eval(GenericIsa::new());
             assert_close(&scalar, &plain, 1e-5);
             expected.extend(plain);
             start += length;
@@ -158,7 +162,7 @@ proptest! {
         add_and_normalize_rows(&mut added, &bias, &residual, &norm);
         assert_close(&added, &apply(&sum), 1e-4);
         let mut scalar = values;
-        NormRows { rows: &mut scalar, added: Some((&bias, &residual)), norm: &norm }.with_simd(Scalar);
+        NormRows { rows: &mut scalar, added: Some((&bias, &residual)), norm: &norm }.eval(GenericIsa::new());
         assert_close(&scalar, &added, 1e-4);
     }
 
@@ -173,7 +177,116 @@ proptest! {
         let mut vectors = values.clone();
         add_bias_and_gelu(&mut vectors, &bias);
         let mut scalar = values;
-        BiasGelu { rows: &mut scalar, bias: &bias }.with_simd(Scalar);
+        BiasGelu { rows: &mut scalar, bias: &bias }.eval(GenericIsa::new());
         assert_close(&vectors, &scalar, 1e-6);
+    }
+
+    #[test]
+    fn bytes_stand_for_their_values(
+        rows in 1usize..9,
+        width in prop_oneof![1usize..40, Just(64usize), Just(100), Just(384)],
+        // Rows of one sign, too.
+        shift in prop_oneof![Just(0f32), Just(4.0), Just(-4.0)],
+        seed in any::<u64>(),
+    ) {
+        let mut values = random(rows * width, seed, 3.0);
+        for value in &mut values {
+            *value += shift;
+        }
+        // A row of zeros.
+        values[..width].fill(0.0);
+        let out = quantized(rows, width, |out| Quantize { rows: &values, width, out }.dispatch());
+        assert_stands_for(&out, &values, width);
+        let shortest = quantized(rows, width, |out| {
+            Quantize { rows: &values, width, out }.eval(GenericIsa::new());
+        });
+        assert_eq!(shortest.zeros, out.zeros);
+        assert_eq!(shortest.scales, out.scales);
+    }
+
+    #[test]
+    fn steps_between_products_agree_with_their_parts(
+        rows in 1usize..9,
+        width in prop_oneof![1usize..40, Just(64usize), Just(100), Just(384)],
+        seed in any::<u64>(),
+    ) {
+        let integers: Vec<i32> = random(rows * width, seed, 30_000.0).iter().map(|value| *value as i32).collect();
+        let row_scales: Vec<f32> = random(rows, seed ^ 1, 0.01).iter().map(|scale| scale.abs() + 1e-3).collect();
+        let column_scales: Vec<f32> = random(width, seed ^ 2, 0.02).iter().map(|scale| scale.abs()).collect();
+        let row_zeros: Vec<u8> = (0..rows).map(|row| (row * 31) as u8).collect();
+        let column_sums: Vec<f32> = random(width, seed ^ 7, 100.0).iter().map(|sum| sum.round()).collect();
+        let sums = Sums {
+            sums: &integers,
+            row_scales: &row_scales,
+            row_zeros: &row_zeros,
+            column_scales: &column_scales,
+            column_sums: &column_sums,
+        };
+        let values: Vec<f32> = integers
+            .iter()
+            .enumerate()
+            .map(|(index, sum)| {
+                let (row, column) = (index / width, index % width);
+                let zeros = f32::from(row_zeros[row]) * column_sums[column];
+                (*sum as f32 - zeros) * row_scales[row] * column_scales[column]
+            })
+            .collect();
+        let mut rescaled = vec![0.0; values.len()];
+        Rescale { sums, out: &mut rescaled }.dispatch();
+        assert_close(&rescaled, &values, 1e-5);
+
+        let bias = random(width, seed ^ 3, 1.0);
+        let residual = random(rows * width, seed ^ 4, 5.0);
+        let norm = NormWeights {
+            gamma: random(width, seed ^ 5, 2.0),
+            beta: random(width, seed ^ 6, 2.0),
+            epsilon: 1e-6,
+        };
+        let mut expected = values.clone();
+        add_and_normalize_rows(&mut expected, &bias, &residual, &norm);
+        let mut state = residual.clone();
+        let out = quantized(rows, width, |out| {
+            AddNorm { sums, bias: &bias, state: &mut state, norm: &norm, out: Some(out) }.dispatch();
+        });
+        assert_close(&state, &expected, 1e-3);
+        assert_stands_for(&out, &state, width);
+        let mut alone = residual;
+        AddNorm { sums, bias: &bias, state: &mut alone, norm: &norm, out: None }.dispatch();
+        assert_eq!(alone, state);
+
+        let mut expected = values;
+        add_bias_and_gelu(&mut expected, &bias);
+        let mut row = vec![0.0; width];
+        let out = quantized(rows, width, |out| {
+            BiasGeluQuantize { sums, bias: &bias, row: &mut row, out }.dispatch();
+        });
+        assert_stands_for(&out, &expected, width);
+    }
+}
+
+fn quantized(rows: usize, width: usize, fill: impl FnOnce(&mut QuantizedRows)) -> QuantizedRows {
+    let mut out = QuantizedRows::default();
+    out.resize(rows, width);
+    fill(&mut out);
+    out
+}
+
+/// Each byte is the nearest to its value, and the largest byte is as good as used up.
+fn assert_stands_for(rows: &QuantizedRows, values: &[f32], width: usize) {
+    for (index, values) in values.chunks_exact(width).enumerate() {
+        let (scale, zero) = (rows.scales[index], f32::from(rows.zeros[index]));
+        let range = values.iter().fold(0f32, |most, value| most.max(value.abs()));
+        assert!(
+            range == 0.0 || scale <= 2.0 * range / 255.0,
+            "a scale of {scale} for {range}"
+        );
+        for (byte, value) in rows.bytes[index * width..].iter().zip(values) {
+            let stands_for = scale * (f32::from(*byte) - zero);
+            // At the ends of the range the rounding of the zero point comes on top.
+            assert!(
+                (stands_for - value).abs() <= scale * 1.02,
+                "{byte} stands for {stands_for}, not {value}"
+            );
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! The activation of the feed-forward layer, with the bias before it.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result};
-use pulp::{Arch, Simd, WithSimd};
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp};
 
-use super::math::gelu;
+use super::math::{gelu, load, store};
 use super::rows::{for_row_blocks, values_mut};
 
 pub(super) struct BiasGelu<'a> {
@@ -11,20 +12,16 @@ pub(super) struct BiasGelu<'a> {
     pub(super) bias: &'a [f32],
 }
 
-impl WithSimd for BiasGelu<'_> {
+impl SimdOp for BiasGelu<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn eval<I: Isa>(self, isa: I) {
+        let ops = isa.f32();
         for row in self.rows.chunks_exact_mut(self.bias.len()) {
-            let (values, values_rest) = S::as_mut_simd_f32s(row);
-            let (bias, bias_rest) = S::as_simd_f32s(self.bias);
-            for (value, bias) in values.iter_mut().zip(bias) {
-                *value = gelu(simd, simd.add_f32s(*value, *bias));
-            }
-            if !values_rest.is_empty() {
-                let value = simd.add_f32s(simd.partial_load_f32s(values_rest), simd.partial_load_f32s(bias_rest));
-                simd.partial_store_f32s(values_rest, gelu(simd, value));
+            for (part, bias) in row.chunks_mut(ops.len()).zip(self.bias.chunks(ops.len())) {
+                let value = gelu(isa, ops.add(load(isa, part), load(isa, bias)));
+                store(isa, value, part);
             }
         }
     }
@@ -32,8 +29,7 @@ impl WithSimd for BiasGelu<'_> {
 
 /// Adds `bias` to every row of `values` and applies the exact GELU.
 pub(super) fn add_bias_and_gelu(values: &mut [f32], bias: &[f32]) {
-    let arch = Arch::new();
-    for_row_blocks(values, bias.len(), |rows| arch.dispatch(BiasGelu { rows, bias }));
+    for_row_blocks(values, bias.len(), |rows| BiasGelu { rows, bias }.dispatch());
 }
 
 /// [`add_bias_and_gelu`] on a tensor.
