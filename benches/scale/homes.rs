@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ccod_actors::domain::{Content, KnowledgeType, NewItem, OnDuplicate, ProjectName, parse_time};
-use ccod_actors::embedder::ModelCell;
-use ccod_actors::embedder::model::tokenize::TokenizedText;
+use ccod_actors::embedder::{ModelCell, TokenizedText};
 use ccod_actors::store::table::rows::EmbeddedPassage;
 use ccod_actors::store::upkeep::{Pace, due_steps};
 use ccod_actors::store::{Durability, ModelIdentity, Store, StoreConfig, StoreLock, WriteAccess};

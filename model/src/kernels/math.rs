@@ -34,13 +34,13 @@ pub(super) fn gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let z = ops.mul(x, splat(std::f32::consts::FRAC_1_SQRT_2));
     let z = ops.max(ops.min(z, splat(4.0)), splat(-4.0));
     let square = ops.mul(z, z);
-    let mut above = splat(-2.726_142_2e-10);
+    let mut above = splat(-2.726_142e-10);
     for coefficient in [
         2.770_681_4e-8,
         -2.101_024e-6,
         -5.692_506_4e-5,
         -7.349_906_3e-4,
-        -2.954_599_8e-3,
+        -2.954_6e-3,
         -1.609_603_3e-2,
     ] {
         above = ops.mul_add(above, square, splat(coefficient));
