@@ -225,6 +225,10 @@ fn a_damaged_keyword_index_is_made_anew() {
             }
         });
         assert_eq!(stored.found(), [0, 1, 2, 3], "{damage}");
+        // What is live is found by the words in memory. What was live at some time is asked of the index.
+        let now = ccod_actors::domain::format_time(ccod_actors::clock::now_ms());
+        let earlier = json!({"query": TEXTS[0], "mode": "text", "as_of": now});
+        assert_eq!(stored.daemon.search_ids(earlier)[0], stored.ids[0], "{damage}");
         let told = stored.recovery();
         assert!(
             told.contains("keyword index was damaged and was rebuilt"),
