@@ -51,6 +51,17 @@ fn notes(count: usize) -> Vec<Value> {
 }
 
 fn store_all(daemon: &Daemon, project: &str, items: &[Value]) -> Vec<String> {
+    // A project that is searched while it is small has all words in memory from then on. Those of a large one come
+    // behind its first searches, which are answered by LanceDB's keyword index: in another order of what is equal.
+    let first = daemon.call(
+        "knowledge.store",
+        json!({"text": "The first of all.", "project_id": project}),
+    );
+    daemon.search_ids(json!({"query": "first", "project_id": project}));
+    daemon.call(
+        "knowledge.purge",
+        json!({"id": first["id"], "project_id": project, "confirm": true}),
+    );
     let stored = daemon.call("knowledge.store_batch", json!({"items": items, "project_id": project}));
     assert_eq!(stored["failed"], 0, "{stored:#}");
     settle(daemon);
@@ -166,10 +177,8 @@ fn several_projects_are_one_sequence_too() {
         assert_eq!(projects.len(), 2);
         if mode == "vector" {
             for hit in &by_ten {
-                assert_eq!(
-                    hit["score"], hit["similarity"],
-                    "each stands where its cosine puts it: {hit}"
-                );
+                let [score, cosine] = ["score", "similarity"].map(|name| hit[name].as_f64().unwrap());
+                assert_eq!(score, cosine.max(0.0), "each stands where its cosine puts it: {hit}");
             }
         }
     }
