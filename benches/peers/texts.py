@@ -21,7 +21,7 @@ import re
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The tokenizer of the bundled model. Its vocabulary lists whole English words, the most frequent ones first.
-TOKENIZER = os.path.join(HERE, "..", "..", "actors", "model", "tokenizer.json")
+TOKENIZER = os.path.join(HERE, "..", "..", "model", "bundled", "tokenizer.json")
 
 # Changes whenever the same seed would give other texts: cached vectors belong to one version.
 VERSION = 1
