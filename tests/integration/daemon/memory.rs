@@ -82,7 +82,7 @@ fn purge_and_search(daemon: &Daemon, connection: &mut Connection, round: usize, 
     );
     let id = stored["id"].clone();
     let second = format!("second-{round}");
-    for mode in ["hybrid", "vector", "keyword"] {
+    for mode in ["hybrid", "vector", "text"] {
         let found = connection.call(
             "knowledge.search",
             json!({"query": format!("key {marker}"), "mode": mode}),
@@ -197,14 +197,14 @@ fn what_nobody_uses_is_closed_and_goes_on_where_it_was() {
     daemon.search_ids(json!({"query": "harbour cranes"}));
     let page = daemon.call(
         "knowledge.search",
-        json!({"query": "harbour", "limit": 10, "mode": "keyword"}),
+        json!({"query": "harbour", "limit": 10, "mode": "text"}),
     );
     assert_eq!(open_projects(&daemon), 1);
     let before = daemon.call("knowledge.stats", json!({}));
     let busy = own_bytes(&daemon);
 
     // The next page of a search keeps its version, and with it the project, for some minutes.
-    let next = json!({"query": "harbour", "limit": 10, "mode": "keyword", "cursor": page["next_cursor"]});
+    let next = json!({"query": "harbour", "limit": 10, "mode": "text", "cursor": page["next_cursor"]});
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(open_projects(&daemon), 1);
     let following = ids(&daemon.call("knowledge.search", next));

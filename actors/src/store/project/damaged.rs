@@ -37,12 +37,19 @@ impl Project {
         if !self.published().is_some_and(same) {
             return Ok(true); // Somebody else has found it, or it is another version by now.
         }
+        let location = table_directory(self.directory());
+        if matches!(location.try_exists(), Ok(false)) {
+            // Nothing is damaged, it is somewhere else: whoever opens it next says so.
+            let mut guard = self.lock_table().await;
+            *guard = None;
+            self.clear_view();
+            return Ok(true);
+        }
         let version = view.lance_version();
         if examined.is_some_and(|searched| searched.covers(version)) {
             return Ok(false);
         }
         tracing::warn!(project = %self.name(), version, "a read failed, looking for what is damaged");
-        let location = table_directory(self.directory());
         let plain = damage::inspect(view.dataset(), &location, &BTreeMap::new()).await?;
         let mut found = plain.fragments;
         // Those whose files are gone are not read: they would count as ones of which something can be saved, and what
