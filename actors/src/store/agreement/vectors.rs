@@ -204,7 +204,8 @@ async fn a_table_has_a_vector_index_where_it_is_too_large_for_memory_and_only_th
 
     let view = project.view().await.unwrap();
     let before = segments(&view).await;
-    drop(view);
+    // Whoever has a version has the lock of the store with it.
+    drop((view, flat_view));
     // Opened with a larger bound, it is answered from memory, and needs the index no more.
     let elsewhere = tempfile::tempdir().unwrap();
     drop(std::mem::replace(&mut project.access, open(elsewhere.path())));
