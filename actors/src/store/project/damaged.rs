@@ -1,6 +1,8 @@
 //! Looks for what is damaged in the table of a project, and saves what can be read of it.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::KnowledgeResult;
@@ -11,6 +13,14 @@ use crate::store::table::schema::TableShape;
 use crate::store::table::table_directory;
 use crate::store::view::ProjectView;
 use crate::store::write::{WriteTable, current_dataset};
+
+/// Whether there is no manifest where the table lay, but at most what a write has left that found nothing.
+fn has_no_version(table: &Path) -> bool {
+    match std::fs::read_dir(table.join("_versions")) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
 
 impl Project {
     /// Saves what can be read of damaged fragments at once: left out whole, they would take it along.
@@ -38,7 +48,7 @@ impl Project {
             return Ok(true); // Somebody else has found it, or it is another version by now.
         }
         let location = table_directory(self.directory());
-        if matches!(location.try_exists(), Ok(false)) {
+        if has_no_version(&location) {
             // Nothing is damaged, it is somewhere else: whoever opens it next says so.
             let mut guard = self.lock_table().await;
             *guard = None;
