@@ -526,15 +526,18 @@ fn random_faults_lose_and_double_nothing() {
     );
     daemon.boot();
 
-    let listed = daemon.call("knowledge.list", json!({"limit": 1000}));
-    assert_eq!(listed["next_cursor"], Value::Null);
-    let texts: Vec<&str> = listed["results"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|item| item["text"].as_str().unwrap())
-        .filter(|text| *text != "warm up")
-        .collect();
+    let mut items: Vec<Value> = Vec::new();
+    let mut page = json!({"limit": 1000});
+    loop {
+        let listed = daemon.call("knowledge.list", page);
+        items.extend(listed["results"].as_array().unwrap().iter().cloned());
+        if listed["next_cursor"].is_null() {
+            break;
+        }
+        page = json!({"limit": 1000, "cursor": listed["next_cursor"]});
+    }
+    let texts = items.iter().map(|item| item["text"].as_str().unwrap());
+    let texts: Vec<&str> = texts.filter(|text| *text != "warm up").collect();
     let unique: std::collections::BTreeSet<&&str> = texts.iter().collect();
     assert_eq!(unique.len(), texts.len(), "nothing is doubled (seed {seed})");
     for text in &promises.stored {
