@@ -178,7 +178,9 @@ proptest! {
         add_bias_and_gelu(&mut vectors, &bias);
         let mut scalar = values;
         BiasGelu { rows: &mut scalar, bias: &bias }.eval(GenericIsa::new());
-        assert_close(&vectors, &scalar, 1e-6);
+        // With and without fused products erf differs by up to eight units in its last place, some 5e-7, and it counts
+        // half of x times: up to 3.5 times here.
+        assert_close(&vectors, &scalar, 4e-6);
     }
 
     #[test]
