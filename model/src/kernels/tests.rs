@@ -273,20 +273,21 @@ fn quantized(rows: usize, width: usize, fill: impl FnOnce(&mut QuantizedRows)) -
     out
 }
 
-/// Each byte is the nearest to its value, and the largest byte is as good as used up.
+/// Each byte is the nearest to its value, and the largest byte is as good as used up. Values that were computed in
+/// another order than the bytes were differ by a few units in the last place of their parts, which may be larger.
 fn assert_stands_for(rows: &QuantizedRows, values: &[f32], width: usize) {
     for (index, values) in values.chunks_exact(width).enumerate() {
         let (scale, zero) = (rows.scales[index], f32::from(rows.zeros[index]));
         let range = values.iter().fold(0f32, |most, value| most.max(value.abs()));
         assert!(
-            range == 0.0 || scale <= 2.0 * range / 255.0,
+            range == 0.0 || scale <= (2.0 * range + 1e-5 * (1.0 + range)) / 255.0,
             "a scale of {scale} for {range}"
         );
         for (byte, value) in rows.bytes[index * width..].iter().zip(values) {
             let stands_for = scale * (f32::from(*byte) - zero);
             // At the ends of the range the rounding of the zero point comes on top.
             assert!(
-                (stands_for - value).abs() <= scale * 1.02,
+                (stands_for - value).abs() <= scale * 1.02 + 1e-5 * (1.0 + value.abs()),
                 "{byte} stands for {stands_for}, not {value}"
             );
         }
