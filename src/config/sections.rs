@@ -273,7 +273,7 @@ pub struct EmbedderConfig {
     pub precision: Precision,
     /// Load the model at start, not at the first request that needs it, and keep it.
     pub warm: bool,
-    /// Seconds without a text to embed after which the model is given up until it is needed again. It takes some 60 MB,
+    /// Seconds without a text to embed after which the model is given up until it is needed again. It takes some 50 MB,
     /// and to load it again a twentieth of a second. `0` keeps it.
     #[schemars(range(min = 0, max = 31_536_000))]
     pub idle_unload_s: u32,
